@@ -1,0 +1,23 @@
+"""Interaction strategies: ways to measure ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, one a file."""
+
+from ldro_jax.interaction.base import Interaction, gram
+from ldro_jax.interaction.choice import STRATEGIES, choose, get
+from ldro_jax.interaction.columns import columns
+from ldro_jax.interaction.jacrev import jacobian_gram, jacrev
+from ldro_jax.interaction.scan import scan
+from ldro_jax.interaction.tiled import tiled
+from ldro_jax.interaction.vmap import vmap
+
+__all__ = [
+    "STRATEGIES",
+    "Interaction",
+    "choose",
+    "columns",
+    "get",
+    "gram",
+    "jacobian_gram",
+    "jacrev",
+    "scan",
+    "tiled",
+    "vmap",
+]

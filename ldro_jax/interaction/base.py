@@ -1,0 +1,111 @@
+"""How the gradients of the tasks interact: ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``.
+
+Tasks own disjoint rows of the batch, so the N task gradients together cost the arithmetic of one
+backward pass over the whole batch. What differs between the strategies is what they keep in memory
+and what they compute again. Each is an :class:`Interaction`; it knows nothing of weightings.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+LossFn = Callable[[Any, Any], jax.Array]
+
+
+class Interaction(NamedTuple):
+    """A strategy that measures the interaction matrix.
+
+    Attributes:
+      matrix: ``(loss_fn, params, batch) -> [N, N]``, the Gram matrix of the task gradients, where
+        ``loss_fn(params, task_batch)`` is a scalar and every leaf of ``batch`` is
+        ``[task, example, ...]``. At least float32, whatever the parameters are.
+      gradients: ``(loss_fn, params, batch) -> (losses [N], gradients)``, the task gradients stacked
+        along a leading task axis, or ``None`` if the strategy never holds them all. With it, a step
+        that needs both the matrix and a training gradient takes them from the same pass.
+    """
+
+    matrix: Callable[[LossFn, Any, Any], jax.Array]
+    gradients: Callable[[LossFn, Any, Any], tuple[jax.Array, Any]] | None = None
+
+
+def gram(left: Any, right: Any | None = None) -> jax.Array:
+    """Inner products of stacked gradients, summed leaf by leaf.
+
+    Inside a jit the compiler can free the gradients of each leaf before the next ones are needed.
+
+    Args:
+      left: a pytree with leaves ``[n, ...]``.
+      right: one with leaves ``[m, ...]`` and the same trailing shapes; ``left`` if not given.
+
+    Returns:
+      ``[n, m]``, accumulated and returned in :func:`statistics_dtype`.
+    """
+    dtype = statistics_dtype(left)
+
+    def products(x, y):
+        # Contracting all axes at once, instead of flattening first, keeps a sharded leaf in place.
+        axes = tuple(range(1, x.ndim))
+        return jax.lax.dot_general(
+            x,
+            y,
+            ((axes, axes), ((), ())),
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=dtype,
+        )
+
+    right = left if right is None else right
+    return sum(jax.tree.leaves(jax.tree.map(products, left, right)))
+
+
+def statistics_dtype(tree: Any) -> Any:
+    """Dtype for losses, weights and interactions: float32, or wider if the tree has a wider leaf.
+
+    Args:
+      tree: parameters or gradients.
+
+    Returns:
+      A NumPy dtype.
+    """
+    dtypes = (leaf.dtype for leaf in jax.tree.leaves(tree))
+    return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
+
+
+def num_tasks(batch: Any) -> int:
+    """Size of the leading task axis of a batch.
+
+    Args:
+      batch: a pytree of arrays ``[task, example, ...]``.
+
+    Returns:
+      N.
+
+    Raises:
+      ValueError: if there is no array, or their leading axes differ.
+    """
+    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or None in sizes:
+        found = {
+            jax.tree_util.keystr(path) or "batch": leaf.shape
+            for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
+        }
+        raise ValueError(
+            "Every array of the batch must have the same leading task axis, [task, example, ...], "
+            f"but their shapes are {found}."
+        )
+    return sizes.pop()
+
+
+def task(batch: Any, index: jax.typing.ArrayLike) -> Any:
+    """The part of a batch that belongs to one task.
+
+    Args:
+      batch: a pytree of arrays ``[task, ...]``.
+      index: the task.
+
+    Returns:
+      The same pytree without the task axis.
+    """
+    return jax.tree.map(lambda x: x[index], batch)

@@ -1,0 +1,46 @@
+"""Rows of the Jacobian of the loss vector: the reference, for any layout of the batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ldro_jax.interaction import base
+
+
+def jacobian_gram(losses_fn: Callable[[Any], jax.Array], params: Any) -> jax.Array:
+    """Gram matrix of the Jacobian of a loss vector.
+
+    Args:
+      losses_fn: ``params -> losses [N]``.
+      params: where to differentiate.
+
+    Returns:
+      ``[N, N]``.
+    """
+    if jax.default_backend() != "cpu":
+        return base.gram(jax.jacrev(losses_fn)(params))
+    # XLA:CPU of jaxlib 0.10.2 silently miscompiles a batched pullback (jit of jacrev or of vmap(vjp))
+    # of some loss vectors; one row after another has always been right, and is no slower there.
+    losses, pullback = jax.vjp(losses_fn, params)
+    basis = jnp.eye(losses.size, dtype=losses.dtype)
+    rows = jax.lax.map(lambda cotangent: pullback(cotangent)[0], basis)
+    return base.gram(rows)
+
+
+def jacrev() -> base.Interaction:
+    """Differentiates the loss vector in reverse mode, every task through the whole batch.
+
+    Work: N backward passes over the batch. Memory: N gradients. The reference that the other
+    strategies are tested against, and the only one for a loss vector whose tasks don't own rows of
+    the batch.
+
+    Returns:
+      The :class:`~ldro_jax.interaction.base.Interaction`.
+    """
+
+    def matrix(loss_fn, params, batch):
+        return jacobian_gram(lambda p: jax.vmap(loss_fn, in_axes=(None, 0))(p, batch), params)
+
+    return base.Interaction(matrix)

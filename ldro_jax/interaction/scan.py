@@ -1,0 +1,46 @@
+"""One task gradient after another, all of them stored."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from ldro_jax.interaction import base
+
+
+def scan(
+    *, dtype: jax.typing.DTypeLike | None = None, constrain: Callable[[Any], Any] | None = None
+) -> base.Interaction:
+    """Differentiates one task after another and keeps the gradients.
+
+    Work: one backward pass over the batch, in N pieces. Memory: N gradients, divided by the devices
+    they are sharded over. For convolutions on CPU, whose batched weight gradients XLA computes
+    slowly, and for sharded models.
+
+    Args:
+      dtype: what to store the gradients in for the matrix, such as ``jnp.bfloat16``; their own dtype
+        by default.
+      constrain: applied to each task's gradient before it is stored, for instance
+        ``lambda g: jax.lax.with_sharding_constraint(g, shardings)``.
+
+    Returns:
+      The :class:`~ldro_jax.interaction.base.Interaction`.
+    """
+
+    def gradients(loss_fn, params, batch):
+        def value_and_gradient(task_batch):
+            loss, gradient = jax.value_and_grad(loss_fn)(params, task_batch)
+            return loss, gradient if constrain is None else constrain(gradient)
+
+        return jax.lax.map(value_and_gradient, batch)
+
+    def matrix(loss_fn, params, batch):
+        def gradient(task_batch):
+            gradient = jax.grad(loss_fn)(params, task_batch)
+            if constrain is not None:
+                gradient = constrain(gradient)
+            return gradient if dtype is None else jax.tree.map(lambda g: g.astype(dtype), gradient)
+
+        return base.gram(jax.lax.map(gradient, batch))
+
+    return base.Interaction(matrix, gradients)

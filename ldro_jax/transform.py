@@ -1,0 +1,443 @@
+"""Statistics → weights → gradient, as one Optax gradient transformation.
+
+:func:`weighted` joins a :class:`~ldro_jax.weighting.Weighting` and an interaction strategy behind
+Optax's contract. In every step it measures the losses of the tasks (one forward pass), refreshes the
+interaction matrix if that is due, chooses the weights, and pulls *these* weights back through the
+same forward pass (one backward pass): the update is ``Σ_i w_i ∇ℓ_i``, ready for any optimizer.
+"""
+
+import functools
+import operator
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldro_jax import interaction as interaction_lib
+from ldro_jax.interaction import base as interaction_base
+from ldro_jax.weighting import base as weighting_base
+
+
+class WeightedState(NamedTuple):
+    """State of :func:`weighted`: a few small arrays, float32 unless the parameters are float64.
+
+    Attributes:
+      count: number of steps taken, int32.
+      weights: the task weights of the last step, ``[N]``; uniform before the first.
+      losses: the last finite loss of each task, ``[N]``; zero before the first.
+      interaction: the last interaction matrix ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros before
+        the first.
+      nonfinite: how often the loss of each task was not finite, int32 ``[N]``.
+      nonfinite_streak: number of steps in a row, up to the last one, in which one was not, int32.
+      weighting: the weighting's own state.
+    """
+
+    count: jax.Array
+    weights: jax.Array
+    losses: jax.Array
+    interaction: jax.Array
+    nonfinite: jax.Array
+    nonfinite_streak: jax.Array
+    weighting: Any
+
+
+class _Step(NamedTuple):
+    """One step's measurements, whatever form the statistics came in.
+
+    Attributes:
+      losses: ``[N]``.
+      pullback: ``weights [N] -> gradient``.
+      interaction: ``() -> [N, N]``, or ``None`` if there is no way to measure it.
+    """
+
+    losses: jax.Array
+    pullback: Callable[[jax.Array], Any]
+    interaction: Callable[[], jax.Array] | None
+
+
+def weighted(
+    weighting: weighting_base.Weighting,
+    num_tasks: int,
+    *,
+    interaction: str | interaction_base.Interaction = "auto",
+    interaction_interval: int = 1,
+    lagged: bool = False,
+    floor: float = 0.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Trains on the weighted loss ``Σ_i w_i ℓ_i``, with weights chosen anew in every step.
+
+    ``update`` takes the statistics of the tasks in one of four forms, all as keyword arguments:
+
+    ===================  =======================================================================
+    tasks                ``loss_fn(params, task_batch) -> scalar`` and ``batch``, every leaf of
+                         which is ``[task, example, ...]``; optionally ``interaction_batch``, other
+                         examples to measure the interaction on.
+    any layout           ``losses_fn(params) -> [N]`` and optionally ``interaction_fn(params) ->
+                         [N, N]``, by default the Gram matrix of the Jacobian of ``losses_fn``.
+    forward done         ``losses [N]``, ``pullback(weights [N]) -> gradient`` (from ``jax.vjp``)
+                         and, if the weighting uses it, ``interaction_fn() -> [N, N]``.
+    stacked gradients    ``losses [N]``, and as ``updates`` the task gradients ``[N, ...]``.
+    ===================  =======================================================================
+
+    In the first three ``updates`` is the gradient of whatever belongs to no task (an L2 or a
+    load-balancing term), which is added to the result, or ``None``. In all of them ``present``, bool
+    ``[N]``, may name the tasks that have examples in this batch: an absent one keeps its last loss
+    and adds no gradient. Losses must be means over the examples or tokens of their task.
+
+    A step in which the loss of a task that is present is not finite changes nothing: its update is
+    zero, the weights stay, and ``nonfinite`` counts the event.
+
+    Args:
+      weighting: how to choose the weights.
+      num_tasks: N, a Python integer.
+      interaction: how to measure the interaction in the form "tasks": a name from
+        :data:`ldro_jax.interaction.STRATEGIES`, "auto", or an
+        :class:`~ldro_jax.interaction.Interaction`.
+      interaction_interval: k, the interaction is measured in every k-th step, from the first. Ignored
+        by weightings that don't use it. With 1 and a strategy that holds all gradients, the training
+        gradient comes from the same pass.
+      lagged: with an interval of 1, let the weights use the matrix of the step before. The N
+        gradients of a parameter can then be freed one by one, which saves most of the memory.
+      floor: share of the weight that is spread evenly over all tasks, in [0, 1].
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with a :class:`WeightedState`. Other extra
+      arguments are accepted and ignored.
+
+    Raises:
+      TypeError: if ``num_tasks`` is not a Python integer.
+      ValueError: if an argument is out of range, or no strategy has that name. ``init`` raises it
+        inside an Optax wrapper that would not pass on what the weighting needs, and ``update`` if the
+        arguments are in none of the four forms or a shape is not as expected.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from ldro_jax import transform, weighting
+      >>> points = jnp.array([[[0.0]], [[4.0]]])  # [task, example, feature]
+      >>> loss_fn = lambda params, x: jnp.mean((x - params) ** 2)
+      >>> tx = optax.chain(transform.weighted(weighting.group_dro(0.1), 2), optax.sgd(0.1))
+      >>> params = jnp.array([1.0])
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(None, state, params, loss_fn=loss_fn, batch=points)
+      >>> params = optax.apply_updates(params, updates)
+      >>> [round(float(w), 3) for w in transform.find_state(state).weights]
+      [0.31, 0.69]
+    """
+    _check_static(num_tasks, interaction_interval)
+    num_tasks = operator.index(num_tasks)
+    weighting = weighting_base.with_floor(weighting, floor)
+    strategy = interaction_lib.get(interaction)
+    every_step = isinstance(interaction_interval, int) and interaction_interval == 1
+    if lagged and not every_step:
+        raise ValueError(
+            f"lagged needs interaction_interval=1, but the interval is {interaction_interval}."
+        )
+    fused = weighting.uses_interaction and every_step
+
+    def init_fn(params):
+        _refuse_wrappers(params)
+        dtype = interaction_base.statistics_dtype(params)
+        return WeightedState(
+            count=jnp.zeros([], jnp.int32),
+            weights=jnp.full((num_tasks,), 1 / num_tasks, dtype),
+            losses=jnp.zeros((num_tasks,), dtype),
+            interaction=jnp.zeros((num_tasks, num_tasks), dtype),
+            nonfinite=jnp.zeros((num_tasks,), jnp.int32),
+            nonfinite_streak=jnp.zeros([], jnp.int32),
+            weighting=weighting.init(num_tasks, dtype),
+        )
+
+    def update_fn(
+        updates,
+        state,
+        params=None,
+        *,
+        loss_fn=None,
+        batch=None,
+        interaction_batch=None,
+        losses_fn=None,
+        losses=None,
+        pullback=None,
+        interaction_fn=None,
+        present=None,
+        **extra_args,
+    ):
+        del extra_args
+        form = _form(loss_fn, batch, losses_fn, losses, pullback)
+        if form == "tasks":
+            _check_batch("batch", batch, num_tasks)
+            _check_scalar_loss(loss_fn, params, batch)
+            if interaction_batch is not None:
+                _check_batch("interaction_batch", interaction_batch, num_tasks)
+            if fused and strategy.gradients is not None and interaction_batch is None:
+                step = _stacked_step(*strategy.gradients(loss_fn, params, batch))
+            else:
+                step = _from_tasks(strategy, loss_fn, params, batch, interaction_batch)
+        elif form == "layout":
+            step = _from_losses_fn(losses_fn, params, interaction_fn)
+        elif form == "forward":
+            step = _Step(losses, pullback, interaction_fn)
+        else:
+            step = _from_stacked(updates, losses, num_tasks)
+            updates = None
+        if step.losses.shape != (num_tasks,):
+            raise ValueError(
+                f"There must be one loss for each of the {num_tasks} tasks, shape ({num_tasks},), "
+                f"but the losses have shape {step.losses.shape}."
+            )
+        if weighting.uses_interaction and step.interaction is None:
+            raise ValueError(
+                "This weighting uses the interaction matrix, but the losses came with a pullback and "
+                "no interaction_fn. Pass interaction_fn, a function without arguments that returns "
+                f"the Gram matrix of the task gradients, [{num_tasks}, {num_tasks}]."
+            )
+
+        present = jnp.ones((num_tasks,), bool) if present is None else jnp.asarray(present, bool)
+        weighting_base.check_per_task("present", present, num_tasks)
+        bad = present & ~jnp.isfinite(step.losses)
+        good = ~bad.any()
+        current = jnp.where(present & ~bad, step.losses.astype(state.losses.dtype), state.losses)
+
+        measured = state.interaction
+        if weighting.uses_interaction:
+            measured = _refresh(
+                step.interaction, state, num_tasks, 1 if fused else interaction_interval
+            )
+        statistics = weighting_base.Statistics(
+            state.count, current, state.interaction if lagged else measured
+        )
+        proposal = weighting.update(statistics, state.weighting)
+        weights, inner = jax.tree.map(
+            functools.partial(jnp.where, good), proposal, (state.weights, state.weighting)
+        )
+
+        cotangent = jnp.where(present, weights, 0).astype(step.losses.dtype)
+        gradient = _like_params(step.pullback(cotangent), params, "The gradient")
+        # A loss that is not finite makes the whole pullback so, whatever its weight.
+        gradient = jax.tree.map(lambda g: jnp.where(good, g, 0), gradient)
+        if updates is not None:
+            updates = _like_params(updates, params, "updates, the gradient of no task,")
+            gradient = jax.tree.map(lambda g, u: g + u.astype(g.dtype), gradient, updates)
+
+        return gradient, WeightedState(
+            count=optax.safe_increment(state.count),
+            weights=weights,
+            losses=current,
+            interaction=measured,
+            nonfinite=state.nonfinite + bad,
+            nonfinite_streak=jnp.where(good, 0, state.nonfinite_streak + 1),
+            weighting=inner,
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def find_state(opt_state: Any) -> WeightedState:
+    """The state of :func:`weighted`, wherever it sits in an optimizer's state.
+
+    Args:
+      opt_state: the state of a chain or wrapper that holds one.
+
+    Returns:
+      The :class:`WeightedState`.
+
+    Raises:
+      ValueError: if there is none, or more than one.
+    """
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, WeightedState))
+    found = [leaf for leaf in leaves if isinstance(leaf, WeightedState)]
+    if len(found) != 1:
+        raise ValueError(
+            f"Expected one WeightedState in the optimizer state, but found {len(found)}. Was the "
+            "optimizer built with ldro.transform() or another transformation of this library?"
+        )
+    return found[0]
+
+
+def _form(loss_fn, batch, losses_fn, losses, pullback) -> str:
+    """Which of the four forms the statistics came in."""
+    given = {
+        name
+        for name, value in [
+            ("loss_fn", loss_fn),
+            ("batch", batch),
+            ("losses_fn", losses_fn),
+            ("losses", losses),
+            ("pullback", pullback),
+        ]
+        if value is not None
+    }
+    forms = {
+        frozenset({"loss_fn", "batch"}): "tasks",
+        frozenset({"losses_fn"}): "layout",
+        frozenset({"losses", "pullback"}): "forward",
+        frozenset({"losses"}): "stacked",
+    }
+    if frozenset(given) not in forms:
+        raise ValueError(
+            "update needs the task statistics in one of these forms: loss_fn and batch; losses_fn; "
+            "losses and pullback; or losses, with the stacked task gradients as updates. It was "
+            f"given: {', '.join(sorted(given)) or 'none of these arguments'}."
+        )
+    return forms[frozenset(given)]
+
+
+def _from_tasks(strategy, loss_fn, params, batch, interaction_batch) -> _Step:
+    if interaction_batch is None:
+        interaction_batch = batch
+    losses, pullback = jax.vjp(
+        lambda p: jax.vmap(loss_fn, in_axes=(None, 0))(p, batch), params
+    )
+    return _Step(
+        losses,
+        lambda weights: pullback(weights)[0],
+        lambda: strategy.matrix(loss_fn, params, interaction_batch),
+    )
+
+
+def _from_losses_fn(losses_fn, params, interaction_fn) -> _Step:
+    losses, pullback = jax.vjp(losses_fn, params)
+    if interaction_fn is None:
+        interaction_fn = functools.partial(interaction_lib.jacobian_gram, losses_fn)
+    return _Step(
+        losses, lambda weights: pullback(weights)[0], functools.partial(interaction_fn, params)
+    )
+
+
+def _from_stacked(gradients, losses, num_tasks) -> _Step:
+    leaves = jax.tree.leaves(gradients)
+    if not leaves or any(g.ndim == 0 or g.shape[0] != num_tasks for g in leaves):
+        raise ValueError(
+            "With losses and no pullback, updates must be the gradients of the tasks, each leaf "
+            f"[{num_tasks}, ...], but their shapes are {[g.shape for g in leaves]}."
+        )
+    return _stacked_step(losses, gradients)
+
+
+def _stacked_step(losses, gradients) -> _Step:
+    def pullback(weights):
+        return jax.tree.map(
+            lambda g: jnp.tensordot(weights.astype(g.dtype), g, axes=1), gradients
+        )
+
+    return _Step(losses, pullback, lambda: interaction_base.gram(gradients))
+
+
+def _refresh(measure, state, num_tasks, interval) -> jax.Array:
+    """The interaction matrix for this step: measured if it is due and finite, else the last one."""
+
+    def fresh():
+        matrix = jnp.asarray(measure())
+        if matrix.shape != (num_tasks, num_tasks):
+            raise ValueError(
+                f"The interaction matrix must have shape ({num_tasks}, {num_tasks}), but it has "
+                f"{matrix.shape}."
+            )
+        matrix = matrix.astype(state.interaction.dtype)
+        return jnp.where(jnp.isfinite(matrix).all(), matrix, state.interaction)
+
+    if isinstance(interval, int) and interval == 1:
+        return fresh()
+    return jax.lax.cond(state.count % interval == 0, fresh, lambda: state.interaction)
+
+
+def _check_static(num_tasks, interval) -> None:
+    try:
+        # An array would be traced inside update, where the number of tasks must be known.
+        if isinstance(num_tasks, (bool, jax.Array)) or operator.index(num_tasks) < 1:
+            raise TypeError
+    except TypeError:
+        raise TypeError(
+            f"num_tasks must be a positive Python integer, but it is {num_tasks!r}. In "
+            "optax.inject_hyperparams, name it in static_args: "
+            "static_args=('num_tasks', 'interaction_interval')."
+        ) from None
+    if isinstance(interval, jax.Array):
+        return
+    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
+        raise ValueError(
+            f"interaction_interval must be a positive integer, but it is {interval!r}."
+        )
+
+
+# Wrappers that call init and update but hold back what the weighting needs, and what to do instead.
+_WRAPPERS = {
+    "MultiSteps.init": (
+        "optax.MultiSteps would hand over the statistics of the last mini-batch alone. Chain it after "
+        "the weighting: optax.chain(ldro.transform(...), "
+        "optax.MultiSteps(optimizer, k).gradient_transformation())."
+    ),
+    "apply_if_finite.<locals>.init": (
+        "optax.apply_if_finite would check what comes before the weighting, where there are no "
+        "gradients yet. Chain it after the weighting: optax.chain(ldro.transform(...), "
+        "optax.apply_if_finite(optimizer, n))."
+    ),
+    "masked.<locals>.init_fn": (
+        "optax.masked and optax.partition hide parameters that the task losses need. Chain them after "
+        "the weighting: optax.chain(ldro.transform(...), optax.masked(optimizer, mask))."
+    ),
+}
+
+
+def _refuse_wrappers(params: Any) -> None:
+    # Nothing that these wrappers pass on tells them apart from a plain chain, and the step they would
+    # silently take is wrong; so look at who calls.
+    frame = sys._getframe(1)
+    while frame is not None:
+        advice = _WRAPPERS.get(frame.f_code.co_qualname)
+        if advice and frame.f_globals.get("__name__", "").startswith("optax."):
+            raise ValueError(f"A task weighting doesn't work inside this wrapper. {advice}")
+        frame = frame.f_back
+    if any(
+        isinstance(leaf, optax.MaskedNode)
+        for leaf in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    ):
+        raise ValueError(
+            f"Some parameters are masked. {_WRAPPERS['masked.<locals>.init_fn']}"
+        )
+
+
+def _check_batch(name: str, batch: Any, num_tasks: int) -> None:
+    expected = f"[{num_tasks} tasks, examples, ...]"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        where = name + jax.tree_util.keystr(path)
+        if jnp.ndim(leaf) < 1 or leaf.shape[0] != num_tasks:
+            raise ValueError(
+                f"{where} must have a leading task axis, {expected}, but its shape is "
+                f"{jnp.shape(leaf)}."
+            )
+        if 0 in leaf.shape:
+            raise ValueError(
+                f"{where} holds no examples: its shape is {leaf.shape}, expected {expected}. A task "
+                "that has none in this batch is marked in `present` and padded."
+            )
+    if not jax.tree.leaves(batch):
+        raise ValueError(f"{name} holds no arrays; expected leaves {expected}.")
+
+
+def _check_scalar_loss(loss_fn, params, batch) -> None:
+    if params is None:
+        raise ValueError("update needs params, as its third argument.")
+    shapes = jax.eval_shape(lambda p, x: loss_fn(p, interaction_base.task(x, 0)), params, batch)
+    if getattr(shapes, "shape", None) != ():
+        raise ValueError(
+            "loss_fn must return one number, the mean loss of one task, but it returns "
+            f"{shapes}. A loss with auxiliary outputs fits the form with losses and pullback."
+        )
+
+
+def _like_params(tree: Any, params: Any, what: str) -> Any:
+    if params is None:
+        return tree
+    expected = jax.tree.map(jnp.shape, params)
+    found = jax.tree.map(jnp.shape, tree)
+    if expected != found:
+        raise ValueError(
+            f"{what} must have the structure and shapes of the parameters, {expected}, but has "
+            f"{found}."
+        )
+    return tree

@@ -1,0 +1,30 @@
+"""Weightings: pure functions from task statistics to task weights, one paper a file."""
+
+from ldro_jax.weighting.base import (
+    Statistics,
+    Weighting,
+    exponentiated_gradient,
+    stateless,
+    with_floor,
+)
+from ldro_jax.weighting.baselined_dro import baselined_dro
+from ldro_jax.weighting.group_dro import group_dro
+from ldro_jax.weighting.interpolated import interpolated
+from ldro_jax.weighting.lookahead import exact as lookahead_exact
+from ldro_jax.weighting.lookahead import online as lookahead_online
+from ldro_jax.weighting.static import average, static_mixing
+
+__all__ = [
+    "Statistics",
+    "Weighting",
+    "average",
+    "baselined_dro",
+    "exponentiated_gradient",
+    "group_dro",
+    "interpolated",
+    "lookahead_exact",
+    "lookahead_online",
+    "stateless",
+    "static_mixing",
+    "with_floor",
+]

@@ -1,0 +1,188 @@
+"""A weighting turns task statistics into task weights.
+
+Every method of this library is the same three steps: measure statistics of the tasks (their
+losses, and for some methods how their gradients interact), choose weights from them, and take one
+gradient step on the weighted loss. A :class:`Weighting` is the middle step alone. It is a pair of
+pure functions that knows nothing of models, batches, gradients or devices:
+
+* ``init(num_tasks, dtype)`` gives the weighting's state,
+* ``update(statistics, state)`` gives the weights for this step and the next state.
+
+The online methods are all one exponentiated-gradient step ``w ← normalise(w ⊙ exp(direction))``;
+they differ in the direction. Group DRO moves along ``η ℓ``, Baselined-DRO along ``η (ℓ − reference)``
+and Lookahead-DRO along ``η λ A[i*, :]``, the row of the interaction matrix that belongs to the task
+that would be worst after the step.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Statistics(NamedTuple):
+    """What a weighting may look at in one step.
+
+    Attributes:
+      count: number of steps taken before this one, an int32 scalar; schedules are called with it.
+      losses: mean loss of each task, ``[N]``. A task that was absent from the batch has its last one.
+      interaction: Gram matrix of the task gradients, ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, ``[N, N]``; as of the
+        last time it was measured, and zeros before that or if the weighting doesn't use it.
+    """
+
+    count: jax.Array
+    losses: jax.Array
+    interaction: jax.Array
+
+
+class Weighting(NamedTuple):
+    """A pair of pure functions from statistics to weights.
+
+    Attributes:
+      init: ``(num_tasks, dtype) -> state``, a pytree of small arrays.
+      update: ``(statistics, state) -> (weights [N], state)``.
+      uses_interaction: whether ``update`` reads ``statistics.interaction``.
+    """
+
+    init: Callable[[int, Any], Any]
+    update: Callable[[Statistics, Any], tuple[jax.Array, Any]]
+    uses_interaction: bool = False
+
+
+class LogWeightsState(NamedTuple):
+    """State of the online methods: log-weights, so that no task dies by underflow.
+
+    Attributes:
+      log_weights: ``[N]``, normalised so that their exponentials sum to one.
+    """
+
+    log_weights: jax.Array
+
+
+def exponentiated_gradient(
+    direction_fn: Callable[[Statistics, jax.Array], jax.Array], *, uses_interaction: bool = False
+) -> Weighting:
+    """Makes the weighting ``w ← normalise(w ⊙ exp(direction))``, from uniform weights.
+
+    Args:
+      direction_fn: ``(statistics, weights [N]) -> direction [N]``.
+      uses_interaction: whether ``direction_fn`` reads the interaction matrix.
+
+    Returns:
+      The :class:`Weighting`.
+
+    References:
+      Kivinen and Warmuth, *Exponentiated gradient versus gradient descent for linear predictors*,
+      Information and Computation, 1997.
+    """
+
+    def init(num_tasks, dtype=jnp.float32):
+        return LogWeightsState(jnp.full((num_tasks,), -jnp.log(num_tasks), dtype))
+
+    def update(statistics, state):
+        direction = direction_fn(statistics, jnp.exp(state.log_weights))
+        log_weights = jax.nn.log_softmax(state.log_weights + direction)
+        return jnp.exp(log_weights), LogWeightsState(log_weights)
+
+    return Weighting(init, update, uses_interaction)
+
+
+def stateless(weights_fn: Callable[[Statistics], jax.Array]) -> Weighting:
+    """Makes a weighting whose weights depend on this step's statistics alone.
+
+    Args:
+      weights_fn: ``statistics -> weights [N]``.
+
+    Returns:
+      The :class:`Weighting`, with an empty state.
+    """
+
+    def init(num_tasks, dtype=jnp.float32):
+        del num_tasks, dtype
+        return ()
+
+    def update(statistics, state):
+        return weights_fn(statistics), state
+
+    return Weighting(init, update)
+
+
+def with_floor(weighting: Weighting, floor: jax.typing.ArrayLike) -> Weighting:
+    """Mixes the weights with the uniform ones: ``(1 − floor) w + floor / N``.
+
+    Keeps every task in training when the weights would collapse onto a few. The weighting's own
+    state is left as it is.
+
+    Args:
+      weighting: the weighting to wrap.
+      floor: share of the weight that is spread evenly, in [0, 1].
+
+    Returns:
+      The wrapped :class:`Weighting`.
+
+    Raises:
+      ValueError: if ``floor`` is a number outside [0, 1].
+    """
+    check_range("floor", floor, 0.0, 1.0)
+
+    def update(statistics, state):
+        weights, state = weighting.update(statistics, state)
+        share = jnp.asarray(floor, weights.dtype)
+        return (1 - share) * weights + share / weights.size, state
+
+    return weighting._replace(update=update)
+
+
+def value_at(value: optax.ScalarOrSchedule, statistics: Statistics) -> jax.Array:
+    """The value of a hyperparameter, a number or an Optax schedule, at this step.
+
+    Args:
+      value: a scalar, or a function of the step count.
+      statistics: this step's statistics, which hold the count.
+
+    Returns:
+      A scalar of the losses' dtype.
+    """
+    value = value(statistics.count) if callable(value) else value
+    return jnp.asarray(value, statistics.losses.dtype)
+
+
+def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
+    """Raises ``ValueError`` unless ``value`` lies in [low, high].
+
+    Schedules and arrays (hyperparameters injected by Optax) are let through: their values are not
+    known while the transformation is built.
+
+    Args:
+      name: what to call the value in the error.
+      value: the hyperparameter.
+      low: smallest value allowed.
+      high: largest value allowed.
+
+    Raises:
+      ValueError: if it is a number outside the range, or not a number at all.
+    """
+    if callable(value) or isinstance(value, jax.Array):
+        return
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} must be a number in [{low:g}, {high:g}], but it is {value!r}.")
+
+
+def check_per_task(name: str, values: jax.Array, num_tasks: int) -> None:
+    """Raises ``ValueError`` unless ``values`` holds one number for each task.
+
+    Args:
+      name: what to call the values in the error.
+      values: the array to check.
+      num_tasks: N.
+
+    Raises:
+      ValueError: if the shape is not ``[N]``.
+    """
+    if values.shape != (num_tasks,):
+        raise ValueError(
+            f"{name} must hold one number for each of the {num_tasks} tasks, shape "
+            f"({num_tasks},), but its shape is {values.shape}."
+        )

@@ -1,0 +1,36 @@
+"""Average and worst loss, interpolated.
+
+References:
+  Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*, 2021,
+  appendix B.2.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldro_jax.weighting import base
+
+
+def interpolated(alpha: optax.ScalarOrSchedule) -> base.Weighting:
+    r"""Weights of :math:`α · \frac1N Σ_i ℓ_i + (1 − α) · \max_i ℓ_i`.
+
+    Args:
+      alpha: α in [0, 1]; 1 is the average loss, 0 trains on the worst task of each batch alone. A
+        number or an Optax schedule.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless.
+
+    Raises:
+      ValueError: if α lies outside [0, 1].
+    """
+    base.check_range("alpha", alpha, 0.0, 1.0)
+
+    def weights(statistics):
+        losses = statistics.losses
+        share = base.value_at(alpha, statistics)
+        worst = jax.nn.one_hot(jnp.argmax(losses), losses.size, dtype=losses.dtype)
+        return share / losses.size + (1 - share) * worst
+
+    return base.stateless(weights)

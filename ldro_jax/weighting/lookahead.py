@@ -1,0 +1,112 @@
+"""Lookahead-DRO: weights that minimise the worst task loss *after* the gradient step.
+
+To first order a step of size λ on the w-weighted loss takes task i from ``ℓ_i`` to
+``ℓ_i − λ Σ_j w_j ⟨∇ℓ_i, ∇ℓ_j⟩``. Choosing w against the worst outcome is a matrix game with payoff
+``L = ℓ 1ᵀ − λA``, which :func:`exact` solves anew in every step (Algorithm 1 of the paper) and in
+which :func:`online` takes one exponentiated-gradient step (Algorithms 2 and 3).
+
+References:
+  Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*, 2021.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldro_jax import games
+from ldro_jax.weighting import base
+
+
+def normalized(interaction: jax.Array) -> jax.Array:
+    r"""Interaction with normalised lookahead steps, :math:`⟨∇ℓ_i, ∇ℓ_j / ‖∇ℓ_j‖⟩`.
+
+    Column j is divided by the norm of task j's gradient, which makes λ a distance and keeps a stale
+    matrix usable while gradient norms change (appendix A.2 of the paper). The column of a task whose
+    gradient is zero, one that has converged, is zero rather than 0/0.
+
+    Args:
+      interaction: Gram matrix of the task gradients, ``[N, N]``.
+
+    Returns:
+      The normalised matrix, ``[N, N]``, not symmetric.
+    """
+    squared_norms = jnp.diagonal(interaction)
+    nonzero = squared_norms > 0
+    norms = jnp.sqrt(jnp.where(nonzero, squared_norms, 1))
+    return jnp.where(nonzero[None, :], interaction / norms[None, :], 0)
+
+
+def online(
+    lookahead_lr: optax.ScalarOrSchedule,
+    weight_lr: optax.ScalarOrSchedule,
+    *,
+    normalize_interaction: bool = True,
+) -> base.Weighting:
+    r"""Online Lookahead-DRO (Algorithms 2 and 3 of the paper).
+
+    With the best response of the adversary, :math:`i^* = \arg\max_i (ℓ − λAw)_i`, the step is
+
+    .. math:: w_j ∝ w_j \exp(−η (ℓ_{i^*} − λ A_{i^*j})) ∝ w_j \exp(ηλ A_{i^*j}),
+
+    because the loss is the same for every j and cancels in the normalisation. Robust to the noise of
+    minibatches, and A may be refreshed only now and then.
+
+    Args:
+      lookahead_lr: λ, the size of the step that is looked ahead: with the normalised interaction a
+        distance in parameter space, otherwise a learning rate. A number or an Optax schedule.
+      weight_lr: η, the learning rate of the weights. A number or an Optax schedule. Only the product
+        ηλ moves the weights, λ alone decides which task is looked at; the paper's grids make ηλ tiny
+        (1e-7 to 1e-3), so try larger ones too.
+      normalize_interaction: use :func:`normalized` instead of the raw Gram matrix.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`.
+
+    Raises:
+      ValueError: if a rate is negative.
+    """
+    base.check_range("lookahead_lr", lookahead_lr, 0.0)
+    base.check_range("weight_lr", weight_lr, 0.0)
+
+    def direction(statistics, weights):
+        lam = base.value_at(lookahead_lr, statistics)
+        eta = base.value_at(weight_lr, statistics)
+        interaction = statistics.interaction
+        if normalize_interaction:
+            interaction = normalized(interaction)
+        # A matrix product in a lower precision (TPU, TF32) would pick another worst task.
+        decrease = jnp.dot(interaction, weights, precision=jax.lax.Precision.HIGHEST)
+        worst = jnp.argmax(statistics.losses - lam * decrease)
+        return eta * lam * interaction[worst]
+
+    return base.exponentiated_gradient(direction, uses_interaction=True)
+
+
+def exact(
+    lookahead_lr: optax.ScalarOrSchedule, *, normalize_interaction: bool = True
+) -> base.Weighting:
+    """Exact Lookahead-DRO (Algorithm 1 of the paper): the maximum-entropy equilibrium, every step.
+
+    Right when losses and gradients are measured without noise (small or full-batch problems). On
+    minibatches the equilibrium jumps with the noise; use :func:`online` there.
+
+    Args:
+      lookahead_lr: λ, as in :func:`online`.
+      normalize_interaction: use :func:`normalized` instead of the raw Gram matrix.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless.
+
+    Raises:
+      ValueError: if the rate is negative.
+    """
+    base.check_range("lookahead_lr", lookahead_lr, 0.0)
+
+    def weights(statistics):
+        interaction = statistics.interaction
+        if normalize_interaction:
+            interaction = normalized(interaction)
+        lam = base.value_at(lookahead_lr, statistics)
+        return games.max_entropy_nash(statistics.losses[:, None] - lam * interaction).weights
+
+    return base.stateless(weights)._replace(uses_interaction=True)
