@@ -1,0 +1,38 @@
+"""What JSON can hold of a value."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_DIGITS = 6
+
+
+def plain(value: Any) -> Any:
+    """A value in the types that JSON has.
+
+    Args:
+      value: numbers, arrays of NumPy or JAX, mappings, lists, dataclasses, or anything else.
+
+    Returns:
+      The same in plain types: floats with six digits, None for one that is not finite, and the text
+      of anything unknown.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        # Half-precision types of JAX are unknown to NumPy's own conversions.
+        array = array if array.dtype.kind in "biu" else array.astype(np.float64)
+        return plain(array.tolist())
+    return str(value)

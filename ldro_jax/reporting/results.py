@@ -1,0 +1,301 @@
+"""The saved record of an experiment: what was run, and what came out.
+
+One experiment is one `results.json`: some methods, each over some seeds, on the same tasks. Tables,
+figures and the report are pure functions of this record, so they can be made again, long after the
+training, on a machine without an accelerator.
+
+A number that is not finite is stored as `null` (JSON has no NaN) and comes back as NaN.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldro_jax.reporting.json_types import plain
+
+FORMAT = 1
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be used: it is corrupt, incomplete or of another format."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The metric of every task at one step of one run.
+
+    Attributes:
+      step: training steps done before this evaluation.
+      split: "train", "validation" or "test".
+      metric: what was measured, e.g. "accuracy".
+      per_task: the value of each task, by task name; NaN where it is not finite.
+      average: the plain mean over the tasks.
+      worst: the value of the worst task.
+      worst_task: the name of the worst task.
+    """
+
+    step: int
+    split: str
+    metric: str
+    per_task: Mapping[str, float]
+    average: float
+    worst: float
+    worst_task: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Series:
+    """Arrays logged at some training steps.
+
+    Attributes:
+      steps: integers, shape [S].
+      values: floats, shape [S, N] (one number per task) or [S, N, N] (one per pair of tasks).
+
+    Raises:
+      ValueError: if there is not one value per step.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "steps", np.asarray(self.steps, dtype=np.int64).reshape(-1))
+        object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float64))
+        found = self.values.shape[0] if self.values.ndim else None
+        if found != len(self.steps):
+            raise ValueError(
+                f"A series needs one value per step: found {len(self.steps)} steps and values of "
+                f"shape {self.values.shape}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run: one method, one setting, one seed.
+
+    Attributes:
+      method: the name shown in tables and figures, e.g. "L-DRO".
+      hyperparameters: what tells this setting from others of the same method.
+      seed: the seed; runs of different methods with the same seed are compared as a pair.
+      num_steps: training steps asked for.
+      seconds_per_step: the time of one training step, or None.
+      evaluations: in the order of their steps.
+      weights: the weight of every task over training, values [S, N], or None.
+      losses: the training loss of every task, values [S, N], or None.
+      interaction: the raw Gram matrix `A_ij = <grad_i, grad_j>`, values [S, N, N], or None.
+      nonfinite_losses: how many non-finite losses each task had, by name; tasks with none left out.
+      stopped: the error that ended the run before its last step, or None.
+    """
+
+    method: str
+    seed: int
+    num_steps: int
+    hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds_per_step: float | None = None
+    evaluations: Sequence[Evaluation] = ()
+    weights: Series | None = None
+    losses: Series | None = None
+    interaction: Series | None = None
+    nonfinite_losses: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    stopped: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """One experiment: its runs and where they were made.
+
+    Attributes:
+      experiment: a short name.
+      description: one paragraph in plain words.
+      task_names: the tasks, in the order of every [N] array.
+      metric: the metric that is compared, e.g. "accuracy" or "perplexity".
+      higher_is_better: the direction of `metric`.
+      runs: all runs.
+      versions: package versions by name.
+      device: `platform`, `kind` and `count` of the accelerator.
+    """
+
+    experiment: str
+    task_names: Sequence[str]
+    metric: str
+    higher_is_better: bool
+    runs: Sequence[Run]
+    description: str = ""
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    device: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def summarise_evaluation(
+    step: int,
+    split: str,
+    metric: str,
+    task_names: Sequence[str],
+    values: Sequence[float],
+    higher_is_better: bool,
+) -> Evaluation:
+    """Makes an evaluation entry from one value per task.
+
+    A value that is not finite is worse than any number: that task is the worst one, and neither the
+    average nor the worst value is a number. Of equal worst values the first task is named.
+
+    Args:
+      step: training steps done.
+      split: "train", "validation" or "test".
+      metric: the name of what was measured.
+      task_names: the N names.
+      values: the N values, in the same order.
+      higher_is_better: False for losses and perplexities.
+
+    Returns:
+      The evaluation.
+
+    Raises:
+      ValueError: if there is not exactly one value per task, or there is no task.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (len(task_names),) or not len(task_names):
+        raise ValueError(
+            f"Expected one value for each of the {len(task_names)} tasks; found values of shape "
+            f"{array.shape}."
+        )
+    array = np.where(np.isfinite(array), array, np.nan)
+    badness = np.where(np.isnan(array), np.inf, -array if higher_is_better else array)
+    worst = int(np.argmax(badness))
+    return Evaluation(
+        step=int(step),
+        split=split,
+        metric=metric,
+        per_task={name: float(value) for name, value in zip(task_names, array, strict=True)},
+        average=float(np.mean(array)),
+        worst=float(array[worst]),
+        worst_task=task_names[worst],
+    )
+
+
+def save_results(results: Results, path: str | os.PathLike) -> Path:
+    """Writes a record, so that a reader sees either the old file or the whole new one.
+
+    Args:
+      results: the record.
+      path: the file, usually `.../results.json`; missing folders are made.
+
+    Returns:
+      The path written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"format": FORMAT, **plain(results)}
+    text = json.dumps(record, separators=(",", ":"), allow_nan=False)
+    # The temporary file must be on the same file system for the replacement to be atomic.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        # mkstemp makes the file private; a report's data should be as readable as other files.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def run_to_record(run: Run) -> dict[str, Any]:
+    """A run as plain JSON types, for a checkpoint.
+
+    Args:
+      run: the run so far.
+
+    Returns:
+      What `run_from_record` takes.
+    """
+    return plain(run)
+
+
+def run_from_record(record: Mapping[str, Any]) -> Run:
+    """A run from its record.
+
+    Args:
+      record: from `run_to_record`, or one of the runs of a results file.
+
+    Returns:
+      The run; every `null` among its numbers is NaN.
+    """
+    return _run(record)
+
+
+def load_results(path: str | os.PathLike) -> Results:
+    """Reads a record written by `save_results`.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The record; every `null` among the numbers is NaN.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ResultsError: if it is not valid JSON, has another format number, or lacks a part.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"Expected a results file at {path}; found none. Check the path, or run the experiment "
+            "first: it writes results.json into its output folder."
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ResultsError(
+            f"Expected JSON in {path}; found something else ({error}). The file is damaged or was "
+            "copied half-way: copy it again, or run the experiment again."
+        ) from error
+    found = record.get("format") if isinstance(record, dict) else type(record).__name__
+    if found != FORMAT:
+        raise ResultsError(
+            f"Expected a results file of format {FORMAT} in {path}; found format {found!r}. Read "
+            "it with the version of ldro_jax that wrote it, or run the experiment again."
+        )
+    try:
+        return Results(**{**_known(Results, record), "runs": [_run(r) for r in record["runs"]]})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        detail = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ResultsError(
+            f"Expected a complete results record in {path}; found a part that does not fit: "
+            f"{detail}. Run the experiment again, or repair that part by hand."
+        ) from error
+
+
+def _known(cls, record):
+    """The keyword arguments of `cls` in a record; a key from a later minor version is ignored."""
+    return {f.name: record[f.name] for f in dataclasses.fields(cls) if f.name in record}
+
+
+def _run(record):
+    parts = {name: _series(record.get(name)) for name in ("weights", "losses", "interaction")}
+    evaluations = [_evaluation(e) for e in record["evaluations"]]
+    return Run(**{**_known(Run, record), **parts, "evaluations": evaluations})
+
+
+def _evaluation(record):
+    per_task = {name: _number(value) for name, value in record["per_task"].items()}
+    numbers = {"average": _number(record["average"]), "worst": _number(record["worst"])}
+    return Evaluation(**{**_known(Evaluation, record), "per_task": per_task, **numbers})
+
+
+def _series(record):
+    if not record or not len(record["steps"]):
+        return None
+    # As a float array, None becomes NaN.
+    return Series(record["steps"], np.array(record["values"], dtype=np.float64))
+
+
+def _number(value):
+    return math.nan if value is None else float(value)

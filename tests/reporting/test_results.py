@@ -1,0 +1,160 @@
+"""The record survives saving and loading; broken files are explained."""
+
+import dataclasses
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+from ldro_jax import reporting
+from ldro_jax.reporting import Results, ResultsError, Run, Series
+
+NAMES = ["a", "b", "c"]
+
+
+def plain(value):
+    """Nested tuples and lists that compare equal, NaN included."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return "nan" if math.isnan(value) else float(f"{value:.6g}")
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def test_the_worst_is_the_lowest_accuracy_and_the_highest_loss():
+    accuracy = reporting.summarise_evaluation(7, "test", "accuracy", NAMES, [0.5, 0.25, 0.75], True)
+    assert (accuracy.average, accuracy.worst, accuracy.worst_task) == (0.5, 0.25, "b")
+    loss = reporting.summarise_evaluation(7, "test", "loss", NAMES, [0.5, 0.25, 0.75], False)
+    assert (loss.average, loss.worst, loss.worst_task) == (0.5, 0.75, "c")
+    assert loss.per_task == {"a": 0.5, "b": 0.25, "c": 0.75}
+
+
+def test_of_equal_worst_values_the_first_is_named():
+    assert reporting.summarise_evaluation(1, "t", "m", NAMES, [2, 1, 1], True).worst_task == "b"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_a_value_that_is_not_finite_is_the_worst(bad, higher_is_better):
+    entry = reporting.summarise_evaluation(1, "t", "m", NAMES, [1, bad, 3], higher_is_better)
+    assert entry.worst_task == "b"
+    assert math.isnan(entry.worst) and math.isnan(entry.average)
+
+
+@pytest.mark.parametrize("values", [[1, 2], [[1, 2, 3]], []])
+def test_one_value_per_task_is_required(values):
+    with pytest.raises(ValueError, match="one value for each of the 3 tasks"):
+        reporting.summarise_evaluation(1, "t", "m", NAMES, values, True)
+
+
+def test_a_series_needs_one_value_per_step():
+    with pytest.raises(ValueError, match=r"2 steps and values of shape \(3, 1\)"):
+        Series([0, 1], [[1], [2], [3]])
+
+
+def test_a_record_survives_the_round_trip(full, tmp_path):
+    path = reporting.save_results(full, tmp_path / "new" / "results.json")
+    assert plain(reporting.load_results(path)) == plain(full)
+    assert os.listdir(path.parent) == ["results.json"]
+
+
+def test_numbers_are_compact_and_not_finite_ones_become_null(made_up, tmp_path):
+    entry = made_up.evaluation(5, [1 / 3, math.inf])
+    weights = Series([0], [[np.nan, 0.5]])
+    run = Run("m", 0, 5, {"rate": np.float32(0.1), "k": np.int64(3)}, math.nan, [entry], weights)
+    path = reporting.save_results(made_up.results([run]), tmp_path / "results.json")
+    record = json.loads(path.read_text())
+    stored = record["runs"][0]
+    assert record["format"] == 1
+    assert stored["evaluations"][0]["per_task"] == {"task 0": 0.333333, "task 1": None}
+    assert stored["weights"] == {"steps": [0], "values": [[None, 0.5]]}
+    assert stored["hyperparameters"] == {"rate": 0.1, "k": 3}
+    assert stored["interaction"] is None and stored["seconds_per_step"] is None
+    loaded = reporting.load_results(path).runs[0]
+    assert math.isnan(loaded.evaluations[0].per_task["task 1"])
+    assert math.isnan(loaded.weights.values[0, 0])
+
+
+def test_a_single_run_survives_a_checkpoint(full):
+    for run in full.runs[::4]:
+        record = json.loads(json.dumps(reporting.run_to_record(run), allow_nan=False))
+        assert plain(reporting.run_from_record(record)) == plain(run)
+
+
+def test_an_unusual_hyperparameter_is_kept_as_text(made_up, tmp_path):
+    run = Run("m", 0, 1, {"schedule": complex(1, 2), "shape": (2, 3)})
+    path = reporting.save_results(made_up.results([run]), tmp_path / "results.json")
+    assert reporting.load_results(path).runs[0].hyperparameters == {
+        "schedule": "(1+2j)",
+        "shape": [2, 3],
+    }
+
+
+def test_a_failed_write_leaves_the_old_file(made_up, tmp_path, monkeypatch):
+    path = reporting.save_results(made_up.results([]), tmp_path / "results.json")
+    before = path.read_text()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        reporting.save_results(made_up.results([], description="new"), path)
+    assert path.read_text() == before
+    assert os.listdir(tmp_path) == ["results.json"]
+
+
+def test_a_missing_file_is_explained(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Expected a results file at .*found none"):
+        reporting.load_results(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"format": 1, "runs": [{"met'])
+def test_a_damaged_file_is_explained(tmp_path, content):
+    path = tmp_path / "results.json"
+    path.write_bytes(content)
+    with pytest.raises(ResultsError, match="Expected JSON in .*damaged"):
+        reporting.load_results(path)
+
+
+@pytest.mark.parametrize("record, found", [({"format": 2}, "2"), ({}, "None"), ([1], "'list'")])
+def test_another_format_is_explained(tmp_path, record, found):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ResultsError, match=f"format 1 in .*found format {found}.*version"):
+        reporting.load_results(path)
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (lambda r: r.pop("runs"), "'runs'"),
+        (lambda r: r.pop("metric"), "metric"),
+        (lambda r: r["runs"][0].pop("method"), "method"),
+        (lambda r: r["runs"][0]["evaluations"][0].pop("worst"), "'worst'"),
+        (lambda r: r["runs"][0].update(weights={"steps": [1, 2], "values": [[1]]}), "2 steps"),
+        (lambda r: r.update(runs=3), "int"),
+    ],
+)
+def test_an_incomplete_record_says_which_part(made_up, tmp_path, change, named):
+    path = tmp_path / "results.json"
+    reporting.save_results(made_up.results([made_up.run("m", 0, [0.1, 0.2])]), path)
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(ResultsError, match=f"does not fit.*{named}"):
+        reporting.load_results(path)
+
+
+def test_an_unknown_key_is_ignored(tmp_path):
+    path = tmp_path / "results.json"
+    reporting.save_results(Results("x", NAMES, "loss", False, [Run("m", 0, 1)]), path)
+    record = json.loads(path.read_text())
+    record["added_later"] = record["runs"][0]["added_later"] = 1
+    path.write_text(json.dumps(record))
+    assert reporting.load_results(path).runs[0].method == "m"
