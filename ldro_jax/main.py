@@ -1,0 +1,53 @@
+"""Command line: runs the experiment that gin files describe.
+
+    python -m ldro_jax.main --gin_file=gin_configs/experiments/digits.gin --output_dir=/tmp/digits
+"""
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+from absl import app, flags, logging
+
+from ldro_jax import _xla_flags, configuration
+
+_GIN_FILE = flags.DEFINE_multi_string(
+    "gin_file", None, "A gin file, from the working directory or from gin_configs/; repeatable."
+)
+_GIN_BINDINGS = flags.DEFINE_multi_string(
+    "gin_bindings", [], "A gin binding, NAME=VALUE; also written --gin.NAME=VALUE; repeatable."
+)
+_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory for everything that comes out.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the data set, where one is needed.")
+_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what an earlier run left in output_dir.")
+
+flags.mark_flags_as_required(["gin_file", "output_dir"])
+
+
+def main(argv: list[str]) -> None:
+    """Runs the experiment; errors that a user can mend are one line, without a traceback."""
+    if len(argv) > 1:
+        raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    logging.set_verbosity(logging.INFO)
+    _xla_flags.set_cpu_defaults()
+    try:
+        experiment: Callable = configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)
+        config_text = configuration.text()
+        output_dir = configuration.prepare_output_dir(
+            pathlib.Path(_OUTPUT_DIR.value), config_text, overwrite=_OVERWRITE.value
+        )
+        experiment(output_dir=output_dir, data_dir=_DATA_DIR.value, config_text=config_text)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if os.environ.get("LDRO_JAX_TRACEBACK"):
+            raise
+        sys.exit(f"Error: {error}\n(LDRO_JAX_TRACEBACK=1 shows where.)")
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    app.run(main, argv=configuration.rewrite_gin_flags(sys.argv))
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,33 @@
+"""A small multilayer perceptron."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+
+class MLP(nn.Module):
+    """Flattens its input and applies fully connected layers with ReLU between them.
+
+    Attributes:
+      num_classes: number of outputs.
+      features: width of each hidden layer.
+    """
+
+    num_classes: int
+    features: Sequence[int] = (32,)
+
+    @nn.compact
+    def __call__(self, x_BxHxW: jax.Array) -> jax.Array:
+        """Logits of a batch of images.
+
+        Args:
+          x_BxHxW: images, or any array with a leading batch axis.
+
+        Returns:
+          ``[B, num_classes]``.
+        """
+        x_BxD = x_BxHxW.reshape(x_BxHxW.shape[0], -1)
+        for width in self.features:
+            x_BxD = nn.relu(nn.Dense(width)(x_BxD))
+        return nn.Dense(self.num_classes)(x_BxD)

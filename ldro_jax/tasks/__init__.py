@@ -1,0 +1,1 @@
+"""Where task-major batches come from."""

@@ -1,0 +1,190 @@
+"""Experiments: every method with every seed on the same tasks, and a report of it all."""
+
+import importlib.metadata
+import os
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+import tqdm
+from absl import logging
+from flax import linen as nn
+
+from ldro_jax import reporting
+from ldro_jax.reporting import results, tables
+from ldro_jax.tasks import base
+from ldro_jax.training import loop
+from ldro_jax.training.method import Method
+
+
+class RunsStopped(RuntimeError):
+    """Some runs of an experiment ended before their last step."""
+
+
+def multitask_classification(
+    *,
+    output_dir: pathlib.Path,
+    data_dir: str | None,
+    config_text: str,
+    name: str,
+    description: str,
+    load_data: Callable[..., base.MultitaskData],
+    model: Callable[..., nn.Module],
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    optimizer: optax.GradientTransformation,
+    examples_per_task: int,
+    schedule: loop.Schedule,
+) -> results.Results:
+    """Trains a classifier on many tasks with several methods, and compares them.
+
+    A run that is finished is kept in ``runs/``, and one that was interrupted goes on from its newest
+    checkpoint, so the same command after an interruption ends with the same numbers.
+
+    Args:
+      output_dir: where everything goes; it exists.
+      data_dir: passed to ``load_data``.
+      config_text: the resolved configuration, for the report.
+      name: short name of the experiment.
+      description: a paragraph for the report.
+      load_data: ``(data_dir=...) -> MultitaskData``.
+      model: ``(num_classes=...) -> flax.linen.Module``.
+      methods: what to compare; the first is the baseline.
+      seeds: a run for each.
+      optimizer: chained after each method's weighting.
+      examples_per_task: examples of each task in a batch.
+      schedule: lengths and intervals.
+
+    Returns:
+      The record, as it is in ``results.json``.
+
+    Raises:
+      RunsStopped: at the end, after the report, if some runs never recovered from losses that are
+        not finite.
+      ValueError: if there is nothing to run, or two methods have the same name and settings.
+    """
+    if not methods or not seeds:
+        raise ValueError("An experiment needs at least one method and one seed.")
+    data = load_data(data_dir=data_dir)
+    runs_of = {_run_name(method, seed): (method, seed) for method in methods for seed in seeds}
+    if len(runs_of) < len(methods) * len(seeds):
+        raise ValueError(
+            "Two runs have the same name. Give each method its own name, and list each seed once: "
+            f"{[m.name for m in methods]}, seeds {list(seeds)}."
+        )
+    programs = {
+        method.name: loop.Program(
+            method,
+            data,
+            model(num_classes=data.num_classes),
+            optimizer,
+            examples_per_task=examples_per_task,
+            schedule=schedule,
+        )
+        for method in methods
+    }
+
+    def record(runs):
+        return results.Results(
+            experiment=name,
+            description=description,
+            task_names=list(data.task_names),
+            metric="accuracy",
+            higher_is_better=True,
+            runs=runs,
+            versions=versions(),
+            device=device(),
+        )
+
+    runs = []
+    for index, (run_name, (method, seed)) in enumerate(runs_of.items(), 1):
+        file = output_dir / "runs" / f"{run_name}.json"
+        if file.exists():
+            runs += results.load_results(file).runs
+            continue
+        label = f"[{index}/{len(runs_of)}] {method.name}, seed {seed}"
+        with tqdm.tqdm(total=schedule.train_steps, desc=label, unit="step") as progress:
+            run = loop.train(
+                programs[method.name],
+                seed,
+                checkpoint_dir=output_dir / "checkpoints" / run_name,
+                tensorboard_dir=output_dir / "tensorboard" / run_name,
+                progress=progress,
+            )
+        results.save_results(record([run]), file)
+        runs.append(run)
+    return finish(record(runs), output_dir, config_text)
+
+
+def finish(
+    record: results.Results,
+    output_dir: pathlib.Path,
+    config_text: str,
+    extra_sections: Sequence[tuple[str, str, Any]] = (),
+) -> results.Results:
+    """Writes ``results.json``, the figures and the report, and prints the table.
+
+    Args:
+      record: what came out.
+      output_dir: where everything goes.
+      config_text: the resolved configuration.
+      extra_sections: further sections of the report, see :func:`ldro_jax.reporting.write_report`.
+
+    Returns:
+      The record.
+
+    Raises:
+      RunsStopped: if a run ended early, after everything is written.
+    """
+    try:
+        reporting.write_report(
+            record, output_dir, config_text=config_text, extra_sections=extra_sections
+        )
+    except ImportError as error:
+        logging.warning("No report is written: %s", error)
+    # Last, because a directory that has it counts as finished.
+    results.save_results(record, output_dir / "results.json")
+    print(tables.headline_text(record))
+    print(f"Everything is in {output_dir}; look at {output_dir / 'report.html'}.")
+    stopped = [f"{run.method}, seed {run.seed}: {run.stopped}" for run in record.runs if run.stopped]
+    if stopped:
+        raise RunsStopped("Some runs ended early.\n" + "\n".join(stopped))
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on.
+
+    Returns:
+      Versions by package name; packages that aren't installed are left out.
+    """
+    found = {}
+    for package in ("ldro-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device() -> dict[str, Any]:
+    """What the numbers were computed on.
+
+    Returns:
+      Platform, kind and count of the devices, and the number of processor cores.
+    """
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "cpu_cores": os.cpu_count(),
+    }
+
+
+def _run_name(method: Method, seed: int) -> str:
+    """A name for files: the method's, without what a file system may not like."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', method.name)}-seed{seed}"

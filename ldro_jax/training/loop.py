@@ -1,0 +1,274 @@
+"""The training loop of one run: stretches of steps, evaluation, checkpoints, a record."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from flax import linen as nn
+
+from ldro_jax import transform
+from ldro_jax.evaluation import accuracy
+from ldro_jax.reporting import results
+from ldro_jax.tasks import base
+from ldro_jax.training import checkpoints, step as step_lib, writers
+from ldro_jax.training.method import Method
+
+SPLITS = ("validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How long to train and how often to look.
+
+    Attributes:
+      train_steps: number of steps of a run.
+      eval_interval: steps between two evaluations; what happens between them is one program.
+      checkpoint_interval: steps between two checkpoints, made at the next evaluation.
+      max_nonfinite_steps: a run stops after so many steps in a row whose losses aren't all finite.
+    """
+
+    train_steps: int
+    eval_interval: int
+    checkpoint_interval: int
+    max_nonfinite_steps: int = 100
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{field.name} must be a positive integer, but it is {value!r}.")
+
+
+class Program:
+    """A model, its data and a method, compiled once and run with any seed.
+
+    Args:
+      method: how to weigh the tasks.
+      data: what to train and evaluate on.
+      model: the network, from inputs ``[B, ...]`` to logits ``[B, classes]``.
+      optimizer: the Optax optimizer to chain after the weighting.
+      examples_per_task: examples of each task in a batch.
+      schedule: lengths and intervals.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: base.MultitaskData,
+        model: nn.Module,
+        optimizer: optax.GradientTransformation,
+        *,
+        examples_per_task: int,
+        schedule: Schedule,
+    ):
+        self.method, self.data, self.schedule = method, data, schedule
+        self._model = model
+        self._tx = optax.chain(method.transform(data.num_tasks), optimizer)
+        self._sizes = np.asarray(data.train.sizes)
+        self._examples_per_task = examples_per_task
+        self._splits = {
+            name: jax.device_put(getattr(data, name)) for name in ("train", *SPLITS)
+        }
+        self._stretches: dict[int, Callable] = {}
+        self._evaluate = jax.jit(
+            lambda params, split: accuracy.task_accuracies(self._apply, params, split)
+        )
+
+    def _apply(self, params, inputs):
+        return self._model.apply({"params": params}, inputs)
+
+    def init(self, seed: int) -> step_lib.TrainState:
+        """The state before the first step; the same parameters for every method.
+
+        Args:
+          seed: of the run.
+
+        Returns:
+          The state.
+        """
+        inputs = self._splits["train"].inputs[0, :1]
+        params = self._model.init(jax.random.key(seed), inputs)["params"]
+        return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx.init(params))
+
+    def train(self, state: step_lib.TrainState, num_steps: int, seed: int):
+        """Takes a stretch of steps.
+
+        Args:
+          state: where to start; its buffers are reused.
+          num_steps: length of the stretch.
+          seed: of the run.
+
+        Returns:
+          The new state and the mean losses of the stretch, ``[N]``.
+        """
+        if num_steps not in self._stretches:
+            stretch = step_lib.train_steps(
+                step_lib.classification_loss(self._apply),
+                self._tx,
+                num_steps,
+                self._examples_per_task,
+                self._sizes,
+            )
+            self._stretches[num_steps] = jax.jit(stretch, donate_argnums=0)
+        # Not the key that the parameters come from.
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        return self._stretches[num_steps](state, self._splits["train"], key)
+
+    def evaluate(self, state: step_lib.TrainState) -> list[results.Evaluation]:
+        """Accuracy of every task on the held-out splits.
+
+        Args:
+          state: the training state.
+
+        Returns:
+          One evaluation for each split.
+        """
+        return [
+            results.summarise_evaluation(
+                step=int(state.step),
+                split=split,
+                metric="accuracy",
+                task_names=self.data.task_names,
+                values=np.asarray(self._evaluate(state.params, self._splits[split])),
+                higher_is_better=True,
+            )
+            for split in SPLITS
+        ]
+
+
+def train(
+    program: Program,
+    seed: int,
+    *,
+    checkpoint_dir: pathlib.Path,
+    tensorboard_dir: pathlib.Path,
+    progress: Any,
+) -> results.Run:
+    """Trains one run, from its newest good checkpoint if there is one.
+
+    Args:
+      program: what to train.
+      seed: of the run: parameters and batches.
+      checkpoint_dir: where its checkpoints are.
+      tensorboard_dir: where its TensorBoard events go.
+      progress: a tqdm progress bar over the steps.
+
+    Returns:
+      The record of the run. If the losses never became finite again, it says so in ``stopped``.
+    """
+    schedule = program.schedule
+    saved = checkpoints.Checkpoints(checkpoint_dir)
+    writer = writers.tensorboard_writer(tensorboard_dir)
+    state = program.init(seed)
+    run = _empty_run(program, seed)
+    if (restored := saved.restore(state)) is not None:
+        state, record = restored
+        run = results.run_from_record(record)
+        logging.info("%s, seed %d: resumed at step %d.", run.method, seed, int(state.step))
+    last_saved = int(state.step)
+    progress.update(last_saved)
+
+    timed = []
+    while (start := int(state.step)) < schedule.train_steps and run.stopped is None:
+        num_steps = min(schedule.eval_interval, schedule.train_steps - start)
+        began = time.perf_counter()
+        state, losses = jax.block_until_ready(program.train(state, num_steps, seed))
+        timed.append((time.perf_counter() - began) / num_steps)
+
+        run = _extended(run, program, state, losses)
+        _write(writer, run)
+        progress.update(num_steps)
+        progress.set_postfix_str(_progress_text(run))
+        if int(state.step) - last_saved >= schedule.checkpoint_interval and run.stopped is None:
+            last_saved = int(state.step)
+            saved.save(last_saved, state, results.run_to_record(run))
+
+    saved.close()
+    writer.close()
+    # The first stretch holds the compilation.
+    timed = timed[1:] or timed
+    if timed:
+        run = dataclasses.replace(run, seconds_per_step=float(np.median(timed)))
+    return run
+
+
+def _empty_run(program: Program, seed: int) -> results.Run:
+    return results.Run(
+        method=program.method.name,
+        hyperparameters=program.method.settings(),
+        seed=seed,
+        num_steps=program.schedule.train_steps,
+    )
+
+
+def _extended(run, program, state, losses) -> results.Run:
+    """The record with what there is to say after one more stretch."""
+    weighting = transform.find_state(state.opt_state)
+    step = int(state.step)
+    names = program.data.task_names
+    counts = {
+        name: int(n) for name, n in zip(names, weighting.nonfinite, strict=True) if n
+    }
+    new = {name: n for name, n in counts.items() if n > run.nonfinite_losses.get(name, 0)}
+    if new:
+        logging.warning(
+            "%s, seed %d, step %d: losses that are not finite so far, and steps left out for them: "
+            "%s.",
+            run.method,
+            run.seed,
+            step,
+            ", ".join(f"{name} {n}" for name, n in new.items()),
+        )
+    stopped = None
+    if weighting.nonfinite_streak >= program.schedule.max_nonfinite_steps:
+        stopped = (
+            f"stopped at step {step}: for the last {int(weighting.nonfinite_streak)} steps the loss "
+            f"of a task was not finite ({', '.join(counts)}). Look at the data of that task, or try "
+            "a smaller learning rate."
+        )
+        logging.error("%s, seed %d: %s", run.method, run.seed, stopped)
+    interaction = None
+    if weighting.interaction.any():
+        interaction = results.Series([step], np.asarray(weighting.interaction)[None])
+    return dataclasses.replace(
+        run,
+        evaluations=[*run.evaluations, *program.evaluate(state)],
+        weights=_append(run.weights, step, weighting.weights),
+        losses=_append(run.losses, step, losses),
+        interaction=interaction,
+        nonfinite_losses=counts,
+        stopped=stopped,
+    )
+
+
+def _append(series: results.Series | None, step: int, values: jax.Array) -> results.Series:
+    new = np.asarray(values)[None]
+    if series is None:
+        return results.Series([step], new)
+    return results.Series([*series.steps, step], np.concatenate([series.values, new]))
+
+
+def _write(writer, run: results.Run) -> None:
+    step = run.evaluations[-1].step
+    scalars = {}
+    for evaluation in run.evaluations[-len(SPLITS) :]:
+        prefix = f"{evaluation.split}/{evaluation.metric}"
+        scalars[f"{prefix}/average"] = evaluation.average
+        scalars[f"{prefix}/worst"] = evaluation.worst
+        scalars |= {f"{prefix}/task/{name}": x for name, x in evaluation.per_task.items()}
+    for name, series in [("weight", run.weights), ("train loss", run.losses)]:
+        tasks = zip(run.evaluations[-1].per_task, series.values[-1], strict=True)
+        scalars |= {f"{name}/{task}": float(value) for task, value in tasks}
+    writer.write_scalars(step, scalars)
+
+
+def _progress_text(run: results.Run) -> str:
+    last = next(e for e in reversed(run.evaluations) if e.split == "validation")
+    return f"average {last.average:.3f}, worst {last.worst:.3f} ({last.worst_task})"

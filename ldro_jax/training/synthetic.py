@@ -1,0 +1,194 @@
+"""Figure 2 of the paper: how each method moves through a problem of two parameters."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+
+from ldro_jax import reporting, transform
+from ldro_jax.reporting import results
+from ldro_jax.tasks import synthetic
+from ldro_jax.training import experiment
+from ldro_jax.training.method import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One panel of the figure.
+
+    Attributes:
+      title: what is over it.
+      methods: whose paths it shows.
+      noise: standard deviation of the Gaussian noise on losses and gradients.
+      seeds: of the noise; the panel shows the first, the table all of them.
+    """
+
+    title: str
+    methods: Sequence[Method]
+    noise: float = 0.0
+    seeds: Sequence[int] = (0,)
+
+
+def trajectory_fn(
+    method: Method,
+    points: jax.Array,
+    *,
+    start: Sequence[float],
+    learning_rate: float,
+    train_steps: int,
+    noise: float = 0.0,
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Compiles gradient descent on the weighted losses of the synthetic tasks.
+
+    Args:
+      method: how to weigh the tasks.
+      points: ``[N, 2]``.
+      start: (r, φ).
+      learning_rate: of the gradient descent.
+      train_steps: T.
+      noise: standard deviation of the Gaussian noise on losses and gradients.
+
+    Returns:
+      A function of a key for the noise, which returns the parameters ``[T + 1, 2]``, with the start
+      first, and the weights ``[T, N]``.
+    """
+    tx = optax.chain(method.transform(len(points)), optax.sgd(learning_rate))
+    per_task = jax.vmap(jax.value_and_grad(synthetic.task_loss), in_axes=(None, 0))
+
+    def step(carry, key):
+        params, opt_state = carry
+        losses, gradients = per_task(params, points)
+        loss_key, gradient_key = jax.random.split(key)
+        losses = losses + noise * jax.random.normal(loss_key, losses.shape)
+        gradients = gradients + noise * jax.random.normal(gradient_key, gradients.shape)
+        updates, opt_state = tx.update(gradients, opt_state, params, losses=losses)
+        params = optax.apply_updates(params, updates)
+        return (params, opt_state), (params, transform.find_state(opt_state).weights)
+
+    def run(key):
+        first = jnp.asarray(start, jnp.float32)
+        keys = jax.random.split(key, train_steps)
+        params, weights = jax.lax.scan(step, (first, tx.init(first)), keys)[1]
+        return jnp.concatenate([first[None], params]), weights
+
+    return jax.jit(run).lower(jax.random.key(0)).compile()
+
+
+def trajectories(
+    *,
+    output_dir: pathlib.Path,
+    data_dir: str | None,
+    config_text: str,
+    name: str,
+    description: str,
+    panels: Sequence[Panel],
+    points: np.ndarray,
+    start: Sequence[float],
+    learning_rate: float,
+    train_steps: int,
+    eval_interval: int,
+) -> results.Results:
+    """Follows every method of every panel, and reports the paths and where they end.
+
+    Args:
+      output_dir: where everything goes; it exists.
+      data_dir: ignored; the tasks are points of the plane.
+      config_text: the resolved configuration, for the report.
+      name: short name of the experiment.
+      description: a paragraph for the report.
+      panels: what to run and draw.
+      points: the tasks, ``[N, 2]``, the outlier last.
+      start: (r, φ).
+      learning_rate: of the gradient descent.
+      train_steps: number of steps of each run.
+      eval_interval: steps between two entries of the record.
+
+    Returns:
+      The record, as it is in ``results.json``.
+    """
+    del data_dir
+    points = jnp.asarray(points)
+    names = [f"task {i + 1}" for i in range(len(points) - 1)] + ["outlier"]
+    all_losses = jax.jit(
+        jax.vmap(jax.vmap(synthetic.task_loss, in_axes=(None, 0)), in_axes=(0, None))
+    )
+    runs, drawn = [], []
+    for panel in panels:
+        paths = {}
+        for method in panel.methods:
+            logging.info("%s: %s", panel.title, method.name)
+            follow = trajectory_fn(
+                method,
+                points,
+                start=start,
+                learning_rate=learning_rate,
+                train_steps=train_steps,
+                noise=panel.noise,
+            )
+            for seed in panel.seeds:
+                began = time.perf_counter()
+                params, weights = jax.block_until_ready(follow(jax.random.key(seed)))
+                seconds = (time.perf_counter() - began) / train_steps
+                paths.setdefault(method.name, np.asarray(jax.vmap(synthetic.position)(params)))
+                steps = np.arange(eval_interval, train_steps + 1, eval_interval)
+                losses = np.asarray(all_losses(params[steps], points))
+                runs.append(
+                    results.Run(
+                        method=method.name,
+                        hyperparameters=method.settings(),
+                        seed=seed,
+                        num_steps=train_steps,
+                        seconds_per_step=seconds,
+                        evaluations=[
+                            results.summarise_evaluation(
+                                step, "train", "loss", names, values, higher_is_better=False
+                            )
+                            for step, values in zip(steps, losses, strict=True)
+                        ],
+                        weights=results.Series(steps, np.asarray(weights)[steps - 1]),
+                    )
+                )
+        drawn.append((panel.title, paths))
+    record = results.Results(
+        experiment=name,
+        description=description,
+        task_names=names,
+        metric="loss",
+        higher_is_better=False,
+        runs=runs,
+        versions=experiment.versions(),
+        device=experiment.device(),
+    )
+    return experiment.finish(
+        record, output_dir, config_text, _figure(drawn, points, panels, record)
+    )
+
+
+def _figure(drawn, points, panels, record):
+    from ldro_jax.reporting import plots
+
+    if not plots.available():
+        return []
+    figure = plots.trajectories(
+        drawn, np.asarray(points[:-1]), synthetic.OUTLIER, synthetic.OUTLIER, synthetic.RADIUS
+    )
+    noisy = ", ".join(f"{p.noise:g} in “{p.title}”" for p in panels if p.noise)
+    ends = []
+    for group in reporting.group_runs(record.runs):
+        last = group.runs[0].evaluations[-1]
+        ends.append(
+            f"{group.runs[0].method} ends at an outlier loss of {last.per_task['outlier']:.4g} and a "
+            f"mean loss of {last.average:.3g}"
+        )
+    caption = (
+        "Paths of the model over the plane of the tasks, from the same start. It can't enter the "
+        f"grey disc around the outlier. Noise on losses and gradients: {noisy or 'none'}. "
+        f"{'; '.join(ends)} (first seed)."
+    )
+    return [("Paths over the task points", caption, figure)]

@@ -1,0 +1,50 @@
+"""Weightings by name, for configurations and command lines."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ldro_jax.weighting import base
+from ldro_jax.weighting.baselined_dro import baselined_dro
+from ldro_jax.weighting.group_dro import group_dro
+from ldro_jax.weighting.interpolated import interpolated
+from ldro_jax.weighting.lookahead import exact, online
+from ldro_jax.weighting.static import average, static_mixing
+
+METHODS: dict[str, Callable[..., base.Weighting]] = {
+    "average": average,
+    "baselined_dro": baselined_dro,
+    "group_dro": group_dro,
+    "interpolated": interpolated,
+    "lookahead_exact": exact,
+    "lookahead_online": online,
+    "static_mixing": static_mixing,
+}
+
+
+def create(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.Weighting:
+    """Makes a weighting by its name.
+
+    Args:
+      name: a key of ``METHODS``.
+      hyperparameters: keyword arguments of that factory.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`.
+
+    Raises:
+      ValueError: if there is no method of that name, or it has no such hyperparameter, or lacks one.
+    """
+    if name not in METHODS:
+        raise ValueError(f"Unknown method {name!r}. Known methods: {', '.join(sorted(METHODS))}.")
+    hyperparameters = dict(hyperparameters or {})
+    signature = inspect.signature(METHODS[name])
+    try:
+        signature.bind(**hyperparameters)
+    except TypeError as error:
+        expected = ", ".join(str(p).split(":")[0] for p in signature.parameters.values())
+        raise ValueError(
+            f"The method {name!r} takes the hyperparameters ({expected or 'none'}), but was given "
+            f"{hyperparameters}: {error}."
+        ) from error
+    return METHODS[name](**hyperparameters)
