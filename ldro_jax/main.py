@@ -29,7 +29,8 @@ def main(argv: list[str]) -> None:
     """Runs the experiment; errors that a user can mend are one line, without a traceback."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.INFO)
+    # Orbax describes every save at the level INFO.
+    logging.set_verbosity(logging.WARNING)
     _xla_flags.set_cpu_defaults()
     try:
         experiment: Callable = configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)

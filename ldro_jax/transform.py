@@ -85,10 +85,12 @@ def weighted(
     In the first three ``updates`` is the gradient of whatever belongs to no task (an L2 or a
     load-balancing term), which is added to the result, or ``None``. In all of them ``present``, bool
     ``[N]``, may name the tasks that have examples in this batch: an absent one keeps its last loss
-    and adds no gradient. Losses must be means over the examples or tokens of their task.
+    and its last interactions, unless those come from an ``interaction_batch`` or
+    ``interaction_fn``, and adds no gradient. Losses must be means over the examples or tokens of
+    their task, and that of an absent task any finite number.
 
-    A step in which the loss of a task that is present is not finite changes nothing: its update is
-    zero, the weights stay, and ``nonfinite`` counts the event.
+    A step in which a loss is not finite changes nothing: its update is zero, the weights stay, and
+    ``nonfinite`` counts the event.
 
     Args:
       weighting: how to choose the weights.
@@ -167,7 +169,17 @@ def weighted(
         **extra_args,
     ):
         del extra_args
-        form = _form(loss_fn, batch, losses_fn, losses, pullback)
+        form = _form(
+            loss_fn=loss_fn,
+            batch=batch,
+            interaction_batch=interaction_batch,
+            losses_fn=losses_fn,
+            losses=losses,
+            pullback=pullback,
+            interaction_fn=interaction_fn,
+        )
+        if params is None:
+            raise ValueError("update needs params, as its third argument.")
         if form == "tasks":
             _check_batch("batch", batch, num_tasks)
             _check_scalar_loss(loss_fn, params, batch)
@@ -198,37 +210,41 @@ def weighted(
 
         present = jnp.ones((num_tasks,), bool) if present is None else jnp.asarray(present, bool)
         weighting_base.check_per_task("present", present, num_tasks)
-        bad = present & ~jnp.isfinite(step.losses)
+        # An absent task counts as well: in the pullback, zero times a loss that is not finite is NaN.
+        bad = ~jnp.isfinite(step.losses)
         good = ~bad.any()
         current = jnp.where(present & ~bad, step.losses.astype(state.losses.dtype), state.losses)
 
         measured = state.interaction
         if weighting.uses_interaction:
-            measured = _refresh(
-                step.interaction, state, num_tasks, 1 if fused else interaction_interval
-            )
+            from_batch = interaction_batch is None and interaction_fn is None
+            known = present if from_batch else jnp.ones_like(present)
+            measured = _refresh(step.interaction, state, known, interaction_interval)
         statistics = weighting_base.Statistics(
             state.count, current, state.interaction if lagged else measured
         )
         proposal = weighting.update(statistics, state.weighting)
+        # The weights themselves overflow when a rate times a loss does.
+        usable = good & jnp.isfinite(proposal[0]).all()
         weights, inner = jax.tree.map(
-            functools.partial(jnp.where, good), proposal, (state.weights, state.weighting)
+            functools.partial(jnp.where, usable), proposal, (state.weights, state.weighting)
         )
 
         cotangent = jnp.where(present, weights, 0).astype(step.losses.dtype)
-        gradient = _like_params(step.pullback(cotangent), params, "The gradient")
+        gradient = step.pullback(cotangent)
+        _check_like_params("The gradient", gradient, params)
+        if updates is not None:
+            _check_like_params("updates, the gradient of no task,", updates, params)
+            gradient = jax.tree.map(lambda g, u: g + u.astype(g.dtype), gradient, updates)
         # A loss that is not finite makes the whole pullback so, whatever its weight.
         gradient = jax.tree.map(lambda g: jnp.where(good, g, 0), gradient)
-        if updates is not None:
-            updates = _like_params(updates, params, "updates, the gradient of no task,")
-            gradient = jax.tree.map(lambda g, u: g + u.astype(g.dtype), gradient, updates)
 
         return gradient, WeightedState(
             count=optax.safe_increment(state.count),
             weights=weights,
             losses=current,
             interaction=measured,
-            nonfinite=state.nonfinite + bad,
+            nonfinite=state.nonfinite + bad.astype(jnp.int32),
             nonfinite_streak=jnp.where(good, 0, state.nonfinite_streak + 1),
             weighting=inner,
         )
@@ -258,32 +274,27 @@ def find_state(opt_state: Any) -> WeightedState:
     return found[0]
 
 
-def _form(loss_fn, batch, losses_fn, losses, pullback) -> str:
+# What each form of the statistics needs, and what may come with it.
+_FORMS = {
+    "tasks": ({"loss_fn", "batch"}, {"interaction_batch"}),
+    "layout": ({"losses_fn"}, {"interaction_fn"}),
+    "forward": ({"losses", "pullback"}, {"interaction_fn"}),
+    "stacked": ({"losses"}, set()),
+}
+
+
+def _form(**arguments) -> str:
     """Which of the four forms the statistics came in."""
-    given = {
-        name
-        for name, value in [
-            ("loss_fn", loss_fn),
-            ("batch", batch),
-            ("losses_fn", losses_fn),
-            ("losses", losses),
-            ("pullback", pullback),
-        ]
-        if value is not None
-    }
-    forms = {
-        frozenset({"loss_fn", "batch"}): "tasks",
-        frozenset({"losses_fn"}): "layout",
-        frozenset({"losses", "pullback"}): "forward",
-        frozenset({"losses"}): "stacked",
-    }
-    if frozenset(given) not in forms:
-        raise ValueError(
-            "update needs the task statistics in one of these forms: loss_fn and batch; losses_fn; "
-            "losses and pullback; or losses, with the stacked task gradients as updates. It was "
-            f"given: {', '.join(sorted(given)) or 'none of these arguments'}."
-        )
-    return forms[frozenset(given)]
+    given = {name for name, value in arguments.items() if value is not None}
+    for form, (needed, optional) in _FORMS.items():
+        if needed <= given <= needed | optional:
+            return form
+    raise ValueError(
+        "update needs the task statistics in one of these forms: loss_fn and batch (and "
+        "interaction_batch); losses_fn (and interaction_fn); losses and pullback (and "
+        "interaction_fn); or losses, with the stacked task gradients as updates. It was given: "
+        f"{', '.join(sorted(given)) or 'none of these arguments'}."
+    )
 
 
 def _from_tasks(strategy, loss_fn, params, batch, interaction_batch) -> _Step:
@@ -321,24 +332,31 @@ def _from_stacked(gradients, losses, num_tasks) -> _Step:
 def _stacked_step(losses, gradients) -> _Step:
     def pullback(weights):
         return jax.tree.map(
-            lambda g: jnp.tensordot(weights.astype(g.dtype), g, axes=1), gradients
+            lambda g: jnp.tensordot(
+                weights.astype(g.dtype), g, axes=1, precision=jax.lax.Precision.HIGHEST
+            ),
+            gradients,
         )
 
     return _Step(losses, pullback, lambda: interaction_base.gram(gradients))
 
 
-def _refresh(measure, state, num_tasks, interval) -> jax.Array:
-    """The interaction matrix for this step: measured if it is due and finite, else the last one."""
+def _refresh(measure, state, known, interval) -> jax.Array:
+    """The interaction matrix for this step: measured if it is due and finite, else the last one.
+
+    ``known``, bool ``[N]``, names the tasks that it can be measured for.
+    """
 
     def fresh():
         matrix = jnp.asarray(measure())
-        if matrix.shape != (num_tasks, num_tasks):
+        if matrix.shape != state.interaction.shape:
             raise ValueError(
-                f"The interaction matrix must have shape ({num_tasks}, {num_tasks}), but it has "
+                f"The interaction matrix must have shape {state.interaction.shape}, but it has "
                 f"{matrix.shape}."
             )
         matrix = matrix.astype(state.interaction.dtype)
-        return jnp.where(jnp.isfinite(matrix).all(), matrix, state.interaction)
+        usable = jnp.isfinite(matrix).all() & known[:, None] & known[None, :]
+        return jnp.where(usable, matrix, state.interaction)
 
     if isinstance(interval, int) and interval == 1:
         return fresh()
@@ -420,8 +438,6 @@ def _check_batch(name: str, batch: Any, num_tasks: int) -> None:
 
 
 def _check_scalar_loss(loss_fn, params, batch) -> None:
-    if params is None:
-        raise ValueError("update needs params, as its third argument.")
     shapes = jax.eval_shape(lambda p, x: loss_fn(p, interaction_base.task(x, 0)), params, batch)
     if getattr(shapes, "shape", None) != ():
         raise ValueError(
@@ -430,14 +446,14 @@ def _check_scalar_loss(loss_fn, params, batch) -> None:
         )
 
 
-def _like_params(tree: Any, params: Any, what: str) -> Any:
-    if params is None:
-        return tree
-    expected = jax.tree.map(jnp.shape, params)
-    found = jax.tree.map(jnp.shape, tree)
-    if expected != found:
+def _check_like_params(what: str, tree: Any, params: Any) -> None:
+    # Not the trees themselves: a container may have no equality, or one of its own.
+    same = jax.tree.structure(tree) == jax.tree.structure(params) and all(
+        jnp.shape(x) == jnp.shape(p)
+        for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True)
+    )
+    if not same:
         raise ValueError(
-            f"{what} must have the structure and shapes of the parameters, {expected}, but has "
-            f"{found}."
+            f"{what} must have the structure and shapes of the parameters, "
+            f"{jax.tree.map(jnp.shape, params)}, but has {jax.tree.map(jnp.shape, tree)}."
         )
-    return tree

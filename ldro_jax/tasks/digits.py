@@ -34,7 +34,7 @@ def _occlude(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return images + rng.normal(scale=0.7, size=images.shape)
+    return images + rng.normal(scale=0.4, size=images.shape)
 
 
 # Images [example, 8, 8] with ink between 0 and 1 -> the same shape.

@@ -171,7 +171,7 @@ def train(
     if (restored := saved.restore(state)) is not None:
         state, record = restored
         run = results.run_from_record(record)
-        logging.info("%s, seed %d: resumed at step %d.", run.method, seed, int(state.step))
+        progress.write(f"{run.method}, seed {seed}: resumed at step {int(state.step)}.")
     last_saved = int(state.step)
     progress.update(last_saved)
 

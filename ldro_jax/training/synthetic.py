@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 
 from ldro_jax import reporting, transform
 from ldro_jax.reporting import results
@@ -122,7 +121,7 @@ def trajectories(
     for panel in panels:
         paths = {}
         for method in panel.methods:
-            logging.info("%s: %s", panel.title, method.name)
+            print(f"{panel.title}: {method.name}", flush=True)
             follow = trajectory_fn(
                 method,
                 points,

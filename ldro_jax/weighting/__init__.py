@@ -12,13 +12,16 @@ from ldro_jax.weighting.group_dro import group_dro
 from ldro_jax.weighting.interpolated import interpolated
 from ldro_jax.weighting.lookahead import exact as lookahead_exact
 from ldro_jax.weighting.lookahead import online as lookahead_online
+from ldro_jax.weighting.registry import METHODS, create
 from ldro_jax.weighting.static import average, static_mixing
 
 __all__ = [
+    "METHODS",
     "Statistics",
     "Weighting",
     "average",
     "baselined_dro",
+    "create",
     "exponentiated_gradient",
     "group_dro",
     "interpolated",

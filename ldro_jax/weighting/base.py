@@ -14,6 +14,7 @@ and Lookahead-DRO along ``η λ A[i*, :]``, the row of the interaction matrix th
 that would be worst after the step.
 """
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -109,7 +110,7 @@ def stateless(weights_fn: Callable[[Statistics], jax.Array]) -> Weighting:
     return Weighting(init, update)
 
 
-def with_floor(weighting: Weighting, floor: jax.typing.ArrayLike) -> Weighting:
+def with_floor(weighting: Weighting, floor: optax.ScalarOrSchedule) -> Weighting:
     """Mixes the weights with the uniform ones: ``(1 − floor) w + floor / N``.
 
     Keeps every task in training when the weights would collapse onto a few. The weighting's own
@@ -117,7 +118,7 @@ def with_floor(weighting: Weighting, floor: jax.typing.ArrayLike) -> Weighting:
 
     Args:
       weighting: the weighting to wrap.
-      floor: share of the weight that is spread evenly, in [0, 1].
+      floor: share of the weight that is spread evenly, in [0, 1]. A number or an Optax schedule.
 
     Returns:
       The wrapped :class:`Weighting`.
@@ -129,7 +130,7 @@ def with_floor(weighting: Weighting, floor: jax.typing.ArrayLike) -> Weighting:
 
     def update(statistics, state):
         weights, state = weighting.update(statistics, state)
-        share = jnp.asarray(floor, weights.dtype)
+        share = value_at(floor, statistics)
         return (1 - share) * weights + share / weights.size, state
 
     return weighting._replace(update=update)
@@ -166,7 +167,7 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
     """
     if callable(value) or isinstance(value, jax.Array):
         return
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not low <= value <= high:
         raise ValueError(f"{name} must be a number in [{low:g}, {high:g}], but it is {value!r}.")
 
 

@@ -5,7 +5,6 @@ References:
   appendix B.2.
 """
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -30,7 +29,8 @@ def interpolated(alpha: optax.ScalarOrSchedule) -> base.Weighting:
     def weights(statistics):
         losses = statistics.losses
         share = base.value_at(alpha, statistics)
-        worst = jax.nn.one_hot(jnp.argmax(losses), losses.size, dtype=losses.dtype)
-        return share / losses.size + (1 - share) * worst
+        # Tied tasks share, so that neither their order nor a duplicate makes a difference.
+        worst = (losses == jnp.max(losses)).astype(losses.dtype)
+        return share / losses.size + (1 - share) * worst / jnp.sum(worst)
 
     return base.stateless(weights)

@@ -1,0 +1,24 @@
+# Sourced by the other scripts: a virtual environment with ldro-jax in it.
+#
+# Uses the environment that is active, or makes one in .venv (or $LDRO_JAX_VENV) where there is none.
+# Needs Python 3.11 or newer, and pip's access to a package index.
+
+# Usage: use_environment EXTRAS
+use_environment() {
+  local extras="$1" python="${PYTHON:-python3}"
+  if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+    local venv="${LDRO_JAX_VENV:-.venv}"
+    if [[ ! -x "$venv/bin/python" ]]; then
+      if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        echo "ldro-jax needs Python 3.11 or newer, but $python is $("$python" --version 2>&1)." >&2
+        echo "Set PYTHON to a newer one." >&2
+        exit 1
+      fi
+      "$python" -m venv "$venv"
+    fi
+    # shellcheck disable=SC1091
+    source "$venv/bin/activate"
+  fi
+  # Installing again is quick when nothing has changed, and right when something has.
+  python -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
+}

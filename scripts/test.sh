@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Checks style and runs the tests: bash scripts/test.sh [PYTEST_ARGUMENTS...]
+#
+# Makes a virtual environment where there is none.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+
+use_environment vision,plots,test
+ruff check .
+ruff format --check .
+pyright
+# One process per core, each with its own fake devices.
+python -m pytest -n auto --dist=worksteal "$@"

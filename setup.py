@@ -1,0 +1,67 @@
+"""Installs ldro-jax; the tools' settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+import setuptools
+
+_ROOT = pathlib.Path(__file__).parent
+
+
+def _version() -> str:
+    text = (_ROOT / "ldro_jax" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
+
+
+_PLOTS = ["matplotlib>=3.9"]
+_TRAINER = ["flax>=0.10.6", "gin-config>=0.5", "orbax-checkpoint>=0.11.13", "tqdm>=4.66"]
+_TFDS = [
+    "clu>=0.0.12",
+    "tensorflow>=2.19",
+    "tensorflow-datasets>=4.9.9",
+    # TFDS 4.9.10 can't read a data set under protobuf 7.
+    "protobuf<7",
+]
+_VISION = [*_TRAINER, *_TFDS, "scikit-learn>=1.5"]
+# sentencepiece 0.2.3 wants the protobuf that TFDS can't use.
+_LM = [*_TRAINER, *_TFDS, "sentencepiece<0.2.3", "seqio>=0.0.20"]
+# T5X is not on the package index; it is installed from its repository.
+_T5X = [*_LM, "t5x @ git+https://github.com/google-research/t5x.git"]
+_TEST = [
+    "pyright>=1.1.390",
+    "pytest>=8",
+    "pytest-xdist>=3.6",
+    "ruff>=0.9",
+    "scipy>=1.14",
+]
+
+setuptools.setup(
+    name="ldro-jax",
+    version=_version(),
+    description="Multitask learning in JAX that balances average and worst-task accuracy",
+    long_description=(_ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=[*setuptools.find_packages(include=["ldro_jax", "ldro_jax.*"]), "ldro_jax.gin_configs"],
+    # The configurations lie at the top level, and are installed beside the code that reads them.
+    package_dir={"ldro_jax.gin_configs": "gin_configs"},
+    package_data={"ldro_jax.gin_configs": ["**/*.gin"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "chex>=0.1.89",
+        "jax>=0.6.0",
+        "numpy>=2.0",
+        "optax>=0.2.5",
+    ],
+    extras_require={
+        "vision": _VISION,
+        "lm": _LM,
+        "plots": _PLOTS,
+        "t5x": _T5X,
+        "test": _TEST,
+        "all": sorted({*_VISION, *_LM, *_PLOTS, *_TEST}),
+    },
+    entry_points={"console_scripts": ["ldro-jax = ldro_jax.main:run"]},
+)
