@@ -71,8 +71,8 @@ def write_report(
       results: the record.
       output_dir: the folder; it is made if missing.
       config_text: the resolved configuration, shown as it is.
-      extra_sections: title, caption, and a matplotlib figure or trusted HTML; the figure is saved
-        too. Title and caption are escaped.
+      extra_sections: shown after the summary; title, caption, and a matplotlib figure or trusted
+        HTML. The figure is saved too. Title and caption are escaped.
       baseline: what methods are compared with; by default the one that trains on the average loss.
 
     Returns:
@@ -88,7 +88,6 @@ def write_report(
         if baseline is not None:
             default_baseline(group_runs(results.runs), baseline)
         _summary(page, results, baseline)
-        _figures(page, results, baseline)
     else:
         page.section("Results", "<p>The record has no runs.</p>")
     for title, caption, content in extra_sections:
@@ -96,6 +95,8 @@ def write_report(
             page.section(title, content, _note(caption))
         else:
             page.section(title, page.figure(_slug(title), content, caption, title))
+    if results.runs:
+        _figures(page, results, baseline)
     page.section("How it was run", _provenance(results))
     config = f"<pre>{escape(config_text)}</pre>"
     page.section("Configuration", f"<details><summary>As resolved</summary>{config}</details>")

@@ -141,7 +141,7 @@ def task_table_html(
     best = {
         (i, j + 1)
         for i, row in enumerate(spreads)
-        for j in _best([s.mean for s in row], results.higher_is_better)
+        for j in _best([s.mean for s in row], results.higher_is_better, decimals)
     }
     return _html(["task", *(g.label for g in groups)], body, best, text_columns=(0,))
 
@@ -173,18 +173,19 @@ def _headline_cells(results, split, baseline):
         for r in rows
     ]
     columns = {
-        1: _best([r.average.mean for r in rows], results.higher_is_better),
-        2: _best([r.worst.mean for r in rows], results.higher_is_better),
-        4: _best([r.time_ratio for r in rows], False),
-        5: _best([r.seconds.mean for r in rows], False),
+        1: _best([r.average.mean for r in rows], results.higher_is_better, quality),
+        2: _best([r.worst.mean for r in rows], results.higher_is_better, quality),
+        4: _best([r.time_ratio for r in rows], False, 2),
+        5: _best([r.seconds.mean * 1e3 for r in rows], False, milliseconds),
     }
     direction = "higher" if results.higher_is_better else "lower"
     title = f"{split} {results.metric} ({direction} is better)"
     return title, header, body, {(i, j) for j, best in columns.items() for i in best}
 
 
-def _best(values: Sequence[float], higher_is_better: bool) -> list[int]:
-    """Indices of the best value; there is none to mark where only one method has a value."""
+def _best(values: Sequence[float], higher_is_better: bool, decimals: int) -> list[int]:
+    """Indices of the best value as it is shown; none where only one method has a value."""
+    values = [round(v, decimals) if math.isfinite(v) else v for v in values]
     finite = [v for v in values if math.isfinite(v)]
     if len(finite) < 2:
         return []

@@ -34,9 +34,12 @@ def test_one_seed_has_no_spread_and_ties_are_both_marked(made_up):
     assert "0.500*" in text and "0.375*" not in text
 
 
-def test_values_equal_only_after_rounding_are_no_tie(made_up):
+def test_values_that_read_the_same_are_marked_the_same(made_up):
     html = reporting.headline_html(two(made_up, [0.25, 0.75], [0.2500001, 0.75]))
-    assert html.count("<strong>0.250</strong>") == 1
+    assert html.count("<strong>0.250</strong>") == 2
+    html = reporting.headline_html(two(made_up, [0.25, 0.75], [0.251, 0.75]))
+    assert html.count("<strong>0.251</strong>") == 1
+    assert "<strong>0.250</strong>" not in html
 
 
 def test_lower_is_better_for_losses(made_up):
