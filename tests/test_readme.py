@@ -1,0 +1,37 @@
+"""What the README shows works as it stands."""
+
+import pathlib
+import re
+
+import pytest
+
+from ldro_jax import interaction, weighting
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_README = (_ROOT / "README.md").read_text(encoding="utf-8")
+_BLOCKS = re.findall(r"```python\n(.*?)```", _README, re.DOTALL)
+
+
+@pytest.mark.parametrize("code", _BLOCKS)
+def test_python_examples_run(code, capsys):
+    # Users don't have the strict promotion that the tests run under, but the examples need not care.
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out
+
+
+def test_there_are_python_examples():
+    assert _BLOCKS
+
+
+def test_the_first_example_is_short():
+    assert len([line for line in _BLOCKS[0].splitlines() if line.strip()]) <= 15
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"\w+/[\w/]+\.(?:sh|gin|md)|[A-Z]+\.md", _README))))
+def test_files_it_names_exist(path):
+    assert (_ROOT / path).exists()
+
+
+def test_tables_list_every_method_and_strategy():
+    first_columns = set(re.findall(r"^\| `(\w+)` \|", _README, re.MULTILINE))
+    assert first_columns == set(weighting.METHODS) | set(interaction.STRATEGIES)
