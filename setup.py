@@ -17,6 +17,8 @@ _PLOTS = ["matplotlib>=3.9"]
 _TRAINER = ["flax>=0.10.6", "gin-config>=0.5", "orbax-checkpoint>=0.11.13", "tqdm>=4.66"]
 _TFDS = [
     "clu>=0.0.12",
+    # clu imports it, but names only TensorFlow, which no longer brings it.
+    "tensorboard>=2.19",
     "tensorflow>=2.19",
     "tensorflow-datasets>=4.9.9",
     # TFDS 4.9.10 can't read a data set under protobuf 7.
@@ -28,7 +30,7 @@ _LM = [*_TRAINER, *_TFDS, "sentencepiece<0.2.3", "seqio>=0.0.20"]
 # T5X is not on the package index; it is installed from its repository.
 _T5X = [*_LM, "t5x @ git+https://github.com/google-research/t5x.git"]
 _TEST = [
-    "pyright>=1.1.390",
+    "pyright[nodejs]>=1.1.390",
     "pytest>=8",
     "pytest-xdist>=3.6",
     "ruff>=0.9",
@@ -44,7 +46,10 @@ setuptools.setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=[*setuptools.find_packages(include=["ldro_jax", "ldro_jax.*"]), "ldro_jax.gin_configs"],
+    packages=[
+        *setuptools.find_packages(include=["ldro_jax", "ldro_jax.*"]),
+        "ldro_jax.gin_configs",
+    ],
     # The configurations lie at the top level, and are installed beside the code that reads them.
     package_dir={"ldro_jax.gin_configs": "gin_configs"},
     package_data={"ldro_jax.gin_configs": ["**/*.gin"]},

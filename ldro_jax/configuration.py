@@ -5,9 +5,12 @@ The rest of the library knows nothing of gin: this module makes it configurable 
 
 import difflib
 import functools
+import inspect
 import pathlib
+import re
 import shutil
 import tempfile
+import tokenize
 from collections.abc import Callable, Sequence
 
 import gin
@@ -20,12 +23,18 @@ from ldro_jax.training import experiment, loop, method
 from ldro_jax.training import synthetic as synthetic_training
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
+# Where gin_configs/ lies in a clone, and where in an installed package.
+_ROOTS = (_PACKAGE.parent, _PACKAGE)
 
 _CONFIGURABLES = {
     "digits": [digits.load],
     "models": [mlp.MLP],
     "optax": [optax.adam, optax.adamw, optax.cosine_decay_schedule, optax.sgd],
-    "synthetic": [synthetic_tasks.points, synthetic_training.Panel, synthetic_training.trajectories],
+    "synthetic": [
+        synthetic_tasks.points,
+        synthetic_training.Panel,
+        synthetic_training.trajectories,
+    ],
     "training": [experiment.multitask_classification, loop.Schedule, method.Method],
 }
 
@@ -35,8 +44,10 @@ def _register() -> None:
     for module, functions in _CONFIGURABLES.items():
         for function in functions:
             gin.external_configurable(function, module=module)
-    # From a clone, from an installed package, and from wherever the user stands.
-    for path in (_PACKAGE.parent, _PACKAGE):
+    # gin would look for a/b.gin in a Python package a as well, before it comes to the search path,
+    # and fails at a mere folder of that name.
+    gin.config._FILE_READERS = gin.config._FILE_READERS[:1]
+    for path in _ROOTS:
         gin.add_config_file_search_path(str(path))
 
 
@@ -54,7 +65,7 @@ def run(experiment: Callable = gin.REQUIRED) -> Callable:
 
 
 def load(gin_files: Sequence[str], gin_bindings: Sequence[str]) -> Callable:
-    """Reads gin files and bindings.
+    """Reads gin files and bindings; those of an earlier call are forgotten.
 
     Args:
       gin_files: paths, from the working directory or from the directory that holds ``gin_configs``.
@@ -65,18 +76,36 @@ def load(gin_files: Sequence[str], gin_bindings: Sequence[str]) -> Callable:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if a name is unknown, a value can't be read, or no experiment is bound.
+      ValueError: if a name is unknown, a value can't be read, a binding has no effect, or no
+        experiment is bound.
     """
     _register()
+    gin.clear_config()
+    for file in gin_files:
+        if not any((root / file).is_file() for root in (pathlib.Path(), *_ROOTS)):
+            raise FileNotFoundError(f"There is no gin file {file}. {_known_experiments()}")
     try:
         gin.parse_config_files_and_bindings(list(gin_files), list(gin_bindings))
     except OSError as error:
-        raise FileNotFoundError(
-            f"{error} Known experiments: {', '.join(_known_experiments()) or 'none found'}."
+        raise FileNotFoundError(f"A gin file can't be read. {error}") from error
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+        # gin quotes the whole configuration where a macro is missing.
+        reason = str(error).partition(" in config string:")[0]
+        raise ValueError(
+            f"The gin configuration can't be used. {reason}{_known_names(reason)}"
         ) from error
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(f"The gin configuration can't be used. {error}{_known_names(error)}") from error
-    return run()
+    for binding in gin_bindings:
+        _check_effect(binding, text())
+    try:
+        experiment = run()
+    except RuntimeError as error:
+        raise ValueError(f"No gin file binds run.experiment. {_known_experiments()}") from error
+    if not callable(experiment):
+        raise ValueError(
+            "run.experiment must be a function, such as @multitask_classification, but it is "
+            f"{experiment!r}."
+        )
+    return experiment
 
 
 def text() -> str:
@@ -140,14 +169,16 @@ def prepare_output_dir(
                 earlier.splitlines(), config_text.splitlines(), "there", "now", n=0, lineterm=""
             )
             raise FileExistsError(
-                f"{directory} holds an unfinished experiment with another configuration. Go on with "
-                "that one, choose another --output_dir, or pass --overwrite to delete it.\n"
+                f"{directory} holds an unfinished experiment with another configuration. Go on "
+                "with that one, choose another --output_dir, or pass --overwrite to delete it.\n"
                 + "\n".join(changes)
             )
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
+        with tempfile.TemporaryFile(dir=directory) as probe:
+            # On a full disk an empty file can still be made.
+            probe.write(config_text.encode())
+            probe.flush()
         config.write_text(config_text)
     except OSError as error:
         raise PermissionError(
@@ -157,13 +188,40 @@ def prepare_output_dir(
     return directory
 
 
-def _known_experiments() -> list[str]:
-    folders = (path / "gin_configs" / "experiments" for path in (_PACKAGE.parent, _PACKAGE))
-    return sorted(f"gin_configs/experiments/{f.name}" for d in folders for f in d.glob("*.gin"))
+def _known_experiments() -> str:
+    folders = (root / "gin_configs" / "experiments" for root in _ROOTS)
+    known = sorted(f"gin_configs/experiments/{f.name}" for d in folders for f in d.glob("*.gin"))
+    return f"Known experiments: {', '.join(known) or 'none found'}."
 
 
-def _known_names(error: Exception) -> str:
-    if "No configurable matching" not in str(error):
-        return ""
-    names = sorted(f"{m}.{f.__name__}" for m, fs in _CONFIGURABLES.items() for f in fs)
-    return f" Known names: {', '.join(names)}, run."
+def _known_names(error: str) -> str:
+    """What could have been meant by a name that gin doesn't know."""
+    if match := re.search(r"Configurable '(\S+)' doesn't have a parameter", error):
+        name = match[1].split(".")[-1]
+        functions = [f for fs in _CONFIGURABLES.values() for f in fs if f.__name__ == name]
+        parameters = ", ".join(inspect.signature(functions[0]).parameters) if functions else ""
+        return f"\nKnown parameters: {parameters}." if parameters else ""
+    if "No configurable matching" in error:
+        names = sorted(f"{m}.{f.__name__}" for m, fs in _CONFIGURABLES.items() for f in fs)
+        return f"\nKnown names: {', '.join(names)}, run."
+    return ""
+
+
+def _check_effect(binding: str, config_text: str) -> None:
+    """Refuses a macro or scope that nothing refers to: gin keeps it, and a slip goes unnoticed."""
+    key, equals, _ = (part.strip() for part in binding.partition("="))
+    if not equals:
+        return
+    scope, slash, _ = key.rpartition("/")
+    macros = set(re.findall(r"%([\w.]+)", config_text))
+    scopes = set(re.findall(r"@([\w./]+)/", config_text))
+    if slash and scope not in scopes:
+        kind, known = "scope", scopes
+    elif not slash and "." not in key and key not in macros:
+        kind, known = "macro", macros
+    else:
+        return
+    raise ValueError(
+        f"The binding {binding} has no effect, because nothing uses the {kind} {scope or key!r}. "
+        f"Known {kind}s: {', '.join(sorted(known)) or 'none'}."
+    )

@@ -1,6 +1,10 @@
 """Command line: runs the experiment that gin files describe.
 
+For example::
+
     python -m ldro_jax.main --gin_file=gin_configs/experiments/digits.gin --output_dir=/tmp/digits
+
+A run that was interrupted goes on where it stopped: give the same command again.
 """
 
 import os
@@ -32,16 +36,24 @@ def main(argv: list[str]) -> None:
     # Orbax describes every save at the level INFO.
     logging.set_verbosity(logging.WARNING)
     _xla_flags.set_cpu_defaults()
+    advice = ""
     try:
         experiment: Callable = configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)
         config_text = configuration.text()
         output_dir = configuration.prepare_output_dir(
             pathlib.Path(_OUTPUT_DIR.value), config_text, overwrite=_OVERWRITE.value
         )
+        advice = f"What is in {output_dir} is kept; the same command goes on from there."
         experiment(output_dir=output_dir, data_dir=_DATA_DIR.value, config_text=config_text)
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. {advice}", file=sys.stderr)
+        # As a shell reports a process that Ctrl-C ended.
+        sys.exit(130)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("LDRO_JAX_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and advice:
+            error = f"{error}. {advice}"
         sys.exit(f"Error: {error}\n(LDRO_JAX_TRACEBACK=1 shows where.)")
 
 

@@ -1,21 +1,20 @@
 """Statistics → weights → gradient, as one Optax gradient transformation.
 
 :func:`weighted` joins a :class:`~ldro_jax.weighting.Weighting` and an interaction strategy behind
-Optax's contract. In every step it measures the losses of the tasks (one forward pass), refreshes the
-interaction matrix if that is due, chooses the weights, and pulls *these* weights back through the
-same forward pass (one backward pass): the update is ``Σ_i w_i ∇ℓ_i``, ready for any optimizer.
+Optax's contract. In every step it measures the losses of the tasks (one forward pass), refreshes
+the interaction matrix if that is due, chooses the weights, and pulls *these* weights back through
+the same forward pass (one backward pass): the update is ``Σ_i w_i ∇ℓ_i``, ready for any optimizer.
 """
 
 import functools
 import operator
-import sys
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ldro_jax import _forms, _wrappers
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.weighting import base as weighting_base
@@ -28,8 +27,8 @@ class WeightedState(NamedTuple):
       count: number of steps taken, int32.
       weights: the task weights of the last step, ``[N]``; uniform before the first.
       losses: the last finite loss of each task, ``[N]``; zero before the first.
-      interaction: the last interaction matrix ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros before
-        the first.
+      interaction: the last interaction matrix ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros
+        before the first.
       nonfinite: how often the loss of each task was not finite, int32 ``[N]``.
       nonfinite_streak: number of steps in a row, up to the last one, in which one was not, int32.
       weighting: the weighting's own state.
@@ -42,20 +41,6 @@ class WeightedState(NamedTuple):
     nonfinite: jax.Array
     nonfinite_streak: jax.Array
     weighting: Any
-
-
-class _Step(NamedTuple):
-    """One step's measurements, whatever form the statistics came in.
-
-    Attributes:
-      losses: ``[N]``.
-      pullback: ``weights [N] -> gradient``.
-      interaction: ``() -> [N, N]``, or ``None`` if there is no way to measure it.
-    """
-
-    losses: jax.Array
-    pullback: Callable[[jax.Array], Any]
-    interaction: Callable[[], jax.Array] | None
 
 
 def weighted(
@@ -83,9 +68,9 @@ def weighted(
     ===================  =======================================================================
 
     In the first three ``updates`` is the gradient of whatever belongs to no task (an L2 or a
-    load-balancing term), which is added to the result, or ``None``. In all of them ``present``, bool
-    ``[N]``, may name the tasks that have examples in this batch: an absent one keeps its last loss
-    and its last interactions, unless those come from an ``interaction_batch`` or
+    load-balancing term), which is added to the result, or ``None``. In all of them ``present``,
+    bool ``[N]``, may name the tasks that have examples in this batch: an absent one keeps its last
+    loss and its last interactions, unless those come from an ``interaction_batch`` or
     ``interaction_fn``, and adds no gradient. Losses must be means over the examples or tokens of
     their task, and that of an absent task any finite number.
 
@@ -98,9 +83,9 @@ def weighted(
       interaction: how to measure the interaction in the form "tasks": a name from
         :data:`ldro_jax.interaction.STRATEGIES`, "auto", or an
         :class:`~ldro_jax.interaction.Interaction`.
-      interaction_interval: k, the interaction is measured in every k-th step, from the first. Ignored
-        by weightings that don't use it. With 1 and a strategy that holds all gradients, the training
-        gradient comes from the same pass.
+      interaction_interval: k, the interaction is measured in every k-th step, from the first.
+        Ignored by weightings that don't use it. With 1 and a strategy that holds all gradients, the
+        training gradient comes from the same pass.
       lagged: with an interval of 1, let the weights use the matrix of the step before. The N
         gradients of a parameter can then be freed one by one, which saves most of the memory.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
@@ -112,17 +97,17 @@ def weighted(
     Raises:
       TypeError: if ``num_tasks`` is not a Python integer.
       ValueError: if an argument is out of range, or no strategy has that name. ``init`` raises it
-        inside an Optax wrapper that would not pass on what the weighting needs, and ``update`` if the
-        arguments are in none of the four forms or a shape is not as expected.
+        inside an Optax wrapper that would not pass on what the weighting needs, and ``update`` if
+        the arguments are in none of the four forms or a shape is not as expected.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import optax
       >>> from ldro_jax import transform, weighting
-      >>> points = jnp.array([[[0.0]], [[4.0]]])  # [task, example, feature]
+      >>> points = jnp.array([[0.0], [4.0]])  # [task, example]
       >>> loss_fn = lambda params, x: jnp.mean((x - params) ** 2)
       >>> tx = optax.chain(transform.weighted(weighting.group_dro(0.1), 2), optax.sgd(0.1))
-      >>> params = jnp.array([1.0])
+      >>> params = jnp.array(1.0)
       >>> state = tx.init(params)
       >>> updates, state = tx.update(None, state, params, loss_fn=loss_fn, batch=points)
       >>> params = optax.apply_updates(params, updates)
@@ -141,7 +126,7 @@ def weighted(
     fused = weighting.uses_interaction and every_step
 
     def init_fn(params):
-        _refuse_wrappers(params)
+        _wrappers.refuse(params)
         dtype = interaction_base.statistics_dtype(params)
         return WeightedState(
             count=jnp.zeros([], jnp.int32),
@@ -169,48 +154,27 @@ def weighted(
         **extra_args,
     ):
         del extra_args
-        form = _form(
-            loss_fn=loss_fn,
-            batch=batch,
-            interaction_batch=interaction_batch,
-            losses_fn=losses_fn,
-            losses=losses,
-            pullback=pullback,
-            interaction_fn=interaction_fn,
-        )
-        if params is None:
-            raise ValueError("update needs params, as its third argument.")
-        if form == "tasks":
-            _check_batch("batch", batch, num_tasks)
-            _check_scalar_loss(loss_fn, params, batch)
-            if interaction_batch is not None:
-                _check_batch("interaction_batch", interaction_batch, num_tasks)
-            if fused and strategy.gradients is not None and interaction_batch is None:
-                step = _stacked_step(*strategy.gradients(loss_fn, params, batch))
-            else:
-                step = _from_tasks(strategy, loss_fn, params, batch, interaction_batch)
-        elif form == "layout":
-            step = _from_losses_fn(losses_fn, params, interaction_fn)
-        elif form == "forward":
-            step = _Step(losses, pullback, interaction_fn)
-        else:
-            step = _from_stacked(updates, losses, num_tasks)
-            updates = None
-        if step.losses.shape != (num_tasks,):
-            raise ValueError(
-                f"There must be one loss for each of the {num_tasks} tasks, shape ({num_tasks},), "
-                f"but the losses have shape {step.losses.shape}."
-            )
+        arguments = {
+            "loss_fn": loss_fn,
+            "batch": batch,
+            "interaction_batch": interaction_batch,
+            "losses_fn": losses_fn,
+            "losses": losses,
+            "pullback": pullback,
+            "interaction_fn": interaction_fn,
+        }
+        step = _forms.read(arguments, updates, params, num_tasks, strategy, fused=fused)
         if weighting.uses_interaction and step.interaction is None:
             raise ValueError(
-                "This weighting uses the interaction matrix, but the losses came with a pullback and "
-                "no interaction_fn. Pass interaction_fn, a function without arguments that returns "
-                f"the Gram matrix of the task gradients, [{num_tasks}, {num_tasks}]."
+                "This weighting uses the interaction matrix, but the losses came with a pullback "
+                "and no interaction_fn. Pass interaction_fn, a function without arguments that "
+                f"returns the Gram matrix of the task gradients, [{num_tasks}, {num_tasks}]."
             )
 
         present = jnp.ones((num_tasks,), bool) if present is None else jnp.asarray(present, bool)
         weighting_base.check_per_task("present", present, num_tasks)
-        # An absent task counts as well: in the pullback, zero times a loss that is not finite is NaN.
+        # An absent task counts as well: in the pullback, zero times a loss that is not finite is
+        # NaN.
         bad = ~jnp.isfinite(step.losses)
         good = ~bad.any()
         current = jnp.where(present & ~bad, step.losses.astype(state.losses.dtype), state.losses)
@@ -232,15 +196,16 @@ def weighted(
 
         cotangent = jnp.where(present, weights, 0).astype(step.losses.dtype)
         gradient = step.pullback(cotangent)
-        _check_like_params("The gradient", gradient, params)
-        if updates is not None:
-            _check_like_params("updates, the gradient of no task,", updates, params)
+        if params is not None:
+            _forms.check_like("The gradient", gradient, params)
+        if updates is not None and not step.is_stacked:
+            _forms.check_like("updates, the gradient of no task,", updates, gradient)
             gradient = jax.tree.map(lambda g, u: g + u.astype(g.dtype), gradient, updates)
         # A loss that is not finite makes the whole pullback so, whatever its weight.
         gradient = jax.tree.map(lambda g: jnp.where(good, g, 0), gradient)
 
         return gradient, WeightedState(
-            count=optax.safe_increment(state.count),
+            count=jnp.asarray(optax.safe_increment(state.count)),
             weights=weights,
             losses=current,
             interaction=measured,
@@ -272,73 +237,6 @@ def find_state(opt_state: Any) -> WeightedState:
             "optimizer built with ldro.transform() or another transformation of this library?"
         )
     return found[0]
-
-
-# What each form of the statistics needs, and what may come with it.
-_FORMS = {
-    "tasks": ({"loss_fn", "batch"}, {"interaction_batch"}),
-    "layout": ({"losses_fn"}, {"interaction_fn"}),
-    "forward": ({"losses", "pullback"}, {"interaction_fn"}),
-    "stacked": ({"losses"}, set()),
-}
-
-
-def _form(**arguments) -> str:
-    """Which of the four forms the statistics came in."""
-    given = {name for name, value in arguments.items() if value is not None}
-    for form, (needed, optional) in _FORMS.items():
-        if needed <= given <= needed | optional:
-            return form
-    raise ValueError(
-        "update needs the task statistics in one of these forms: loss_fn and batch (and "
-        "interaction_batch); losses_fn (and interaction_fn); losses and pullback (and "
-        "interaction_fn); or losses, with the stacked task gradients as updates. It was given: "
-        f"{', '.join(sorted(given)) or 'none of these arguments'}."
-    )
-
-
-def _from_tasks(strategy, loss_fn, params, batch, interaction_batch) -> _Step:
-    if interaction_batch is None:
-        interaction_batch = batch
-    losses, pullback = jax.vjp(
-        lambda p: jax.vmap(loss_fn, in_axes=(None, 0))(p, batch), params
-    )
-    return _Step(
-        losses,
-        lambda weights: pullback(weights)[0],
-        lambda: strategy.matrix(loss_fn, params, interaction_batch),
-    )
-
-
-def _from_losses_fn(losses_fn, params, interaction_fn) -> _Step:
-    losses, pullback = jax.vjp(losses_fn, params)
-    if interaction_fn is None:
-        interaction_fn = functools.partial(interaction_lib.jacobian_gram, losses_fn)
-    return _Step(
-        losses, lambda weights: pullback(weights)[0], functools.partial(interaction_fn, params)
-    )
-
-
-def _from_stacked(gradients, losses, num_tasks) -> _Step:
-    leaves = jax.tree.leaves(gradients)
-    if not leaves or any(g.ndim == 0 or g.shape[0] != num_tasks for g in leaves):
-        raise ValueError(
-            "With losses and no pullback, updates must be the gradients of the tasks, each leaf "
-            f"[{num_tasks}, ...], but their shapes are {[g.shape for g in leaves]}."
-        )
-    return _stacked_step(losses, gradients)
-
-
-def _stacked_step(losses, gradients) -> _Step:
-    def pullback(weights):
-        return jax.tree.map(
-            lambda g: jnp.tensordot(
-                weights.astype(g.dtype), g, axes=1, precision=jax.lax.Precision.HIGHEST
-            ),
-            gradients,
-        )
-
-    return _Step(losses, pullback, lambda: interaction_base.gram(gradients))
 
 
 def _refresh(measure, state, known, interval) -> jax.Array:
@@ -379,81 +277,4 @@ def _check_static(num_tasks, interval) -> None:
     if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
         raise ValueError(
             f"interaction_interval must be a positive integer, but it is {interval!r}."
-        )
-
-
-# Wrappers that call init and update but hold back what the weighting needs, and what to do instead.
-_WRAPPERS = {
-    "MultiSteps.init": (
-        "optax.MultiSteps would hand over the statistics of the last mini-batch alone. Chain it after "
-        "the weighting: optax.chain(ldro.transform(...), "
-        "optax.MultiSteps(optimizer, k).gradient_transformation())."
-    ),
-    "apply_if_finite.<locals>.init": (
-        "optax.apply_if_finite would check what comes before the weighting, where there are no "
-        "gradients yet. Chain it after the weighting: optax.chain(ldro.transform(...), "
-        "optax.apply_if_finite(optimizer, n))."
-    ),
-    "masked.<locals>.init_fn": (
-        "optax.masked and optax.partition hide parameters that the task losses need. Chain them after "
-        "the weighting: optax.chain(ldro.transform(...), optax.masked(optimizer, mask))."
-    ),
-}
-
-
-def _refuse_wrappers(params: Any) -> None:
-    # Nothing that these wrappers pass on tells them apart from a plain chain, and the step they would
-    # silently take is wrong; so look at who calls.
-    frame = sys._getframe(1)
-    while frame is not None:
-        advice = _WRAPPERS.get(frame.f_code.co_qualname)
-        if advice and frame.f_globals.get("__name__", "").startswith("optax."):
-            raise ValueError(f"A task weighting doesn't work inside this wrapper. {advice}")
-        frame = frame.f_back
-    if any(
-        isinstance(leaf, optax.MaskedNode)
-        for leaf in jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-    ):
-        raise ValueError(
-            f"Some parameters are masked. {_WRAPPERS['masked.<locals>.init_fn']}"
-        )
-
-
-def _check_batch(name: str, batch: Any, num_tasks: int) -> None:
-    expected = f"[{num_tasks} tasks, examples, ...]"
-    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        where = name + jax.tree_util.keystr(path)
-        if jnp.ndim(leaf) < 1 or leaf.shape[0] != num_tasks:
-            raise ValueError(
-                f"{where} must have a leading task axis, {expected}, but its shape is "
-                f"{jnp.shape(leaf)}."
-            )
-        if 0 in leaf.shape:
-            raise ValueError(
-                f"{where} holds no examples: its shape is {leaf.shape}, expected {expected}. A task "
-                "that has none in this batch is marked in `present` and padded."
-            )
-    if not jax.tree.leaves(batch):
-        raise ValueError(f"{name} holds no arrays; expected leaves {expected}.")
-
-
-def _check_scalar_loss(loss_fn, params, batch) -> None:
-    shapes = jax.eval_shape(lambda p, x: loss_fn(p, interaction_base.task(x, 0)), params, batch)
-    if getattr(shapes, "shape", None) != ():
-        raise ValueError(
-            "loss_fn must return one number, the mean loss of one task, but it returns "
-            f"{shapes}. A loss with auxiliary outputs fits the form with losses and pullback."
-        )
-
-
-def _check_like_params(what: str, tree: Any, params: Any) -> None:
-    # Not the trees themselves: a container may have no equality, or one of its own.
-    same = jax.tree.structure(tree) == jax.tree.structure(params) and all(
-        jnp.shape(x) == jnp.shape(p)
-        for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True)
-    )
-    if not same:
-        raise ValueError(
-            f"{what} must have the structure and shapes of the parameters, "
-            f"{jax.tree.map(jnp.shape, params)}, but has {jax.tree.map(jnp.shape, tree)}."
         )

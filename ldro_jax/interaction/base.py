@@ -6,6 +6,7 @@ and what they compute again. Each is an :class:`Interaction`; it knows nothing o
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -57,7 +58,7 @@ def gram(left: Any, right: Any | None = None) -> jax.Array:
         )
 
     right = left if right is None else right
-    return sum(jax.tree.leaves(jax.tree.map(products, left, right)))
+    return functools.reduce(operator.add, jax.tree.leaves(jax.tree.map(products, left, right)))
 
 
 def statistics_dtype(tree: Any) -> Any:
@@ -85,8 +86,9 @@ def num_tasks(batch: Any) -> int:
     Raises:
       ValueError: if there is no array, or their leading axes differ.
     """
-    sizes = {leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or None in sizes:
+    # A scalar has no task axis, and no array has a task axis of size −1.
+    sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(batch)}
+    if len(sizes) != 1 or -1 in sizes:
         found = {
             jax.tree_util.keystr(path) or "batch": leaf.shape
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)

@@ -13,8 +13,8 @@ from ldro_jax.interaction.vmap import vmap
 
 STRATEGIES = {"columns": columns, "jacrev": jacrev, "scan": scan, "tiled": tiled, "vmap": vmap}
 
-# How much more memory than the gradients of the model a strategy chosen automatically may take, as a
-# multiple of the model and in bytes, whichever is more.
+# How much more memory than the gradients of the model a strategy chosen automatically may take, as
+# a multiple of the model and in bytes, whichever is more.
 _MODELS = 8
 _BYTES = 2**30
 
@@ -55,9 +55,12 @@ def auto() -> base.Interaction:
         return get(choose(loss_fn, params, batch)).matrix(loss_fn, params, batch)
 
     def gradients(loss_fn, params, batch):
-        # All N gradients are wanted here, so memory can't decide; only the speed of convolutions does.
-        strategy = scan() if _slow_under_vmap(loss_fn, params, batch) else vmap()
-        return strategy.gradients(loss_fn, params, batch)
+        # All N gradients are wanted here, so memory can't decide; only the speed of convolutions
+        # does.
+        name = "scan" if _slow_under_vmap(loss_fn, params, batch) else "vmap"
+        gradients_of = STRATEGIES[name]().gradients
+        assert gradients_of is not None
+        return gradients_of(loss_fn, params, batch)
 
     return base.Interaction(matrix, gradients)
 

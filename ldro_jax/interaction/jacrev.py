@@ -21,8 +21,9 @@ def jacobian_gram(losses_fn: Callable[[Any], jax.Array], params: Any) -> jax.Arr
     """
     if jax.default_backend() != "cpu":
         return base.gram(jax.jacrev(losses_fn)(params))
-    # XLA:CPU of jaxlib 0.10.2 silently miscompiles a batched pullback (jit of jacrev or of vmap(vjp))
-    # of some loss vectors; one row after another has always been right, and is no slower there.
+    # XLA:CPU of jaxlib 0.10.2 silently miscompiles a batched pullback (jit of jacrev or of
+    # vmap(vjp)) of some loss vectors; one row after another has always been right, and is no slower
+    # there.
     losses, pullback = jax.vjp(losses_fn, params)
     basis = jnp.eye(losses.size, dtype=losses.dtype)
     rows = jax.lax.map(lambda cotangent: pullback(cotangent)[0], basis)

@@ -18,8 +18,8 @@ def scan(
     slowly, and for sharded models.
 
     Args:
-      dtype: what to store the gradients in for the matrix, such as ``jnp.bfloat16``; their own dtype
-        by default.
+      dtype: what to store the gradients in for the matrix, such as ``jnp.bfloat16``; their own
+        dtype by default.
       constrain: applied to each task's gradient before it is stored, for instance
         ``lambda g: jax.lax.with_sharding_constraint(g, shardings)``.
 

@@ -8,8 +8,9 @@ from ldro_jax.interaction import base
 def vmap() -> base.Interaction:
     """Differentiates all tasks side by side and sums the Gram matrix leaf by leaf.
 
-    Work: one backward pass over the batch. Memory: N times the largest parameter, since each leaf's N
-    gradients are freed before the next are needed; N times the whole model if one leaf is most of it.
+    Work: one backward pass over the batch. Memory: N times the largest parameter, since each leaf's
+    N gradients are freed before the next are needed; N times the whole model if one leaf is most of
+    it.
 
     Returns:
       The :class:`~ldro_jax.interaction.base.Interaction`.

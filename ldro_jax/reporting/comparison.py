@@ -48,7 +48,8 @@ class Row:
 
 def step_seconds(group: Group) -> Spread:
     """The time per step of a group, over the runs that measured it."""
-    return mean_spread(r.seconds_per_step for r in group.runs if _positive(r.seconds_per_step))
+    times = [r.seconds_per_step for r in group.runs]
+    return mean_spread(t for t in times if t is not None and _positive(t))
 
 
 def headline_rows(
@@ -117,7 +118,7 @@ def task_order(
     ]
     sign = 1.0 if results.higher_is_better else -1.0
     keys = np.where(np.isnan(means), -np.inf, sign * np.array(means))
-    return [results.task_names[i] for i in np.argsort(keys, kind="stable")]
+    return [results.task_names[int(i)] for i in np.argsort(keys, kind="stable")]
 
 
 def _positive(value) -> bool:

@@ -62,8 +62,8 @@ class Series:
       ValueError: if there is not one value per step.
     """
 
-    steps: np.ndarray
-    values: np.ndarray
+    steps: Any
+    values: Any
 
     def __post_init__(self):
         object.__setattr__(self, "steps", np.asarray(self.steps, dtype=np.int64).reshape(-1))
@@ -137,7 +137,7 @@ def summarise_evaluation(
     split: str,
     metric: str,
     task_names: Sequence[str],
-    values: Sequence[float],
+    values: Sequence[float] | np.ndarray,
     higher_is_better: bool,
 ) -> Evaluation:
     """Makes an evaluation entry from one value per task.

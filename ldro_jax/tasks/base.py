@@ -4,6 +4,7 @@ A batch is a pure function of seed and step, so a run that is interrupted draws 
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -44,21 +45,44 @@ class MultitaskData:
     test: Split
 
     def __post_init__(self):
+        # Metrics are kept by name, so one of two tasks of the same name would be lost.
+        if len(set(self.task_names)) < self.num_tasks:
+            raise ValueError(f"Every task needs its own name, but they are {self.task_names}.")
         for name in ("train", "validation", "test"):
-            split = getattr(self, name)
-            shapes = (split.inputs.shape[:2], split.labels.shape, split.sizes.shape[:1])
-            if shapes[0] != shapes[1] or split.inputs.shape[:1] != (self.num_tasks,):
-                raise ValueError(
-                    f"The {name} split must hold inputs [task, example, ...] and labels [task, "
-                    f"example] for {self.num_tasks} tasks, but their shapes are "
-                    f"{split.inputs.shape} and {split.labels.shape}."
-                )
-            empty = [n for n, s in zip(self.task_names, split.sizes, strict=True) if s < 1]
-            if empty:
-                raise ValueError(
-                    f"Every task needs at least one {name} example, but these have none: "
-                    f"{', '.join(empty)}. Leave them out, or give them data."
-                )
+            self._check_split(name, getattr(self, name))
+
+    def _check_split(self, name: str, split: Split) -> None:
+        shape = split.inputs.shape[:2]
+        if (
+            len(shape) != 2
+            or split.labels.shape != shape
+            or split.sizes.shape != shape[:1]
+            or shape[0] != self.num_tasks
+        ):
+            raise ValueError(
+                f"The {name} split must hold inputs [task, example, ...], labels [task, example] "
+                f"and sizes [task] for {self.num_tasks} tasks, but their shapes are "
+                f"{split.inputs.shape}, {split.labels.shape} and {split.sizes.shape}."
+            )
+        sizes, labels = np.asarray(split.sizes), np.asarray(split.labels)
+        empty = [task for task, size in zip(self.task_names, sizes, strict=True) if size < 1]
+        if empty:
+            raise ValueError(
+                f"Every task needs at least one {name} example, but these have none: "
+                f"{', '.join(empty)}. Leave them out, or give them data."
+            )
+        if sizes.max() > shape[1]:
+            raise ValueError(
+                f"The {name} split has room for {shape[1]} examples of a task, but its sizes say "
+                f"there are {sizes.max()}."
+            )
+        # JAX clamps an index that is out of range, so a wrong label would go unnoticed.
+        real = labels[np.arange(shape[1]) < sizes[:, None]]
+        if real.min() < 0 or real.max() >= self.num_classes:
+            raise ValueError(
+                f"The {name} labels must be from 0 to {self.num_classes - 1}, but they are from "
+                f"{real.min()} to {real.max()}."
+            )
 
     @property
     def num_tasks(self) -> int:
@@ -86,23 +110,35 @@ def batch_indices(
     """
     sizes = np.asarray(sizes)
     count = num_steps * batch_size
-    # Epochs that a stretch can touch, for the smallest task; one more as it may start in the middle.
-    num_epochs = count // int(sizes.min()) + 2
+    positions = jnp.asarray(start, jnp.int32) * batch_size + jnp.arange(count, dtype=jnp.int32)
 
-    def one_task(key, size):
-        positions = jnp.asarray(start, jnp.int32) * batch_size + jnp.arange(count, dtype=jnp.int32)
+    def one_task(key, size, capacity, num_epochs):
         first = positions[0] // size
 
         def order(epoch):
-            noise = jax.random.uniform(jax.random.fold_in(key, epoch), (int(sizes.max()),))
-            padding = jnp.arange(noise.size, dtype=jnp.int32) >= size
+            noise = jax.random.uniform(jax.random.fold_in(key, epoch), (capacity,))
+            padding = jnp.arange(capacity, dtype=jnp.int32) >= size
             return jnp.argsort(jnp.where(padding, jnp.inf, noise))
 
         orders = jax.vmap(order)(first + jnp.arange(num_epochs, dtype=jnp.int32))
         return orders[positions // size - first, positions % size]
 
     keys = jax.random.split(key, sizes.size)
-    indices = jax.vmap(one_task)(keys, jnp.asarray(sizes, jnp.int32))
+    indices = jnp.zeros((sizes.size, count), jnp.int32)
+    # Tasks of similar size together: a small one has many epochs, and with padding to the largest
+    # task each would be as long to sort as that one's. A program of its own for every size would be
+    # as long to compile.
+    scales = np.array([int(size).bit_length() for size in sizes])
+    for scale in np.unique(scales):
+        tasks = np.flatnonzero(scales == scale)
+        draw = functools.partial(
+            one_task,
+            capacity=int(sizes[tasks].max()),
+            # A stretch may start and end in the middle of an epoch.
+            num_epochs=count // int(sizes[tasks].min()) + 2,
+        )
+        drawn = jax.vmap(draw)(keys[tasks], jnp.asarray(sizes[tasks], jnp.int32))
+        indices = indices.at[tasks].set(drawn.astype(jnp.int32))
     return indices.reshape(sizes.size, num_steps, batch_size).swapaxes(0, 1)
 
 

@@ -60,8 +60,8 @@ def load(*, data_dir: str | None = None, seed: int = 0) -> base.MultitaskData:
       seed: of the division into splits and of the noise.
 
     Returns:
-      The :class:`~ldro_jax.tasks.base.MultitaskData`, with inputs float32 ``[10, example, 8, 8]`` and
-      1,077 train, 360 validation and 360 test images.
+      The :class:`~ldro_jax.tasks.base.MultitaskData`, with inputs float32 ``[10, example, 8, 8]``
+      and 1,077 train, 360 validation and 360 test images.
 
     Raises:
       ImportError: if scikit-learn is not installed.

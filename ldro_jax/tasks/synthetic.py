@@ -1,12 +1,12 @@
 """The paper's two-parameter problem, in which neither the average nor DRO finds the good solution.
 
 Each task is a point of the plane and its loss the squared distance to it. Nine points lie together
-and one, the outlier, far from them. The model can't come closer to the outlier than R, so once it is
-there, DRO is stuck although the other tasks could still improve at no cost.
+and one, the outlier, far from them. The model can't come closer to the outlier than R, so once it
+is there, DRO is stuck although the other tasks could still improve at no cost.
 
 References:
-  Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*, 2021,
-  section 4.
+  Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*,
+  2021, section 4.
 """
 
 import jax

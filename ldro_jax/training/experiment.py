@@ -1,5 +1,6 @@
 """Experiments: every method with every seed on the same tasks, and a report of it all."""
 
+import dataclasses
 import importlib.metadata
 import os
 import pathlib
@@ -20,7 +21,7 @@ from ldro_jax.training import loop
 from ldro_jax.training.method import Method
 
 
-class RunsStopped(RuntimeError):
+class RunsStoppedError(RuntimeError):
     """Some runs of an experiment ended before their last step."""
 
 
@@ -41,8 +42,8 @@ def multitask_classification(
 ) -> results.Results:
     """Trains a classifier on many tasks with several methods, and compares them.
 
-    A run that is finished is kept in ``runs/``, and one that was interrupted goes on from its newest
-    checkpoint, so the same command after an interruption ends with the same numbers.
+    A run that is finished is kept in ``runs/``, and one that was interrupted goes on from its
+    newest checkpoint, so the same command after an interruption ends with the same numbers.
 
     Args:
       output_dir: where everything goes; it exists.
@@ -62,19 +63,25 @@ def multitask_classification(
       The record, as it is in ``results.json``.
 
     Raises:
-      RunsStopped: at the end, after the report, if some runs never recovered from losses that are
-        not finite.
-      ValueError: if there is nothing to run, or two methods have the same name and settings.
+      RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
+        are not finite.
+      ValueError: if there is nothing to run, or two runs would have the same name.
     """
+    if isinstance(seeds, int) or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"The seeds must be integers, such as (0, 1, 2), but they are {seeds!r}.")
     if not methods or not seeds:
         raise ValueError("An experiment needs at least one method and one seed.")
-    data = load_data(data_dir=data_dir)
     runs_of = {_run_name(method, seed): (method, seed) for method in methods for seed in seeds}
     if len(runs_of) < len(methods) * len(seeds):
         raise ValueError(
             "Two runs have the same name. Give each method its own name, and list each seed once: "
-            f"{[m.name for m in methods]}, seeds {list(seeds)}."
+            f"methods {[m.name for m in methods]}, seeds {list(seeds)}."
         )
+    data = load_data(data_dir=data_dir)
+    # Once for all methods.
+    data = dataclasses.replace(
+        data, **jax.device_put({name: getattr(data, name) for name in ("train", *loop.SPLITS)})
+    )
     programs = {
         method.name: loop.Program(
             method,
@@ -102,8 +109,8 @@ def multitask_classification(
     runs = []
     for index, (run_name, (method, seed)) in enumerate(runs_of.items(), 1):
         file = output_dir / "runs" / f"{run_name}.json"
-        if file.exists():
-            runs += results.load_results(file).runs
+        if (finished := _finished_run(file)) is not None:
+            runs.append(finished)
             continue
         label = f"[{index}/{len(runs_of)}] {method.name}, seed {seed}"
         with tqdm.tqdm(total=schedule.train_steps, desc=label, unit="step") as progress:
@@ -137,7 +144,7 @@ def finish(
       The record.
 
     Raises:
-      RunsStopped: if a run ended early, after everything is written.
+      RunsStoppedError: if a run ended early, after everything is written.
     """
     try:
         reporting.write_report(
@@ -149,9 +156,9 @@ def finish(
     results.save_results(record, output_dir / "results.json")
     print(tables.headline_text(record))
     print(f"Everything is in {output_dir}; look at {output_dir / 'report.html'}.")
-    stopped = [f"{run.method}, seed {run.seed}: {run.stopped}" for run in record.runs if run.stopped]
+    stopped = [f"{r.method}, seed {r.seed}: {r.stopped}" for r in record.runs if r.stopped]
     if stopped:
-        raise RunsStopped("Some runs ended early.\n" + "\n".join(stopped))
+        raise RunsStoppedError("Some runs ended early.\n" + "\n".join(stopped))
     return record
 
 
@@ -183,6 +190,16 @@ def device() -> dict[str, Any]:
         "count": jax.device_count(),
         "cpu_cores": os.cpu_count(),
     }
+
+
+def _finished_run(file: pathlib.Path) -> results.Run | None:
+    if not file.exists():
+        return None
+    try:
+        return results.load_results(file).runs[0]
+    except (results.ResultsError, IndexError) as error:
+        logging.warning("The record of a finished run can't be used, so it runs again. %s", error)
+        return None
 
 
 def _run_name(method: Method, seed: int) -> str:

@@ -1,5 +1,6 @@
 """The training loop of one run: stretches of steps, evaluation, checkpoints, a record."""
 
+import contextlib
 import dataclasses
 import pathlib
 import time
@@ -17,7 +18,8 @@ from ldro_jax import transform
 from ldro_jax.evaluation import accuracy
 from ldro_jax.reporting import results
 from ldro_jax.tasks import base
-from ldro_jax.training import checkpoints, step as step_lib, writers
+from ldro_jax.training import checkpoints, writers
+from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
 
 SPLITS = ("validation", "test")
@@ -31,7 +33,8 @@ class Schedule:
       train_steps: number of steps of a run.
       eval_interval: steps between two evaluations; what happens between them is one program.
       checkpoint_interval: steps between two checkpoints, made at the next evaluation.
-      max_nonfinite_steps: a run stops after so many steps in a row whose losses aren't all finite.
+      max_nonfinite_steps: a run stops after so many steps in a row whose losses aren't all finite,
+        or after ``train_steps`` of them if that is fewer.
     """
 
     train_steps: int
@@ -42,7 +45,7 @@ class Schedule:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, int) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{field.name} must be a positive integer, but it is {value!r}.")
 
 
@@ -73,9 +76,7 @@ class Program:
         self._tx = optax.chain(method.transform(data.num_tasks), optimizer)
         self._sizes = np.asarray(data.train.sizes)
         self._examples_per_task = examples_per_task
-        self._splits = {
-            name: jax.device_put(getattr(data, name)) for name in ("train", *SPLITS)
-        }
+        self._splits = {name: jax.device_put(getattr(data, name)) for name in ("train", *SPLITS)}
         self._stretches: dict[int, Callable] = {}
         self._evaluate = jax.jit(
             lambda params, split: accuracy.task_accuracies(self._apply, params, split)
@@ -106,8 +107,12 @@ class Program:
           seed: of the run.
 
         Returns:
-          The new state and the mean losses of the stretch, ``[N]``.
+          The new state, the mean losses of the stretch, ``[N]``, and the seconds a step took,
+          without compilation.
         """
+        # Not the key that the parameters come from.
+        key = jax.random.fold_in(jax.random.key(seed), 1)
+        arguments = (state, self._splits["train"], key)
         if num_steps not in self._stretches:
             stretch = step_lib.train_steps(
                 step_lib.classification_loss(self._apply),
@@ -116,10 +121,11 @@ class Program:
                 self._examples_per_task,
                 self._sizes,
             )
-            self._stretches[num_steps] = jax.jit(stretch, donate_argnums=0)
-        # Not the key that the parameters come from.
-        key = jax.random.fold_in(jax.random.key(seed), 1)
-        return self._stretches[num_steps](state, self._splits["train"], key)
+            compiled = jax.jit(stretch, donate_argnums=0).lower(*arguments).compile()
+            self._stretches[num_steps] = compiled
+        began = time.perf_counter()
+        state, losses = jax.block_until_ready(self._stretches[num_steps](*arguments))
+        return state, losses, (time.perf_counter() - began) / num_steps
 
     def evaluate(self, state: step_lib.TrainState) -> list[results.Evaluation]:
         """Accuracy of every task on the held-out splits.
@@ -164,38 +170,31 @@ def train(
       The record of the run. If the losses never became finite again, it says so in ``stopped``.
     """
     schedule = program.schedule
-    saved = checkpoints.Checkpoints(checkpoint_dir)
-    writer = writers.tensorboard_writer(tensorboard_dir)
-    state = program.init(seed)
-    run = _empty_run(program, seed)
-    if (restored := saved.restore(state)) is not None:
-        state, record = restored
-        run = results.run_from_record(record)
-        progress.write(f"{run.method}, seed {seed}: resumed at step {int(state.step)}.")
-    last_saved = int(state.step)
-    progress.update(last_saved)
+    with (
+        contextlib.closing(checkpoints.Checkpoints(checkpoint_dir)) as saved,
+        contextlib.closing(writers.tensorboard_writer(tensorboard_dir)) as writer,
+    ):
+        state = program.init(seed)
+        run = _empty_run(program, seed)
+        if (restored := saved.restore(state)) is not None:
+            state, record = restored
+            run = results.run_from_record(record)
+            progress.write(f"{run.method}, seed {seed}: resumed at step {int(state.step)}.")
+        last_saved = int(state.step)
+        progress.update(last_saved)
 
-    timed = []
-    while (start := int(state.step)) < schedule.train_steps and run.stopped is None:
-        num_steps = min(schedule.eval_interval, schedule.train_steps - start)
-        began = time.perf_counter()
-        state, losses = jax.block_until_ready(program.train(state, num_steps, seed))
-        timed.append((time.perf_counter() - began) / num_steps)
-
-        run = _extended(run, program, state, losses)
-        _write(writer, run)
-        progress.update(num_steps)
-        progress.set_postfix_str(_progress_text(run))
-        if int(state.step) - last_saved >= schedule.checkpoint_interval and run.stopped is None:
-            last_saved = int(state.step)
-            saved.save(last_saved, state, results.run_to_record(run))
-
-    saved.close()
-    writer.close()
-    # The first stretch holds the compilation.
-    timed = timed[1:] or timed
-    if timed:
-        run = dataclasses.replace(run, seconds_per_step=float(np.median(timed)))
+        timed = []
+        while (start := int(state.step)) < schedule.train_steps and run.stopped is None:
+            num_steps = min(schedule.eval_interval, schedule.train_steps - start)
+            state, losses, seconds = program.train(state, num_steps, seed)
+            timed.append(seconds)
+            run = _extended(run, program, state, losses, float(np.median(timed)))
+            _write(writer, run)
+            progress.update(num_steps)
+            progress.set_postfix_str(_progress_text(run))
+            if int(state.step) - last_saved >= schedule.checkpoint_interval and not run.stopped:
+                last_saved = int(state.step)
+                saved.save(last_saved, state, results.run_to_record(run))
     return run
 
 
@@ -208,14 +207,12 @@ def _empty_run(program: Program, seed: int) -> results.Run:
     )
 
 
-def _extended(run, program, state, losses) -> results.Run:
+def _extended(run, program, state, losses, seconds_per_step) -> results.Run:
     """The record with what there is to say after one more stretch."""
     weighting = transform.find_state(state.opt_state)
     step = int(state.step)
     names = program.data.task_names
-    counts = {
-        name: int(n) for name, n in zip(names, weighting.nonfinite, strict=True) if n
-    }
+    counts = {name: int(n) for name, n in zip(names, weighting.nonfinite, strict=True) if n}
     new = {name: n for name, n in counts.items() if n > run.nonfinite_losses.get(name, 0)}
     if new:
         logging.warning(
@@ -227,11 +224,12 @@ def _extended(run, program, state, losses) -> results.Run:
             ", ".join(f"{name} {n}" for name, n in new.items()),
         )
     stopped = None
-    if weighting.nonfinite_streak >= program.schedule.max_nonfinite_steps:
+    schedule = program.schedule
+    if weighting.nonfinite_streak >= min(schedule.max_nonfinite_steps, schedule.train_steps):
         stopped = (
-            f"stopped at step {step}: for the last {int(weighting.nonfinite_streak)} steps the loss "
-            f"of a task was not finite ({', '.join(counts)}). Look at the data of that task, or try "
-            "a smaller learning rate."
+            f"stopped at step {step}: for the last {int(weighting.nonfinite_streak)} steps the "
+            f"loss of a task was not finite ({', '.join(new)}). Look at the data of that task, or "
+            "try a smaller learning rate."
         )
         logging.error("%s, seed %d: %s", run.method, run.seed, stopped)
     interaction = None
@@ -239,6 +237,7 @@ def _extended(run, program, state, losses) -> results.Run:
         interaction = results.Series([step], np.asarray(weighting.interaction)[None])
     return dataclasses.replace(
         run,
+        seconds_per_step=seconds_per_step,
         evaluations=[*run.evaluations, *program.evaluate(state)],
         weights=_append(run.weights, step, weighting.weights),
         losses=_append(run.losses, step, losses),
@@ -267,6 +266,8 @@ def _write(writer, run: results.Run) -> None:
         tasks = zip(run.evaluations[-1].per_task, series.values[-1], strict=True)
         scalars |= {f"{name}/{task}": float(value) for task, value in tasks}
     writer.write_scalars(step, scalars)
+    # What isn't on disk when a checkpoint is, a resumed run won't write again.
+    writer.flush()
 
 
 def _progress_text(run: results.Run) -> str:

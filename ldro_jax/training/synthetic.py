@@ -110,8 +110,19 @@ def trajectories(
 
     Returns:
       The record, as it is in ``results.json``.
+
+    Raises:
+      ValueError: if there is no step to record, or a method is in two panels under one name.
     """
     del data_dir
+    if not 1 <= eval_interval <= train_steps:
+        raise ValueError(
+            f"eval_interval must be from 1 to train_steps, {train_steps}, but it is "
+            f"{eval_interval}."
+        )
+    method_names = [method.name for panel in panels for method in panel.methods]
+    if len(set(method_names)) < len(method_names):
+        raise ValueError(f"Give each method its own name. They are called {method_names}.")
     points = jnp.asarray(points)
     names = [f"task {i + 1}" for i in range(len(points) - 1)] + ["outlier"]
     all_losses = jax.jit(
@@ -182,8 +193,8 @@ def _figure(drawn, points, panels, record):
     for group in reporting.group_runs(record.runs):
         last = group.runs[0].evaluations[-1]
         ends.append(
-            f"{group.runs[0].method} ends at an outlier loss of {last.per_task['outlier']:.4g} and a "
-            f"mean loss of {last.average:.3g}"
+            f"{group.runs[0].method} ends at an outlier loss of {last.per_task['outlier']:.4g} "
+            f"and a mean loss of {last.average:.3g}"
         )
     caption = (
         "Paths of the model over the plane of the tasks, from the same start. It can't enter the "

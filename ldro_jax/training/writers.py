@@ -1,6 +1,7 @@
 """TensorBoard scalars, where clu and TensorFlow are installed."""
 
 import functools
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -19,6 +20,9 @@ class NullWriter:
         """
         del step, scalars
 
+    def flush(self) -> None:
+        """Does nothing."""
+
     def close(self) -> None:
         """Does nothing."""
 
@@ -30,8 +34,8 @@ def tensorboard_writer(directory: pathlib.Path):
       directory: where the event files go.
 
     Returns:
-      A ``clu.metric_writers.SummaryWriter``, or a :class:`NullWriter` if clu or TensorFlow, which it
-      writes with, is not installed; the log says so once.
+      A ``clu.metric_writers.SummaryWriter``, or a :class:`NullWriter` if clu or TensorFlow, which
+      it writes with, is not installed; the log says so once.
     """
     summary_writer = _summary_writer()
     return summary_writer(str(directory)) if summary_writer else NullWriter()
@@ -39,7 +43,10 @@ def tensorboard_writer(directory: pathlib.Path):
 
 @functools.cache
 def _summary_writer():
+    # TensorFlow reports on its search for GPUs; jaxlib has read this variable by now.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     try:
+        import tensorflow as tf
         from clu.metric_writers.summary_writer import SummaryWriter
     except ImportError as error:
         logging.warning(
@@ -47,4 +54,6 @@ def _summary_writer():
             error,
         )
         return None
+    # Otherwise TensorFlow takes all memory of a GPU, or complains that it finds none.
+    tf.config.set_visible_devices([], "GPU")
     return SummaryWriter

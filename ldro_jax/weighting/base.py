@@ -9,9 +9,9 @@ pure functions that knows nothing of models, batches, gradients or devices:
 * ``update(statistics, state)`` gives the weights for this step and the next state.
 
 The online methods are all one exponentiated-gradient step ``w ← normalise(w ⊙ exp(direction))``;
-they differ in the direction. Group DRO moves along ``η ℓ``, Baselined-DRO along ``η (ℓ − reference)``
-and Lookahead-DRO along ``η λ A[i*, :]``, the row of the interaction matrix that belongs to the task
-that would be worst after the step.
+they differ in the direction. Group DRO moves along ``η ℓ``, Baselined-DRO along ``η (ℓ −
+reference)`` and Lookahead-DRO along ``η λ A[i*, :]``, the row of the interaction matrix that
+belongs to the task that would be worst after the step.
 """
 
 import numbers
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -28,7 +29,8 @@ class Statistics(NamedTuple):
 
     Attributes:
       count: number of steps taken before this one, an int32 scalar; schedules are called with it.
-      losses: mean loss of each task, ``[N]``. A task that was absent from the batch has its last one.
+      losses: mean loss of each task, ``[N]``. A task that was absent from the batch has its last
+        one.
       interaction: Gram matrix of the task gradients, ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, ``[N, N]``; as of the
         last time it was measured, and zeros before that or if the weighting doesn't use it.
     """
@@ -146,8 +148,8 @@ def value_at(value: optax.ScalarOrSchedule, statistics: Statistics) -> jax.Array
     Returns:
       A scalar of the losses' dtype.
     """
-    value = value(statistics.count) if callable(value) else value
-    return jnp.asarray(value, statistics.losses.dtype)
+    current = value(statistics.count) if callable(value) else value
+    return jnp.asarray(current, statistics.losses.dtype)
 
 
 def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
@@ -167,11 +169,12 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
     """
     if callable(value) or isinstance(value, jax.Array):
         return
-    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not low <= value <= high:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not low <= float(value) <= high:
         raise ValueError(f"{name} must be a number in [{low:g}, {high:g}], but it is {value!r}.")
 
 
-def check_per_task(name: str, values: jax.Array, num_tasks: int) -> None:
+def check_per_task(name: str, values: jax.Array | np.ndarray, num_tasks: int) -> None:
     """Raises ``ValueError`` unless ``values`` holds one number for each task.
 
     Args:

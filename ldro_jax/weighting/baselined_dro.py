@@ -1,8 +1,8 @@
 """Baselined-DRO: group DRO on the loss above a reference, so that hard tasks don't take all.
 
 References:
-  Oren, Sagawa, Hashimoto and Liang, *Distributionally Robust Language Modeling*, EMNLP 2019, for the
-  baselined loss; the online step is that of :mod:`ldro_jax.weighting.group_dro`.
+  Oren, Sagawa, Hashimoto and Liang, *Distributionally Robust Language Modeling*, EMNLP 2019, for
+  the baselined loss; the online step is that of :mod:`ldro_jax.weighting.group_dro`.
 """
 
 from collections.abc import Sequence

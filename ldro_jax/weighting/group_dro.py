@@ -1,8 +1,8 @@
 """Online group DRO: weight moves to the tasks with the highest loss.
 
 References:
-  Sagawa, Koh, Hashimoto and Liang, *Distributionally Robust Neural Networks for Group Shifts: On the
-  Importance of Regularization for Worst-Case Generalization*, ICLR 2020, Algorithm 1.
+  Sagawa, Koh, Hashimoto and Liang, *Distributionally Robust Neural Networks for Group Shifts: On
+  the Importance of Regularization for Worst-Case Generalization*, ICLR 2020, Algorithm 1.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """Average and worst loss, interpolated.
 
 References:
-  Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*, 2021,
-  appendix B.2.
+  Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*,
+  2021, appendix B.2.
 """
 
 import jax.numpy as jnp

@@ -6,7 +6,8 @@ To first order a step of size λ on the w-weighted loss takes task i from ``ℓ_
 which :func:`online` takes one exponentiated-gradient step (Algorithms 2 and 3).
 
 References:
-  Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*, 2021.
+  Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*,
+  2021.
 """
 
 import jax
@@ -21,8 +22,8 @@ def normalized(interaction: jax.Array) -> jax.Array:
     r"""Interaction with normalised lookahead steps, :math:`⟨∇ℓ_i, ∇ℓ_j / ‖∇ℓ_j‖⟩`.
 
     Column j is divided by the norm of task j's gradient, which makes λ a distance and keeps a stale
-    matrix usable while gradient norms change (appendix A.2 of the paper). The column of a task whose
-    gradient is zero, one that has converged, is zero rather than 0/0.
+    matrix usable while gradient norms change (appendix A.2 of the paper). The column of a task
+    whose gradient is zero, one that has converged, is zero rather than 0/0.
 
     Args:
       interaction: Gram matrix of the task gradients, ``[N, N]``.
@@ -48,15 +49,15 @@ def online(
 
     .. math:: w_j ∝ w_j \exp(−η (ℓ_{i^*} − λ A_{i^*j})) ∝ w_j \exp(ηλ A_{i^*j}),
 
-    because the loss is the same for every j and cancels in the normalisation. Robust to the noise of
-    minibatches, and A may be refreshed only now and then.
+    because the loss is the same for every j and cancels in the normalisation. Robust to the noise
+    of minibatches, and A may be refreshed only now and then.
 
     Args:
       lookahead_lr: λ, the size of the step that is looked ahead: with the normalised interaction a
         distance in parameter space, otherwise a learning rate. A number or an Optax schedule.
-      weight_lr: η, the learning rate of the weights. A number or an Optax schedule. Only the product
-        ηλ moves the weights, λ alone decides which task is looked at; the paper's grids make ηλ tiny
-        (1e-7 to 1e-3), so try larger ones too.
+      weight_lr: η, the learning rate of the weights. A number or an Optax schedule. Only the
+        product ηλ moves the weights, λ alone decides which task is looked at; the paper's grids
+        make ηλ tiny (1e-7 to 1e-3), so try larger ones too.
       normalize_interaction: use :func:`normalized` instead of the raw Gram matrix.
 
     Returns:

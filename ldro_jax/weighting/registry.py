@@ -33,7 +33,8 @@ def create(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.
       The :class:`~ldro_jax.weighting.base.Weighting`.
 
     Raises:
-      ValueError: if there is no method of that name, or it has no such hyperparameter, or lacks one.
+      ValueError: if there is no method of that name, or it has no such hyperparameter, or lacks
+        one.
     """
     if name not in METHODS:
         raise ValueError(f"Unknown method {name!r}. Known methods: {', '.join(sorted(METHODS))}.")

@@ -37,13 +37,13 @@ def static_mixing(sizes: Sequence[float], *, exponent: float = 0.3) -> base.Weig
     Raises:
       ValueError: if a size is not positive and finite, or their number isn't that of the tasks.
     """
-    sizes = np.asarray(sizes, np.float64)
-    if sizes.ndim != 1 or not (np.isfinite(sizes) & (sizes > 0)).all():
+    amounts = np.asarray(sizes, np.float64)
+    if amounts.ndim != 1 or not (np.isfinite(amounts) & (amounts > 0)).all():
         raise ValueError(
-            f"sizes must be one positive number for each task, but they are {sizes.tolist()}."
+            f"sizes must be one positive number for each task, but they are {amounts.tolist()}."
         )
     # In logarithms, since |D|^α overflows float32 for sizes in bytes and α > 1.
-    logits = exponent * np.log(sizes)
+    logits = exponent * np.log(amounts)
     weights = np.exp(logits - logits.max())
     weights /= weights.sum()
 

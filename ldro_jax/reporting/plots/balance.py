@@ -1,5 +1,6 @@
 """Figures of the final state: average against worst task, every task, and what a step costs."""
 
+import itertools
 import math
 
 import numpy as np
@@ -103,11 +104,12 @@ def average_vs_worst(results, *, split: str | None = None):
             continue
         axes.plot(*seeds.T, look.marker, color=look.colour, markersize=4, alpha=0.45, mew=0)
         x, y = mean_spread(seeds[:, 0]), mean_spread(seeds[:, 1])
-        bars = {"xerr": x.std, "yerr": y.std} if len(seeds) > 1 else {}
+        several = len(seeds) > 1
         axes.errorbar(
             x.mean,
             y.mean,
-            **bars,
+            xerr=x.std if several else None,
+            yerr=y.std if several else None,
             fmt=look.marker,
             color=look.colour,
             markersize=10,
@@ -119,7 +121,7 @@ def average_vs_worst(results, *, split: str | None = None):
         means.append((x.mean, y.mean))
         names.append(group.label)
         avoid.extend(seeds)
-        for end in [(x.std, 0.0), (0.0, y.std)] if len(seeds) > 1 else []:
+        for end in [(x.std, 0.0), (0.0, y.std)] if several else []:
             avoid.extend(_along([np.subtract(means[-1], end), np.add(means[-1], end)]))
     if not means:
         return empty_figure("no finished run with an evaluation")
@@ -139,7 +141,7 @@ def average_vs_worst(results, *, split: str | None = None):
 def _along(corners) -> np.ndarray:
     """Points close together on a polyline, so that a label can be kept off it."""
     corners = np.asarray(corners, dtype=float)
-    pieces = [np.linspace(a, b, 12) for a, b in zip(corners[:-1], corners[1:], strict=True)]
+    pieces = [np.linspace(a, b, 12) for a, b in itertools.pairwise(corners)]
     return np.concatenate(pieces)
 
 

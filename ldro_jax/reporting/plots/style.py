@@ -20,7 +20,7 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 # Neither list's length divides the other's, so colour and marker together tell 56 methods apart.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.spines.top": False,
@@ -167,6 +167,7 @@ def place_labels(axes, points: np.ndarray, labels: Sequence[str], colours: Seque
             )
             if best is None or cost < best[0]:
                 best = (cost, box)
+        assert best is not None
         box = best[1]
         taken.append(box)
         artist.set_position(axes.transData.inverted().transform(box[:2]))

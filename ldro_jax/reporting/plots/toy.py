@@ -42,7 +42,8 @@ def trajectories(panels, task_points, outlier, centre, radius):
     figure = new_figure(width * len(panels), min(height, 5.0) + 1.2)
     grid = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)
     for axes, (title, paths) in zip(grid.flat, panels, strict=True):
-        axes.add_patch(Circle(centre, radius, color="#dcdcdc", zorder=0, linewidth=0))
+        x, y = centre
+        axes.add_patch(Circle((float(x), float(y)), radius, color="#dcdcdc", zorder=0, linewidth=0))
         axes.plot(*task_points.T, "o", color="#F0C000", mec="#806600", markersize=6, zorder=3)
         axes.plot(*outlier, "*", color=_RED, mec="#7a2c00", markersize=13, zorder=3)
         for i, (method, path) in enumerate(paths.items()):

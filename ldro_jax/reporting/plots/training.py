@@ -102,7 +102,7 @@ def weights_over_time(results):
     for axes in grid[:, 0]:
         axes.set_ylabel("task weight")
     keys = _weight_keys(results.task_names, chosen)
-    columns = legend_columns([key.get_label() for key in keys])
+    columns = legend_columns([str(key.get_label()) for key in keys])
     figure.legend(handles=keys, loc="outside upper center", ncols=columns)
     return figure
 

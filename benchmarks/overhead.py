@@ -1,0 +1,104 @@
+"""What Lookahead-DRO costs: whole training steps, as a ratio to the average loss.
+
+    python benchmarks/overhead.py
+
+"Plain Optax" is a training loop without this library.
+"""
+
+import jax
+import jax.numpy as jnp
+import mlp
+import optax
+import timing
+
+from ldro_jax import ldro, transform, weighting
+
+NUM_TASKS = 20
+
+
+def _ldro(interval, **options):
+    return ldro.transform(
+        NUM_TASKS, lookahead_lr=0.01, weight_lr=0.1, interaction_interval=interval, **options
+    )
+
+
+# Each with the number of steps it is timed over: a multiple of the interval.
+WEIGHTINGS = {
+    "average loss": (transform.weighted(weighting.average(), NUM_TASKS), 100),
+    "group DRO": (transform.weighted(weighting.group_dro(0.1), NUM_TASKS), 20),
+    "L-DRO, k = 1000": (_ldro(1000), 100),
+    "L-DRO, k = 100": (_ldro(100), 100),
+    "L-DRO, k = 10": (_ldro(10), 20),
+    "L-DRO, k = 1": (_ldro(1), 20),
+    "L-DRO, k = 1, lagged": (_ldro(1, lagged=True), 20),
+    "L-DRO, k = 1, exact": (
+        ldro.transform(NUM_TASKS, lookahead_lr=0.01, exact=True, interaction_interval=1),
+        20,
+    ),
+}
+
+
+def plain_step(optimizer):
+    """The step of an ordinary training loop."""
+
+    def step(params, state, batch):
+        def average_loss(params):
+            return jnp.mean(jax.vmap(mlp.loss_fn, in_axes=(None, 0))(params, batch))
+
+        updates, state = optimizer.update(jax.grad(average_loss)(params), state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def weighted_step(tx):
+    """The same with one of this library's weightings."""
+
+    def step(params, state, batch):
+        updates, state = tx.update(None, state, params, loss_fn=mlp.loss_fn, batch=batch)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def main():
+    args = timing.arguments(__doc__, rounds=5)
+    timing.print_machine()
+    params = mlp.init(jax.random.key(0))
+    batch = mlp.batch(jax.random.key(1), NUM_TASKS, args.examples)
+    size = sum(p.nbytes for p in params)
+    print(
+        f"Residual MLP, {size / 1e6:.1f} MB of parameters, N = {NUM_TASKS}, "
+        f"{args.examples} examples a task, SGD.\n"
+    )
+    optimizer = optax.sgd(0.01)
+    programs = {"plain Optax": (plain_step(optimizer), optimizer, 20)}
+    for name, (transformation, steps) in WEIGHTINGS.items():
+        tx = optax.chain(transformation, optimizer)
+        programs[name] = (weighted_step(tx), tx, steps)
+
+    compiled, timed = {}, {}
+    for name, (step, tx, steps) in programs.items():
+        state = tx.init(params)
+        compiled[name] = jax.jit(step, donate_argnums=(0, 1)).lower(params, state, batch).compile()
+
+        def run(steps, program=compiled[name], state=state):
+            carry = jax.tree.map(jnp.copy, (params, state))
+            for _ in range(steps):
+                carry = program(*carry, batch)
+            jax.block_until_ready(carry)
+
+        timed[name] = (run, steps)
+    table = timing.paired_ratios(timed, "average loss", args.rounds)
+    plain = compiled["average loss"].memory_analysis().temp_size_in_bytes
+    print(f"{'step':24}{'ms':>9}{'ratio':>9}{'±':>7}{'temporary':>12}{'ratio':>7}")
+    for name, (milliseconds, ratio, spread) in table.items():
+        memory = compiled[name].memory_analysis().temp_size_in_bytes
+        print(
+            f"{name:24}{milliseconds:>9.1f}{ratio:>8.3f}×{spread:>7.3f}"
+            f"{memory / 1e6:>9.1f} MB{memory / plain:>6.2f}×"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Configuration of all tests: strict numerics, 8 CPU devices, and XLA flags that are known good."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ldro_jax import _xla_flags
+
+# All of this has to happen before the first test makes an array and JAX's backend starts.
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+_xla_flags.set_cpu_defaults()
+
+jax.config.update("jax_platforms", "cpu")
+# A silent promotion or broadcast is how a [N] vector becomes a wrong [N, N] matrix.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(params=["float32", "float64"])
+def dtype(request):
+    """The test runs in float32, and once more in float64 with JAX's x64 mode."""
+    with jax.enable_x64(request.param == "float64"):
+        yield request.param
+
+
+@pytest.fixture
+def run_python():
+    """Runs a program in a process of its own, with other environment variables, and returns stdout.
+
+    For what depends on XLA's flags, which a process reads once. ``None`` removes a variable.
+    """
+
+    def run(program, **environment):
+        path = os.pathsep.join(entry for entry in sys.path if entry)
+        variables = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path} | environment
+        variables = {name: value for name, value in variables.items() if value is not None}
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env=variables,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

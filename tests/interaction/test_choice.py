@@ -1,0 +1,80 @@
+"""Which strategy is chosen, from shapes alone."""
+
+import jax
+import jax.numpy as jnp
+import problems
+import pytest
+
+from ldro_jax import interaction
+
+
+def shapes(*sizes):
+    return {str(i): jax.ShapeDtypeStruct((size,), jnp.float32) for i, size in enumerate(sizes)}
+
+
+def loss_fn(params, task):
+    return sum(jnp.sum(p) for p in params.values()) * jnp.mean(task)
+
+
+def batch(num_tasks):
+    return jax.ShapeDtypeStruct((num_tasks, 4), jnp.float32)
+
+
+@pytest.mark.parametrize(
+    "params, num_tasks, expected",
+    [
+        # Small models fit whatever they look like: 100 gradients of 1 MB are below 1 GiB.
+        (shapes(2**18), 100, "vmap"),
+        # 400 MB in many leaves: 20 gradients of one leaf, 800 MB, are less than 8 models.
+        (shapes(*[10**7] * 10), 20, "vmap"),
+        # The same in one leaf is 8 GB.
+        (shapes(10**8), 20, "tiled"),
+        # Few tasks: 8 gradients of the one leaf are just the limit.
+        (shapes(10**8), 8, "vmap"),
+        (shapes(10**8), 9, "tiled"),
+    ],
+)
+def test_memory_decides(params, num_tasks, expected):
+    assert interaction.choose(loss_fn, params, batch(num_tasks)) == expected
+
+
+def test_convolutions_on_cpu_go_one_by_one():
+    assert interaction.choose(*problems.convolutional()) == "scan"
+    assert interaction.choose(*problems.transformer()) == "vmap"
+
+
+def test_convolutions_inside_other_transformations_count():
+    problem = problems.convolutional()
+    hidden = problem._replace(loss_fn=jax.checkpoint(jax.jit(problem.loss_fn)))
+    assert interaction.choose(*hidden) == "scan"
+
+
+def test_large_convolutions_do_not():
+    problem = problems.convolutional()
+    # 2 GiB for each task: neither N gradients nor N of the largest leaf fit.
+    params = {
+        "kernel": jax.ShapeDtypeStruct((3, 3, 2, 4), jnp.float32),
+        "w": jax.ShapeDtypeStruct((64, 2**23), jnp.float32),
+    }
+    many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((9, *x.shape[1:]), x.dtype), problem.batch)
+
+    def wide_loss_fn(params, task):
+        return problem.loss_fn(params | {"w": params["w"][:, 0]}, task)
+
+    assert interaction.choose(wide_loss_fn, params, many) == "tiled"
+
+
+def test_other_backends_convolve_side_by_side(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert interaction.choose(*problems.convolutional()) == "vmap"
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    known = "auto, columns, jacrev, scan, tiled, vmap"
+    with pytest.raises(ValueError, match=f"Unknown interaction strategy 'vmpa'. Known: {known}"):
+        interaction.get("vmpa")
+
+
+def test_an_interaction_is_taken_as_it_is():
+    strategy = interaction.tiled(2)
+    assert interaction.get(strategy) is strategy

@@ -1,0 +1,172 @@
+"""Gin files and the output directory: what is refused, and how that is said."""
+
+import pathlib
+import re
+
+import gin
+import pytest
+
+from ldro_jax import configuration
+
+_ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = str(_ROOT / "gin_configs" / "experiments" / "digits.gin")
+
+
+@pytest.fixture(autouse=True)
+def _no_gin_bindings_left():
+    yield
+    gin.clear_config()
+
+
+def test_gin_flags_are_rewritten():
+    argv = ["ldro-jax", "--gin_file=a", "--gin.A=(1, 2)", "--gin.b/C.d='x=y'", "--output_dir=o"]
+    assert configuration.rewrite_gin_flags(argv) == [
+        "ldro-jax",
+        "--gin_file=a",
+        "--gin_bindings=A=(1, 2)",
+        "--gin_bindings=b/C.d='x=y'",
+        "--output_dir=o",
+    ]
+
+
+def test_bindings_win_over_files_and_the_text_reads_back_the_same(tmp_path):
+    bindings = ["SEEDS=(7,)", "Schedule.eval_interval=3", "ldro/Method.floor=0.25"]
+    configuration.load([DIGITS], bindings)
+    text = configuration.text()
+    for line in ("SEEDS = (7,)", "Schedule.eval_interval = 3", "ldro/Method.floor = 0.25"):
+        assert line in text.splitlines()
+    (tmp_path / "config.gin").write_text(text)
+    configuration.load([str(tmp_path / "config.gin")], [])
+    assert configuration.text() == text
+    # And nothing of it is left for the next one.
+    configuration.load([DIGITS], [])
+    assert "(7,)" not in configuration.text()
+
+
+@pytest.mark.parametrize("where", [".", "gin_configs"])
+def test_files_are_found_from_anywhere(where, tmp_path, monkeypatch):
+    monkeypatch.chdir(_ROOT / where if where == "gin_configs" else tmp_path)
+    assert callable(configuration.load(["gin_configs/experiments/digits.gin"], []))
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        (
+            "Schedul.train_steps=5",
+            "No configurable matching 'Schedul'.*Known names: .*training.Sch",
+        ),
+        ("SEEDS=@foo", "matching reference '@foo'.*Known names: digits.load, models.MLP"),
+        (
+            "Schedule.steps=5",
+            "parameter named 'steps'.*Known parameters: train_steps, eval_interval, checkpoint_",
+        ),
+        ("TRAIN_STEP=5", "nothing uses the macro 'TRAIN_STEP'. Known macros: SEEDS, TRAIN_STEPS"),
+        (
+            "ldr0/Method.floor=0.1",
+            "nothing uses the scope 'ldr0'. Known scopes: average, group_dro, interpolated, ldro",
+        ),
+        ("MLP.features=%WIDTH", "No bindings specified for 'WIDTH/gin.macro'$"),
+        ("SEEDS=(0,", "can't be used"),
+        ("SEEDS", "can't be used"),
+        ("run.experiment='digits'", "run.experiment must be a function, such as @mult"),
+    ],
+)
+def test_a_slip_in_a_binding_is_explained(binding, message):
+    with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
+        configuration.load([DIGITS], [binding])
+
+
+def test_a_new_macro_or_scope_that_is_used_is_welcome():
+    bindings = [
+        "WIDTH=3",
+        "MLP.features=(%WIDTH,)",
+        "mine/Method.name='Mine'",
+        "mine/Method.weighting='average'",
+        "multitask_classification.methods=[@mine/Method()]",
+    ]
+    assert callable(configuration.load([DIGITS], bindings))
+
+
+def test_a_missing_file_lists_the_experiments():
+    with pytest.raises(FileNotFoundError, match=r"no gin file nope\.gin\. Known .*digits\.gin"):
+        configuration.load(["nope.gin"], [])
+
+
+def test_a_missing_include_is_named(tmp_path):
+    (tmp_path / "a.gin").write_text('include "gin_configs/nope.gin"\n')
+    with pytest.raises(FileNotFoundError, match=r"gin_configs/nope\.gin"):
+        configuration.load([str(tmp_path / "a.gin")], [])
+
+
+def test_files_without_an_experiment_are_refused():
+    with pytest.raises(ValueError, match=r"No gin file binds run\.experiment.*digits\.gin"):
+        configuration.load([str(_ROOT / "gin_configs" / "methods" / "ldro.gin")], [])
+
+
+def snapshot(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def make(directory, **files):
+    directory.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (directory / name.replace("__", ".")).write_text(text)
+    return directory
+
+
+def test_a_new_directory_is_made_with_its_configuration(tmp_path):
+    made = configuration.prepare_output_dir(tmp_path / "a" / "b", "x = 1\n")
+    assert made.is_absolute()
+    assert snapshot(tmp_path) == {tmp_path / "a" / "b" / "config.gin": b"x = 1\n"}
+
+
+def test_an_unfinished_experiment_goes_on(tmp_path):
+    make(tmp_path / "o", config__gin="x = 1\n", checkpoint="c")
+    before = snapshot(tmp_path)
+    configuration.prepare_output_dir(tmp_path / "o", "x = 1\n")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config__gin": "x = 1\n", "results__json": "{}"}, "finished experiment.*--overwrite"),
+        (
+            {"config__gin": "x = 2\ny = 1\n"},
+            r"unfinished experiment with another configuration.*-x = 2.*-y = 1.*\+x = 1",
+        ),
+        ({"thesis__txt": "precious"}, "holds files, but no experiment"),
+    ],
+)
+def test_what_is_there_is_refused_and_left_alone(files, message, tmp_path):
+    make(tmp_path / "o", **files)
+    before = snapshot(tmp_path)
+    with pytest.raises(FileExistsError, match=re.compile(message, re.DOTALL)):
+        configuration.prepare_output_dir(tmp_path / "o", "x = 1\n")
+    assert snapshot(tmp_path) == before
+
+
+def test_overwriting_deletes_experiments_and_nothing_else(tmp_path):
+    make(tmp_path / "o", config__gin="x = 2\n", results__json="{}")
+    configuration.prepare_output_dir(tmp_path / "o", "x = 1\n", overwrite=True)
+    assert snapshot(tmp_path / "o") == {tmp_path / "o" / "config.gin": b"x = 1\n"}
+    make(tmp_path / "p", thesis__txt="precious")
+    before = snapshot(tmp_path / "p")
+    with pytest.raises(FileExistsError, match="no experiment"):
+        configuration.prepare_output_dir(tmp_path / "p", "x = 1\n", overwrite=True)
+    assert snapshot(tmp_path / "p") == before
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(PermissionError, match="can't be written to .Not a directory"):
+        configuration.prepare_output_dir(tmp_path / "file" / "o", "x = 1\n")
+    with pytest.raises(FileExistsError, match="is a file. Choose a directory"):
+        configuration.prepare_output_dir(tmp_path / "file", "x = 1\n")
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="needs Linux")
+def test_a_read_only_place_is_refused_for_root_too():
+    with pytest.raises(PermissionError, match="can't be written to"):
+        configuration.prepare_output_dir(pathlib.Path("/proc/self/o"), "x = 1\n")

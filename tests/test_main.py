@@ -1,0 +1,284 @@
+"""The command line, as a user types it."""
+
+import errno
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import gin
+import numpy as np
+import pytest
+from absl import flags, logging
+from absl.testing import flagsaver
+
+from ldro_jax import configuration, main
+from ldro_jax.reporting import results
+from ldro_jax.training import experiment, loop, writers
+
+pytest.importorskip("sklearn")
+
+_ROOT = pathlib.Path(__file__).parents[1]
+DIGITS = f"--gin_file={_ROOT / 'gin_configs' / 'experiments' / 'digits.gin'}"
+SHORT = (
+    DIGITS,
+    "--gin.TRAIN_STEPS=20",
+    "--gin.SEEDS=(0,)",
+    "--gin.Schedule.eval_interval=10",
+    "--gin.Schedule.checkpoint_interval=10",
+    "--gin.multitask_classification.methods=[@average/Method(), @ldro/Method()]",
+)
+
+
+def command(*args):
+    """Runs the command line in this process."""
+    verbosity = logging.get_verbosity()
+    try:
+        with flagsaver.flagsaver():
+            flags.FLAGS(["ldro-jax", *configuration.rewrite_gin_flags(args)])
+            main.main(["ldro-jax"])
+    finally:
+        gin.clear_config()
+        logging.set_verbosity(verbosity)
+
+
+def fails(*args):
+    """Runs a command that must fail, and returns what it says."""
+    with pytest.raises(SystemExit) as error:
+        command(*args)
+    return str(error.value)
+
+
+def snapshot(directory):
+    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The output directory of a short experiment on the digits."""
+    directory = tmp_path_factory.mktemp("finished") / "output"
+    command(*SHORT, f"--output_dir={directory}")
+    return directory
+
+
+def test_results_hold_what_was_promised(finished):
+    record = json.loads((finished / "results.json").read_text())
+    assert {"jax", "jaxlib", "flax", "optax", "numpy"} <= set(record["versions"])
+    assert {"platform", "kind", "count"} <= set(record["device"])
+    names = record["task_names"]
+    assert len(names) == 10 and "upside down" in names
+    average, lookahead = record["runs"]
+    assert (average["method"], average["hyperparameters"], average["seed"]) == ("Average", {}, 0)
+    assert lookahead["method"] == "L-DRO"
+    assert set(lookahead["hyperparameters"]) == {
+        "lookahead_lr",
+        "weight_lr",
+        "interaction_interval",
+    }
+    for run in record["runs"]:
+        assert run["seconds_per_step"] > 0 and run["stopped"] is None
+        steps = [(e["step"], e["split"]) for e in run["evaluations"]]
+        assert steps == [(s, split) for s in (10, 20) for split in ("validation", "test")]
+        for evaluation in run["evaluations"]:
+            values = evaluation["per_task"]
+            assert list(values) == names and evaluation["metric"] == "accuracy"
+            assert evaluation["average"] == pytest.approx(np.mean(list(values.values())), rel=1e-5)
+            assert evaluation["worst"] == min(values.values()) == values[evaluation["worst_task"]]
+    assert average["interaction"] is None
+    matrix = np.array(lookahead["interaction"]["values"])[-1]
+    np.testing.assert_array_equal(matrix, matrix.T)
+    assert (np.diag(matrix) > 0).all()
+
+
+def test_the_output_is_all_there(finished):
+    assert {path.name for path in finished.iterdir()} >= {
+        "checkpoints",
+        "config.gin",
+        "figures",
+        "report.html",
+        "results.json",
+        "runs",
+        "tensorboard",
+    }
+    figures = {path.name for path in (finished / "figures").iterdir()}
+    assert figures >= {"average_vs_worst.png", "interaction_matrix.png", "weights_over_time.png"}
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    assert "TRAIN_STEPS = 20" in page and "data:image/png;base64," in page
+    assert {path.name for path in (finished / "checkpoints" / "L-DRO-seed0").iterdir()} == {
+        "10",
+        "20",
+    }
+
+
+def test_the_saved_configuration_runs_the_same_experiment(finished):
+    text = (finished / "config.gin").read_text()
+    configuration.load([str(finished / "config.gin")], [])
+    assert configuration.text() == text
+    gin.clear_config()
+
+
+def test_tensorboard_has_the_scalars(finished):
+    if isinstance(writers.tensorboard_writer(finished.parent / "probe"), writers.NullWriter):
+        pytest.skip("needs clu, TensorFlow and TensorBoard")
+    from tensorboard.backend.event_processing import event_file_loader
+    from tensorboard.util import tensor_util
+
+    (file,) = (finished / "tensorboard" / "L-DRO-seed0").iterdir()
+    found = {}
+    for event in event_file_loader.EventFileLoader(str(file)).Load():
+        for value in event.summary.value:
+            found[value.tag, event.step] = float(tensor_util.make_ndarray(value.tensor))
+    run = results.load_results(finished / "results.json").runs[1]
+    for evaluation in run.evaluations:
+        prefix, step = f"{evaluation.split}/accuracy", evaluation.step
+        assert found[f"{prefix}/average", step] == pytest.approx(evaluation.average, rel=1e-5)
+        assert found[f"{prefix}/worst", step] == pytest.approx(evaluation.worst, rel=1e-5)
+        for name, value in evaluation.per_task.items():
+            assert found[f"{prefix}/task/{name}", step] == pytest.approx(value, rel=1e-5)
+    for name, weight, loss in zip(
+        run.evaluations[0].per_task, run.weights.values[-1], run.losses.values[-1], strict=True
+    ):
+        assert found[f"weight/{name}", 20] == pytest.approx(weight, rel=1e-5)
+        assert found[f"train loss/{name}", 20] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_finished_experiment_is_not_overwritten_unasked(finished):
+    before = snapshot(finished)
+    said = fails(*SHORT, f"--output_dir={finished}")
+    assert "holds a finished experiment" in said and "--overwrite" in said
+    assert snapshot(finished) == before
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    def train(*args, **options):
+        raise AssertionError("This must be found before training.")
+
+    monkeypatch.setattr(loop, "train", train)
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--gin.Schedul.train_steps=1"], "Known names: digits.load"),
+        (["--gin.ldro/Method.weighting='ldro'"], "Unknown method 'ldro'. Known methods: average, "),
+        (["--gin.ldro/Method.hyperparameters={'lr': 1}"], "(lookahead_lr, weight_lr, normalize_"),
+        (["--gin.SEEDS=3"], "The seeds must be integers, such as (0, 1, 2), but they are 3."),
+        (["--gin.TRAIN_STEPS=0"], "train_steps must be a positive integer"),
+        (["--gin_file=nope.gin"], "There is no gin file nope.gin. Known experiments: gin_configs"),
+        (["--output_dir=/proc/self/nope"], "The output directory /proc/self/nope can't be written"),
+    ],
+)
+def test_a_slip_is_one_message_without_a_traceback(args, said, tmp_path):
+    found = fails(*SHORT, f"--output_dir={tmp_path}", *args)
+    assert found.startswith("Error: ") and said in found
+    assert "results.json" not in os.listdir(tmp_path)
+
+
+def test_a_full_disk_is_one_message(tmp_path, monkeypatch):
+    def full(**options):
+        raise OSError(errno.ENOSPC, "No space left on device", "results.json")
+
+    monkeypatch.setattr(experiment, "multitask_classification", full)
+    monkeypatch.setattr(configuration, "load", lambda files, bindings: full)
+    said = fails(DIGITS, f"--output_dir={tmp_path}")
+    assert "No space left on device: 'results.json'" in said and "is kept" in said
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(configuration, "load", lambda files, bindings: interrupted)
+    assert fails(DIGITS, f"--output_dir={tmp_path}") == "130"
+    assert "Interrupted." in capsys.readouterr().err
+    assert (tmp_path / "config.gin").exists()
+
+
+def test_developers_get_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.setenv("LDRO_JAX_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="Known names"):
+        command(DIGITS, "--gin.Nope.a=1", f"--output_dir={tmp_path}")
+
+
+# Long enough that the process can be killed in the middle.
+LONG = (
+    DIGITS,
+    "--gin.TRAIN_STEPS=400",
+    "--gin.SEEDS=(0,)",
+    "--gin.Schedule.eval_interval=5",
+    "--gin.Schedule.checkpoint_interval=10",
+    "--gin.ldro/Method.interaction_interval=7",
+    "--gin.multitask_classification.methods=[@ldro/Method()]",
+)
+
+
+def start(directory):
+    """Starts the command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "ldro_jax.main", *LONG, f"--output_dir={directory}"],
+        cwd=_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out + err
+
+
+def parameters(directory):
+    import orbax.checkpoint as ocp
+
+    path = directory / "checkpoints" / "L-DRO-seed0" / "400" / "state"
+    with ocp.StandardCheckpointer() as checkpointer:
+        item = checkpointer.metadata(path).item_metadata
+        return checkpointer.restore(path, _like(item))
+
+
+def _like(metadata):
+    import jax
+
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), metadata.tree
+    )
+
+
+def test_a_killed_run_goes_on_and_ends_bit_identical(tmp_path):
+    import jax
+
+    whole, killed = start(tmp_path / "whole"), start(tmp_path / "killed")
+    try:
+        checkpoints = tmp_path / "killed" / "checkpoints" / "L-DRO-seed0"
+        deadline = time.monotonic() + 240
+        while not (checkpoints / "30").exists() and killed.poll() is None:
+            assert time.monotonic() < deadline, "no checkpoint came"
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+        killed.communicate()
+        assert killed.returncode == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "runs").exists(), "it was done before it was killed"
+        assert "resumed at step" in end(start(tmp_path / "killed"))
+        assert "resumed" not in end(whole)
+    finally:
+        for process in (whole, killed):
+            process.kill()
+    records = [
+        json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")
+    ]
+    for record in records:
+        assert record["runs"][0].pop("seconds_per_step") > 0
+    assert records[0] == records[1]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        parameters(tmp_path / "whole"),
+        parameters(tmp_path / "killed"),
+    )

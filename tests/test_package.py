@@ -1,0 +1,63 @@
+"""What ``import ldro_jax`` brings and leaves out, and that its names are documented."""
+
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import ldro_jax
+
+_HEAVY = ("clu", "flax", "gin", "matplotlib", "orbax", "sklearn", "tensorflow", "tqdm")
+
+
+def test_importing_the_library_imports_nothing_heavy(run_python):
+    found = run_python("import sys, ldro_jax; print('\\n'.join(sys.modules))").split()
+    assert "ldro_jax.transform" in found and "optax" in found
+    assert not {name.partition(".")[0] for name in found} & set(_HEAVY)
+
+
+_ROOTS = [ldro_jax, ldro_jax.weighting, ldro_jax.interaction]
+
+
+@pytest.mark.parametrize("module", _ROOTS, ids=lambda module: module.__name__)
+def test_all_is_sorted_and_complete(module):
+    # Constants first, then classes, then functions, as ruff sorts them.
+    order = [(not name.isupper(), not name[0].isupper(), name) for name in module.__all__]
+    assert order == sorted(set(order))
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    assert public <= set(module.__all__)
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+
+
+_MODULES = ["ldro_jax", *(m.name for m in pkgutil.walk_packages(ldro_jax.__path__, "ldro_jax."))]
+
+
+@pytest.mark.parametrize("name", _MODULES)
+def test_every_public_name_is_documented(name):
+    module = importlib.import_module(name)
+    assert module.__doc__, name
+    for attribute, value in vars(module).items():
+        ours = getattr(value, "__module__", None) == name
+        if attribute.startswith("_") or not ours or not callable(value):
+            continue
+        assert value.__doc__, f"{name}.{attribute}"
+        if inspect.isclass(value):
+            for method, function in vars(value).items():
+                if inspect.isfunction(function) and not method.startswith("_"):
+                    assert function.__doc__, f"{name}.{attribute}.{method}"
+
+
+def test_the_version_is_the_installed_one():
+    import importlib.metadata
+
+    try:
+        installed = importlib.metadata.version("ldro-jax")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("ldro-jax runs from its source here")
+    assert ldro_jax.__version__ == installed

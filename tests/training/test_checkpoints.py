@@ -1,0 +1,120 @@
+"""Checkpoints: what comes back is what went in, and a damaged one is passed over."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ldro_jax.training import checkpoints
+
+RECORD = {"seed": 0, "values": [0.1, None, 1e-30], "name": "L-DRO"}
+
+
+def state(value):
+    return {"step": jnp.int32(value), "params": (jnp.full((3, 2), value / 3),), "empty": ()}
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A directory with checkpoints of the steps 1 and 2."""
+    writer = checkpoints.Checkpoints(tmp_path / "saved")
+    for value in (1, 2):
+        writer.save(value, state(value), RECORD | {"seed": value})
+    writer.close()
+    return tmp_path / "saved"
+
+
+def restore(directory):
+    reader = checkpoints.Checkpoints(directory)
+    try:
+        return reader.restore(state(0))
+    finally:
+        reader.close()
+
+
+def check(restored, value):
+    jax.tree.map(np.testing.assert_array_equal, restored[0], state(value))
+    assert restored[0]["params"][0].dtype == jnp.float32
+    assert restored[1] == RECORD | {"seed": value}
+
+
+def test_the_newest_comes_back_whole(saved):
+    check(restore(saved), 2)
+
+
+def test_there_is_none_at_first(tmp_path):
+    assert restore(tmp_path / "new") is None
+
+
+def test_only_the_newest_two_are_kept(saved):
+    writer = checkpoints.Checkpoints(saved)
+    writer.save(3, state(3), RECORD)
+    writer.close()
+    assert {path.name for path in saved.iterdir()} == {"2", "3"}
+
+
+def test_a_checkpoint_outlives_the_buffers_it_was_made_from(tmp_path):
+    # The next step is started while the checkpoint is written, and reuses the memory of the state.
+    advance = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    writer = checkpoints.Checkpoints(tmp_path)
+    current = {"params": jnp.zeros(1_000_000)}
+    writer.save(1, current, RECORD)
+    for _ in range(5):
+        current = advance(current)
+    writer.close()
+    reader = checkpoints.Checkpoints(tmp_path)
+    restored, _ = reader.restore({"params": jnp.ones(1_000_000)})
+    reader.close()
+    assert not np.asarray(restored["params"]).any()
+
+
+def _files(directory):
+    return sorted(path for path in directory.rglob("*") if path.is_file())
+
+
+def _truncate(checkpoint):
+    for path in _files(checkpoint / "state"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _garbage(checkpoint):
+    for path in _files(checkpoint):
+        path.write_bytes(b"\x00garbage")
+
+
+def _no_record(checkpoint):
+    shutil.rmtree(checkpoint / "record")
+
+
+def _cut_record(checkpoint):
+    for path in _files(checkpoint / "record"):
+        path.write_text('{"seed": 2, "val')
+
+
+def _empty(checkpoint):
+    shutil.rmtree(checkpoint)
+    checkpoint.mkdir()
+
+
+DAMAGES = [_truncate, _garbage, _no_record, _cut_record, _empty]
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, damage, caplog):
+    damage(saved / "2")
+    check(restore(saved), 1)
+    assert "The checkpoint of step 2" in caplog.text and "can't be read" in caplog.text
+    # The run goes on from step 1 and comes to step 2 again.
+    writer = checkpoints.Checkpoints(saved)
+    writer.save(2, state(2), RECORD | {"seed": 2})
+    writer.close()
+    check(restore(saved), 2)
+
+
+def test_without_a_good_one_the_run_starts_again(saved, caplog):
+    for name in ("1", "2"):
+        _garbage(saved / name)
+    assert restore(saved) is None
+    assert "step 2" in caplog.text and "step 1" in caplog.text
