@@ -12,9 +12,11 @@ import shutil
 import tempfile
 import tokenize
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gin
 import optax
+from gin import config as gin_config
 
 from ldro_jax.models import mlp
 from ldro_jax.tasks import digits
@@ -46,13 +48,13 @@ def _register() -> None:
             gin.external_configurable(function, module=module)
     # gin would look for a/b.gin in a Python package a as well, before it comes to the search path,
     # and fails at a mere folder of that name.
-    gin.config._FILE_READERS = gin.config._FILE_READERS[:1]
+    gin_config._FILE_READERS = gin_config._FILE_READERS[:1]
     for path in _ROOTS:
         gin.add_config_file_search_path(str(path))
 
 
 @gin.configurable
-def run(experiment: Callable = gin.REQUIRED) -> Callable:
+def run(experiment: Any = gin.REQUIRED) -> Callable:
     """The experiment to run; gin files bind it.
 
     Args:

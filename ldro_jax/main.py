@@ -9,6 +9,7 @@ A run that was interrupted goes on where it stopped: give the same command again
 
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable
 
@@ -17,16 +18,16 @@ from absl import app, flags, logging
 from ldro_jax import _xla_flags, configuration
 
 _GIN_FILE = flags.DEFINE_multi_string(
-    "gin_file", None, "A gin file, from the working directory or from gin_configs/; repeatable."
+    "gin_file", None, "A gin file, a path from here or from the clone; repeatable.", required=True
 )
 _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "A gin binding, NAME=VALUE; also written --gin.NAME=VALUE; repeatable."
 )
-_OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Directory for everything that comes out.")
+_OUTPUT_DIR = flags.DEFINE_string(
+    "output_dir", None, "Directory for everything that comes out.", required=True
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the data set, where one is needed.")
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what an earlier run left in output_dir.")
-
-flags.mark_flags_as_required(["gin_file", "output_dir"])
 
 
 def main(argv: list[str]) -> None:
@@ -52,9 +53,11 @@ def main(argv: list[str]) -> None:
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("LDRO_JAX_TRACEBACK"):
             raise
+        # gin adds the function that was called, with its address in memory.
+        message = re.sub(r" \(<.*>\)", "", str(error))
         if isinstance(error, OSError) and advice:
-            error = f"{error}. {advice}"
-        sys.exit(f"Error: {error}\n(LDRO_JAX_TRACEBACK=1 shows where.)")
+            message = f"{message}\n{advice}"
+        sys.exit(f"Error: {message}\n(LDRO_JAX_TRACEBACK=1 shows where.)")
 
 
 def run() -> None:

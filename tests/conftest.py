@@ -15,6 +15,10 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
 _xla_flags.set_cpu_defaults()
 
+if not hasattr(jax, "enable_x64"):  # before jax 0.8
+    from jax import experimental
+
+    jax.enable_x64 = experimental.enable_x64
 jax.config.update("jax_platforms", "cpu")
 # A silent promotion or broadcast is how a [N] vector becomes a wrong [N, N] matrix.
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -23,13 +23,13 @@ pytest.importorskip("sklearn")
 
 _ROOT = pathlib.Path(__file__).parents[1]
 DIGITS = f"--gin_file={_ROOT / 'gin_configs' / 'experiments' / 'digits.gin'}"
+_METHODS = ["Average", "Group DRO", "Interpolated", "L-DRO"]
 SHORT = (
     DIGITS,
     "--gin.TRAIN_STEPS=20",
     "--gin.SEEDS=(0,)",
     "--gin.Schedule.eval_interval=10",
     "--gin.Schedule.checkpoint_interval=10",
-    "--gin.multitask_classification.methods=[@average/Method(), @ldro/Method()]",
 )
 
 
@@ -70,9 +70,9 @@ def test_results_hold_what_was_promised(finished):
     assert {"platform", "kind", "count"} <= set(record["device"])
     names = record["task_names"]
     assert len(names) == 10 and "upside down" in names
-    average, lookahead = record["runs"]
+    average, *_, lookahead = record["runs"]
+    assert [run["method"] for run in record["runs"]] == _METHODS
     assert (average["method"], average["hyperparameters"], average["seed"]) == ("Average", {}, 0)
-    assert lookahead["method"] == "L-DRO"
     assert set(lookahead["hyperparameters"]) == {
         "lookahead_lr",
         "weight_lr",
@@ -131,7 +131,7 @@ def test_tensorboard_has_the_scalars(finished):
     for event in event_file_loader.EventFileLoader(str(file)).Load():
         for value in event.summary.value:
             found[value.tag, event.step] = float(tensor_util.make_ndarray(value.tensor))
-    run = results.load_results(finished / "results.json").runs[1]
+    run = results.load_results(finished / "results.json").runs[-1]
     for evaluation in run.evaluations:
         prefix, step = f"{evaluation.split}/accuracy", evaluation.step
         assert found[f"{prefix}/average", step] == pytest.approx(evaluation.average, rel=1e-5)
@@ -176,6 +176,7 @@ def no_training(monkeypatch):
 def test_a_slip_is_one_message_without_a_traceback(args, said, tmp_path):
     found = fails(*SHORT, f"--output_dir={tmp_path}", *args)
     assert found.startswith("Error: ") and said in found
+    assert " at 0x" not in found
     assert "results.json" not in os.listdir(tmp_path)
 
 
@@ -208,7 +209,7 @@ def test_developers_get_the_traceback(tmp_path, monkeypatch):
 # Long enough that the process can be killed in the middle.
 LONG = (
     DIGITS,
-    "--gin.TRAIN_STEPS=400",
+    "--gin.TRAIN_STEPS=200",
     "--gin.SEEDS=(0,)",
     "--gin.Schedule.eval_interval=5",
     "--gin.Schedule.checkpoint_interval=10",
@@ -237,7 +238,7 @@ def end(process):
 def parameters(directory):
     import orbax.checkpoint as ocp
 
-    path = directory / "checkpoints" / "L-DRO-seed0" / "400" / "state"
+    path = directory / "checkpoints" / "L-DRO-seed0" / "200" / "state"
     with ocp.StandardCheckpointer() as checkpointer:
         item = checkpointer.metadata(path).item_metadata
         return checkpointer.restore(path, _like(item))

@@ -11,6 +11,7 @@ References:
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def load(*, data_dir: str | None = None, seed: int = 0) -> base.MultitaskData:
         raise ImportError(
             "The digits come with scikit-learn: pip install 'ldro-jax[vision]'."
         ) from error
-    digits = datasets.load_digits()
+    digits: Any = datasets.load_digits()
     images = (digits.images / 16).astype(np.float32)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))

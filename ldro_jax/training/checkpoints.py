@@ -53,7 +53,7 @@ class Checkpoints:
         )
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                restored = self._manager.restore(step, args=args)
+                restored: Any = self._manager.restore(step, args=args)
                 return restored.state, restored.record
             # Whatever a damaged file makes Orbax raise, an older checkpoint is better than none.
             except Exception as error:

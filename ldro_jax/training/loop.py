@@ -82,7 +82,7 @@ class Program:
             lambda params, split: accuracy.task_accuracies(self._apply, params, split)
         )
 
-    def _apply(self, params, inputs):
+    def _apply(self, params: Any, inputs: jax.Array) -> Any:
         return self._model.apply({"params": params}, inputs)
 
     def init(self, seed: int) -> step_lib.TrainState:
@@ -263,6 +263,7 @@ def _write(writer, run: results.Run) -> None:
         scalars[f"{prefix}/worst"] = evaluation.worst
         scalars |= {f"{prefix}/task/{name}": x for name, x in evaluation.per_task.items()}
     for name, series in [("weight", run.weights), ("train loss", run.losses)]:
+        assert series is not None
         tasks = zip(run.evaluations[-1].per_task, series.values[-1], strict=True)
         scalars |= {f"{name}/{task}": float(value) for task, value in tasks}
     writer.write_scalars(step, scalars)

@@ -72,7 +72,11 @@ def train_steps(
         def one_step(state, step_indices):
             batch = base.take(train, step_indices)
             updates, opt_state = tx.update(
-                None, state.opt_state, state.params, loss_fn=loss_fn, batch=batch
+                None,  # pyright: ignore[reportArgumentType]
+                state.opt_state,
+                state.params,
+                loss_fn=loss_fn,
+                batch=batch,
             )
             params = optax.apply_updates(state.params, updates)
             losses = transform.find_state(opt_state).losses

@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class Panel:
 
 def trajectory_fn(
     method: Method,
-    points: jax.Array,
+    points: np.ndarray | jax.Array,
     *,
     start: Sequence[float],
     learning_rate: float,
@@ -67,8 +68,8 @@ def trajectory_fn(
         losses = losses + noise * jax.random.normal(loss_key, losses.shape)
         gradients = gradients + noise * jax.random.normal(gradient_key, gradients.shape)
         updates, opt_state = tx.update(gradients, opt_state, params, losses=losses)
-        params = optax.apply_updates(params, updates)
-        return (params, opt_state), (params, transform.find_state(opt_state).weights)
+        moved: Any = optax.apply_updates(params, updates)
+        return (moved, opt_state), (moved, transform.find_state(opt_state).weights)
 
     def run(key):
         first = jnp.asarray(start, jnp.float32)
@@ -87,7 +88,7 @@ def trajectories(
     name: str,
     description: str,
     panels: Sequence[Panel],
-    points: np.ndarray,
+    points: np.ndarray | jax.Array,
     start: Sequence[float],
     learning_rate: float,
     train_steps: int,
@@ -157,7 +158,7 @@ def trajectories(
                         seconds_per_step=seconds,
                         evaluations=[
                             results.summarise_evaluation(
-                                step, "train", "loss", names, values, higher_is_better=False
+                                int(step), "train", "loss", names, values, higher_is_better=False
                             )
                             for step, values in zip(steps, losses, strict=True)
                         ],

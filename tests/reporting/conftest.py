@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+
 from ldro_jax.reporting import Results, Run, Series, summarise_evaluation
 
 TASKS = ("clean", "rotated", "inverted", "noisy", "blurred", "cropped", "flipped", "low contrast")

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+
 from ldro_jax import reporting
 from ldro_jax.reporting import Run, figure_words
 from ldro_jax.reporting.plots.interaction import last_interaction

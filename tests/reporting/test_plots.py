@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from ldro_jax.reporting import Run, Series, plots
 from ldro_jax.reporting.plots.balance import non_dominated
 from ldro_jax.reporting.plots.interaction import (

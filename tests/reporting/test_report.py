@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+
 from ldro_jax import reporting
 from ldro_jax.reporting import Run, plots
 

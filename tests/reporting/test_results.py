@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+
 from ldro_jax import reporting
 from ldro_jax.reporting import Results, ResultsError, Run, Series
 

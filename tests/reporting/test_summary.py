@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+
 from ldro_jax import reporting
 from ldro_jax.reporting import Run, mean_spread
 from ldro_jax.reporting.summary import Difference

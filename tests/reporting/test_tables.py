@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+
 from ldro_jax import reporting
 from ldro_jax.reporting import Run
 from ldro_jax.reporting.numbers import decimals_for, number

@@ -1,0 +1,63 @@
+"""Every gin file can be read, and the methods among them can be made."""
+
+import pathlib
+
+import gin
+import jax.numpy as jnp
+import pytest
+
+from ldro_jax import configuration, transform
+
+_CONFIGS = pathlib.Path(__file__).parents[1] / "gin_configs"
+_FILES = sorted(str(path.relative_to(_CONFIGS)) for path in _CONFIGS.rglob("*.gin"))
+_EXPERIMENTS = [file for file in _FILES if file.startswith("experiments/")]
+_METHODS = [file for file in _FILES if file.startswith("methods/")]
+# A new experiment goes here together with a test that runs it to its report.
+_RUN = {
+    "experiments/digits.gin": "test_main.py",
+    "experiments/synthetic.gin": "training/test_synthetic_experiment.py",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_gin_bindings_left():
+    yield
+    gin.clear_config()
+
+
+def test_every_experiment_is_run_by_a_test():
+    assert sorted(_RUN) == _EXPERIMENTS
+    for experiment, test in _RUN.items():
+        text = (pathlib.Path(__file__).parent / test).read_text(encoding="utf-8")
+        assert pathlib.Path(experiment).name in text
+
+
+@pytest.mark.parametrize("file", _EXPERIMENTS)
+def test_an_experiment_stands_alone(file):
+    assert callable(configuration.load([str(_CONFIGS / file)], []))
+
+
+@pytest.mark.parametrize("file", _EXPERIMENTS)
+def test_an_experiment_says_what_to_expect_and_how_to_run_it(file):
+    lines = (_CONFIGS / file).read_text(encoding="utf-8").splitlines()
+    header = "\n".join(line for line in lines[: lines.index(next(filter(_is_code, lines)))])
+    assert f"--gin_file=gin_configs/{file}" in header
+    assert "Time: about " in header
+
+
+def _is_code(line):
+    return line and not line.startswith("#")
+
+
+@pytest.mark.parametrize("file", _METHODS)
+def test_a_method_can_be_added_to_an_experiment(file):
+    scope = pathlib.Path(file).stem
+    configuration.load(
+        [str(_CONFIGS / "experiments" / "digits.gin"), str(_CONFIGS / file)],
+        [f"multitask_classification.methods=[@{scope}/Method()]"],
+    )
+    with gin.config_scope(scope):
+        method = gin.get_configurable("training.Method")()
+    state = method.transform(3).init(jnp.zeros(2))
+    assert transform.find_state(state).weights.shape == (3,)
+    assert method.name and set(method.hyperparameters) <= set(method.settings())
