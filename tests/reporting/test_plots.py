@@ -1,6 +1,7 @@
 """Figures: the arithmetic behind them, and that they draw anything sensible without leaks."""
 
 import dataclasses
+import itertools
 import sys
 
 import numpy as np
@@ -150,7 +151,7 @@ def test_forty_tasks_keep_their_names_apart(made_up):
     renderer = figure.canvas.get_renderer()
     boxes = [t.get_window_extent(renderer) for t in figure.axes[0].get_yticklabels()]
     assert len(boxes) == 40
-    assert not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:], strict=False))
+    assert not any(a.overlaps(b) for a, b in itertools.pairwise(boxes))
 
 
 def test_values_are_written_for_few_tasks_only(made_up):
