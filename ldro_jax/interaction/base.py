@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+# Elements of a row; 20 rows of float32 are then 1.3 MB.
+_SLICE = 16384
+
 LossFn = Callable[[Any, Any], jax.Array]
 
 
@@ -45,20 +48,57 @@ def gram(left: Any, right: Any | None = None) -> jax.Array:
       ``[n, m]``, accumulated and returned in :func:`statistics_dtype`.
     """
     dtype = statistics_dtype(left)
-
-    def products(x, y):
-        # Contracting all axes at once, instead of flattening first, keeps a sharded leaf in place.
-        axes = tuple(range(1, x.ndim))
-        return jax.lax.dot_general(
-            x,
-            y,
-            ((axes, axes), ((), ())),
-            precision=jax.lax.Precision.HIGHEST,
-            preferred_element_type=dtype,
-        )
-
+    # Slicing an axis that is sharded would move data between devices.
+    on_one_cpu = jax.default_backend() == "cpu" and jax.device_count() == 1
+    leaf_products = products_by_slices if on_one_cpu else products
     right = left if right is None else right
-    return functools.reduce(operator.add, jax.tree.leaves(jax.tree.map(products, left, right)))
+    leaves = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return functools.reduce(operator.add, (leaf_products(x, y, dtype) for x, y in leaves))
+
+
+def products(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
+    """Inner products of the rows of two stacked arrays.
+
+    Args:
+      x: ``[n, ...]``.
+      y: ``[m, ...]``, with the same trailing shape.
+      dtype: to accumulate in.
+
+    Returns:
+      ``[n, m]``.
+    """
+    # Contracting all axes at once, instead of flattening first, keeps a sharded leaf in place.
+    axes = tuple(range(1, x.ndim))
+    return jax.lax.dot_general(
+        x,
+        y,
+        ((axes, axes), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=dtype,
+    )
+
+
+def products_by_slices(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
+    """The same as :func:`products`, summed over slices that fit a processor's cache.
+
+    XLA:CPU multiplies a few very long rows at a third of the speed of the same rows in slices.
+
+    Args:
+      x: ``[n, ...]``.
+      y: ``[m, ...]``, with the same trailing shape.
+      dtype: to accumulate in.
+
+    Returns:
+      ``[n, m]``.
+    """
+    x, y = (array.reshape(array.shape[0], -1) for array in (x, y))
+    length = x.shape[1]
+    # No more than 64 slices, which the compiler sees one by one.
+    step = max(_SLICE, -(-length // 64))
+    parts = (
+        products(x[:, i : i + step], y[:, i : i + step], dtype) for i in range(0, length, step)
+    )
+    return functools.reduce(operator.add, parts)
 
 
 def statistics_dtype(tree: Any) -> Any:
