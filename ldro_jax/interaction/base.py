@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # Elements of a row; 20 rows of float32 are then 1.3 MB.
@@ -92,13 +93,17 @@ def products_by_slices(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
       ``[n, m]``.
     """
     x, y = (array.reshape(array.shape[0], -1) for array in (x, y))
-    length = x.shape[1]
-    # No more than 64 slices, which the compiler sees one by one.
-    step = max(_SLICE, -(-length // 64))
-    parts = (
-        products(x[:, i : i + step], y[:, i : i + step], dtype) for i in range(0, length, step)
-    )
-    return functools.reduce(operator.add, parts)
+    whole, rest = divmod(x.shape[1], _SLICE)
+
+    def add_slice(index, total):
+        # A loop, since slices side by side would be a second copy of the gradients.
+        slices = (jax.lax.dynamic_slice_in_dim(z, index * _SLICE, _SLICE, 1) for z in (x, y))
+        return total + products(*slices, dtype)
+
+    total = jnp.zeros((x.shape[0], y.shape[0]), dtype)
+    if rest:
+        total = products(x[:, whole * _SLICE :], y[:, whole * _SLICE :], dtype)
+    return jax.lax.fori_loop(0, whole, add_slice, total) if whole else total
 
 
 def statistics_dtype(tree: Any) -> Any:
