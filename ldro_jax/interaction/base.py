@@ -82,7 +82,7 @@ def products(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
 def products_by_slices(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
     """The same as :func:`products`, summed over slices that fit a processor's cache.
 
-    XLA:CPU multiplies a few very long rows at a third of the speed of the same rows in slices.
+    XLA:CPU multiplies a few very long rows more slowly than the same rows in slices.
 
     Args:
       x: ``[n, ...]``.
