@@ -22,8 +22,10 @@ STRATEGIES = {
     "columns": interaction.columns(),
     "jacrev": interaction.jacrev(),
 }
-# Their time grows with the square of N, or with N times that of a step.
-_SLOW = ("tiled, tiles of 1", "tiled, tiles of 4", "columns", "jacrev")
+
+
+def _caller(program, inputs):
+    return lambda: jax.block_until_ready(program(*inputs))
 
 
 def main():
@@ -51,18 +53,10 @@ def main():
             compiled[name] = jax.jit(matrix).lower(params, batch)
         compiled = {name: lowered.compile() for name, lowered in compiled.items()}
 
-        def runner(name, inputs, compiled=compiled):
-            def run(steps):
-                for _ in range(steps):
-                    output = compiled[name](*inputs)
-                jax.block_until_ready(output)
-
-            return run
-
-        inputs = {name: (params, batch) for name in compiled}
+        inputs = dict.fromkeys(compiled, (params, batch))
         inputs["one training step"] = (params, tx.init(params), batch)
         table = timing.paired_ratios(
-            {name: (runner(name, inputs[name]), 1 if name in _SLOW else 5) for name in compiled},
+            {name: _caller(program, inputs[name]) for name, program in compiled.items()},
             "one training step",
             args.rounds,
         )

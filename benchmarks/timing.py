@@ -1,7 +1,7 @@
 """Timing programs against each other on a machine whose speed drifts.
 
-All programs take turns, round after round, and what is reported is the median over the rounds of
-the ratio to a baseline timed in the same round.
+All programs take turns, one step each, round after round, so that a slow moment hits them all; what
+is reported is the mean over the rounds, relative to that of a baseline.
 """
 
 import argparse
@@ -14,40 +14,39 @@ import jax
 
 
 def paired_ratios(
-    programs: dict[str, tuple[Callable[[int], None], int]], baseline: str, rounds: int
+    programs: dict[str, Callable[[], None]], baseline: str, rounds: int
 ) -> dict[str, tuple[float, float, float]]:
     """Times programs in turn.
 
     Args:
-      programs: for each name a function that takes a number of steps and waits for them, and how
-        many steps to give it at a time.
+      programs: for each name a function that takes one step and waits for it.
       baseline: the program whose time is 1.
-      rounds: how often each has its turn.
+      rounds: how many steps each takes; a multiple of the interval of what happens now and then.
 
     Returns:
-      For each name the median milliseconds a step, and the median and the spread (half the
-      difference between the quartiles) of the ratio to the baseline.
+      For each name the mean milliseconds of a step, its ratio to the baseline's, and the standard
+      error of that ratio, from the differences within the rounds.
     """
     seconds = {name: [] for name in programs}
-    for run, _ in programs.values():
-        run(1)
     for _ in range(rounds):
-        for name, (run, steps) in programs.items():
+        for name, step in programs.items():
             began = time.perf_counter()
-            run(steps)
-            seconds[name].append((time.perf_counter() - began) / steps)
+            step()
+            seconds[name].append(time.perf_counter() - began)
+    base = statistics.mean(seconds[baseline])
     table = {}
     for name, own in seconds.items():
-        ratios = [a / b for a, b in zip(own, seconds[baseline], strict=True)]
-        low, _, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
-        table[name] = (1e3 * statistics.median(own), statistics.median(ratios), (high - low) / 2)
+        differences = [a - b for a, b in zip(own, seconds[baseline], strict=True)]
+        error = statistics.stdev(differences) / rounds**0.5 if rounds > 1 else float("nan")
+        mean = statistics.mean(own)
+        table[name] = (1e3 * mean, mean / base, error / base)
     return table
 
 
 def arguments(description: str, *, rounds: int) -> argparse.Namespace:
     """Command line of a benchmark."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=int, default=rounds, help="turns of each program")
+    parser.add_argument("--rounds", type=int, default=rounds, help="steps of each program")
     parser.add_argument("--examples", type=int, default=64, help="examples of each task")
     return parser.parse_args()
 
