@@ -97,8 +97,10 @@ def products_by_slices(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
 
     def add_slice(index, total):
         # A loop, since slices side by side would be a second copy of the gradients.
-        slices = (jax.lax.dynamic_slice_in_dim(z, index * _SLICE, _SLICE, 1) for z in (x, y))
-        return total + products(*slices, dtype)
+        start = index * _SLICE
+        left = jax.lax.dynamic_slice_in_dim(x, start, _SLICE, 1)
+        right = jax.lax.dynamic_slice_in_dim(y, start, _SLICE, 1)
+        return total + products(left, right, dtype)
 
     total = jnp.zeros((x.shape[0], y.shape[0]), dtype)
     if rest:
