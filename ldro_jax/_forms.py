@@ -60,23 +60,22 @@ def read(
     form = _form(arguments)
     if params is None and form in ("tasks", "layout"):
         raise ValueError("update needs params, as its third argument.")
-    given = arguments.get
     if form == "tasks":
         step = _from_tasks(
             strategy,
-            given("loss_fn"),
+            arguments["loss_fn"],
             params,
-            given("batch"),
-            given("interaction_batch"),
+            arguments["batch"],
+            arguments["interaction_batch"],
             num_tasks,
             fused=fused,
         )
     elif form == "layout":
-        step = _from_losses_fn(given("losses_fn"), params, given("interaction_fn"))
+        step = _from_losses_fn(arguments["losses_fn"], params, arguments["interaction_fn"])
     elif form == "forward":
-        step = Step(arguments["losses"], arguments["pullback"], given("interaction_fn"))
+        step = Step(arguments["losses"], arguments["pullback"], arguments["interaction_fn"])
     else:
-        step = _from_stacked(updates, given("losses"), num_tasks)
+        step = _from_stacked(updates, arguments["losses"], num_tasks)
     if jnp.shape(step.losses) != (num_tasks,):
         raise ValueError(
             f"There must be one loss for each of the {num_tasks} tasks, shape ({num_tasks},), but "
