@@ -18,8 +18,8 @@ import gin
 import optax
 from gin import config as gin_config
 
-from ldro_jax.models import mlp
-from ldro_jax.tasks import digits
+from ldro_jax.models import cnn, mlp
+from ldro_jax.tasks import cifar100, digits
 from ldro_jax.tasks import synthetic as synthetic_tasks
 from ldro_jax.training import experiment, loop, method
 from ldro_jax.training import synthetic as synthetic_training
@@ -29,15 +29,22 @@ _PACKAGE = pathlib.Path(__file__).resolve().parent
 _ROOTS = (_PACKAGE.parent, _PACKAGE)
 
 _CONFIGURABLES = {
+    "cifar100": [cifar100.load],
     "digits": [digits.load],
-    "models": [mlp.MLP],
+    "models": [cnn.CNN, mlp.MLP],
     "optax": [optax.adam, optax.adamw, optax.cosine_decay_schedule, optax.sgd],
     "synthetic": [
         synthetic_tasks.points,
         synthetic_training.Panel,
         synthetic_training.trajectories,
     ],
-    "training": [experiment.multitask_classification, loop.Schedule, method.Method],
+    "training": [
+        experiment.multitask_classification,
+        loop.Schedule,
+        loop.epochs,
+        method.Method,
+        method.grid,
+    ],
 }
 
 

@@ -46,7 +46,7 @@ def program(method=AVERAGE, *, broken=0, sizes=(40, 32, 40), learning_rate=0.5, 
         data(sizes, broken=broken),
         mlp.MLP(num_classes=2, features=(4,)),
         optax.sgd(learning_rate, momentum=0.9),
-        examples_per_task=8,
+        batch_size=24,
         schedule=schedule(**options),
     )
 

@@ -5,29 +5,44 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldro_jax.tasks import base
 
 
 def task_accuracies(
-    apply_fn: Callable[[Any, jax.Array], jax.Array], params: Any, split: base.Split
-) -> jax.Array:
+    apply_fn: Callable[[Any, jax.Array], jax.Array],
+    params: Any,
+    split: base.Split,
+    task_classes: np.ndarray | None = None,
+) -> dict[str, jax.Array]:
     """Share of the examples of each task whose label gets the highest output.
 
     Args:
       apply_fn: ``(params, inputs [B, ...]) -> logits [B, classes]``.
       params: the model's parameters.
       split: examples of all tasks.
+      task_classes: which classes each task has, bool ``[N, classes]``.
 
     Returns:
-      ``[N]``, float32, between 0 and 1.
+      ``accuracy``, and with ``task_classes`` also ``within-task accuracy``, the highest output
+      among the classes of the task; each ``[N]``, float32, between 0 and 1.
     """
 
-    def accuracy(task):
-        inputs, labels, size = task
-        correct = jnp.argmax(apply_fn(params, inputs), axis=-1) == labels
+    def one_task(task):
+        (inputs, labels, size), allowed = task
+        logits = apply_fn(params, inputs)
+        candidates = {"accuracy": logits}
+        if allowed is not None:
+            candidates["within-task accuracy"] = jnp.where(allowed, logits, -jnp.inf)
         real = jnp.arange(labels.size) < size
-        return jnp.sum(correct & real) / size
+
+        def share(logits):
+            return jnp.sum((jnp.argmax(logits, axis=-1) == labels) & real) / size
+
+        return {metric: share(logits) for metric, logits in candidates.items()}
 
     # One task after another: the activations of one are enough to hold.
-    return jax.lax.map(accuracy, split).astype(jnp.float32)
+    classes = None if task_classes is None else jnp.asarray(task_classes)
+    found = jax.lax.map(one_task, (split, classes))
+    return {metric: values.astype(jnp.float32) for metric, values in found.items()}

@@ -1,14 +1,10 @@
-"""Multitask data sets in memory, and task-major batches drawn from them.
-
-A batch is a pure function of seed and step, so a run that is interrupted draws the same ones again.
-"""
+"""Multitask data sets in memory."""
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 
@@ -26,6 +22,10 @@ class Split(NamedTuple):
     sizes: np.ndarray | jax.Array
 
 
+def _unchanged(inputs: jax.Array) -> jax.Array:
+    return inputs
+
+
 @dataclasses.dataclass(frozen=True)
 class MultitaskData:
     """A classification data set of several tasks with a shared output layer.
@@ -36,6 +36,10 @@ class MultitaskData:
       train: examples to train on.
       validation: examples to choose by.
       test: examples to report on.
+      prepare: from inputs as they are stored, ``[..., example features]``, to those of the model;
+        applied on the device to each batch, so that images can be stored as bytes.
+      task_classes: which classes each task has, bool ``[task, class]``, if they differ. Accuracy
+        is then also measured among the classes of the task alone.
     """
 
     task_names: tuple[str, ...]
@@ -43,11 +47,19 @@ class MultitaskData:
     train: Split
     validation: Split
     test: Split
+    prepare: Callable[[jax.Array], jax.Array] = _unchanged
+    task_classes: np.ndarray | None = None
 
     def __post_init__(self):
         # Metrics are kept by name, so one of two tasks of the same name would be lost.
         if len(set(self.task_names)) < self.num_tasks:
             raise ValueError(f"Every task needs its own name, but they are {self.task_names}.")
+        classes = self.task_classes
+        if classes is not None and classes.shape != (self.num_tasks, self.num_classes):
+            raise ValueError(
+                f"task_classes must be [{self.num_tasks} tasks, {self.num_classes} classes], but "
+                f"its shape is {classes.shape}."
+            )
         for name in ("train", "validation", "test"):
             self._check_split(name, getattr(self, name))
 
@@ -88,69 +100,3 @@ class MultitaskData:
     def num_tasks(self) -> int:
         """Number of tasks, N."""
         return len(self.task_names)
-
-
-def batch_indices(
-    key: jax.Array, start: jax.typing.ArrayLike, num_steps: int, sizes: np.ndarray, batch_size: int
-) -> jax.Array:
-    """Which examples make up the batches of a stretch of steps.
-
-    Each task goes through its examples in a fresh random order in every epoch of its own, so tasks
-    of different sizes are drawn at the same rate.
-
-    Args:
-      key: a key for the whole run; the result is a function of it and of the steps alone.
-      start: the first step.
-      num_steps: number of steps, a Python integer.
-      sizes: examples of each task, a NumPy array ``[N]``.
-      batch_size: examples to draw from each task in each step.
-
-    Returns:
-      Indices, int32 ``[step, task, example]``.
-    """
-    sizes = np.asarray(sizes)
-    count = num_steps * batch_size
-    positions = jnp.asarray(start, jnp.int32) * batch_size + jnp.arange(count, dtype=jnp.int32)
-
-    def one_task(key, size, capacity, num_epochs):
-        first = positions[0] // size
-
-        def order(epoch):
-            noise = jax.random.uniform(jax.random.fold_in(key, epoch), (capacity,))
-            padding = jnp.arange(capacity, dtype=jnp.int32) >= size
-            return jnp.argsort(jnp.where(padding, jnp.inf, noise))
-
-        orders = jax.vmap(order)(first + jnp.arange(num_epochs, dtype=jnp.int32))
-        return orders[positions // size - first, positions % size]
-
-    keys = jax.random.split(key, sizes.size)
-    indices = jnp.zeros((sizes.size, count), jnp.int32)
-    # Tasks of similar size together: a small one has many epochs, and with padding to the largest
-    # task each would be as long to sort as that one's. A program of its own for every size would be
-    # as long to compile.
-    scales = np.array([int(size).bit_length() for size in sizes])
-    for scale in np.unique(scales):
-        tasks = np.flatnonzero(scales == scale)
-        draw = functools.partial(
-            one_task,
-            capacity=int(sizes[tasks].max()),
-            # A stretch may start and end in the middle of an epoch.
-            num_epochs=count // int(sizes[tasks].min()) + 2,
-        )
-        drawn = jax.vmap(draw)(keys[tasks], jnp.asarray(sizes[tasks], jnp.int32))
-        indices = indices.at[tasks].set(drawn.astype(jnp.int32))
-    return indices.reshape(sizes.size, num_steps, batch_size).swapaxes(0, 1)
-
-
-def take(split: Split, indices: jax.Array) -> dict[str, jax.Array]:
-    """The examples of one task-major batch.
-
-    Args:
-      split: the examples.
-      indices: ``[task, example]``, from :func:`batch_indices`.
-
-    Returns:
-      ``{"inputs": [task, example, ...], "labels": [task, example]}``.
-    """
-    rows = jnp.arange(indices.shape[0])[:, None]
-    return {"inputs": split.inputs[rows, indices], "labels": split.labels[rows, indices]}

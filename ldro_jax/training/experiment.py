@@ -1,5 +1,6 @@
 """Experiments: every method with every seed on the same tasks, and a report of it all."""
 
+import collections
 import dataclasses
 import importlib.metadata
 import os
@@ -34,11 +35,12 @@ def multitask_classification(
     description: str,
     load_data: Callable[..., base.MultitaskData],
     model: Callable[..., nn.Module],
-    methods: Sequence[Method],
+    methods: Sequence[Method | Sequence[Method]],
     seeds: Sequence[int],
     optimizer: optax.GradientTransformation,
-    examples_per_task: int,
+    batch_size: int,
     schedule: loop.Schedule,
+    sampler: str = "balanced",
 ) -> results.Results:
     """Trains a classifier on many tasks with several methods, and compares them.
 
@@ -53,11 +55,13 @@ def multitask_classification(
       description: a paragraph for the report.
       load_data: ``(data_dir=...) -> MultitaskData``.
       model: ``(num_classes=...) -> flax.linen.Module``.
-      methods: what to compare; the first is the baseline.
+      methods: what to compare; the first is the baseline. A sequence among them (a grid) counts as
+        its elements.
       seeds: a run for each.
       optimizer: chained after each method's weighting.
-      examples_per_task: examples of each task in a batch.
+      batch_size: examples of all tasks in a batch.
       schedule: lengths and intervals.
+      sampler: see :class:`~ldro_jax.training.loop.Program`.
 
     Returns:
       The record, as it is in ``results.json``.
@@ -69,30 +73,39 @@ def multitask_classification(
     """
     if isinstance(seeds, int) or not all(isinstance(seed, int) for seed in seeds):
         raise ValueError(f"The seeds must be integers, such as (0, 1, 2), but they are {seeds!r}.")
-    if not methods or not seeds:
+    settings = [m for entry in methods for m in ([entry] if isinstance(entry, Method) else entry)]
+    if not settings or not seeds:
         raise ValueError("An experiment needs at least one method and one seed.")
-    runs_of = {_run_name(method, seed): (method, seed) for method in methods for seed in seeds}
-    if len(runs_of) < len(methods) * len(seeds):
+    names = collections.Counter(method.name for method in settings)
+    runs_of = {
+        _run_name(method, seed, several=names[method.name] > 1): (method, seed)
+        for seed in seeds
+        for method in settings
+    }
+    if len(runs_of) < len(settings) * len(seeds):
         raise ValueError(
-            "Two runs have the same name. Give each method its own name, and list each seed once: "
-            f"methods {[m.name for m in methods]}, seeds {list(seeds)}."
+            "Two runs have the same name. Give each method its own name or setting, and list each "
+            f"seed once: methods {list(names)}, seeds {list(seeds)}."
         )
     data = load_data(data_dir=data_dir)
     # Once for all methods.
     data = dataclasses.replace(
         data, **jax.device_put({name: getattr(data, name) for name in ("train", *loop.SPLITS)})
     )
-    programs = {
-        method.name: loop.Program(
+    programs: dict[tuple, loop.Program] = {}
+    for method in settings:
+        if method.program() in programs:
+            programs[method.program()].with_method(method)
+            continue
+        programs[method.program()] = loop.Program(
             method,
             data,
             model(num_classes=data.num_classes),
             optimizer,
-            examples_per_task=examples_per_task,
+            batch_size=batch_size,
+            sampler=sampler,
             schedule=schedule,
         )
-        for method in methods
-    }
 
     def record(runs):
         return results.Results(
@@ -115,7 +128,7 @@ def multitask_classification(
         label = f"[{index}/{len(runs_of)}] {method.name}, seed {seed}"
         with tqdm.tqdm(total=schedule.train_steps, desc=label, unit="step") as progress:
             run = loop.train(
-                programs[method.name],
+                programs[method.program()].with_method(method),
                 seed,
                 checkpoint_dir=output_dir / "checkpoints" / run_name,
                 tensorboard_dir=output_dir / "tensorboard" / run_name,
@@ -202,6 +215,7 @@ def _finished_run(file: pathlib.Path) -> results.Run | None:
         return None
 
 
-def _run_name(method: Method, seed: int) -> str:
+def _run_name(method: Method, seed: int, *, several: bool) -> str:
     """A name for files: the method's, without what a file system may not like."""
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', method.name)}-seed{seed}"
+    setting = "".join(f"-{k}={v}" for k, v in method.settings().items()) if several else ""
+    return f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', method.name + setting)}-seed{seed}"

@@ -1,10 +1,11 @@
 """The training loop of one run: stretches of steps, evaluation, checkpoints, a record."""
 
 import contextlib
+import copy
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -49,6 +50,24 @@ class Schedule:
                 raise ValueError(f"{field.name} must be a positive integer, but it is {value!r}.")
 
 
+def epochs(num_epochs: int, steps_per_epoch: int, *, checkpoint_epochs: int = 1) -> Schedule:
+    """A schedule in epochs, with an evaluation after each.
+
+    Args:
+      num_epochs: length of a run.
+      steps_per_epoch: training examples divided by the batch size.
+      checkpoint_epochs: epochs between two checkpoints.
+
+    Returns:
+      The :class:`Schedule`.
+    """
+    return Schedule(
+        train_steps=num_epochs * steps_per_epoch,
+        eval_interval=steps_per_epoch,
+        checkpoint_interval=checkpoint_epochs * steps_per_epoch,
+    )
+
+
 class Program:
     """A model, its data and a method, compiled once and run with any seed.
 
@@ -57,8 +76,13 @@ class Program:
       data: what to train and evaluate on.
       model: the network, from inputs ``[B, ...]`` to logits ``[B, classes]``.
       optimizer: the Optax optimizer to chain after the weighting.
-      examples_per_task: examples of each task in a batch.
+      batch_size: examples of all tasks in a batch.
+      sampler: ``"balanced"``, the same number of examples from every task, or ``"uniform"``, plain
+        random batches.
       schedule: lengths and intervals.
+
+    Raises:
+      ValueError: if a setting of the method or of the batches is out of range.
     """
 
     def __init__(
@@ -68,22 +92,61 @@ class Program:
         model: nn.Module,
         optimizer: optax.GradientTransformation,
         *,
-        examples_per_task: int,
+        batch_size: int,
+        sampler: str = "balanced",
         schedule: Schedule,
     ):
         self.method, self.data, self.schedule = method, data, schedule
-        self._model = model
-        self._tx = optax.chain(method.transform(data.num_tasks), optimizer)
-        self._sizes = np.asarray(data.train.sizes)
-        self._examples_per_task = examples_per_task
+        self._model, self._optimizer = model, optimizer
+        self.batches = step_lib.Batches(sampler, batch_size, np.asarray(data.train.sizes))
+        # What is out of range is found before anything is trained.
+        self._tx = self.make_tx({})
+        self.batches.check()
         self._splits = {name: jax.device_put(getattr(data, name)) for name in ("train", *SPLITS)}
         self._stretches: dict[int, Callable] = {}
-        self._evaluate = jax.jit(
-            lambda params, split: accuracy.task_accuracies(self._apply, params, split)
-        )
+        self._evaluate = jax.jit(self.evaluate_fn)
 
-    def _apply(self, params: Any, inputs: jax.Array) -> Any:
-        return self._model.apply({"params": params}, inputs)
+    def with_method(self, method: Method) -> "Program":
+        """The same compiled program for another setting.
+
+        Args:
+          method: one whose :meth:`~ldro_jax.training.method.Method.program` is the same.
+
+        Returns:
+          A program that shares what is compiled with this one.
+
+        Raises:
+          ValueError: if it needs a program of its own, or a setting is out of range.
+        """
+        if method.program() != self.method.program():
+            raise ValueError(f"{method} can't be trained by the program of {self.method}.")
+        other = copy.copy(self)
+        other.method = method
+        other._tx = other.make_tx({})
+        return other
+
+    def apply(self, params: Any, inputs: jax.Array) -> Any:
+        """Logits of a batch of stored inputs.
+
+        Args:
+          params: the model's parameters.
+          inputs: ``[B, ...]``, before :attr:`MultitaskData.prepare`.
+
+        Returns:
+          ``[B, classes]``.
+        """
+        return self._model.apply({"params": params}, self.data.prepare(inputs))
+
+    def make_tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
+        """The optimizer with the method's weighting before it.
+
+        Args:
+          rates: values for the hyperparameters of :meth:`Method.rates`, instead of its own.
+
+        Returns:
+          The transformation.
+        """
+        return optax.chain(self.method.transform(self.data.num_tasks, rates), self._optimizer)
 
     def init(self, seed: int) -> step_lib.TrainState:
         """The state before the first step; the same parameters for every method.
@@ -94,7 +157,7 @@ class Program:
         Returns:
           The state.
         """
-        inputs = self._splits["train"].inputs[0, :1]
+        inputs = self.data.prepare(self._splits["train"].inputs[0, :1])
         params = self._model.init(jax.random.key(seed), inputs)["params"]
         return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx.init(params))
 
@@ -110,22 +173,27 @@ class Program:
           The new state, the mean losses of the stretch, ``[N]``, and the seconds a step took,
           without compilation.
         """
-        # Not the key that the parameters come from.
-        key = jax.random.fold_in(jax.random.key(seed), 1)
-        arguments = (state, self._splits["train"], key)
+        rates = {name: np.float32(value) for name, value in self.method.rates().items()}
+        arguments = (rates, state, self._splits["train"], batch_key(seed))
         if num_steps not in self._stretches:
-            stretch = step_lib.train_steps(
-                step_lib.classification_loss(self._apply),
-                self._tx,
-                num_steps,
-                self._examples_per_task,
-                self._sizes,
-            )
-            compiled = jax.jit(stretch, donate_argnums=0).lower(*arguments).compile()
-            self._stretches[num_steps] = compiled
+            stretch = jax.jit(self.stretch_fn(num_steps), donate_argnums=1)
+            self._stretches[num_steps] = stretch.lower(*arguments).compile()
         began = time.perf_counter()
         state, losses = jax.block_until_ready(self._stretches[num_steps](*arguments))
         return state, losses, (time.perf_counter() - began) / num_steps
+
+    def stretch_fn(self, num_steps: int) -> Callable:
+        """The pure function behind :meth:`train`, see :func:`~ldro_jax.training.step.train_steps`.
+
+        Args:
+          num_steps: length of the stretch.
+
+        Returns:
+          ``(rates, state, train split, key) -> (state, losses [N])``.
+        """
+        return step_lib.train_steps(
+            self.apply, self.make_tx, self.method, num_steps, self.batches
+        )
 
     def evaluate(self, state: step_lib.TrainState) -> list[results.Evaluation]:
         """Accuracy of every task on the held-out splits.
@@ -134,19 +202,57 @@ class Program:
           state: the training state.
 
         Returns:
-          One evaluation for each split.
+          One evaluation for each split and metric.
+        """
+        found = {split: self._evaluate(state.params, self._splits[split]) for split in SPLITS}
+        return self.evaluations(int(state.step), found)
+
+    def evaluate_fn(self, params: Any, split: base.Split) -> dict[str, jax.Array]:
+        """The pure function behind :meth:`evaluate`.
+
+        Args:
+          params: the model's parameters.
+          split: examples of all tasks.
+
+        Returns:
+          Accuracy of each task, ``[N]``, by metric.
+        """
+        return accuracy.task_accuracies(self.apply, params, split, self.data.task_classes)
+
+    def evaluations(self, step: int, found: Mapping[str, Mapping[str, Any]]):
+        """Makes entries of the record from accuracies.
+
+        Args:
+          step: number of steps taken.
+          found: from split to metric to accuracies ``[N]``.
+
+        Returns:
+          One :class:`~ldro_jax.reporting.Evaluation` for each.
         """
         return [
             results.summarise_evaluation(
-                step=int(state.step),
+                step=step,
                 split=split,
-                metric="accuracy",
+                metric=metric,
                 task_names=self.data.task_names,
-                values=np.asarray(self._evaluate(state.params, self._splits[split])),
+                values=np.asarray(values),
                 higher_is_better=True,
             )
-            for split in SPLITS
+            for split, metrics in found.items()
+            for metric, values in metrics.items()
         ]
+
+
+def batch_key(seed: int) -> jax.Array:
+    """The key of a run's batches, which is not the one that its parameters come from.
+
+    Args:
+      seed: of the run.
+
+    Returns:
+      The key.
+    """
+    return jax.random.fold_in(jax.random.key(seed), 1)
 
 
 def train(
@@ -257,7 +363,7 @@ def _append(series: results.Series | None, step: int, values: jax.Array) -> resu
 def _write(writer, run: results.Run) -> None:
     step = run.evaluations[-1].step
     scalars = {}
-    for evaluation in run.evaluations[-len(SPLITS) :]:
+    for evaluation in (e for e in run.evaluations if e.step == step):
         prefix = f"{evaluation.split}/{evaluation.metric}"
         scalars[f"{prefix}/average"] = evaluation.average
         scalars[f"{prefix}/worst"] = evaluation.worst
@@ -272,5 +378,6 @@ def _write(writer, run: results.Run) -> None:
 
 
 def _progress_text(run: results.Run) -> str:
-    last = next(e for e in reversed(run.evaluations) if e.split == "validation")
+    step = run.evaluations[-1].step
+    last = next(e for e in run.evaluations if e.step == step and e.split == "validation")
     return f"average {last.average:.3f}, worst {last.worst:.3f} ({last.worst_task})"

@@ -1,12 +1,16 @@
 """What is compared in an experiment: a weighting with its settings, under a name."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optax
 
 from ldro_jax import transform, weighting
+
+# Weightings that need their hyperparameters while they are made.
+_STATIC = {"pcgrad", "static_mixing"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,11 +35,15 @@ class Method:
     lagged: bool = False
     floor: float = 0.0
 
-    def transform(self, num_tasks: int) -> optax.GradientTransformationExtraArgs:
+    def transform(
+        self, num_tasks: int, rates: Mapping[str, Any] | None = None
+    ) -> optax.GradientTransformationExtraArgs:
         """The Optax transformation of this method.
 
         Args:
           num_tasks: N.
+          rates: values for the hyperparameters of :meth:`rates`, instead of its own; they may be
+            traced, so that one program serves many settings.
 
         Returns:
           The transformation, to be chained before an optimizer.
@@ -44,13 +52,36 @@ class Method:
           ValueError: if the method or one of its settings is unknown or out of range.
         """
         return transform.weighted(
-            weighting.create(self.weighting, self.hyperparameters),
+            weighting.create(self.weighting, {**self.hyperparameters, **(rates or {})}),
             num_tasks,
             interaction=self.interaction,
             interaction_interval=self.interaction_interval,
             lagged=self.lagged,
             floor=self.floor,
         )
+
+    def rates(self) -> dict[str, float]:
+        """The hyperparameters that are real numbers, which one program can take many values of."""
+        if self.weighting in _STATIC:
+            return {}
+        numbers = {k: v for k, v in self.hyperparameters.items() if not isinstance(v, bool)}
+        return {k: float(v) for k, v in numbers.items() if isinstance(v, (int, float))}
+
+    def program(self) -> tuple[Any, ...]:
+        """What methods have in common that the same compiled program can train.
+
+        Returns:
+          A hashable key: everything but the name and the values of :meth:`rates`.
+        """
+        static = {k: v for k, v in self.hyperparameters.items() if k not in self.rates()}
+        others = (self.interaction, self.interaction_interval, self.lagged, self.floor)
+        return (self.weighting, *sorted(self.rates()), repr(sorted(static.items())), *others)
+
+    @property
+    def measures_every_step(self) -> bool:
+        """Whether the interaction matrix is measured in every step."""
+        uses = weighting.create(self.weighting, self.hyperparameters).uses_interaction
+        return uses and self.interaction_interval == 1
 
     def settings(self) -> dict[str, Any]:
         """All that a record needs to tell this method from others: its non-default settings."""
@@ -61,3 +92,31 @@ class Method:
             if getattr(self, name) != default:
                 settings[name] = getattr(self, name)
         return settings
+
+
+def grid(method: Method, values: Mapping[str, Sequence[Any]]) -> list[Method]:
+    """All combinations of some settings of a method, for a sweep.
+
+    Args:
+      method: the method, whose other settings all have.
+      values: from the name of a hyperparameter, or of a field of :class:`Method`, to its values.
+
+    Returns:
+      The methods, of the same name, the last setting varying fastest.
+
+    Raises:
+      ValueError: if a setting has no values, or one that isn't a sequence.
+    """
+    for name, options in values.items():
+        if isinstance(options, str) or not isinstance(options, Sequence) or not options:
+            raise ValueError(
+                f"A grid needs a sequence of values for each setting, but {name} has {options!r}."
+            )
+    fields = {field.name for field in dataclasses.fields(Method)}
+    found = []
+    for combination in itertools.product(*values.values()):
+        chosen = dict(zip(values, combination, strict=True))
+        own = {name: chosen.pop(name) for name in fields & chosen.keys()}
+        hyperparameters = {**method.hyperparameters, **chosen}
+        found.append(dataclasses.replace(method, **{"hyperparameters": hyperparameters, **own}))
+    return found

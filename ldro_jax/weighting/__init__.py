@@ -12,6 +12,7 @@ from ldro_jax.weighting.group_dro import group_dro
 from ldro_jax.weighting.interpolated import interpolated
 from ldro_jax.weighting.lookahead import exact as lookahead_exact
 from ldro_jax.weighting.lookahead import online as lookahead_online
+from ldro_jax.weighting.pcgrad import pcgrad
 from ldro_jax.weighting.registry import METHODS, create
 from ldro_jax.weighting.static import average, static_mixing
 
@@ -27,6 +28,7 @@ __all__ = [
     "interpolated",
     "lookahead_exact",
     "lookahead_online",
+    "pcgrad",
     "stateless",
     "static_mixing",
     "with_floor",

@@ -9,6 +9,7 @@ from ldro_jax.weighting.baselined_dro import baselined_dro
 from ldro_jax.weighting.group_dro import group_dro
 from ldro_jax.weighting.interpolated import interpolated
 from ldro_jax.weighting.lookahead import exact, online
+from ldro_jax.weighting.pcgrad import pcgrad
 from ldro_jax.weighting.static import average, static_mixing
 
 METHODS: dict[str, Callable[..., base.Weighting]] = {
@@ -18,6 +19,7 @@ METHODS: dict[str, Callable[..., base.Weighting]] = {
     "interpolated": interpolated,
     "lookahead_exact": exact,
     "lookahead_online": online,
+    "pcgrad": pcgrad,
     "static_mixing": static_mixing,
 }
 

@@ -25,7 +25,7 @@ def run(directory, **options):
         "methods": [tiny.AVERAGE],
         "seeds": (0, 1),
         "optimizer": optax.sgd(0.5),
-        "examples_per_task": 8,
+        "batch_size": 24,
         "schedule": tiny.schedule(train_steps=10, eval_interval=5),
     } | options
     return experiment.multitask_classification(

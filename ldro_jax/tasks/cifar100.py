@@ -1,0 +1,202 @@
+"""CIFAR-100 as twenty tasks: its coarse labels, five classes each, with one shared output layer.
+
+References:
+  Krizhevsky, *Learning Multiple Layers of Features from Tiny Images*, 2009; as tasks in Rosenbaum
+  et al., *Routing Networks*, ICLR 2018.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldro_jax.tasks import base
+
+# Published means and standard deviations of the channels of the training images, in [0, 1].
+_MEAN = (0.5071, 0.4865, 0.4409)
+_STD = (0.2673, 0.2564, 0.2762)
+
+
+def load(
+    *,
+    data_dir: str | None = None,
+    dataset: str = "cifar100",
+    validation_per_class: int = 50,
+    max_train_per_class: int | None = None,
+    max_test_per_class: int | None = None,
+    seed: int = 0,
+) -> base.MultitaskData:
+    """Loads CIFAR-100 from a TFDS directory; downloads nothing.
+
+    Args:
+      data_dir: the directory that TFDS prepared the data in, the one that holds ``cifar100/``; by
+        default TFDS's own (``TFDS_DATA_DIR``, or ``~/tensorflow_datasets``).
+      dataset: name of a TFDS data set with the features ``image``, ``label`` and ``coarse_label``.
+      validation_per_class: images of each class that are held out of train to choose by.
+      max_train_per_class: keep only so many of each class for training, to try things out.
+      max_test_per_class: the same for test (and validation).
+      seed: of the choice of the validation images.
+
+    Returns:
+      The :class:`~ldro_jax.tasks.base.MultitaskData`; images stay uint8 ``[task, example, 32, 32,
+      3]`` until a batch is standardised.
+
+    Raises:
+      ImportError: if TFDS is not installed.
+      FileNotFoundError: if the data set is not there.
+      ValueError: if it can't be read, is not complete, or has no coarse labels.
+    """
+    arrays = _read(dataset, data_dir)
+    return from_arrays(
+        arrays["train"],
+        arrays["test"],
+        task_names=arrays["task_names"],
+        num_classes=arrays["num_classes"],
+        validation_per_class=validation_per_class,
+        max_train_per_class=max_train_per_class,
+        max_test_per_class=max_test_per_class,
+        seed=seed,
+    )
+
+
+def from_arrays(
+    train: dict[str, np.ndarray],
+    test: dict[str, np.ndarray],
+    *,
+    task_names: tuple[str, ...],
+    num_classes: int,
+    validation_per_class: int,
+    max_train_per_class: int | None = None,
+    max_test_per_class: int | None = None,
+    seed: int = 0,
+) -> base.MultitaskData:
+    """Divides labelled images into tasks and splits.
+
+    Args:
+      train: ``image`` uint8 ``[example, 32, 32, 3]``, ``label`` and ``coarse_label`` ``[example]``.
+      test: the same.
+      task_names: names of the coarse labels.
+      num_classes: number of fine labels.
+      validation_per_class: training images of each class to hold out.
+      max_train_per_class: keep only so many of each class for training.
+      max_test_per_class: the same for test and validation.
+      seed: of the choice of the validation images.
+
+    Returns:
+      The data.
+
+    Raises:
+      ValueError: if a class has too few images, or belongs to two tasks.
+    """
+    task_of = np.full(num_classes, -1)
+    for part in (train, test):
+        task_of[part["label"]] = part["coarse_label"]
+    for part in (train, test):
+        if (task_of[part["label"]] != part["coarse_label"]).any():
+            raise ValueError("Every class must belong to one task, but one has two coarse labels.")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(train["label"]))
+    held_out, kept = [], []
+    for label in range(num_classes):
+        members = order[train["label"][order] == label]
+        if len(members) <= validation_per_class or validation_per_class < 1:
+            raise ValueError(
+                f"Class {label} has {len(members)} training images, so validation_per_class must "
+                f"be from 1 to {len(members) - 1}, but it is {validation_per_class}."
+            )
+        held_out.append(members[:validation_per_class][:max_test_per_class])
+        kept.append(members[validation_per_class:][:max_train_per_class])
+    tested = [np.flatnonzero(test["label"] == c)[:max_test_per_class] for c in range(num_classes)]
+    return base.MultitaskData(
+        task_names=task_names,
+        num_classes=num_classes,
+        train=_split(train, np.concatenate(kept), len(task_names)),
+        validation=_split(train, np.concatenate(held_out), len(task_names)),
+        test=_split(test, np.concatenate(tested), len(task_names)),
+        prepare=standardise,
+        task_classes=task_of == np.arange(len(task_names))[:, None],
+    )
+
+
+def standardise(images: jax.Array) -> jax.Array:
+    """Shifts and scales bytes by the published statistics of the channels.
+
+    Args:
+      images: uint8 ``[..., 3]``.
+
+    Returns:
+      float32 of the same shape.
+    """
+    return (images.astype(jnp.float32) / 255 - jnp.array(_MEAN)) / jnp.array(_STD)
+
+
+def _split(part: dict[str, np.ndarray], chosen: np.ndarray, num_tasks: int) -> base.Split:
+    members = [chosen[part["coarse_label"][chosen] == task] for task in range(num_tasks)]
+    sizes = np.array([len(m) for m in members], np.int32)
+    inputs = np.zeros((num_tasks, sizes.max(), *part["image"].shape[1:]), np.uint8)
+    labels = np.zeros((num_tasks, sizes.max()), np.int32)
+    for task, rows in enumerate(members):
+        inputs[task, : len(rows)] = part["image"][rows]
+        labels[task, : len(rows)] = part["label"][rows]
+    return base.Split(inputs, labels, sizes)
+
+
+def _read(dataset: str, data_dir: str | None) -> dict[str, Any]:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ImportError(
+            "CIFAR-100 is read with TensorFlow Datasets: pip install 'ldro-jax[vision]'."
+        ) from error
+    where = f" in {data_dir}" if data_dir else ""
+    try:
+        builder = tfds.builder(dataset, data_dir=data_dir)
+        features, splits = builder.info.features, builder.info.splits
+    # TFDS has errors of its own for each way in which a directory can be wrong.
+    except Exception as error:
+        raise FileNotFoundError(
+            f"TFDS can't open the data set {dataset}{where} ({_first_line(error)}). {_how(data_dir)}"
+        ) from error
+    needed = {"image", "label", "coarse_label"}
+    if not needed <= set(features or ()):
+        raise ValueError(
+            f"The tasks are the coarse labels, so the data set needs the features "
+            f"{', '.join(sorted(needed))}, but {dataset} has {', '.join(sorted(features or ()))}."
+        )
+    if not {"train", "test"} <= set(splits):
+        raise FileNotFoundError(
+            f"Expected {dataset} with the splits train and test under {builder.data_path}, but "
+            f"found {', '.join(splits) or 'nothing'} there. {_how(data_dir)}"
+        )
+    arrays: dict[str, Any] = {}
+    for split in ("train", "test"):
+        try:
+            read = builder.as_dataset(split=split, batch_size=-1)
+            arrays[split] = {name: np.asarray(read[name]) for name in sorted(needed)}
+        except Exception as error:
+            raise ValueError(
+                f"The {split} split of {dataset} under {builder.data_path} can't be read "
+                f"({_first_line(error)}). Is a file cut off? {_how(data_dir)}"
+            ) from error
+        found, expected = len(arrays[split]["label"]), splits[split].num_examples
+        if found != expected:
+            raise ValueError(
+                f"The {split} split of {dataset} under {builder.data_path} should have {expected} "
+                f"examples, but {found} were read. {_how(data_dir)}"
+            )
+    arrays["task_names"] = tuple(name.replace("_", " ") for name in features["coarse_label"].names)
+    arrays["num_classes"] = features["label"].num_classes
+    return arrays
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _how(data_dir: str | None) -> str:
+    argument = f", data_dir={data_dir!r}" if data_dir else ""
+    return (
+        "Prepare it (170 MB) with: python -c \"import tensorflow_datasets as tfds; "
+        f"tfds.load('cifar100'{argument})\", or pass --data_dir, the directory that holds cifar100/."
+    )

@@ -1,0 +1,195 @@
+"""Batches of a multitask data set, drawn on the device.
+
+Which examples make up a batch is a pure function of seed and step, so a run that is interrupted
+draws the same ones again. A batch is flat, ``[example, ...]`` with the task of every example, which
+fits any batch size; :func:`by_task` gives it a task axis where one is needed.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldro_jax.tasks import base
+
+
+class Draw(NamedTuple):
+    """Which examples make up a batch.
+
+    Attributes:
+      task: the task of each example, int32 ``[..., B]``.
+      index: which example of its task, int32 ``[..., B]``.
+    """
+
+    task: jax.Array
+    index: jax.Array
+
+
+def balanced(
+    key: jax.Array, start: jax.typing.ArrayLike, num_steps: int, sizes: np.ndarray, batch_size: int
+) -> Draw:
+    """The same number of examples from every task.
+
+    Where the number of tasks doesn't divide the batch, the tasks take turns in having one example
+    more: none has ever drawn over one more than another. Each task goes through its examples in a
+    fresh random order in every epoch of its own.
+
+    Args:
+      key: a key for the whole run; the result is a function of it and of the steps alone.
+      start: the first step.
+      num_steps: number of steps, a Python integer.
+      sizes: examples of each task, a NumPy array ``[N]``.
+      batch_size: B, examples of all tasks in a step.
+
+    Returns:
+      The :class:`Draw`, ``[step, B]``, sorted by task.
+
+    Raises:
+      ValueError: if there is a task without an example in some batch.
+    """
+    sizes = np.asarray(sizes)
+    num_tasks = sizes.size
+    if batch_size < num_tasks:
+        raise ValueError(
+            f"A task-balanced batch needs an example of each task, so at least {num_tasks}, but "
+            f"batch_size is {batch_size}."
+        )
+    share, extra = divmod(batch_size, num_tasks)
+    capacity = share + bool(extra)
+
+    def drawn_before(step):
+        """How many examples of each task, ``[N]``, all steps before this one have drawn."""
+        turns = (extra * step + num_tasks - 1 - jnp.arange(num_tasks, dtype=jnp.int32)) // num_tasks
+        return share * step + turns
+
+    steps = jnp.asarray(start, jnp.int32) + jnp.arange(num_steps, dtype=jnp.int32)
+    before, after = jax.vmap(drawn_before)(steps), jax.vmap(drawn_before)(steps + 1)
+    positions = before[:, :, None] + jnp.arange(capacity, dtype=jnp.int32)  # [step, N, capacity]
+    indices = _epochs(key, positions.swapaxes(0, 1).reshape(num_tasks, -1), sizes)
+    indices = indices.reshape(num_tasks, num_steps, capacity).swapaxes(0, 1)
+    present = positions < after[:, :, None]
+
+    def rows(present, indices):
+        (row,) = jnp.nonzero(present.reshape(-1), size=batch_size)
+        return Draw((row // capacity).astype(jnp.int32), indices.reshape(-1)[row])
+
+    return jax.vmap(rows)(present, indices)
+
+
+def uniform(
+    key: jax.Array, start: jax.typing.ArrayLike, num_steps: int, sizes: np.ndarray, batch_size: int
+) -> Draw:
+    """Plain random batches: epochs over all examples, whatever their task.
+
+    A task may have no example in a batch.
+
+    Args:
+      key: a key for the whole run.
+      start: the first step.
+      num_steps: number of steps, a Python integer.
+      sizes: examples of each task, a NumPy array ``[N]``.
+      batch_size: B.
+
+    Returns:
+      The :class:`Draw`, ``[step, B]``.
+
+    Raises:
+      ValueError: if the batch is empty.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, but it is {batch_size}.")
+    sizes = np.asarray(sizes)
+    ends = np.cumsum(sizes)
+    count = num_steps * batch_size
+    first = jnp.asarray(start, jnp.int32) * batch_size
+    positions = first + jnp.arange(count, dtype=jnp.int32)
+    drawn = _epochs(key, positions[None], ends[-1:])[0]
+    task = jnp.searchsorted(jnp.asarray(ends), drawn, side="right").astype(jnp.int32)
+    index = drawn - jnp.asarray(ends - sizes, jnp.int32)[task]
+    return Draw(task.reshape(num_steps, batch_size), index.reshape(num_steps, batch_size))
+
+
+SAMPLERS: dict[str, Callable[..., Draw]] = {"balanced": balanced, "uniform": uniform}
+
+
+def _epochs(key: jax.Array, positions: jax.Array, sizes: np.ndarray) -> jax.Array:
+    """Looks positions of endless streams up, each a fresh random order of its task in every epoch.
+
+    Args:
+      key: of all streams.
+      positions: ascending, int32 ``[N, P]``.
+      sizes: examples of each task, a NumPy array ``[N]``.
+
+    Returns:
+      Indices, int32 ``[N, P]``.
+    """
+
+    def one_task(key, positions, size, capacity, num_epochs):
+        first = positions[0] // size
+
+        def order(epoch):
+            noise = jax.random.uniform(jax.random.fold_in(key, epoch), (capacity,))
+            padding = jnp.arange(capacity, dtype=jnp.int32) >= size
+            return jnp.argsort(jnp.where(padding, jnp.inf, noise))
+
+        orders = jax.vmap(order)(first + jnp.arange(num_epochs, dtype=jnp.int32))
+        return orders[positions // size - first, positions % size]
+
+    keys = jax.random.split(key, sizes.size)
+    indices = jnp.zeros(positions.shape, jnp.int32)
+    # Tasks of similar size together: a small one has many epochs, and with padding to the largest
+    # task each would be as long to sort as that one's. A program of its own for every size would be
+    # as long to compile.
+    scales = np.array([int(size).bit_length() for size in sizes])
+    for scale in np.unique(scales):
+        tasks = np.flatnonzero(scales == scale)
+        draw = functools.partial(
+            one_task,
+            capacity=int(sizes[tasks].max()),
+            # A stretch may start and end in the middle of an epoch.
+            num_epochs=positions.shape[1] // int(sizes[tasks].min()) + 2,
+        )
+        drawn = jax.vmap(draw)(keys[tasks], positions[tasks], jnp.asarray(sizes[tasks], jnp.int32))
+        indices = indices.at[tasks].set(drawn.astype(jnp.int32))
+    return indices
+
+
+def take(split: base.Split, draw: Draw) -> dict[str, Any]:
+    """The examples of a draw.
+
+    Args:
+      split: the examples.
+      draw: ``[..., B]``.
+
+    Returns:
+      ``{"inputs": [..., B, ...], "labels": [..., B], "task": [..., B]}``.
+    """
+    return {
+        "inputs": split.inputs[draw.task, draw.index],
+        "labels": split.labels[draw.task, draw.index],
+        "task": draw.task,
+    }
+
+
+def by_task(draw: Draw, num_tasks: int, capacity: int) -> tuple[Draw, jax.Array]:
+    """Gives one batch a leading task axis.
+
+    Args:
+      draw: ``[B]``.
+      num_tasks: N.
+      capacity: room for examples of a task; more are left out.
+
+    Returns:
+      The draw, ``[N, capacity]``, and which of its places are filled, bool ``[N, capacity]``; an
+      empty place shows the first example of its task.
+    """
+    tasks = jnp.arange(num_tasks, dtype=jnp.int32)
+    belongs = draw.task[:, None] == tasks  # [B, N]
+    rank = jnp.sum(jnp.cumsum(belongs, axis=0) * belongs, axis=1) - 1
+    place = (draw.task, rank)
+    index = jnp.zeros((num_tasks, capacity), jnp.int32).at[place].set(draw.index, mode="drop")
+    filled = jnp.zeros((num_tasks, capacity), bool).at[place].set(True, mode="drop")
+    return Draw(jnp.broadcast_to(tasks[:, None], index.shape), index), filled

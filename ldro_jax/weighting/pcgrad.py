@@ -1,0 +1,75 @@
+"""PCGrad: each task's gradient loses what conflicts with the other tasks' gradients.
+
+References:
+  Yu, Kumar, Gupta, Levine, Hausman and Finn, *Gradient Surgery for Multi-Task Learning*, NeurIPS
+  2020, Algorithm 1.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ldro_jax.weighting import base
+
+
+def pcgrad(*, seed: int = 0) -> base.Weighting:
+    r"""Projects conflicting gradients, computed from the Gram matrix alone.
+
+    Each task starts from its own gradient :math:`g_i^{PC} = g_i` and goes through the other tasks
+    in a random order of its own, fresh in every step; wherever :math:`⟨g_i^{PC}, g_j⟩ < 0` it takes
+    :math:`⟨g_i^{PC}, g_j⟩ / ‖g_j‖^2 \, g_j` away. All of that stays in the span of the task
+    gradients, so only coefficients are computed: the weights are their mean over i. They are not
+    negative, at least 1 / N, and may sum to more than one. Without conflicts they are uniform; the
+    paper takes the sum instead of the mean, which is N times the learning rate.
+
+    Measure the interaction in every step (``interaction_interval=1``): the projections are meant
+    for the gradients of this batch.
+
+    Args:
+      seed: of the orders, which are a function of it and of the step.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless.
+
+    Raises:
+      ValueError: if the seed is not an integer.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"seed must be an integer, but it is {seed!r}.")
+
+    def weights(statistics):
+        interaction = statistics.interaction
+        key = jax.random.fold_in(jax.random.key(seed), statistics.count)
+        keys = jax.random.split(key, interaction.shape[0])
+        tasks = jnp.arange(interaction.shape[0], dtype=jnp.int32)
+        orders = jax.vmap(lambda key: jax.random.permutation(key, tasks))(keys)
+        return coefficients(interaction, orders).mean(axis=0)
+
+    return base.stateless(weights)._replace(uses_interaction=True)
+
+
+def coefficients(interaction: jax.Array, orders: jax.Array) -> jax.Array:
+    r"""The projected gradients as combinations of the task gradients.
+
+    Args:
+      interaction: Gram matrix of the task gradients, ``[N, N]``.
+      orders: in which order each task goes through the others, int32 ``[N, N]``; a task passes
+        itself over.
+
+    Returns:
+      C, ``[N, N]``, with :math:`g_i^{PC} = Σ_j C_{ij} g_j`.
+    """
+
+    def one_task(task, order):
+        def project(row, other):
+            inner = jnp.dot(row, interaction[:, other], precision=jax.lax.Precision.HIGHEST)
+            squared_norm = interaction[other, other]
+            # A zero gradient has nothing in conflict, though rounding may say so.
+            conflict = (inner < 0) & (squared_norm > 0) & (other != task)
+            share = jnp.where(conflict, inner / jnp.where(squared_norm > 0, squared_norm, 1), 0)
+            return row.at[other].add(-share), None
+
+        start = (jnp.arange(interaction.shape[0]) == task).astype(interaction.dtype)
+        return jax.lax.scan(project, start, order)[0]
+
+    tasks = jnp.arange(interaction.shape[0], dtype=jnp.int32)
+    return jax.vmap(one_task)(tasks, orders)
