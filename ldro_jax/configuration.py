@@ -21,7 +21,7 @@ from gin import config as gin_config
 from ldro_jax.models import cnn, mlp
 from ldro_jax.tasks import cifar100, digits
 from ldro_jax.tasks import synthetic as synthetic_tasks
-from ldro_jax.training import experiment, loop, method
+from ldro_jax.training import experiment, method, schedule
 from ldro_jax.training import synthetic as synthetic_training
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -40,8 +40,8 @@ _CONFIGURABLES = {
     ],
     "training": [
         experiment.multitask_classification,
-        loop.Schedule,
-        loop.epochs,
+        schedule.Schedule,
+        schedule.epochs,
         method.Method,
         method.grid,
     ],

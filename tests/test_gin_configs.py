@@ -14,6 +14,13 @@ _EXPERIMENTS = [file for file in _FILES if file.startswith("experiments/")]
 _METHODS = [file for file in _FILES if file.startswith("methods/")]
 # A new experiment goes here together with a test that runs it to its report.
 _RUN = {
+    **{
+        f"experiments/cifar100_{name}.gin": "training/test_cifar100_experiments.py"
+        for name in (
+            *("cpu", "interpolated", "interval", "large", "overhead", "pareto"),
+            "renormalization",
+        )
+    },
     "experiments/digits.gin": "test_main.py",
     "experiments/synthetic.gin": "training/test_synthetic_experiment.py",
 }

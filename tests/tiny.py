@@ -7,6 +7,8 @@ from ldro_jax.models import mlp
 from ldro_jax.tasks import base
 from ldro_jax.training import loop
 from ldro_jax.training.method import Method
+from ldro_jax.training.program import Program, Trial
+from ldro_jax.training.schedule import Schedule
 
 NAMES = ("left", "middle", "right")
 AVERAGE = Method("Average", "average")
@@ -37,17 +39,28 @@ def data(sizes=(40, 32, 40), *, broken=0):
 
 
 def schedule(train_steps=40, eval_interval=10, checkpoint_interval=10, **options):
-    return loop.Schedule(train_steps, eval_interval, checkpoint_interval, **options)
+    return Schedule(train_steps, eval_interval, checkpoint_interval, **options)
 
 
-def program(method=AVERAGE, *, broken=0, sizes=(40, 32, 40), learning_rate=0.5, **options):
-    return loop.Program(
+def program(
+    method=AVERAGE,
+    *,
+    broken=0,
+    sizes=(40, 32, 40),
+    learning_rate=0.5,
+    sampler="balanced",
+    together=None,
+    **options,
+):
+    return Program(
         method,
         data(sizes, broken=broken),
         mlp.MLP(num_classes=2, features=(4,)),
         optax.sgd(learning_rate, momentum=0.9),
         batch_size=24,
+        sampler=sampler,
         schedule=schedule(**options),
+        together=together,
     )
 
 
@@ -72,10 +85,15 @@ class Progress:
 
 
 def train(a_program, directory, *, seed=0, progress=None):
+    (run,) = train_together(a_program, directory, [Trial(a_program.method, seed)], progress)
+    return run
+
+
+def train_together(a_program, directory, trials, progress=None):
     return loop.train(
         a_program,
-        seed,
+        trials,
         checkpoint_dir=directory / "checkpoints",
-        tensorboard_dir=directory / "tensorboard",
+        tensorboard_dirs=[directory / "tensorboard" / str(i) for i in range(len(trials))],
         progress=progress or Progress(),
     )

@@ -34,7 +34,7 @@ def task_accuracies(
         logits = apply_fn(params, inputs)
         candidates = {"accuracy": logits}
         if allowed is not None:
-            candidates["within-task accuracy"] = jnp.where(allowed, logits, -jnp.inf)
+            candidates["within-task accuracy"] = jnp.where(allowed[None, :], logits, -jnp.inf)
         real = jnp.arange(labels.size) < size
 
         def share(logits):

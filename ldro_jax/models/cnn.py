@@ -45,7 +45,7 @@ class CNN(nn.Module):
             bias = self.param(f"conv{layer}_bias", nn.initializers.zeros, (filters,))
             x_BxHxWxC = convolution.conv3x3(x_BxHxWxC, kernel)
             # Bias and ReLU don't change which is the largest, and there is a quarter left to do.
-            x_BxHxWxC = nn.relu(convolution.max_pool_2x2(x_BxHxWxC) + bias)
+            x_BxHxWxC = nn.relu(convolution.max_pool_2x2(x_BxHxWxC) + bias[None, None, None, :])
         x_BxD = x_BxHxWxC.mean(axis=(1, 2))
         for width in self.features:
             x_BxD = nn.relu(nn.Dense(width)(x_BxD))

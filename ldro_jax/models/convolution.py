@@ -11,7 +11,8 @@ def conv3x3(x_BxHxWxC: jax.Array, kernel_3x3xCxD: jax.Array) -> jax.Array:
 
     Inside a loop XLA:CPU has fast code only for convolutions in the layout of a forward pass: the
     usual gradient of the kernel, in another layout, takes a hundred times as long. So on CPU both
-    gradients are written as such convolutions. Elsewhere this is ``jax.lax.conv_general_dilated``.
+    gradients are written as such convolutions, and there is no forward-mode derivative (the
+    interaction strategy ``columns``). Elsewhere this is ``jax.lax.conv_general_dilated``.
 
     Args:
       x_BxHxWxC: images.

@@ -194,6 +194,22 @@ def mean_spread(values: Iterable[float]) -> Spread:
     return Spread(float(array.mean()), float(array.std(ddof=1)) if n > 1 else math.nan, n)
 
 
+def mean_interval(values: Sequence[float]) -> Difference:
+    """A mean over seeds with its 95 % interval (Student's t).
+
+    Args:
+      values: one number per seed.
+
+    Returns:
+      The mean and half the width of its interval.
+    """
+    spread = mean_spread(values)
+    if spread.n < 2:
+        return Difference(spread.mean, math.nan, spread.n)
+    quantile = _T[min(spread.n - 1, len(_T)) - 1]
+    return Difference(spread.mean, quantile * spread.std / math.sqrt(spread.n), spread.n)
+
+
 def paired_difference(
     group: Group, baseline: Group, *, split: str, metric: str, which: str
 ) -> Difference:
@@ -211,11 +227,7 @@ def paired_difference(
     """
     ours = final_values(group, split, metric, which)
     theirs = final_values(baseline, split, metric, which)
-    spread = mean_spread(ours[seed] - theirs[seed] for seed in ours if seed in theirs)
-    if spread.n < 2:
-        return Difference(spread.mean, math.nan, spread.n)
-    quantile = _T[min(spread.n - 1, len(_T)) - 1]
-    return Difference(spread.mean, quantile * spread.std / math.sqrt(spread.n), spread.n)
+    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
 
 def report_split(results: Results) -> str:

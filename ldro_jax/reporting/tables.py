@@ -1,7 +1,7 @@
 """The tables of a report, as text for the terminal and as HTML."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 
 from ldro_jax.reporting.comparison import headline_rows, task_order, verdict
@@ -68,7 +68,7 @@ def headline_html(
       A `<table>` element.
     """
     title, header, body, best = _headline_cells(results, split, baseline)
-    return _html(header, body, best, text_columns=(0, 3), title=title)
+    return html_table(header, body, best, text_columns=(0, 3), title=title)
 
 
 def comparison_html(
@@ -105,7 +105,7 @@ def comparison_html(
         "",
         "pairs",
     ]
-    return _html(header, body, set(), text_columns=(0, 2, 4))
+    return html_table(header, body, set(), text_columns=(0, 2, 4))
 
 
 def task_table_html(
@@ -141,9 +141,9 @@ def task_table_html(
     best = {
         (i, j + 1)
         for i, row in enumerate(spreads)
-        for j in _best([s.mean for s in row], results.higher_is_better, decimals)
+        for j in best_rows([s.mean for s in row], results.higher_is_better, decimals)
     }
-    return _html(["task", *(g.label for g in groups)], body, best, text_columns=(0,))
+    return html_table(["task", *(g.label for g in groups)], body, best, text_columns=(0,))
 
 
 def _headline_cells(results, split, baseline):
@@ -173,18 +173,27 @@ def _headline_cells(results, split, baseline):
         for r in rows
     ]
     columns = {
-        1: _best([r.average.mean for r in rows], results.higher_is_better, quality),
-        2: _best([r.worst.mean for r in rows], results.higher_is_better, quality),
-        4: _best([r.time_ratio for r in rows], False, 2),
-        5: _best([r.seconds.mean * 1e3 for r in rows], False, milliseconds),
+        1: best_rows([r.average.mean for r in rows], results.higher_is_better, quality),
+        2: best_rows([r.worst.mean for r in rows], results.higher_is_better, quality),
+        4: best_rows([r.time_ratio for r in rows], False, 2),
+        5: best_rows([r.seconds.mean * 1e3 for r in rows], False, milliseconds),
     }
     direction = "higher" if results.higher_is_better else "lower"
     title = f"{split} {results.metric} ({direction} is better)"
     return title, header, body, {(i, j) for j, best in columns.items() for i in best}
 
 
-def _best(values: Sequence[float], higher_is_better: bool, decimals: int) -> list[int]:
-    """Indices of the best value as it is shown; none where only one method has a value."""
+def best_rows(values: Sequence[float], higher_is_better: bool, decimals: int) -> list[int]:
+    """Where the best value of a column is, as it is shown.
+
+    Args:
+      values: of the rows.
+      higher_is_better: the direction.
+      decimals: how many are shown.
+
+    Returns:
+      Indices of the rows; none where only one has a value.
+    """
     values = [round(v, decimals) if math.isfinite(v) else v for v in values]
     finite = [v for v in values if math.isfinite(v)]
     if len(finite) < 2:
@@ -193,7 +202,27 @@ def _best(values: Sequence[float], higher_is_better: bool, decimals: int) -> lis
     return [i for i, value in enumerate(values) if value == best]
 
 
-def _html(header, body, best, *, text_columns, title=""):
+def html_table(
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    best: Collection[tuple[int, int]],
+    *,
+    text_columns: Collection[int],
+    title: str = "",
+) -> str:
+    """A table as HTML.
+
+    Args:
+      header: names of the columns.
+      body: the cells of each row.
+      best: row and column of the cells in bold.
+      text_columns: which columns aren't numbers.
+      title: the caption.
+
+    Returns:
+      A `<table>` element, everything in it escaped.
+    """
+
     def cell(tag, text, j, strong=False):
         text = f"<strong>{escape(text)}</strong>" if strong else escape(text)
         kind = "" if j in text_columns else ' class="n"'

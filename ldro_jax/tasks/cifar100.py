@@ -128,7 +128,11 @@ def standardise(images: jax.Array) -> jax.Array:
     Returns:
       float32 of the same shape.
     """
-    return (images.astype(jnp.float32) / 255 - jnp.array(_MEAN)) / jnp.array(_STD)
+    mean, std = (
+        jnp.array(values, jnp.float32).reshape((1,) * (images.ndim - 1) + (3,))
+        for values in (_MEAN, _STD)
+    )
+    return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def _split(part: dict[str, np.ndarray], chosen: np.ndarray, num_tasks: int) -> base.Split:
@@ -156,7 +160,8 @@ def _read(dataset: str, data_dir: str | None) -> dict[str, Any]:
     # TFDS has errors of its own for each way in which a directory can be wrong.
     except Exception as error:
         raise FileNotFoundError(
-            f"TFDS can't open the data set {dataset}{where} ({_first_line(error)}). {_how(data_dir)}"
+            f"TFDS can't open the data set {dataset}{where} ({_first_line(error)}). "
+            f"{_how(data_dir)}"
         ) from error
     needed = {"image", "label", "coarse_label"}
     if not needed <= set(features or ()):
@@ -197,6 +202,7 @@ def _first_line(error: Exception) -> str:
 def _how(data_dir: str | None) -> str:
     argument = f", data_dir={data_dir!r}" if data_dir else ""
     return (
-        "Prepare it (170 MB) with: python -c \"import tensorflow_datasets as tfds; "
-        f"tfds.load('cifar100'{argument})\", or pass --data_dir, the directory that holds cifar100/."
+        'Prepare it (170 MB) with: python -c "import tensorflow_datasets as tfds; '
+        f"tfds.load('cifar100'{argument})\", or pass --data_dir, the directory that holds "
+        "cifar100/."
     )

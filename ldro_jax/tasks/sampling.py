@@ -67,7 +67,8 @@ def balanced(
 
     steps = jnp.asarray(start, jnp.int32) + jnp.arange(num_steps, dtype=jnp.int32)
     before, after = jax.vmap(drawn_before)(steps), jax.vmap(drawn_before)(steps + 1)
-    positions = before[:, :, None] + jnp.arange(capacity, dtype=jnp.int32)  # [step, N, capacity]
+    places = jnp.arange(capacity, dtype=jnp.int32)[None, None, :]
+    positions = before[:, :, None] + places  # [step, N, capacity]
     indices = _epochs(key, positions.swapaxes(0, 1).reshape(num_tasks, -1), sizes)
     indices = indices.reshape(num_tasks, num_steps, capacity).swapaxes(0, 1)
     present = positions < after[:, :, None]
@@ -187,8 +188,8 @@ def by_task(draw: Draw, num_tasks: int, capacity: int) -> tuple[Draw, jax.Array]
       empty place shows the first example of its task.
     """
     tasks = jnp.arange(num_tasks, dtype=jnp.int32)
-    belongs = draw.task[:, None] == tasks  # [B, N]
-    rank = jnp.sum(jnp.cumsum(belongs, axis=0) * belongs, axis=1) - 1
+    belongs = draw.task[:, None] == tasks[None, :]  # [B, N]
+    rank = jnp.sum(jnp.where(belongs, jnp.cumsum(belongs, axis=0), 0), axis=1) - 1
     place = (draw.task, rank)
     index = jnp.zeros((num_tasks, capacity), jnp.int32).at[place].set(draw.index, mode="drop")
     filled = jnp.zeros((num_tasks, capacity), bool).at[place].set(True, mode="drop")

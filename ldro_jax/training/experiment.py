@@ -2,11 +2,13 @@
 
 import collections
 import dataclasses
+import hashlib
 import importlib.metadata
+import itertools
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +22,8 @@ from ldro_jax.reporting import results, tables
 from ldro_jax.tasks import base
 from ldro_jax.training import loop
 from ldro_jax.training.method import Method
+from ldro_jax.training.program import SPLITS, Program, Trial
+from ldro_jax.training.schedule import Schedule
 
 
 class RunsStoppedError(RuntimeError):
@@ -39,8 +43,9 @@ def multitask_classification(
     seeds: Sequence[int],
     optimizer: optax.GradientTransformation,
     batch_size: int,
-    schedule: loop.Schedule,
+    schedule: Schedule,
     sampler: str = "balanced",
+    runs_together: int | None = None,
 ) -> results.Results:
     """Trains a classifier on many tasks with several methods, and compares them.
 
@@ -61,7 +66,10 @@ def multitask_classification(
       optimizer: chained after each method's weighting.
       batch_size: examples of all tasks in a batch.
       schedule: lengths and intervals.
-      sampler: see :class:`~ldro_jax.training.loop.Program`.
+      sampler: see :class:`~ldro_jax.training.program.Program`.
+      runs_together: how many runs that differ in rates and seeds alone to train at a time, as one
+        program; halved while they don't fit into memory. By default all of them on an accelerator,
+        and one on CPU, where it makes no difference to the speed.
 
     Returns:
       The record, as it is in ``results.json``.
@@ -78,34 +86,37 @@ def multitask_classification(
         raise ValueError("An experiment needs at least one method and one seed.")
     names = collections.Counter(method.name for method in settings)
     runs_of = {
-        _run_name(method, seed, several=names[method.name] > 1): (method, seed)
+        _run_name(method, seed, several=names[method.name] > 1): Trial(method, seed)
         for seed in seeds
         for method in settings
     }
     if len(runs_of) < len(settings) * len(seeds):
         raise ValueError(
             "Two runs have the same name. Give each method its own name or setting, and list each "
-            f"seed once: methods {list(names)}, seeds {list(seeds)}."
+            f"seed once: methods {[m.name for m in settings]}, seeds {list(seeds)}."
         )
+    if runs_together is None:
+        runs_together = 1 if jax.default_backend() == "cpu" else len(runs_of)
+    if not isinstance(runs_together, int) or runs_together < 1:
+        raise ValueError(f"runs_together must be a positive integer, not {runs_together!r}.")
     data = load_data(data_dir=data_dir)
     # Once for all methods.
     data = dataclasses.replace(
-        data, **jax.device_put({name: getattr(data, name) for name in ("train", *loop.SPLITS)})
+        data, **jax.device_put({name: getattr(data, name) for name in ("train", *SPLITS)})
     )
-    programs: dict[tuple, loop.Program] = {}
+    programs: dict[tuple, Program] = {}
     for method in settings:
-        if method.program() in programs:
-            programs[method.program()].with_method(method)
-            continue
-        programs[method.program()] = loop.Program(
-            method,
-            data,
-            model(num_classes=data.num_classes),
-            optimizer,
-            batch_size=batch_size,
-            sampler=sampler,
-            schedule=schedule,
-        )
+        method.transform(data.num_tasks)  # says what is out of range, before anything is trained
+        if method.program() not in programs:
+            programs[method.program()] = Program(
+                method,
+                data,
+                model(num_classes=data.num_classes),
+                optimizer,
+                batch_size=batch_size,
+                sampler=sampler,
+                schedule=schedule,
+            )
 
     def record(runs):
         return results.Results(
@@ -119,24 +130,67 @@ def multitask_classification(
             device=device(),
         )
 
-    runs = []
-    for index, (run_name, (method, seed)) in enumerate(runs_of.items(), 1):
-        file = output_dir / "runs" / f"{run_name}.json"
-        if (finished := _finished_run(file)) is not None:
-            runs.append(finished)
-            continue
-        label = f"[{index}/{len(runs_of)}] {method.name}, seed {seed}"
-        with tqdm.tqdm(total=schedule.train_steps, desc=label, unit="step") as progress:
-            run = loop.train(
-                programs[method.program()].with_method(method),
-                seed,
-                checkpoint_dir=output_dir / "checkpoints" / run_name,
-                tensorboard_dir=output_dir / "tensorboard" / run_name,
-                progress=progress,
+    files = {run_name: output_dir / "runs" / f"{run_name}.json" for run_name in runs_of}
+    finished = {n: run for n, file in files.items() if (run := _finished_run(file)) is not None}
+    waiting = _groups({n: t for n, t in runs_of.items() if n not in finished}, runs_together)
+    while waiting:
+        group = waiting.popleft()
+        try:
+            runs = _train(group, programs, output_dir, f"{len(finished)}/{len(runs_of)}")
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
+                raise
+            half = len(group) // 2
+            logging.warning(
+                "%d runs at a time don't fit into memory, so it goes on with %d.",
+                len(group),
+                len(group) - half,
             )
-        results.save_results(record([run]), file)
-        runs.append(run)
-    return finish(record(runs), output_dir, config_text)
+            names_of = list(group)
+            for part in (names_of[half:], names_of[:half]):
+                waiting.appendleft({n: group[n] for n in part})
+            continue
+        for run_name, run in zip(group, runs, strict=True):
+            results.save_results(record([run]), files[run_name])
+            finished[run_name] = run
+    return finish(record([finished[n] for n in runs_of]), output_dir, config_text)
+
+
+def _groups(trials: Mapping[str, Trial], size: int) -> collections.deque[dict[str, Trial]]:
+    """Which runs to train together: those that share a program, at most so many."""
+    if size == 1:  # in the order they are listed, so that an unfinished sweep has whole seeds
+        return collections.deque({name: trial} for name, trial in trials.items())
+    sharing: dict[tuple, dict[str, Trial]] = {}
+    for name, trial in trials.items():
+        sharing.setdefault(trial.method.program(), {})[name] = trial
+    return collections.deque(
+        dict(part) for names in sharing.values() for part in _chunks(names.items(), size)
+    )
+
+
+def _chunks(items: Iterable, size: int) -> Iterator[tuple]:
+    items = iter(items)
+    while chunk := tuple(itertools.islice(items, size)):
+        yield chunk
+
+
+def _train(group, programs, output_dir, done) -> list[results.Run]:
+    names, trials = list(group), list(group.values())
+    program = programs[trials[0].method.program()]
+    folder = names[0]
+    if len(group) > 1:
+        folder = "group-" + hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    first = f"{trials[0].method.name}, seed {trials[0].seed}"
+    label = f"[{done}] {first}" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+    total = program.schedule.train_steps * len(group)
+    with tqdm.tqdm(total=total, desc=label, unit="step") as progress:
+        return loop.train(
+            program,
+            trials,
+            checkpoint_dir=output_dir / "checkpoints" / folder,
+            tensorboard_dirs=[output_dir / "tensorboard" / name for name in names],
+            progress=progress,
+        )
 
 
 def finish(

@@ -115,9 +115,10 @@ def task_means(values: jax.Array, task: jax.Array, num_tasks: int) -> tuple[jax.
     Returns:
       The means ``[N]``, zero for a task without examples, and which tasks have some, bool ``[N]``.
     """
-    belongs = task == jnp.arange(num_tasks, dtype=jnp.int32)[:, None]
+    belongs = task[None, :] == jnp.arange(num_tasks, dtype=jnp.int32)[:, None]
     counts = belongs.sum(axis=1)
-    means = jnp.sum(jnp.where(belongs, values, 0), axis=1) / jnp.maximum(counts, 1)
+    sums = jnp.sum(jnp.where(belongs, values[None, :], 0), axis=1)
+    means = sums / jnp.maximum(counts, 1).astype(sums.dtype)
     return means, counts > 0
 
 
@@ -148,7 +149,7 @@ def train_steps(
     def task_loss(params, task_batch):
         losses = example_losses(apply_fn, params, task_batch)
         filled = task_batch["filled"]
-        return jnp.sum(jnp.where(filled, losses, 0)) / jnp.sum(filled)
+        return jnp.sum(jnp.where(filled, losses, 0)) / jnp.sum(filled, dtype=losses.dtype)
 
     def stretch(rates, state, train, key):
         tx = make_tx(rates)

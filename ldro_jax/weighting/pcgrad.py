@@ -58,6 +58,7 @@ def coefficients(interaction: jax.Array, orders: jax.Array) -> jax.Array:
     Returns:
       C, ``[N, N]``, with :math:`g_i^{PC} = Σ_j C_{ij} g_j`.
     """
+    tasks = jnp.arange(interaction.shape[0], dtype=jnp.int32)
 
     def one_task(task, order):
         def project(row, other):
@@ -68,8 +69,7 @@ def coefficients(interaction: jax.Array, orders: jax.Array) -> jax.Array:
             share = jnp.where(conflict, inner / jnp.where(squared_norm > 0, squared_norm, 1), 0)
             return row.at[other].add(-share), None
 
-        start = (jnp.arange(interaction.shape[0]) == task).astype(interaction.dtype)
+        start = (tasks == task).astype(interaction.dtype)
         return jax.lax.scan(project, start, order)[0]
 
-    tasks = jnp.arange(interaction.shape[0], dtype=jnp.int32)
     return jax.vmap(one_task)(tasks, orders)

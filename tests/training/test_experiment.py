@@ -14,6 +14,7 @@ import tiny
 from ldro_jax.models import mlp
 from ldro_jax.reporting import results
 from ldro_jax.training import experiment, loop
+from ldro_jax.training.program import Program
 
 
 def run(directory, **options):
@@ -53,7 +54,7 @@ def test_experiments_that_cannot_run_are_refused(options, message, tmp_path):
         run(tmp_path, load_data=_no_data, **options)
 
 
-def _broken_start(self, seed, init=loop.Program.init):
+def _broken_start(self, seed, init=Program.init):
     state = init(self, seed)
     if seed == 1:
         state = state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params))
@@ -61,7 +62,7 @@ def _broken_start(self, seed, init=loop.Program.init):
 
 
 def test_a_run_that_never_recovers_does_not_stop_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Program, "init", _broken_start)
+    monkeypatch.setattr(Program, "init", _broken_start)
     with pytest.raises(
         experiment.RunsStoppedError, match="Average, seed 1: stopped at step 5"
     ) as e:
@@ -86,9 +87,12 @@ def test_a_full_disk_leaves_earlier_work(tmp_path, monkeypatch):
 
     trained = []
     train = loop.train
-    monkeypatch.setattr(
-        loop, "train", lambda p, seed, **kw: trained.append(seed) or train(p, seed, **kw)
-    )
+
+    def noted(program, trials, **options):
+        trained.append(trials[0].seed)
+        return train(program, trials, **options)
+
+    monkeypatch.setattr(loop, "train", noted)
     with monkeypatch.context() as context:
         context.setattr(results, "save_results", full)
         with pytest.raises(OSError, match="No space left"):
@@ -119,5 +123,5 @@ def test_versions_and_device_are_those_of_this_machine(tmp_path):
 
 @pytest.mark.parametrize("name", ["a/b c", "L-DRO λ=0.1", ".."])
 def test_a_method_may_have_any_name(name, tmp_path):
-    file = experiment._run_name(dataclasses.replace(tiny.AVERAGE, name=name), 3)
+    file = experiment._run_name(dataclasses.replace(tiny.AVERAGE, name=name), 3, several=True)
     assert file.endswith("-seed3") and "/" not in file and file.isascii()

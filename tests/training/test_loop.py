@@ -10,10 +10,13 @@ import pytest
 import tiny
 
 from ldro_jax.reporting import results
-from ldro_jax.tasks import base
+from ldro_jax.tasks import sampling
 from ldro_jax.training import loop, step
+from ldro_jax.training.program import Trial
+from ldro_jax.training.schedule import Schedule, epochs
 
 _PROGRAMS = {}
+EVALUATION = results.summarise_evaluation(1, "test", "accuracy", tiny.NAMES, [0.5] * 3, True)
 
 
 def program(method=tiny.AVERAGE, *, broken=0, **options):
@@ -128,8 +131,8 @@ def test_a_nan_loss_in_one_batch_leaves_the_weights_and_is_counted(tmp_path, cap
     run = tiny.train(program(tiny.GROUP_DRO, broken=1, **options), tmp_path)
     # Example 0 of "middle" is broken, and an epoch of its 32 examples is 4 batches of 8.
     key = jax.random.fold_in(jax.random.key(0), 1)
-    indices = base.batch_indices(key, 0, 8, np.array([40, 32, 40]), 8)
-    bad = np.flatnonzero((np.asarray(indices)[:, 1] == 0).any(axis=1))
+    drawn = sampling.balanced(key, 0, 8, np.array([40, 32, 40]), 24)
+    bad = np.flatnonzero(((drawn.task == 1) & (drawn.index == 0)).any(axis=1))
     assert len(bad) == 2
     assert run.nonfinite_losses == {"middle": 2} and run.stopped is None
     weights = np.concatenate([np.full((1, 3), 1 / 3), run.weights.values])
@@ -156,7 +159,7 @@ def test_a_task_that_broke_once_is_not_blamed_for_another():
     names = [["middle"], [], ["left"], ["left"], ["left"]]
     counts = dict.fromkeys(tiny.NAMES, 0)
     state = a_program.init(0)
-    run = loop._empty_run(a_program, 0)
+    run = loop._empty_run(a_program, Trial(a_program.method, 0))
     weighted = state.opt_state[0]
     streak = 0
     for taken, broken in enumerate(names, 1):
@@ -167,13 +170,14 @@ def test_a_task_that_broke_once_is_not_blamed_for_another():
             nonfinite_streak=jnp.int32(streak),
         )
         state = state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:]))
-        run = loop._extended(run, a_program, state, jnp.zeros(3), 0.1)
+        evaluations = [dataclasses.replace(EVALUATION, step=taken)]
+        run = loop._extended(run, a_program, state, jnp.zeros(3), evaluations, 0.1)
     assert run.nonfinite_losses == {"middle": 1, "left": 3}
     assert "for the last 3 steps the loss of a task was not finite (left)." in run.stopped
 
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, "3", True])
-@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(loop.Schedule)])
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Schedule)])
 def test_schedules_are_positive_integers(field, value):
     with pytest.raises(
         ValueError, match=f"{field} must be a positive integer, but it is {value!r}"
@@ -181,9 +185,13 @@ def test_schedules_are_positive_integers(field, value):
         tiny.schedule(**{field: value})
 
 
-def test_the_loss_is_the_mean_cross_entropy():
+def test_the_loss_is_the_cross_entropy():
     logits = np.array([[1.0, 2.0, -1.0], [0.0, 0.5, 0.5]], np.float32)
-    loss = step.classification_loss(lambda params, inputs: inputs * params)
-    found = loss(jnp.float32(2.0), {"inputs": logits, "labels": np.array([1, 0])})
+    batch = {"inputs": logits, "labels": np.array([1, 0])}
+    found = step.example_losses(lambda params, inputs: inputs * params, jnp.float32(2.0), batch)
     p = np.exp(2 * logits) / np.exp(2 * logits).sum(axis=1, keepdims=True)
-    assert found == pytest.approx(-np.log([p[0, 1], p[1, 0]]).mean(), rel=1e-5)
+    np.testing.assert_allclose(found, -np.log([p[0, 1], p[1, 0]]), rtol=1e-5)
+
+
+def test_a_schedule_in_epochs():
+    assert epochs(3, 7) == Schedule(train_steps=21, eval_interval=7, checkpoint_interval=7)

@@ -30,9 +30,15 @@ WEIGHTINGS = {
         0.1, 0.5, normalize_interaction=False
     ),
     "floor": lambda order: weighting.with_floor(weighting.group_dro(0.1), 0.2),
+    "pcgrad": lambda order: weighting.pcgrad(),
     "static_mixing": lambda order: weighting.static_mixing(PER_TASK[order]),
 }
 ORDER = np.arange(N)
+
+# What projects gradients gives all tasks at least their share, and more where there is conflict.
+BEYOND_THE_SIMPLEX = {"pcgrad"}
+# What draws a random order of the tasks draws it by their numbers.
+RANDOM = {"pcgrad"}
 
 
 @pytest.fixture(params=WEIGHTINGS)
@@ -66,6 +72,15 @@ def avals(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), tree)
 
 
+def assert_total(name, weights, dtype="float32"):
+    """The weights sum to one, or to more where the method projects gradients."""
+    rounding = 10 * float(jnp.finfo(dtype).eps)
+    if name in BEYOND_THE_SIMPLEX:
+        assert (weights >= (1 - rounding) / N).all() and jnp.isfinite(weights).all()
+    else:
+        np.testing.assert_allclose(weights.sum(), 1, rtol=rounding)
+
+
 def tolerance(name, dtype):
     # Sums of a few numbers around one: some roundings of the dtype. The game solver promises its
     # entropy to 1e-3 only, and where a face of optimal weights is flat, that leaves them freer.
@@ -80,10 +95,12 @@ def test_weights_lie_on_the_simplex(name, dtype):
     weights, _ = run(WEIGHTINGS[name](ORDER), [statistics(dtype, seed=s) for s in range(3)])
     assert weights.shape == (N,) and weights.dtype == dtype
     assert (weights >= 0).all()
-    np.testing.assert_allclose(weights.sum(), 1, rtol=10 * float(jnp.finfo(dtype).eps))
+    assert_total(name, weights, dtype)
 
 
 def test_follows_a_permutation_of_the_tasks(name, dtype):
+    if name in RANDOM:
+        pytest.skip("follows one in distribution only: its random orders are of these numbers")
     order = np.array([3, 0, 4, 7, 1, 6, 2, 5])
     plain, _ = run(WEIGHTINGS[name](ORDER), [statistics(dtype, seed=s) for s in range(3)])
     permuted, _ = run(
@@ -124,7 +141,8 @@ def test_any_scale_of_losses_stays_on_the_simplex(name, scale):
     weights, state = run(
         WEIGHTINGS[name](ORDER), [statistics(seed=s, scale=scale) for s in range(3)]
     )
-    assert (weights >= 0).all() and np.isclose(weights.sum(), 1, rtol=1e-6)
+    assert (weights >= 0).all()
+    assert_total(name, weights)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
@@ -137,6 +155,7 @@ def test_any_scale_of_losses_stays_on_the_simplex(name, scale):
         lambda: weighting.interpolated(0.3),
         lambda: weighting.lookahead_exact(0.1),
         lambda: weighting.lookahead_online(0.1, 0.5),
+        weighting.pcgrad,
         lambda: weighting.static_mixing([2.0]),
     ],
 )

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from ldro_jax.evaluation.pareto import non_dominated
 from ldro_jax.reporting.comparison import step_seconds, task_order
 from ldro_jax.reporting.plots.style import (
     GREY,
@@ -25,23 +26,6 @@ from ldro_jax.reporting.summary import (
     mean_spread,
     report_split,
 )
-
-
-def non_dominated(points: np.ndarray, higher_is_better: bool) -> np.ndarray:
-    """The points no other point beats in one coordinate without losing in the other.
-
-    Args:
-      points: average and worst value, shape [P, 2]; rows with NaN are dropped.
-      higher_is_better: the direction of both.
-
-    Returns:
-      The frontier, shape [F, 2], sorted by the average; equal points are kept once.
-    """
-    points = np.asarray(points, dtype=float).reshape(-1, 2)
-    points = np.unique(points[np.isfinite(points).all(axis=1)], axis=0)
-    signed = points if higher_is_better else -points
-    dominated = [bool(np.any((signed >= p).all(1) & (signed > p).any(1))) for p in signed]
-    return points[~np.array(dominated, dtype=bool)]
 
 
 def checkpoint_means(group, split: str, metric: str) -> np.ndarray:

@@ -1,0 +1,229 @@
+"""A model, its data and a method as compiled programs: start, train, evaluate."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+
+from ldro_jax import transform
+from ldro_jax.evaluation import accuracy
+from ldro_jax.reporting import results
+from ldro_jax.tasks import base
+from ldro_jax.training import step as step_lib
+from ldro_jax.training.method import Method
+from ldro_jax.training.schedule import Schedule
+
+SPLITS = ("validation", "test")
+
+
+class Trial(NamedTuple):
+    """What tells one run from others of the same program.
+
+    Attributes:
+      method: with its own rates.
+      seed: of the parameters and the batches.
+    """
+
+    method: Method
+    seed: int
+
+
+class Program:
+    """A model, its data and a method, compiled once for all rates and seeds.
+
+    Runs that share a program can be trained together, as one jitted function of stacked states: a
+    ``vmap`` on accelerators, where one small model leaves most of the device idle, and a loop on
+    CPU.
+
+    Args:
+      method: how to weigh the tasks; any whose :meth:`Method.program` is the same can be trained.
+      data: what to train and evaluate on.
+      model: the network, from inputs ``[B, ...]`` to logits ``[B, classes]``.
+      optimizer: the Optax optimizer to chain after the weighting.
+      batch_size: examples of all tasks in a batch.
+      sampler: ``"balanced"``, the same number of examples from every task, or ``"uniform"``, plain
+        random batches.
+      schedule: lengths and intervals.
+      together: how runs are trained together, ``"vmap"`` or ``"map"``; by default what suits the
+        backend.
+
+    Raises:
+      ValueError: if a setting of the method or of the batches is out of range.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: base.MultitaskData,
+        model: nn.Module,
+        optimizer: optax.GradientTransformation,
+        *,
+        batch_size: int,
+        sampler: str = "balanced",
+        schedule: Schedule,
+        together: str | None = None,
+    ):
+        self.method, self.data, self.schedule = method, data, schedule
+        self._model, self._optimizer = model, optimizer
+        self.batches = step_lib.Batches(sampler, batch_size, np.asarray(data.train.sizes))
+        if together is None:
+            together = "map" if jax.default_backend() == "cpu" else "vmap"
+        self._batched = {"vmap": _vmapped, "map": _mapped}[together]
+        # What is out of range is found before anything is trained.
+        self._tx = self.make_tx({})
+        self.batches.check()
+        self._splits = {name: jax.device_put(getattr(data, name)) for name in ("train", *SPLITS)}
+        self._stretches: dict[tuple[int, int], Callable] = {}
+        evaluate = functools.partial(accuracy.task_accuracies, self.apply)
+        self._evaluate = jax.jit(
+            lambda params, split: jax.lax.map(
+                lambda one: evaluate(one, split, data.task_classes), params
+            )
+        )
+
+    def apply(self, params: Any, inputs: jax.Array) -> Any:
+        """Logits of a batch of stored inputs.
+
+        Args:
+          params: the model's parameters.
+          inputs: ``[B, ...]``, before :attr:`MultitaskData.prepare`.
+
+        Returns:
+          ``[B, classes]``.
+        """
+        return self._model.apply({"params": params}, self.data.prepare(inputs))
+
+    def make_tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
+        """The optimizer with the method's weighting before it.
+
+        Args:
+          rates: values for the hyperparameters of :meth:`Method.rates`, instead of its own.
+
+        Returns:
+          The transformation.
+        """
+        return optax.chain(self.method.transform(self.data.num_tasks, rates), self._optimizer)
+
+    def init(self, seed: int) -> step_lib.TrainState:
+        """The state before the first step; the same parameters for every method.
+
+        Args:
+          seed: of the run.
+
+        Returns:
+          The state.
+        """
+        inputs = self.data.prepare(self._splits["train"].inputs[0, :1])
+        params = self._model.init(jax.random.key(seed), inputs)["params"]
+        return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx.init(params))
+
+    def start(self, trials: Sequence[Trial]) -> step_lib.TrainState:
+        """The states of several runs before their first step.
+
+        Args:
+          trials: the R runs.
+
+        Returns:
+          The states stacked, each leaf ``[R, ...]``.
+        """
+        return jax.tree.map(lambda *x: jnp.stack(x), *(self.init(t.seed) for t in trials))
+
+    def train(self, states: step_lib.TrainState, num_steps: int, trials: Sequence[Trial]):
+        """Takes a stretch of steps in several runs.
+
+        Args:
+          states: where to start, each leaf ``[R, ...]``; their buffers are reused.
+          num_steps: length of the stretch.
+          trials: the R runs.
+
+        Returns:
+          The new states, the mean losses of the stretch, ``[R, N]``, and the seconds that a step of
+          one run took, without compilation.
+        """
+        names = self.method.rates()
+        values = [trial.method.rates() for trial in trials]
+        rates = {name: np.array([v[name] for v in values], np.float32) for name in names}
+        # Not the keys that the parameters come from.
+        keys = jnp.stack([jax.random.fold_in(jax.random.key(t.seed), 1) for t in trials])
+        arguments = (states, rates, keys, self._splits["train"])
+        size = (len(trials), num_steps)
+        if size not in self._stretches:
+            stretch = step_lib.train_steps(
+                self.apply, self.make_tx, self.method, num_steps, self.batches
+            )
+            jitted = jax.jit(self._batched(stretch), donate_argnums=0)
+            self._stretches[size] = jitted.lower(*arguments).compile()
+        began = time.perf_counter()
+        states, losses = jax.block_until_ready(self._stretches[size](*arguments))
+        return states, losses, (time.perf_counter() - began) / (num_steps * len(trials))
+
+    def compiled(self) -> list[Any]:
+        """The compiled stretches so far, for their memory analysis."""
+        return list(self._stretches.values())
+
+    def evaluate(self, states: step_lib.TrainState) -> list[list[results.Evaluation]]:
+        """Accuracy of every task on the held-out splits.
+
+        Args:
+          states: the training states, each leaf ``[R, ...]``.
+
+        Returns:
+          For each run, one evaluation for each split and metric.
+        """
+        found = jax.device_get(
+            {split: self._evaluate(states.params, self._splits[split]) for split in SPLITS}
+        )
+        return [
+            [
+                results.summarise_evaluation(
+                    step=int(step),
+                    split=split,
+                    metric=metric,
+                    task_names=self.data.task_names,
+                    values=values[index],
+                    higher_is_better=True,
+                )
+                for split, metrics in found.items()
+                for metric, values in metrics.items()
+            ]
+            for index, step in enumerate(np.asarray(states.step))
+        ]
+
+
+def _vmapped(stretch):
+    def together(states, rates, keys, data):
+        step = states.step[0]
+
+        def one(state, rates, key):
+            # A count that is the same for all keeps the measuring of the interaction conditional:
+            # with one of its own for each run it would be done, and thrown away, in every step.
+            return stretch(rates, _with_count(state, step), data, key)
+
+        return jax.vmap(one)(states, rates, keys)
+
+    return together
+
+
+def _mapped(stretch):
+    def together(states, rates, keys, data):
+        return jax.lax.map(lambda x: stretch(x[1], x[0], data, x[2]), (states, rates, keys))
+
+    return together
+
+
+def _with_count(state: step_lib.TrainState, step: jax.Array) -> step_lib.TrainState:
+    """The state with the number of steps taken given from outside."""
+
+    def replace(leaf):
+        return leaf._replace(count=step) if isinstance(leaf, transform.WeightedState) else leaf
+
+    opt_state = jax.tree.map(
+        replace, state.opt_state, is_leaf=lambda x: isinstance(x, transform.WeightedState)
+    )
+    return state._replace(step=step, opt_state=opt_state)

@@ -1,0 +1,210 @@
+"""Batches are a function of seed and step, and go through every task fairly."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from ldro_jax.tasks import sampling
+
+# Of one power of two, which compiles three times as fast; one test has sizes of every scale.
+SIZES = (5, 4, 7, 6)
+N = len(SIZES)
+# Every task comes to more than one epoch in so many steps, even one example at a time.
+STEPS = 28
+# Without a remainder, with a large and with a small one, and a batch larger than all the data.
+BATCH_SIZES = [4, 7, 33]
+
+
+@functools.cache
+def _program(sampler, num_steps, sizes, batch_size):
+    # In training the step is part of the state, so the compiler doesn't know it.
+    return jax.jit(
+        lambda key, start: sampling.SAMPLERS[sampler](
+            key, start, num_steps, np.array(sizes), batch_size
+        )
+    )
+
+
+def draw(sampler, start, num_steps, sizes=SIZES, batch_size=7, seed=3):
+    program = _program(sampler, num_steps, sizes, batch_size)
+    return sampling.Draw(*map(np.asarray, program(jax.random.key(seed), start)))
+
+
+def balanced(batch_size, *, start=0, num_steps=STEPS):
+    return draw("balanced", start, num_steps, batch_size=batch_size)
+
+
+def counts(drawn, num_tasks=N):
+    """Examples of each task in each step, [step, N]."""
+    return (drawn.task[:, :, None] == np.arange(num_tasks)).sum(axis=1)
+
+
+def stream(drawn, task):
+    """What a task draws, in the order in which it draws it."""
+    return drawn.index[drawn.task == task]
+
+
+def assert_permutations(indices, size, *, at_least):
+    """Whole epochs are permutations, and the last one, cut off, draws nothing twice."""
+    whole = len(indices) // size * size
+    epochs = indices[:whole].reshape(-1, size)
+    assert len(epochs) >= at_least
+    assert (np.sort(epochs, axis=1) == np.arange(size)).all()
+    rest = indices[whole:]
+    assert len(set(rest)) == len(rest) and ((rest >= 0) & (rest < size)).all()
+
+
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_a_stretch_in_pieces_is_the_stretch(sampler):
+    whole = draw(sampler, 0, STEPS)
+    pieces = [draw(sampler, start, 7) for start in range(0, STEPS, 7)]
+    for field in whole._fields:
+        joined = np.concatenate([getattr(piece, field) for piece in pieces])
+        np.testing.assert_array_equal(joined, getattr(whole, field))
+
+
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_a_step_late_in_training_is_like_any_other(sampler):
+    # Step 1 000 003, alone and in a stretch, among epochs that nothing before it has opened.
+    late, stretch = (draw(sampler, start, 7) for start in (1_000_003, 1_000_000))
+    for field in late._fields:
+        np.testing.assert_array_equal(getattr(late, field)[:4], getattr(stretch, field)[3:])
+    sizes = np.array(SIZES)
+    assert ((late.index >= 0) & (late.index < sizes[late.task])).all()
+    assert not np.array_equal(late.index[:4], draw(sampler, 0, 7).index[:4])
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+def test_balanced_batches_are_full_and_even(batch_size):
+    drawn = balanced(batch_size)
+    assert drawn.task.shape == drawn.index.shape == (STEPS, batch_size)
+    assert drawn.task.dtype == drawn.index.dtype == np.int32
+    assert (np.diff(drawn.task, axis=1) >= 0).all()
+    per_step = counts(drawn)
+    assert (per_step.sum(axis=1) == batch_size).all()
+    assert set(per_step.flat) <= {batch_size // N, -(-batch_size // N)}
+    # Over any number of first steps no task is more than one example ahead,
+    so_far = per_step.cumsum(axis=0)
+    assert np.ptp(so_far, axis=1).max() <= 1
+    # and over N steps, wherever they start, all have drawn the same.
+    in_turn = so_far[N:] - so_far[:-N]
+    assert (in_turn == batch_size).all()
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+def test_every_epoch_of_every_task_is_a_permutation(batch_size):
+    drawn = balanced(batch_size)
+    for task, size in enumerate(SIZES):
+        assert_permutations(stream(drawn, task), size, at_least=2)
+
+
+def test_sizes_of_any_scale_are_permuted():
+    # One example and many: the shuffles of the small task are not padded to those of the large.
+    sizes = (1, 6, 90)
+    drawn = draw("balanced", 0, 10, sizes, 55)
+    for task, size in enumerate(sizes):
+        assert_permutations(stream(drawn, task), size, at_least=2)
+
+
+def test_orders_differ_between_epochs_tasks_and_seeds():
+    size, epochs = 50, 300
+    drawn = [draw("balanced", 0, epochs, (size, size), 2 * size, seed) for seed in (3, 4)]
+    orders = np.concatenate([d.index.reshape(-1, size) for d in drawn])
+    assert len(np.unique(orders, axis=0)) == len(orders) == 1200
+    for place in (0, 24, -1):
+        # Each example is as often here as any other: mean 24, standard deviation 4.9.
+        seen = np.bincount(orders[:, place], minlength=size)
+        assert np.abs(seen - 24).max() < 5 * 4.9
+
+
+def test_uniform_orders_differ_between_epochs_and_seeds():
+    # Eight epochs and some steps more, of two seeds.
+    drawn = [draw("uniform", 0, STEPS, seed=seed) for seed in (3, 4)]
+    examples = np.stack([np.stack([d.task.ravel(), d.index.ravel()]) for d in drawn])
+    epochs = examples[:, :, : 8 * sum(SIZES)].reshape(2, 2, 8, sum(SIZES)).swapaxes(1, 2)
+    assert len(np.unique(epochs.reshape(16, -1), axis=0)) == 16
+
+
+@pytest.mark.parametrize("batch_size", [0, 1, 3])
+def test_a_batch_without_an_example_of_each_task_is_an_error(batch_size):
+    with pytest.raises(ValueError, match=f"at least 4, but batch_size is {batch_size}"):
+        sampling.balanced(jax.random.key(0), 0, 1, np.array(SIZES), batch_size)
+
+
+def test_an_empty_uniform_batch_is_an_error():
+    with pytest.raises(ValueError, match="at least 1, but it is 0"):
+        sampling.uniform(jax.random.key(0), 0, 1, np.array(SIZES), 0)
+
+
+def test_uniform_epochs_are_permutations_of_all_examples():
+    drawn = draw("uniform", 0, STEPS)
+    assert drawn.task.shape == drawn.index.shape == (STEPS, 7)
+    assert drawn.task.dtype == drawn.index.dtype == np.int32
+    # The number of an example among all of them, worked out here.
+    numbers = {(t, i): sum(SIZES[:t]) + i for t in range(N) for i in range(SIZES[t])}
+    pairs = zip(drawn.task.flat, drawn.index.flat, strict=True)
+    assert_permutations(np.array([numbers[pair] for pair in pairs]), sum(SIZES), at_least=2)
+
+
+def test_uniform_batches_follow_the_sizes_and_may_miss_a_task():
+    sizes = (40, 120, 240)
+    per_step = counts(draw("uniform", 0, 200, sizes, 4), 3)
+    # Two epochs.
+    np.testing.assert_array_equal(per_step.sum(axis=0), [80, 240, 480])
+    # In half an epoch, hypergeometric: 20 of the smallest task, standard deviation 3.
+    assert abs(per_step[:50, 0].sum() - 20) < 15
+    missing = (per_step == 0).mean(axis=0)
+    # A task of a tenth misses a batch of four with probability 0.9^4 = 0.66, ± 0.03.
+    assert abs(missing[0] - 0.66) < 0.15 and missing[0] > missing[1] > missing[2]
+
+
+def test_take_gathers_inputs_with_their_labels():
+    split = tiny.split((6, 6, 6), 0)
+    drawn = sampling.Draw(jnp.array([[0, 2, 1], [1, 1, 0]]), jnp.array([[5, 0, 1], [1, 2, 4]]))
+    batch = jax.jit(sampling.take)(split, drawn)
+    assert set(batch) == {"inputs", "labels", "task"}
+    for place in np.ndindex(2, 3):
+        task, index = drawn.task[place], drawn.index[place]
+        np.testing.assert_array_equal(batch["inputs"][place], split.inputs[task, index])
+        assert batch["labels"][place] == split.labels[task, index]
+        assert batch["task"][place] == task
+
+
+def by_task_in_numpy(drawn, num_tasks, capacity):
+    index = np.zeros((num_tasks, capacity), int)
+    filled = np.zeros((num_tasks, capacity), bool)
+    for task in range(num_tasks):
+        rows = [i for t, i in zip(*drawn, strict=True) if t == task][:capacity]
+        index[task, : len(rows)] = rows
+        filled[task, : len(rows)] = True
+    return index, filled
+
+
+@pytest.mark.parametrize("capacity", [1, 3, 7])
+@pytest.mark.parametrize("sampler", sampling.SAMPLERS)
+def test_by_task_is_a_loop_over_the_batch(sampler, capacity):
+    steps = draw(sampler, 0, 7)
+    by_task = jax.jit(lambda d: sampling.by_task(d, N, capacity))
+    for row in range(7):
+        drawn = sampling.Draw(steps.task[row], steps.index[row])
+        found, filled = by_task(drawn)
+        index, expected = by_task_in_numpy(drawn, N, capacity)
+        np.testing.assert_array_equal(found.task, np.arange(N)[:, None] * np.ones(capacity, int))
+        np.testing.assert_array_equal(found.index, index)
+        np.testing.assert_array_equal(filled, expected)
+        if capacity == 7:
+            there = {(int(t), int(i)) for t, i in zip(*drawn, strict=True)}
+            back = zip(found.task[filled].tolist(), found.index[filled].tolist(), strict=True)
+            assert set(back) == there and filled.sum() == 7
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+def test_a_balanced_batch_fits_its_share(batch_size):
+    capacity = -(-batch_size // N)
+    by_task = jax.vmap(lambda drawn: sampling.by_task(drawn, N, capacity))
+    _, filled = by_task(balanced(batch_size))
+    assert (filled.sum(axis=(1, 2)) == batch_size).all()
