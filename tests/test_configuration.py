@@ -56,7 +56,10 @@ def test_files_are_found_from_anywhere(where, tmp_path, monkeypatch):
             "Schedul.train_steps=5",
             "No configurable matching 'Schedul'.*Known names: .*training.Sch",
         ),
-        ("SEEDS=@foo", "matching reference '@foo'.*Known names: digits.load, models.MLP"),
+        (
+            "SEEDS=@foo",
+            "matching reference '@foo'.*Known names: cifar100.load, digits.load, models.CNN",
+        ),
         (
             "Schedule.steps=5",
             "parameter named 'steps'.*Known parameters: train_steps, eval_interval, checkpoint_",

@@ -1,11 +1,13 @@
 """A classification problem so small that a whole training run takes milliseconds."""
 
+import functools
+
 import numpy as np
 import optax
 
 from ldro_jax.models import mlp
 from ldro_jax.tasks import base
-from ldro_jax.training import loop
+from ldro_jax.training import experiment, loop
 from ldro_jax.training.method import Method
 from ldro_jax.training.program import Program, Trial
 from ldro_jax.training.schedule import Schedule
@@ -96,4 +98,21 @@ def train_together(a_program, directory, trials, progress=None):
         checkpoint_dir=directory / "checkpoints",
         tensorboard_dirs=[directory / "tensorboard" / str(i) for i in range(len(trials))],
         progress=progress or Progress(),
+    )
+
+
+def run(directory, **options):
+    options = {
+        "name": "tiny",
+        "description": "A tiny problem.",
+        "load_data": lambda data_dir: data(),
+        "model": functools.partial(mlp.MLP, features=(4,)),
+        "methods": [AVERAGE],
+        "seeds": (0, 1),
+        "optimizer": optax.sgd(0.5),
+        "batch_size": 24,
+        "schedule": schedule(train_steps=10, eval_interval=5),
+    } | options
+    return experiment.multitask_classification(
+        output_dir=directory, data_dir=None, config_text="a = 1", **options
     )

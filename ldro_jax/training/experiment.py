@@ -104,19 +104,17 @@ def multitask_classification(
     data = dataclasses.replace(
         data, **jax.device_put({name: getattr(data, name) for name in ("train", *SPLITS)})
     )
-    programs: dict[tuple, Program] = {}
-    for method in settings:
-        method.transform(data.num_tasks)  # says what is out of range, before anything is trained
-        if method.program() not in programs:
-            programs[method.program()] = Program(
-                method,
-                data,
-                model(num_classes=data.num_classes),
-                optimizer,
-                batch_size=batch_size,
-                sampler=sampler,
-                schedule=schedule,
-            )
+    first = Program(
+        settings[0],
+        data,
+        model(num_classes=data.num_classes),
+        optimizer,
+        batch_size=batch_size,
+        sampler=sampler,
+        schedule=schedule,
+    )
+    # Each setting is tried, so that one out of range is found before anything is trained.
+    programs = {method.program(): first.for_method(method) for method in settings}
 
     def record(runs):
         return results.Results(

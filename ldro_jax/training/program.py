@@ -1,6 +1,6 @@
 """A model, its data and a method as compiled programs: start, train, evaluate."""
 
-import functools
+import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -80,12 +80,28 @@ class Program:
         self.batches.check()
         self._splits = {name: jax.device_put(getattr(data, name)) for name in ("train", *SPLITS)}
         self._stretches: dict[tuple[int, int], Callable] = {}
-        evaluate = functools.partial(accuracy.task_accuracies, self.apply)
         self._evaluate = jax.jit(
-            lambda params, split: jax.lax.map(
-                lambda one: evaluate(one, split, data.task_classes), params
+            lambda params, split: accuracy.task_accuracies(
+                self.apply, params, split, data.task_classes
             )
         )
+
+    def for_method(self, method: Method) -> "Program":
+        """A program of another method for the same model and data.
+
+        Args:
+          method: how to weigh the tasks.
+
+        Returns:
+          The program; it shares with this one what doesn't depend on the method.
+
+        Raises:
+          ValueError: if a setting of the method is out of range.
+        """
+        other = copy.copy(self)
+        other.method, other._stretches = method, {}
+        other._tx = other.make_tx({})
+        return other
 
     def apply(self, params: Any, inputs: jax.Array) -> Any:
         """Logits of a batch of stored inputs.
@@ -176,24 +192,25 @@ class Program:
         Returns:
           For each run, one evaluation for each split and metric.
         """
-        found = jax.device_get(
-            {split: self._evaluate(states.params, self._splits[split]) for split in SPLITS}
-        )
-        return [
-            [
-                results.summarise_evaluation(
-                    step=int(step),
-                    split=split,
-                    metric=metric,
-                    task_names=self.data.task_names,
-                    values=values[index],
-                    higher_is_better=True,
-                )
-                for split, metrics in found.items()
-                for metric, values in metrics.items()
-            ]
-            for index, step in enumerate(np.asarray(states.step))
-        ]
+        found = []
+        for index, step in enumerate(np.asarray(states.step)):
+            params = jax.tree.map(lambda x, i=index: x[i], states.params)
+            metrics = {name: self._evaluate(params, self._splits[name]) for name in SPLITS}
+            found.append(
+                [
+                    results.summarise_evaluation(
+                        step=int(step),
+                        split=split,
+                        metric=metric,
+                        task_names=self.data.task_names,
+                        values=np.asarray(values),
+                        higher_is_better=True,
+                    )
+                    for split in SPLITS
+                    for metric, values in metrics[split].items()
+                ]
+            )
+        return found
 
 
 def _vmapped(stretch):

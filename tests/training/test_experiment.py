@@ -2,36 +2,16 @@
 
 import dataclasses
 import errno
-import functools
 import json
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 import tiny
 
-from ldro_jax.models import mlp
 from ldro_jax.reporting import results
 from ldro_jax.training import experiment, loop
 from ldro_jax.training.program import Program
-
-
-def run(directory, **options):
-    options = {
-        "name": "tiny",
-        "description": "A tiny problem.",
-        "load_data": lambda data_dir: tiny.data(),
-        "model": functools.partial(mlp.MLP, features=(4,)),
-        "methods": [tiny.AVERAGE],
-        "seeds": (0, 1),
-        "optimizer": optax.sgd(0.5),
-        "batch_size": 24,
-        "schedule": tiny.schedule(train_steps=10, eval_interval=5),
-    } | options
-    return experiment.multitask_classification(
-        output_dir=directory, data_dir=None, config_text="a = 1", **options
-    )
 
 
 def _no_data(data_dir):
@@ -51,7 +31,7 @@ def _no_data(data_dir):
 )
 def test_experiments_that_cannot_run_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        run(tmp_path, load_data=_no_data, **options)
+        tiny.run(tmp_path, load_data=_no_data, **options)
 
 
 def _broken_start(self, seed, init=Program.init):
@@ -66,7 +46,7 @@ def test_a_run_that_never_recovers_does_not_stop_the_others(tmp_path, monkeypatc
     with pytest.raises(
         experiment.RunsStoppedError, match="Average, seed 1: stopped at step 5"
     ) as e:
-        run(tmp_path, seeds=(1, 0), schedule=tiny.schedule(10, 5, max_nonfinite_steps=5))
+        tiny.run(tmp_path, seeds=(1, 0), schedule=tiny.schedule(10, 5, max_nonfinite_steps=5))
     assert "seed 0" not in str(e.value)
     record = results.load_results(tmp_path / "results.json")
     assert [(r.seed, bool(r.stopped), r.evaluations[-1].step) for r in record.runs] == [
@@ -96,24 +76,24 @@ def test_a_full_disk_leaves_earlier_work(tmp_path, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr(results, "save_results", full)
         with pytest.raises(OSError, match="No space left"):
-            run(tmp_path)
+            tiny.run(tmp_path)
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {"Average-seed0.json"}
     assert not (tmp_path / "results.json").exists()
     # With room again, the finished run is kept and the other one is where it was.
     (tmp_path / "runs" / ".Average-seed1.json.tmp").write_text("what a killed process may leave")
-    record = run(tmp_path)
+    record = tiny.run(tmp_path)
     assert trained == [0, 1, 1] and [r.seed for r in record.runs] == [0, 1]
     # A record that was damaged later is made again.
     text = (tmp_path / "runs" / "Average-seed0.json").read_text()
     (tmp_path / "runs" / "Average-seed0.json").write_text(text[:100])
     (tmp_path / "results.json").unlink()
-    again = run(tmp_path)
+    again = tiny.run(tmp_path)
     assert trained == [0, 1, 1, 0]
     assert again.runs[0].evaluations == record.runs[0].evaluations
 
 
 def test_versions_and_device_are_those_of_this_machine(tmp_path):
-    record = run(tmp_path, seeds=(0,))
+    record = tiny.run(tmp_path, seeds=(0,))
     assert record.versions["jax"] == jax.__version__
     assert {"flax", "jaxlib", "numpy", "optax"} <= set(record.versions)
     assert record.device["platform"] == "cpu" and record.device["count"] == jax.device_count()

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from test_experiment import run as run_experiment
 
 from ldro_jax.reporting import results
 from ldro_jax.training import loop
@@ -133,8 +132,8 @@ def test_a_method_of_another_program_is_refused(ldro_program, tmp_path):
 
 def test_a_sweep_is_one_run_for_each_setting_and_seed(tmp_path):
     methods = [tiny.AVERAGE, grid(tiny.GROUP_DRO, {"weight_lr": (0.1, 0.5)})]
-    together = run_experiment(tmp_path / "together", methods=methods, runs_together=3)
-    alone = run_experiment(tmp_path / "alone", methods=methods)
+    together = tiny.run(tmp_path / "together", methods=methods, runs_together=3)
+    alone = tiny.run(tmp_path / "alone", methods=methods)
     assert [(r.method, r.seed) for r in together.runs] == [
         (name, seed) for seed in (0, 1) for name in ("Average", "Group DRO", "Group DRO")
     ]
@@ -158,7 +157,7 @@ def test_a_group_that_does_not_fit_memory_shrinks_and_says_so(tmp_path, monkeypa
         return train(program, trials, **options)
 
     monkeypatch.setattr(loop, "train", small_memory)
-    record = run_experiment(tmp_path, seeds=(0, 1, 2, 3, 4), runs_together=5)
+    record = tiny.run(tmp_path, seeds=(0, 1, 2, 3, 4), runs_together=5)
     assert sizes == [5, 2, 3, 1, 2]
     assert sorted(r.seed for r in record.runs) == [0, 1, 2, 3, 4]
     assert "5 runs at a time don't fit into memory, so it goes on with 3" in caplog.text
@@ -170,17 +169,17 @@ def test_one_run_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loop, "train", no_memory)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
-        run_experiment(tmp_path, seeds=(0,))
+        tiny.run(tmp_path, seeds=(0,))
 
 
 @pytest.mark.parametrize("value", [0, 1.5])
 def test_runs_together_is_a_positive_integer(value, tmp_path):
     with pytest.raises(ValueError, match="runs_together must be a positive integer"):
-        run_experiment(tmp_path, runs_together=value)
+        tiny.run(tmp_path, runs_together=value)
 
 
 def test_plain_random_batches_train_too(tmp_path):
-    record = run_experiment(
+    record = tiny.run(
         tmp_path,
         methods=[dataclasses.replace(LDRO, interaction_interval=2), tiny.AVERAGE],
         sampler="uniform",
@@ -199,4 +198,4 @@ def test_plain_random_batches_train_too(tmp_path):
 )
 def test_batches_that_cannot_be_drawn_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        run_experiment(tmp_path, **options)
+        tiny.run(tmp_path, **options)
