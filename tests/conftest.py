@@ -25,6 +25,15 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compile_once(tmp_path_factory, worker_id):
+    """What takes long to compile is kept for all processes of this session."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder if worker_id == "master" else folder.parent
+    jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
 @pytest.fixture(params=["float32", "float64"])
 def dtype(request):
     """The test runs in float32, and once more in float64 with JAX's x64 mode."""

@@ -80,6 +80,7 @@ class Program:
         self.batches.check()
         self._splits = {name: jax.device_put(getattr(data, name)) for name in ("train", *SPLITS)}
         self._stretches: dict[tuple[int, int], Callable] = {}
+        self._init = jax.jit(lambda key, inputs: model.init(key, data.prepare(inputs))["params"])
         self._evaluate = jax.jit(
             lambda params, split: accuracy.task_accuracies(
                 self.apply, params, split, data.task_classes
@@ -135,8 +136,7 @@ class Program:
         Returns:
           The state.
         """
-        inputs = self.data.prepare(self._splits["train"].inputs[0, :1])
-        params = self._model.init(jax.random.key(seed), inputs)["params"]
+        params = self._init(jax.random.key(seed), self._splits["train"].inputs[0, :1])
         return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx.init(params))
 
     def start(self, trials: Sequence[Trial]) -> step_lib.TrainState:
