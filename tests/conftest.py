@@ -26,10 +26,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compile_once(tmp_path_factory, worker_id):
+def _compile_once(tmp_path_factory):
     """What takes long to compile is kept for all processes of this session."""
     folder = tmp_path_factory.getbasetemp()
-    folder = folder if worker_id == "master" else folder.parent
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     jax.config.update("jax_compilation_cache_dir", str(folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

@@ -164,7 +164,7 @@ class Program:
         """
         names = self.method.rates()
         values = [trial.method.rates() for trial in trials]
-        rates = {name: np.array([v[name] for v in values], np.float32) for name in names}
+        rates = {name: jnp.asarray([v[name] for v in values], float) for name in names}
         # Not the keys that the parameters come from.
         keys = jnp.stack([jax.random.fold_in(jax.random.key(t.seed), 1) for t in trials])
         arguments = (states, rates, keys, self._splits["train"])

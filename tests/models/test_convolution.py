@@ -150,3 +150,15 @@ def test_the_gradient_of_pooling_goes_to_the_largest():
 
     expected = gradient(lambda x: nn.max_pool(x, (2, 2), (2, 2)))
     np.testing.assert_array_equal(gradient(convolution.max_pool_2x2), expected)
+
+
+def test_runs_with_kernels_of_their_own_side_by_side():
+    # As a sweep does on an accelerator: every run has its own images and its own kernel.
+    runs = [problem((2, 4, 5, 3, 2)), problem((2, 4, 5, 3, 2))]
+    runs[1] = tuple(2 * array for array in runs[1])
+
+    gradients = functools.partial(outputs_and_gradients, convolution.conv3x3)
+    stacked = (jnp.stack(arrays) for arrays in zip(*runs, strict=True))
+    together = jax.jit(jax.vmap(gradients))(*stacked)
+    for index, run in enumerate(runs):
+        assert_close([found[index] for found in together], loops(*run))

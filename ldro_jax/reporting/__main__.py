@@ -1,0 +1,49 @@
+"""Makes the report of a saved record again.
+
+For example::
+
+    python -m ldro_jax.reporting results.json /tmp/report
+
+The output directory gets ``report.html``, ``figures/`` and, with ``--compact``, a ``results.json``
+that is small enough to be kept beside code. The configuration is read from the ``config.gin``
+beside the record, if there is one.
+"""
+
+import argparse
+import pathlib
+import sys
+
+from ldro_jax import reporting
+from ldro_jax.reporting.compact import compact
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Reads the command line, and the record; writes the report."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ldro_jax.reporting", description="Makes the report of a record again."
+    )
+    parser.add_argument("record", type=pathlib.Path, help="a results.json")
+    parser.add_argument("output_dir", type=pathlib.Path, help="where the report goes")
+    parser.add_argument("--baseline", help="method to compare with")
+    parser.add_argument("--compact", action="store_true", help="also write a small results.json")
+    args = parser.parse_args(argv)
+    try:
+        results = reporting.load_results(args.record)
+        if args.compact:
+            results = compact(results)
+        config = args.record.with_name("config.gin")
+        page = reporting.write_report(
+            results,
+            args.output_dir,
+            config_text=config.read_text(encoding="utf-8") if config.exists() else "",
+            baseline=args.baseline,
+        )
+        if args.compact:
+            reporting.save_results(results, args.output_dir / "results.json")
+    except (OSError, ValueError) as error:
+        sys.exit(f"Error: {error}")
+    print(f"Look at {page}.")
+
+
+if __name__ == "__main__":
+    main()
