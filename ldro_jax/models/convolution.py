@@ -1,5 +1,7 @@
 """Convolution and pooling that XLA compiles to fast code on CPU as well."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -43,7 +45,7 @@ def max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
     return even.reshape(batch, height, 2, width, 2, channels).max(axis=(2, 4))
 
 
-def _conv(x, kernel, padding="SAME"):
+def _conv(x: jax.Array, kernel: jax.Array, padding: Any = "SAME") -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=_DIMENSIONS)
 
 

@@ -155,7 +155,7 @@ def _read(dataset: str, data_dir: str | None) -> dict[str, Any]:
         ) from error
     where = f" in {data_dir}" if data_dir else ""
     try:
-        builder = tfds.builder(dataset, data_dir=data_dir)
+        builder: Any = tfds.builder(dataset, data_dir=data_dir)
         features, splits = builder.info.features, builder.info.splits
     # TFDS has errors of its own for each way in which a directory can be wrong.
     except Exception as error:

@@ -79,7 +79,7 @@ def load(*, data_dir: str | None = None, seed: int = 0) -> base.MultitaskData:
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(images))
     parts = dict(zip(("train", "validation", "test"), np.split(order, [1077, 1437]), strict=True))
-    splits = {
+    splits: dict[str, Any] = {
         name: _through_optics(images[part], digits.target[part], rng)
         for name, part in parts.items()
     }
