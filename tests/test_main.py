@@ -164,7 +164,7 @@ def no_training(monkeypatch):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--gin.Schedul.train_steps=1"], "Known names: digits.load"),
+        (["--gin.Schedul.train_steps=1"], "Known names: cifar100.load, digits.load"),
         (["--gin.ldro/Method.weighting='ldro'"], "Unknown method 'ldro'. Known methods: average, "),
         (["--gin.ldro/Method.hyperparameters={'lr': 1}"], "(lookahead_lr, weight_lr, normalize_"),
         (["--gin.SEEDS=3"], "The seeds must be integers, such as (0, 1, 2), but they are 3."),

@@ -68,7 +68,8 @@ def test_the_command_makes_the_report_again(tmp_path, capsys):
     command.main([str(tmp_path / "results.json"), str(tmp_path / "again"), "--compact"])
     text = (tmp_path / "again" / "report.html").read_text(encoding="utf-8")
     whole = tmp_path / "whole"
-    reporting.write_report(_record(), whole, config_text="TRAIN_STEPS = 100 # as it was")
+    record = reporting.load_results(tmp_path / "results.json")
+    reporting.write_report(record, whole, config_text="TRAIN_STEPS = 100 # as it was")
     assert text == (whole / "report.html").read_text(encoding="utf-8")
     assert "TRAIN_STEPS = 100 # as it was" in text and "Pareto frontiers" in text
     assert "report.html" in capsys.readouterr().out
