@@ -210,6 +210,19 @@ def mean_interval(values: Sequence[float]) -> Difference:
     return Difference(spread.mean, quantile * spread.std / math.sqrt(spread.n), spread.n)
 
 
+def seed_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
+    """The mean of "ours minus theirs" over the common seeds, with its 95 % interval.
+
+    Args:
+      ours: values by seed.
+      theirs: values by seed.
+
+    Returns:
+      The difference.
+    """
+    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+
+
 def paired_difference(
     group: Group, baseline: Group, *, split: str, metric: str, which: str
 ) -> Difference:
@@ -227,7 +240,7 @@ def paired_difference(
     """
     ours = final_values(group, split, metric, which)
     theirs = final_values(baseline, split, metric, which)
-    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    return seed_difference(ours, theirs)
 
 
 def report_split(results: Results) -> str:

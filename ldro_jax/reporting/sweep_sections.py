@@ -17,6 +17,7 @@ from ldro_jax.reporting.summary import (
     final_evaluation,
     mean_spread,
     report_split,
+    seed_difference,
     select_best,
 )
 from ldro_jax.reporting.sweeps import (
@@ -25,7 +26,6 @@ from ldro_jax.reporting.sweeps import (
     choose,
     further_metrics,
     hypervolumes,
-    seed_difference,
     settings,
 )
 
@@ -78,12 +78,12 @@ def add_sections(page: Page, results: Results, baseline: str | None = None) -> N
 def selection_words(results: Results) -> str:
     """Which setting of each method the rest of the report shows, and why that one."""
     chosen = settings(select_best(results))
-    several = [method for method, groups in settings(results).items() if len(groups) > 1]
     names = []
-    for method in several:
-        # Its label in the sweep says what tells it from the other settings.
-        setting = chosen[method][0].hyperparameters
-        names += [g.label for g in settings(results)[method] if g.hyperparameters == setting][:1]
+    for method, groups in settings(results).items():
+        if len(groups) > 1:
+            # Its label in the sweep says what tells it from the other settings.
+            setting = chosen[method][0].hyperparameters
+            names += [g.label for g in groups if g.hyperparameters == setting][:1]
     if any(final_evaluation(run, "validation", results.metric) for run in results.runs):
         why = "whose worst task was best on validation at the end of training, mean over seeds"
     else:

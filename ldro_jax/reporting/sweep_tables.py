@@ -8,7 +8,13 @@ from ldro_jax.reporting import tables
 from ldro_jax.reporting.comparison import verdict
 from ldro_jax.reporting.numbers import MISSING, decimals_for, mean_and_std, number
 from ldro_jax.reporting.results import Results
-from ldro_jax.reporting.summary import Difference, mean_interval, mean_spread, report_split
+from ldro_jax.reporting.summary import (
+    Difference,
+    mean_interval,
+    mean_spread,
+    report_split,
+    seed_difference,
+)
 from ldro_jax.reporting.sweeps import (
     RULES,
     baseline_method,
@@ -16,7 +22,6 @@ from ldro_jax.reporting.sweeps import (
     default_reference,
     for_metric,
     hypervolumes,
-    seed_difference,
     settings,
 )
 

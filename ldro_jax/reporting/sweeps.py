@@ -11,7 +11,7 @@ frontier is lower for no merit of another method. Checkpoints of runs that stopp
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,11 +19,9 @@ from numpy.typing import ArrayLike
 from ldro_jax.evaluation.pareto import hypervolume
 from ldro_jax.reporting.results import Results, Run
 from ldro_jax.reporting.summary import (
-    Difference,
     Group,
     default_baseline,
     group_runs,
-    mean_interval,
     report_split,
 )
 
@@ -184,11 +182,6 @@ def choose(
                 _, step, place, average, worst = min(candidates)
                 found[method][seed] = Choice(groups[place], int(step), average, worst)
     return found
-
-
-def seed_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
-    """The mean of "ours minus theirs" over the common seeds, with its 95 % interval."""
-    return mean_interval([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
 
 
 def baseline_method(results: Results, baseline: str | None = None) -> str:

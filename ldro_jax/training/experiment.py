@@ -1,7 +1,6 @@
 """Experiments: every method with every seed on the same tasks, and a report of it all."""
 
 import collections
-import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
@@ -22,7 +21,7 @@ from ldro_jax.reporting import results, tables
 from ldro_jax.tasks import base
 from ldro_jax.training import loop
 from ldro_jax.training.method import Method
-from ldro_jax.training.program import SPLITS, Program, Trial
+from ldro_jax.training.program import Program, Trial
 from ldro_jax.training.schedule import Schedule
 
 
@@ -100,10 +99,6 @@ def multitask_classification(
     if not isinstance(runs_together, int) or runs_together < 1:
         raise ValueError(f"runs_together must be a positive integer, not {runs_together!r}.")
     data = load_data(data_dir=data_dir)
-    # Once for all methods.
-    data = dataclasses.replace(
-        data, **jax.device_put({name: getattr(data, name) for name in ("train", *SPLITS)})
-    )
     first = Program(
         settings[0],
         data,

@@ -141,10 +141,14 @@ def _append(series: results.Series | None, step: int, values: jax.Array) -> resu
     return results.Series([*series.steps, step], np.concatenate([series.values, new]))
 
 
+def _latest(run: results.Run) -> list[results.Evaluation]:
+    """The evaluations of the last step, of all splits and metrics."""
+    return [e for e in run.evaluations if e.step == run.evaluations[-1].step]
+
+
 def _write(writer, run: results.Run) -> None:
-    step = run.evaluations[-1].step
     scalars = {}
-    for evaluation in (e for e in run.evaluations if e.step == step):
+    for evaluation in _latest(run):
         prefix = f"{evaluation.split}/{evaluation.metric}"
         scalars[f"{prefix}/average"] = evaluation.average
         scalars[f"{prefix}/worst"] = evaluation.worst
@@ -153,12 +157,11 @@ def _write(writer, run: results.Run) -> None:
         assert series is not None
         tasks = zip(run.evaluations[-1].per_task, series.values[-1], strict=True)
         scalars |= {f"{name}/{task}": float(value) for task, value in tasks}
-    writer.write_scalars(step, scalars)
+    writer.write_scalars(run.evaluations[-1].step, scalars)
     # What isn't on disk when a checkpoint is, a resumed run won't write again.
     writer.flush()
 
 
 def _progress_text(run: results.Run) -> str:
-    step = run.evaluations[-1].step
-    last = next(e for e in run.evaluations if e.step == step and e.split == "validation")
+    last = next(e for e in _latest(run) if e.split == "validation")
     return f"average {last.average:.3f}, worst {last.worst:.3f} ({last.worst_task})"

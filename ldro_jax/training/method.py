@@ -9,9 +9,6 @@ import optax
 
 from ldro_jax import transform, weighting
 
-# Weightings that need their hyperparameters while they are made.
-_STATIC = {"pcgrad", "static_mixing"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Method:
@@ -61,11 +58,12 @@ class Method:
         )
 
     def rates(self) -> dict[str, float]:
-        """The hyperparameters that are real numbers, which one program can take many values of."""
-        if self.weighting in _STATIC:
-            return {}
+        """The hyperparameters that one program can take many values of, where they are numbers."""
+        names = weighting.rates(self.weighting)
         numbers = {k: v for k, v in self.hyperparameters.items() if not isinstance(v, bool)}
-        return {k: float(v) for k, v in numbers.items() if isinstance(v, (int, float))}
+        return {
+            k: float(v) for k, v in numbers.items() if k in names and isinstance(v, (int, float))
+        }
 
     def program(self) -> tuple[Any, ...]:
         """What methods have in common that the same compiled program can train.

@@ -13,7 +13,7 @@ from ldro_jax.weighting.interpolated import interpolated
 from ldro_jax.weighting.lookahead import exact as lookahead_exact
 from ldro_jax.weighting.lookahead import online as lookahead_online
 from ldro_jax.weighting.pcgrad import pcgrad
-from ldro_jax.weighting.registry import METHODS, create
+from ldro_jax.weighting.registry import METHODS, create, rates
 from ldro_jax.weighting.static import average, static_mixing
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "lookahead_exact",
     "lookahead_online",
     "pcgrad",
+    "rates",
     "stateless",
     "static_mixing",
     "with_floor",

@@ -18,7 +18,7 @@ def group_dro(
     weight_lr: optax.ScalarOrSchedule,
     *,
     group_sizes: Sequence[float] | None = None,
-    adjustment: float = 0.0,
+    adjustment: optax.ScalarOrSchedule = 0.0,
 ) -> base.Weighting:
     r"""Online group DRO, :math:`w_i ∝ w_i \exp(η (ℓ_i + C / \sqrt{n_i}))`.
 

@@ -4,6 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import optax
+
 from ldro_jax.weighting import base
 from ldro_jax.weighting.baselined_dro import baselined_dro
 from ldro_jax.weighting.group_dro import group_dro
@@ -38,10 +40,8 @@ def create(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.
       ValueError: if there is no method of that name, or it has no such hyperparameter, or lacks
         one.
     """
-    if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}. Known methods: {', '.join(sorted(METHODS))}.")
     hyperparameters = dict(hyperparameters or {})
-    signature = inspect.signature(METHODS[name])
+    signature = _signature(name)
     try:
         signature.bind(**hyperparameters)
     except TypeError as error:
@@ -51,3 +51,28 @@ def create(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.
             f"{hyperparameters}: {error}."
         ) from error
     return METHODS[name](**hyperparameters)
+
+
+def rates(name: str) -> set[str]:
+    """Names of the hyperparameters that a method computes with on the device.
+
+    They may be arrays, so one compiled program can take many values of them; the others are needed
+    while the weighting is made.
+
+    Args:
+      name: a key of ``METHODS``.
+
+    Returns:
+      Those that the factory takes as numbers or Optax schedules.
+
+    Raises:
+      ValueError: if there is no method of that name.
+    """
+    parameters = _signature(name).parameters.values()
+    return {p.name for p in parameters if p.annotation == optax.ScalarOrSchedule}
+
+
+def _signature(name: str) -> inspect.Signature:
+    if name not in METHODS:
+        raise ValueError(f"Unknown method {name!r}. Known methods: {', '.join(sorted(METHODS))}.")
+    return inspect.signature(METHODS[name])
