@@ -25,10 +25,12 @@ class Checkpoints:
         """Starts saving; the write goes on in the background.
 
         Args:
-          step: number of steps taken.
+          step: number of steps taken; what was saved at that step before is replaced.
           state: a pytree of arrays.
           record: anything that JSON can hold.
         """
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
         self._manager.save(
             step,
             args=ocp.args.Composite(

@@ -78,22 +78,7 @@ def multitask_classification(
         are not finite.
       ValueError: if there is nothing to run, or two runs would have the same name.
     """
-    if isinstance(seeds, int) or not all(isinstance(seed, int) for seed in seeds):
-        raise ValueError(f"The seeds must be integers, such as (0, 1, 2), but they are {seeds!r}.")
-    settings = [m for entry in methods for m in ([entry] if isinstance(entry, Method) else entry)]
-    if not settings or not seeds:
-        raise ValueError("An experiment needs at least one method and one seed.")
-    names = collections.Counter(method.name for method in settings)
-    runs_of = {
-        _run_name(method, seed, several=names[method.name] > 1): Trial(method, seed)
-        for seed in seeds
-        for method in settings
-    }
-    if len(runs_of) < len(settings) * len(seeds):
-        raise ValueError(
-            "Two runs have the same name. Give each method its own name or setting, and list each "
-            f"seed once: methods {[m.name for m in settings]}, seeds {list(seeds)}."
-        )
+    settings, runs_of = list_runs(methods, seeds)
     if runs_together is None:
         runs_together = 1 if jax.default_backend() == "cpu" else len(runs_of)
     if not isinstance(runs_together, int) or runs_together < 1:
@@ -124,7 +109,7 @@ def multitask_classification(
         )
 
     files = {run_name: output_dir / "runs" / f"{run_name}.json" for run_name in runs_of}
-    finished = {n: run for n, file in files.items() if (run := _finished_run(file)) is not None}
+    finished = {n: run for n, file in files.items() if (run := finished_run(file)) is not None}
     waiting = _groups({n: t for n, t in runs_of.items() if n not in finished}, runs_together)
     while waiting:
         group = waiting.popleft()
@@ -147,6 +132,40 @@ def multitask_classification(
             results.save_results(record([run]), files[run_name])
             finished[run_name] = run
     return finish(record([finished[n] for n in runs_of]), output_dir, config_text)
+
+
+def list_runs(
+    methods: Sequence[Method | Sequence[Method]], seeds: Sequence[int]
+) -> tuple[list[Method], dict[str, Trial]]:
+    """The runs of an experiment, each with a name for its files.
+
+    Args:
+      methods: what to compare; a sequence among them (a grid) counts as its elements.
+      seeds: a run for each.
+
+    Returns:
+      All methods, and the runs by name.
+
+    Raises:
+      ValueError: if there is nothing to run, or two runs would have the same name.
+    """
+    if isinstance(seeds, int) or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f"The seeds must be integers, such as (0, 1, 2), but they are {seeds!r}.")
+    settings = [m for entry in methods for m in ([entry] if isinstance(entry, Method) else entry)]
+    if not settings or not seeds:
+        raise ValueError("An experiment needs at least one method and one seed.")
+    names = collections.Counter(method.name for method in settings)
+    runs_of = {
+        _run_name(method, seed, several=names[method.name] > 1): Trial(method, seed)
+        for seed in seeds
+        for method in settings
+    }
+    if len(runs_of) < len(settings) * len(seeds):
+        raise ValueError(
+            "Two runs have the same name. Give each method its own name or setting, and list each "
+            f"seed once: methods {[m.name for m in settings]}, seeds {list(seeds)}."
+        )
+    return settings, runs_of
 
 
 def _groups(trials: Mapping[str, Trial], size: int) -> collections.deque[dict[str, Trial]]:
@@ -252,7 +271,15 @@ def device() -> dict[str, Any]:
     }
 
 
-def _finished_run(file: pathlib.Path) -> results.Run | None:
+def finished_run(file: pathlib.Path) -> results.Run | None:
+    """The record of a run that an earlier start of the experiment finished.
+
+    Args:
+      file: where it would be.
+
+    Returns:
+      The run, or ``None`` if it isn't there or can't be read.
+    """
     if not file.exists():
         return None
     try:

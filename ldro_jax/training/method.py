@@ -22,6 +22,9 @@ class Method:
       interaction_interval: every how many steps to measure it.
       lagged: with an interval of 1, let the weights use the matrix of the step before.
       floor: share of the weight that is spread evenly.
+      sampling: how language models draw the rows of a batch: ``"uniform"``, the same number of each
+        task, or ``"weights"``, at random with the task weights as probabilities; the loss of a row
+        then counts ``w / q``, with the weights w now and those q that it was drawn with.
     """
 
     name: str
@@ -31,6 +34,13 @@ class Method:
     interaction_interval: int = 100
     lagged: bool = False
     floor: float = 0.0
+    sampling: str = "uniform"
+
+    def __post_init__(self):
+        if self.sampling not in ("uniform", "weights"):
+            raise ValueError(
+                f"sampling must be 'uniform' or 'weights', but it is {self.sampling!r}."
+            )
 
     def transform(
         self, num_tasks: int, rates: Mapping[str, Any] | None = None
@@ -72,21 +82,31 @@ class Method:
           A hashable key: everything but the name and the values of :meth:`rates`.
         """
         static = {k: v for k, v in self.hyperparameters.items() if k not in self.rates()}
-        others = (self.interaction, self.interaction_interval, self.lagged, self.floor)
+        others = (
+            self.interaction,
+            self.interaction_interval,
+            self.lagged,
+            self.floor,
+            self.sampling,
+        )
         return (self.weighting, *sorted(self.rates()), repr(sorted(static.items())), *others)
+
+    @property
+    def uses_interaction(self) -> bool:
+        """Whether the weights depend on the interaction matrix."""
+        return weighting.uses_interaction(self.weighting)
 
     @property
     def measures_every_step(self) -> bool:
         """Whether the interaction matrix is measured in every step."""
-        uses = weighting.create(self.weighting, self.hyperparameters).uses_interaction
-        return uses and self.interaction_interval == 1
+        return self.uses_interaction and self.interaction_interval == 1
 
     def settings(self) -> dict[str, Any]:
         """All that a record needs to tell this method from others: its non-default settings."""
         settings = dict(self.hyperparameters)
-        if weighting.create(self.weighting, self.hyperparameters).uses_interaction:
+        if self.uses_interaction:
             settings["interaction_interval"] = self.interaction_interval
-        for name, default in [("lagged", False), ("floor", 0.0)]:
+        for name, default in [("lagged", False), ("floor", 0.0), ("sampling", "uniform")]:
             if getattr(self, name) != default:
                 settings[name] = getattr(self, name)
         return settings

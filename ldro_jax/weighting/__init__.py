@@ -13,7 +13,7 @@ from ldro_jax.weighting.interpolated import interpolated
 from ldro_jax.weighting.lookahead import exact as lookahead_exact
 from ldro_jax.weighting.lookahead import online as lookahead_online
 from ldro_jax.weighting.pcgrad import pcgrad
-from ldro_jax.weighting.registry import METHODS, create, rates
+from ldro_jax.weighting.registry import METHODS, create, rates, uses_interaction
 from ldro_jax.weighting.static import average, static_mixing
 
 __all__ = [
@@ -32,5 +32,6 @@ __all__ = [
     "rates",
     "stateless",
     "static_mixing",
+    "uses_interaction",
     "with_floor",
 ]

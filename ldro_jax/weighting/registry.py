@@ -25,6 +25,9 @@ METHODS: dict[str, Callable[..., base.Weighting]] = {
     "static_mixing": static_mixing,
 }
 
+# Those whose weights depend on the interaction matrix.
+_INTERACTING = {"lookahead_exact", "lookahead_online", "pcgrad"}
+
 
 def create(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.Weighting:
     """Makes a weighting by its name.
@@ -70,6 +73,22 @@ def rates(name: str) -> set[str]:
     """
     parameters = _signature(name).parameters.values()
     return {p.name for p in parameters if p.annotation == optax.ScalarOrSchedule}
+
+
+def uses_interaction(name: str) -> bool:
+    """Whether the weights of a method depend on the interaction matrix.
+
+    Args:
+      name: a key of ``METHODS``.
+
+    Returns:
+      The same as :attr:`~ldro_jax.weighting.base.Weighting.uses_interaction`, without making one.
+
+    Raises:
+      ValueError: if there is no method of that name.
+    """
+    _signature(name)
+    return name in _INTERACTING
 
 
 def _signature(name: str) -> inspect.Signature:

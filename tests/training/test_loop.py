@@ -11,7 +11,7 @@ import tiny
 
 from ldro_jax.reporting import results
 from ldro_jax.tasks import sampling
-from ldro_jax.training import loop, step
+from ldro_jax.training import records, step
 from ldro_jax.training.program import Trial
 from ldro_jax.training.schedule import Schedule, epochs
 
@@ -159,7 +159,7 @@ def test_a_task_that_broke_once_is_not_blamed_for_another():
     names = [["middle"], [], ["left"], ["left"], ["left"]]
     counts = dict.fromkeys(tiny.NAMES, 0)
     state = a_program.init(0)
-    run = loop._empty_run(a_program, Trial(a_program.method, 0))
+    run = records.empty_run(Trial(a_program.method, 0), a_program.schedule)
     weighted = state.opt_state[0]
     streak = 0
     for taken, broken in enumerate(names, 1):
@@ -171,7 +171,15 @@ def test_a_task_that_broke_once_is_not_blamed_for_another():
         )
         state = state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:]))
         evaluations = [dataclasses.replace(EVALUATION, step=taken)]
-        run = loop._extended(run, a_program, state, jnp.zeros(3), evaluations, 0.1)
+        run = records.extended(
+            run,
+            tiny.NAMES,
+            a_program.schedule,
+            state,
+            losses=jnp.zeros(3),
+            evaluations=evaluations,
+            seconds_per_step=0.1,
+        )
     assert run.nonfinite_losses == {"middle": 1, "left": 3}
     assert "for the last 3 steps the loss of a task was not finite (left)." in run.stopped
 

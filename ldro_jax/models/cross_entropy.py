@@ -1,0 +1,55 @@
+"""Cross-entropy of next tokens without all their logits in memory at once."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def token_losses(
+    hidden_BxLxD: jax.Array,
+    embedding_VxD: jax.Array,
+    targets_BxL: jax.Array,
+    *,
+    chunk: int | None = None,
+) -> jax.Array:
+    """Cross-entropy of each token, ``−log softmax(hidden @ embeddingᵀ)[target]``.
+
+    In the backward pass the logits are computed again, chunk by chunk, so that ``B × chunk × V`` of
+    them are all there ever are.
+
+    Args:
+      hidden_BxLxD: what the logits are made from.
+      embedding_VxD: the rows of the output layer.
+      targets_BxL: int32.
+      chunk: number of positions to have logits of at a time; all of them, without computing
+        anything twice, if not given.
+
+    Returns:
+      ``[B, L]`` in nats, float32 or wider.
+    """
+    if chunk is None or chunk >= targets_BxL.shape[1]:
+        return _chunk_losses(embedding_VxD, hidden_BxLxD, targets_BxL)
+    length = targets_BxL.shape[1]
+    padding = -length % chunk
+
+    def chunks(array):
+        # Along the length, which is never sharded, so that each chunk is spread like the whole.
+        widths = [(0, 0), (0, padding), *[(0, 0)] * (array.ndim - 2)]
+        parts = jnp.pad(array, widths).reshape(array.shape[0], -1, chunk, *array.shape[2:])
+        return jnp.moveaxis(parts, 1, 0)
+
+    losses = jax.lax.map(
+        lambda part: jax.checkpoint(functools.partial(_chunk_losses, embedding_VxD))(*part),
+        (chunks(hidden_BxLxD), chunks(targets_BxL)),
+    )
+    return jnp.moveaxis(losses, 0, 1).reshape(targets_BxL.shape[0], -1)[:, :length]
+
+
+def _chunk_losses(embedding, hidden, targets):
+    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    logits = jnp.einsum(
+        "bld,vd->blv", hidden, embedding.astype(hidden.dtype), preferred_element_type=dtype
+    )
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets)

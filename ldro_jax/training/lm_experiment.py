@@ -1,0 +1,297 @@
+"""Experiments with language models: every method with every seed on the same languages.
+
+Perplexities of different languages can't be compared, so each is also given relative to a model of
+that language alone. :func:`monolingual` trains those models and writes their losses, which
+:func:`multilingual` reads for its table and for Baselined-DRO.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from ldro_jax.evaluation import perplexity
+from ldro_jax.reporting import relative, results
+from ldro_jax.tasks import sequences
+from ldro_jax.training import experiment, lm_loop
+from ldro_jax.training.lm_program import LanguageModelProgram
+from ldro_jax.training.method import Method
+from ldro_jax.training.program import Trial
+from ldro_jax.training.schedule import Schedule
+
+REFERENCES = "references.json"
+_MONOLINGUAL = Method("Monolingual", "average")
+
+
+def multilingual(
+    *,
+    output_dir: pathlib.Path,
+    data_dir: str | None,
+    config_text: str,
+    name: str,
+    description: str,
+    load_data: Callable[..., sequences.Corpus],
+    make_program: Callable[..., LanguageModelProgram],
+    methods: Sequence[Method | Sequence[Method]],
+    seeds: Sequence[int],
+    schedule: Schedule,
+    references: str | Callable[..., dict[str, Any]] | None = None,
+    max_validation_tokens: int | None = None,
+    max_test_tokens: int | None = 5_000_000,
+) -> results.Results:
+    """Trains a language model on many languages with several methods, and compares them.
+
+    A run that is finished is kept in ``runs/``, and one that was interrupted goes on from its
+    newest checkpoint, so the same command after an interruption ends with the same numbers.
+
+    Args:
+      output_dir: where everything goes; it exists.
+      data_dir: passed to ``load_data``.
+      config_text: the resolved configuration, for the report.
+      name: short name of the experiment.
+      description: a paragraph for the report.
+      load_data: ``(data_dir=...) -> Corpus``.
+      make_program: ``(method, corpus) -> LanguageModelProgram``.
+      methods: what to compare. Static mixing gets the number of training tokens as ``sizes``, and
+        Baselined-DRO the losses of the references, where they aren't given.
+      seeds: a run for each.
+      schedule: lengths and intervals.
+      references: losses of models of one language each: a ``references.json``, or a function like
+        :func:`monolingual` to make them first. Without them there are no relative perplexities.
+      max_validation_tokens: take only so many tokens of each language for validation.
+      max_test_tokens: the same for the test at the end.
+
+    Returns:
+      The record, as it is in ``results.json``.
+
+    Raises:
+      RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
+        are not finite.
+      ValueError: if there is nothing to run, two runs would have the same name, or the references
+        are those of other languages or another vocabulary.
+    """
+    settings, runs_of = experiment.list_runs(methods, seeds)
+    corpus = load_data(data_dir=data_dir)
+    if references is None and any(map(_needs_references, settings)):
+        raise ValueError(
+            "Baselined-DRO needs the losses of models of one language each. Bind "
+            "multilingual.references to a references.json or to @monolingual, or give "
+            "reference_losses."
+        )
+    sizes = corpus.sizes / corpus.sizes.sum()
+    # Each setting is tried, so that one out of range is found before anything is trained. The
+    # values of the references don't matter for that.
+    unknown = dict.fromkeys(corpus.task_names, 0.0)
+    first = make_program(_resolved(settings[0], sizes, unknown), corpus)
+    for method in settings:
+        first.for_method(_resolved(method, sizes, unknown))
+    alone = _references(references, corpus, first, output_dir, data_dir, load_data, make_program)
+    losses = {n: alone["losses"]["validation"][n] for n in corpus.task_names} if alone else unknown
+    # One compiled program for all that differ in rates and seeds alone.
+    programs: dict[tuple, LanguageModelProgram] = {}
+
+    def record(runs):
+        return results.Results(
+            experiment=name,
+            description=description,
+            task_names=list(corpus.task_names),
+            metric=lm_loop.METRIC,
+            higher_is_better=False,
+            runs=runs,
+            versions=experiment.versions(),
+            device=experiment.device(),
+            references=_perplexities(alone, corpus.task_names),
+            task_sizes=dict(zip(corpus.task_names, corpus.sizes.tolist(), strict=True)),
+            select_by="average",
+        )
+
+    finished = {}
+    for run_name, trial in runs_of.items():
+        resolved = Trial(_resolved(trial.method, sizes, losses), trial.seed)
+        file = output_dir / "runs" / f"{run_name}.json"
+        run = experiment.finished_run(file)
+        if run is None:
+            key = resolved.method.program()
+            if key not in programs:
+                programs[key] = first.for_method(resolved.method)
+            run = _train(
+                programs[key],
+                resolved,
+                schedule,
+                output_dir,
+                run_name,
+                f"{len(finished)}/{len(runs_of)}",
+                max_validation_tokens=max_validation_tokens,
+                max_test_tokens=max_test_tokens,
+            )
+            run = dataclasses.replace(run, hyperparameters=trial.method.settings())
+            results.save_results(record([run]), file)
+        finished[run_name] = run
+    found = record([finished[n] for n in runs_of])
+    if text := relative.table1_text(found):
+        print(text)
+    return experiment.finish(found, output_dir, config_text)
+
+
+def monolingual(
+    *,
+    output_dir: pathlib.Path,
+    data_dir: str | None,
+    load_data: Callable[..., sequences.Corpus],
+    make_program: Callable[..., LanguageModelProgram],
+    schedule: Schedule,
+    config_text: str = "",
+    seed: int = 0,
+    max_validation_tokens: int | None = None,
+    max_test_tokens: int | None = 5_000_000,
+) -> dict[str, Any]:
+    """Trains one model for each language, and writes their losses to ``references.json``.
+
+    Models of languages that are finished are kept, and the one that was interrupted goes on from
+    its newest checkpoint.
+
+    Args:
+      output_dir: where everything goes; it exists.
+      data_dir: passed to ``load_data``.
+      load_data: ``(data_dir=...) -> Corpus``.
+      make_program: ``(method, corpus) -> LanguageModelProgram``; compiled once for all languages.
+      schedule: lengths and intervals of each model.
+      config_text: not used; every experiment gets it.
+      seed: of all models.
+      max_validation_tokens: take only so many tokens of each language for validation.
+      max_test_tokens: the same for the test.
+
+    Returns:
+      What ``references.json`` holds: ``vocabulary``, ``eval_length``, and ``losses``, from split
+      and language to nats a token, those of the best checkpoint of each.
+
+    Raises:
+      RunsStoppedError: if the losses of a model never became finite again.
+    """
+    del config_text
+    corpus = load_data(data_dir=data_dir)
+    losses: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
+    program = make_program(_MONOLINGUAL, corpus.only(0))
+    for index, language in enumerate(corpus.task_names):
+        run_name = f"Monolingual-{language}-seed{seed}"
+        file = output_dir / "runs" / f"{run_name}.json"
+        run = experiment.finished_run(file)
+        if run is None:
+            run = _train(
+                program.for_corpus(corpus.only(index)),
+                Trial(dataclasses.replace(_MONOLINGUAL, name=f"Monolingual {language}"), seed),
+                schedule,
+                output_dir,
+                run_name,
+                f"{index}/{corpus.num_tasks}",
+                max_validation_tokens=max_validation_tokens,
+                max_test_tokens=max_test_tokens,
+            )
+            if run.stopped is not None:
+                raise experiment.RunsStoppedError(f"Monolingual {language}: {run.stopped}")
+            record = results.Results(
+                f"monolingual {language}", [language], lm_loop.METRIC, False, [run]
+            )
+            results.save_results(record, file)
+        tested = run.evaluations[-1]
+        best = [e for e in run.evaluations if e.split == "validation" and e.step == tested.step]
+        for evaluation in (*best, tested):
+            losses[evaluation.split][language] = math.log(evaluation.average)
+    found = {
+        "vocabulary": corpus.vocabulary,
+        "eval_length": program.eval_length,
+        "losses": losses,
+    }
+    (output_dir / REFERENCES).write_text(json.dumps(found, indent=1) + "\n")
+    print(f"The losses of one model for each language are in {output_dir / REFERENCES}.")
+    return found
+
+
+def _train(program, trial, schedule, output_dir, run_name, done, **options) -> results.Run:
+    label = f"[{done}] {trial.method.name}, seed {trial.seed}"
+    with tqdm.tqdm(total=schedule.train_steps, desc=label, unit="step") as progress:
+        return lm_loop.train(
+            program,
+            trial,
+            schedule,
+            checkpoint_dir=output_dir / "checkpoints" / run_name,
+            tensorboard_dir=output_dir / "tensorboard" / run_name,
+            progress=progress,
+            **options,
+        )
+
+
+def _needs_references(method: Method) -> bool:
+    return method.weighting == "baselined_dro" and "reference_losses" not in method.hyperparameters
+
+
+def _resolved(method: Method, sizes: np.ndarray, losses: Mapping[str, float]) -> Method:
+    """The method with what only the text and the references can tell."""
+    given = dict(method.hyperparameters)
+    if method.weighting == "static_mixing":
+        given.setdefault("sizes", tuple(sizes.tolist()))
+    if _needs_references(method):
+        given["reference_losses"] = tuple(losses.values())
+    return dataclasses.replace(method, hyperparameters=given)
+
+
+def _references(references, corpus, program, output_dir, data_dir, load_data, make_program):
+    if references is None:
+        return None
+    if callable(references):
+        folder = output_dir / "monolingual"
+        file = folder / REFERENCES
+        if not file.exists():
+            folder.mkdir(exist_ok=True)
+            references(
+                output_dir=folder,
+                data_dir=data_dir,
+                load_data=load_data,
+                make_program=make_program,
+            )
+    else:
+        file = pathlib.Path(references).expanduser()
+    try:
+        found = json.loads(file.read_text())
+        known = {split: set(found["losses"][split]) for split in ("validation", "test")}
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no file {file}. Expected the {REFERENCES} that the experiment monolingual "
+            "writes."
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"Expected the {REFERENCES} of the experiment monolingual in {file}, but it can't be "
+            f"read ({type(error).__name__}: {error}). Make it again."
+        ) from error
+    missing = [n for n in corpus.task_names if any(n not in names for names in known.values())]
+    if missing:
+        raise ValueError(
+            f"{file} has no losses for {', '.join(missing)}, but for "
+            f"{', '.join(sorted(known['test']))}. Train the models of the languages that are "
+            "missing, or leave them out of this run."
+        )
+    for what, ours in [
+        ("vocabulary", corpus.vocabulary),
+        ("eval_length", program.eval_length),
+    ]:
+        if found.get(what) != ours:
+            raise ValueError(
+                f"The losses in {file} were measured with another {what}, {found.get(what)}, than "
+                f"this run's, {ours}, so they can't be compared."
+            )
+    return found
+
+
+def _perplexities(alone, task_names) -> dict[str, dict[str, float]]:
+    if alone is None:
+        return {}
+    return {
+        split: {name: float(perplexity.perplexity([losses[name]])[0]) for name in task_names}
+        for split, losses in alone["losses"].items()
+    }

@@ -1,0 +1,143 @@
+"""The record of a run, stretch by stretch."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from ldro_jax import transform
+from ldro_jax.reporting import results
+from ldro_jax.training.program import Trial
+from ldro_jax.training.schedule import Schedule
+from ldro_jax.training.step import TrainState
+
+
+def empty_run(trial: Trial, schedule: Schedule) -> results.Run:
+    """The record of a run before its first step.
+
+    Args:
+      trial: the method and the seed.
+      schedule: the length.
+
+    Returns:
+      The record.
+    """
+    return results.Run(
+        method=trial.method.name,
+        hyperparameters=trial.method.settings(),
+        seed=trial.seed,
+        num_steps=schedule.train_steps,
+    )
+
+
+def extended(
+    run: results.Run,
+    task_names: Sequence[str],
+    schedule: Schedule,
+    state: TrainState,
+    *,
+    losses: jax.typing.ArrayLike,
+    evaluations: Sequence[results.Evaluation],
+    seconds_per_step: float,
+) -> results.Run:
+    """The record of a run with what there is to say after one more stretch.
+
+    Args:
+      run: the record so far.
+      task_names: N names.
+      schedule: says when a run without finite losses stops.
+      state: after the stretch.
+      losses: mean training losses of the stretch, ``[N]``.
+      evaluations: after the stretch.
+      seconds_per_step: the time of one step so far.
+
+    Returns:
+      The record; it is ``stopped`` if losses never became finite again.
+    """
+    weighting = transform.find_state(state.opt_state)
+    step = int(state.step)
+    nonfinite = zip(task_names, np.asarray(weighting.nonfinite), strict=True)
+    counts = {name: int(n) for name, n in nonfinite if n}
+    new = {name: n for name, n in counts.items() if n > run.nonfinite_losses.get(name, 0)}
+    if new:
+        logging.warning(
+            "%s, seed %d, step %d: losses that are not finite so far, and steps left out for them: "
+            "%s.",
+            run.method,
+            run.seed,
+            step,
+            ", ".join(f"{name} {n}" for name, n in new.items()),
+        )
+    stopped = None
+    if weighting.nonfinite_streak >= min(schedule.max_nonfinite_steps, schedule.train_steps):
+        stopped = (
+            f"stopped at step {step}: for the last {int(weighting.nonfinite_streak)} steps the "
+            f"loss of a task was not finite ({', '.join(new)}). Look at the data of that task, or "
+            "try a smaller learning rate."
+        )
+        logging.error("%s, seed %d: %s", run.method, run.seed, stopped)
+    interaction = None
+    if (matrix := np.asarray(weighting.interaction)).any():
+        interaction = results.Series([step], matrix[None])
+    return dataclasses.replace(
+        run,
+        seconds_per_step=seconds_per_step,
+        evaluations=[*run.evaluations, *evaluations],
+        weights=_append(run.weights, step, weighting.weights),
+        losses=_append(run.losses, step, losses),
+        interaction=interaction,
+        nonfinite_losses=counts,
+        stopped=stopped,
+    )
+
+
+def _append(
+    series: results.Series | None, step: int, values: jax.typing.ArrayLike
+) -> results.Series:
+    new = np.asarray(values)[None]
+    if series is None:
+        return results.Series([step], new)
+    return results.Series([*series.steps, step], np.concatenate([series.values, new]))
+
+
+def _latest(run: results.Run) -> list[results.Evaluation]:
+    """The evaluations of the last step, of all splits and metrics."""
+    return [e for e in run.evaluations if e.step == run.evaluations[-1].step]
+
+
+def write_scalars(writer: Any, run: results.Run) -> None:
+    """Writes the newest numbers of a run for TensorBoard.
+
+    Args:
+      writer: see :mod:`ldro_jax.training.writers`.
+      run: the record.
+    """
+    scalars = {}
+    for evaluation in _latest(run):
+        prefix = f"{evaluation.split}/{evaluation.metric}"
+        scalars[f"{prefix}/average"] = evaluation.average
+        scalars[f"{prefix}/worst"] = evaluation.worst
+        scalars |= {f"{prefix}/task/{name}": x for name, x in evaluation.per_task.items()}
+    for name, series in [("weight", run.weights), ("train loss", run.losses)]:
+        assert series is not None
+        tasks = zip(run.evaluations[-1].per_task, series.values[-1], strict=True)
+        scalars |= {f"{name}/{task}": float(value) for task, value in tasks}
+    writer.write_scalars(run.evaluations[-1].step, scalars)
+    # What isn't on disk when a checkpoint is, a resumed run won't write again.
+    writer.flush()
+
+
+def progress_text(run: results.Run) -> str:
+    """The newest validation values of a run, for a progress bar.
+
+    Args:
+      run: the record.
+
+    Returns:
+      A few words.
+    """
+    last = next(e for e in _latest(run) if e.split == "validation")
+    return f"average {last.average:.3f}, worst {last.worst:.3f} ({last.worst_task})"

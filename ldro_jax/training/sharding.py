@@ -1,0 +1,121 @@
+"""Where the parameters and batches of a model lie on a mesh of devices.
+
+Parameters have logical axes (:mod:`ldro_jax.models.decoder`). :class:`Layout` maps them to the two
+axes of a mesh: batches are split along ``data``, wide layers along ``model``, and on request
+parameters and optimizer state along ``data`` as well (fully sharded data parallel).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from flax.core import meta
+from flax.linen import spmd
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a model is spread over the devices.
+
+    Attributes:
+      data: number of parts that batches are split into; by default as many as there are devices.
+      model: number of parts that attention heads, MLPs and the vocabulary are split into.
+      fully_sharded: split parameters and optimizer state over the data axis as well.
+    """
+
+    data: int | None = None
+    model: int = 1
+    fully_sharded: bool = False
+
+    def mesh(self) -> Mesh:
+        """The mesh, with the axes ``data`` and ``model``.
+
+        Returns:
+          A ``jax.sharding.Mesh`` over the first ``data × model`` devices.
+
+        Raises:
+          ValueError: if there are fewer devices.
+        """
+        available = jax.device_count()
+        data = self.data or available // self.model
+        if not 0 < data * self.model <= available:
+            raise ValueError(
+                f"A mesh of {data} × {self.model} devices (data × model) was asked for, but there "
+                f"are {available}. Set Layout.data and Layout.model so that their product is at "
+                "most that."
+            )
+        if jax.process_count() > 1 and data * self.model < available:
+            raise ValueError(
+                f"With several processes the mesh must hold all {available} devices, but it has "
+                f"{data} × {self.model} (data × model)."
+            )
+        devices = np.asarray(jax.devices()[: data * self.model]).reshape(data, self.model)
+        return Mesh(devices, ("data", "model"))
+
+    def rules(self) -> list[tuple[str, str | None]]:
+        """Which mesh axis each logical axis lies on.
+
+        Returns:
+          Pairs of a logical axis and a mesh axis, or ``None`` where it isn't split.
+        """
+        return [
+            ("vocab", "model"),
+            ("heads", "model"),
+            ("mlp", "model"),
+            ("embed", "data" if self.fully_sharded else None),
+            ("head_dim", None),
+            ("layers", None),
+            ("norm", None),
+            ("position", None),
+        ]
+
+
+def shardings(boxed: Any, mesh: Mesh, rules: list[tuple[str, str | None]]) -> Any:
+    """The sharding of each array of a training state.
+
+    Args:
+      boxed: shapes, boxed by Flax where they have logical axes.
+      mesh: the devices.
+      rules: see :meth:`Layout.rules`.
+
+    Returns:
+      A ``NamedSharding`` for each array.
+
+    Raises:
+      ValueError: if a parameter can't be split evenly.
+    """
+    found = spmd.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
+    leaves = jax.tree_util.tree_leaves_with_path(meta.unbox(boxed))
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(found), strict=True):
+        for size, axis in zip(leaf.shape, sharding.spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise ValueError(
+                    f"The parameter {jax.tree_util.keystr(path)} has the shape {leaf.shape}, whose "
+                    f"axis of size {size} can't be split evenly over the {mesh.shape[axis]} "
+                    f"devices of the mesh axis {axis!r}. Choose another mesh or other model sizes."
+                )
+    return found
+
+
+def over_data(leaf: Any, sharding: NamedSharding) -> NamedSharding:
+    """The sharding of a gradient that is split over the data axis as well, where it can be.
+
+    Args:
+      leaf: the parameter, or its shape.
+      sharding: that of the parameter.
+
+    Returns:
+      The sharding, with ``data`` on the first axis that it divides and that isn't split yet.
+    """
+    mesh = sharding.mesh
+    spec = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
+    if "data" in spec:
+        return sharding
+    for axis, size in enumerate(leaf.shape):
+        if spec[axis] is None and size % mesh.shape["data"] == 0:
+            spec[axis] = "data"
+            break
+    return NamedSharding(mesh, PartitionSpec(*spec))
