@@ -2,6 +2,12 @@
 
 from ldro_jax.reporting.comparison import Row, headline_rows, step_seconds, task_order, verdict
 from ldro_jax.reporting.findings import headline_words
+from ldro_jax.reporting.relative import (
+    relative_record,
+    table1_html,
+    table1_text,
+    table1_words,
+)
 from ldro_jax.reporting.report import write_report
 from ldro_jax.reporting.results import (
     Evaluation,
@@ -59,6 +65,7 @@ __all__ = [
     "mean_spread",
     "paired_difference",
     "progress_split",
+    "relative_record",
     "report_split",
     "run_from_record",
     "run_to_record",
@@ -66,6 +73,9 @@ __all__ = [
     "select_best",
     "step_seconds",
     "summarise_evaluation",
+    "table1_html",
+    "table1_text",
+    "table1_words",
     "task_order",
     "task_table_html",
     "verdict",

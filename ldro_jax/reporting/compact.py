@@ -9,7 +9,7 @@ def compact(results: Results) -> Results:
     """Leaves out of a record what its report doesn't show.
 
     Averages and worst values stay for every checkpoint, the values of all tasks for the last
-    checkpoint of each run alone.
+    evaluation of each run on each split alone.
 
     Args:
       results: the record.
@@ -21,10 +21,12 @@ def compact(results: Results) -> Results:
 
 
 def _run(run: Run) -> Run:
-    last = max((e.step for e in run.evaluations), default=0)
+    # Validation and test may end at different steps.
+    last = {(e.split, e.metric): e.step for e in sorted(run.evaluations, key=lambda e: e.step)}
     return dataclasses.replace(
         run,
         evaluations=[
-            e if e.step == last else dataclasses.replace(e, per_task={}) for e in run.evaluations
+            e if e.step == last[e.split, e.metric] else dataclasses.replace(e, per_task={})
+            for e in run.evaluations
         ],
     )

@@ -3,12 +3,14 @@
 import collections
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
 from ldro_jax.reporting.numbers import MISSING
 from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
+    MIN_SEEDS,
     Difference,
     Group,
     Spread,
@@ -19,6 +21,13 @@ from ldro_jax.reporting.summary import (
     mean_spread,
     report_split,
 )
+
+_VERDICTS = {
+    "better": "clearly better",
+    "worse": "clearly worse",
+    "not separated": "not separated",
+    MISSING: "cannot be compared",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +110,37 @@ def verdict(difference: Difference, higher_is_better: bool) -> str:
     if not difference.clear:
         return "not separated"
     return "better" if (difference.mean > 0) == higher_is_better else "worse"
+
+
+def judgement(difference: Difference, higher_is_better: bool) -> str:
+    """A clause on a paired difference that is a number: whether it is clear, and if not, why."""
+    found = verdict(difference, higher_is_better)
+    if found != "not separated":
+        return f"clearly {found}"
+    if difference.n < MIN_SEEDS:
+        seeds = "one common seed" if difference.n == 1 else f"{difference.n} common seeds"
+        return f"with {seeds} this cannot be told from chance"
+    return "these seeds do not separate the two"
+
+
+def sorted_out(differences: Mapping[str, Difference], higher_is_better: bool) -> str:
+    """Which methods are clearly better or worse than the baseline, and which are not.
+
+    Args:
+      differences: to the baseline, by method.
+      higher_is_better: the direction.
+
+    Returns:
+      Lists of methods, such as "clearly better: A, B; not separated: C".
+    """
+    lists = collections.defaultdict(list)
+    for method, difference in differences.items():
+        lists[verdict(difference, higher_is_better)].append(method)
+    names = {
+        key: f"all {len(found)}" if len(found) == len(differences) > 3 else ", ".join(found)
+        for key, found in lists.items()
+    }
+    return "; ".join(f"{text}: {names[key]}" for key, text in _VERDICTS.items() if key in names)
 
 
 def task_order(

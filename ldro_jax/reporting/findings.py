@@ -5,11 +5,10 @@ is clear (see `summary`): at least three common seeds, and zero outside the 95 %
 else is called not separated, whoever has the higher mean, and whoever wrote the method.
 """
 
-import collections
 import math
 from collections.abc import Sequence
 
-from ldro_jax.reporting.comparison import verdict
+from ldro_jax.reporting.comparison import judgement, sorted_out
 from ldro_jax.reporting.numbers import decimals_for, mean_and_std, number, with_interval
 from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
@@ -123,36 +122,17 @@ class _Words:
         return f"Next is {second.label}; the difference is {text}: {self._judgement(found)}."
 
     def sorted_out(self, groups: Sequence[Group], base: Group, which: str) -> str:
-        lists = collections.defaultdict(list)
-        for group in groups:
-            found = verdict(self.difference(group, base, which), self.results.higher_is_better)
-            lists[found].append(group.label)
-        texts = {
-            "better": "clearly better",
-            "worse": "clearly worse",
-            "not separated": "not separated",
-            "n/a": "cannot be compared",
-        }
-        parts = [f"{text}: {_listed(lists[k], groups)}" for k, text in texts.items() if lists[k]]
+        found = {g.label: self.difference(g, base, which) for g in groups}
         what = "the worst task" if which == "worst" else "the average"
-        return f"Against {base.label}, on {what} – {'; '.join(parts)}."
+        lists = sorted_out(found, self.results.higher_is_better)
+        return f"Against {base.label}, on {what} – {lists}."
 
     def _value(self, group: Group, which: str) -> str:
         values = final_values(group, self.split, self.results.metric, which).values()
         return mean_and_std(mean_spread(values), self.decimals)
 
     def _judgement(self, difference) -> str:
-        found = verdict(difference, self.results.higher_is_better)
-        if found != "not separated":
-            return f"clearly {found}"
-        if difference.n < MIN_SEEDS:
-            seeds = "one common seed" if difference.n == 1 else f"{difference.n} common seeds"
-            return f"with {seeds} this cannot be told from chance"
-        return "these seeds do not separate the two"
-
-
-def _listed(names: Sequence[str], groups: Sequence[Group]) -> str:
-    return f"all {len(names)}" if len(names) == len(groups) > 3 else ", ".join(names)
+        return judgement(difference, self.results.higher_is_better)
 
 
 def _mean(results, group, split, which):

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ldro_jax.reporting import figure_words, findings, plots, sweep_sections, tables
+from ldro_jax.reporting import figure_words, findings, plots, relative, sweep_sections, tables
 from ldro_jax.reporting.page import Page, note, paragraph, slug, table, wide
 from ldro_jax.reporting.plots.balance import checkpoint_means
 from ldro_jax.reporting.plots.interaction import last_interaction
@@ -39,7 +39,7 @@ def write_report(
     """Writes `report.html` and `figures/*.png`.
 
     For a sweep it shows the frontiers of all settings, and everything else with one setting per
-    method, the one whose worst task was best on validation at the end of training.
+    method, the one that `select_best` chooses by `results.select_by`.
 
     A difference between two methods is called clear only if both finished at least three common
     seeds and the 95 % interval of the mean paired difference (Student's t) leaves out zero.
@@ -64,11 +64,13 @@ def write_report(
     shown, selection = results, ""
     if sweep := is_sweep(results):
         baseline = baseline_method(results, baseline)
-        shown, selection = select_best(results), sweep_sections.selection_words(results)
+        shown = select_best(results, by=results.select_by)
+        selection = sweep_sections.selection_words(results)
     if results.runs:
         if baseline is not None:
             default_baseline(group_runs(results.runs), baseline)
         _summary(page, shown, baseline, selection)
+        _relative(page, results, baseline)
         if problems := figure_words.problem_words(results):
             items = "".join(f"<li>{escape(text)}</li>" for text in problems)
             page.section("Problems", f'<div class="warn"><ul>{items}</ul></div>')
@@ -110,6 +112,39 @@ def _summary(page: Page, results: Results, baseline: str | None, selection: str)
         paragraph(words),
         wide(comparison),
         note(rule if comparison else ""),
+    )
+
+
+def _relative(page: Page, results: Results, baseline: str | None) -> None:
+    content = relative.table1_html(results)
+    if not content:
+        return
+    title, picture = "Relative to one model for each task", ""
+    words = relative.table1_words(results, baseline=baseline)
+    items = "".join(f"<li>{escape(text)}</li>" for text in words)
+    if plots.available():
+        caption = (
+            "Mean over seeds; the dashed line is a model trained on the task alone. Points below "
+            f"it are {'worse' if results.higher_is_better else 'better'} than that."
+        )
+        if results.task_sizes:
+            caption += " The task with the most training data is at the left."
+        figure = plots.relative_by_task(results)
+        picture = page.figure(
+            "relative_by_task", figure, caption, " ".join([f"{title}.", *words[:2]])
+        )
+    page.section(
+        title,
+        wide(content),
+        note(
+            "The relative value of a task is 100 · (value − own) / own per cent, where own is the "
+            "value of a model trained on this task alone; the average and the worst task are those "
+            "of the tasks' relative values. ± is the standard deviation over seeds. Bold: the best "
+            f"method of a column, which need not be a clear difference. {relative.MONOLINGUAL}: "
+            "the models of one task each."
+        ),
+        f"<ul>{items}</ul>" if words else "",
+        picture,
     )
 
 

@@ -8,23 +8,18 @@ A number that is not finite is stored as `null` (JSON has no NaN) and comes back
 """
 
 import dataclasses
-import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ldro_jax.reporting.files import ResultsError, read_json, write_json
 from ldro_jax.reporting.json_types import plain
 
 FORMAT = 1
-
-
-class ResultsError(ValueError):
-    """A results file that cannot be used: it is corrupt, incomplete or of another format."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +115,14 @@ class Results:
       runs: all runs.
       versions: package versions by name.
       device: `platform`, `kind` and `count` of the accelerator.
+      references: by split, then by task name, the value of `metric` that a model has which was
+        trained on that task alone; NaN, or left out, where there is no such model.
+      task_sizes: how much training data each task has, by name, e.g. in tokens.
+      select_by: "worst" or "average": what on validation decides which setting of each method the
+        report shows.
+
+    Raises:
+      ValueError: if `select_by` is neither.
     """
 
     experiment: str
@@ -130,6 +133,15 @@ class Results:
     description: str = ""
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    references: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    task_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    select_by: str = "worst"
+
+    def __post_init__(self):
+        if self.select_by not in ("worst", "average"):
+            raise ValueError(
+                f"Expected select_by to be 'worst' or 'average'; found {self.select_by!r}."
+            )
 
 
 def summarise_evaluation(
@@ -190,20 +202,7 @@ def save_results(results: Results, path: str | os.PathLike) -> Path:
       The path written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"format": FORMAT, **plain(results)}
-    text = json.dumps(record, separators=(",", ":"), allow_nan=False)
-    # The temporary file must be on the same file system for the replacement to be atomic.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
-        # mkstemp makes the file private; a report's data should be as readable as other files.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_json({"format": FORMAT, **plain(results)}, path)
     return path
 
 
@@ -244,27 +243,14 @@ def load_results(path: str | os.PathLike) -> Results:
       FileNotFoundError: if there is no such file.
       ResultsError: if it is not valid JSON, has another format number, or lacks a part.
     """
-    path = Path(path)
+    record = read_json(path, FORMAT)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"Expected a results file at {path}; found none. Check the path, or run the experiment "
-            "first: it writes results.json into its output folder."
-        ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ResultsError(
-            f"Expected JSON in {path}; found something else ({error}). The file is damaged or was "
-            "copied half-way: copy it again, or run the experiment again."
-        ) from error
-    found = record.get("format") if isinstance(record, dict) else type(record).__name__
-    if found != FORMAT:
-        raise ResultsError(
-            f"Expected a results file of format {FORMAT} in {path}; found format {found!r}. Read "
-            "it with the version of ldro_jax that wrote it, or run the experiment again."
-        )
-    try:
-        return Results(**{**_known(Results, record), "runs": [_run(r) for r in record["runs"]]})
+        parts = {
+            "runs": [_run(r) for r in record["runs"]],
+            "references": {k: _numbers(v) for k, v in record.get("references", {}).items()},
+            "task_sizes": _numbers(record.get("task_sizes", {})),
+        }
+        return Results(**{**_known(Results, record), **parts})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         detail = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ResultsError(
@@ -285,9 +271,9 @@ def _run(record):
 
 
 def _evaluation(record):
-    per_task = {name: _number(value) for name, value in record["per_task"].items()}
     numbers = {"average": _number(record["average"]), "worst": _number(record["worst"])}
-    return Evaluation(**{**_known(Evaluation, record), "per_task": per_task, **numbers})
+    known = _known(Evaluation, record)
+    return Evaluation(**{**known, **numbers, "per_task": _numbers(record["per_task"])})
 
 
 def _series(record):
@@ -295,6 +281,10 @@ def _series(record):
         return None
     # As a float array, None becomes NaN.
     return Series(record["steps"], np.array(record["values"], dtype=np.float64))
+
+
+def _numbers(record):
+    return {name: _number(value) for name, value in record.items()}
 
 
 def _number(value):

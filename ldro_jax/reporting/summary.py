@@ -268,6 +268,9 @@ def progress_split(results: Results) -> str:
 def select_best(results: Results, *, split: str = "validation", by: str = "worst") -> Results:
     """Keeps the best setting of each method, as for the table of a sweep.
 
+    A run is judged by its value on `split` at the step of its last test evaluation, so that it is
+    the tested checkpoint that is judged; without one, by its last value.
+
     Args:
       results: the record of a sweep.
       split: where to choose; not the split that is reported.
@@ -280,9 +283,16 @@ def select_best(results: Results, *, split: str = "validation", by: str = "worst
     sign = 1.0 if results.higher_is_better else -1.0
     best: dict[str, tuple[float, Group]] = {}
     for group in group_runs(results.runs):
-        mean = sign * mean_spread(final_values(group, split, results.metric, by).values()).mean
+        judged = [_tested(run, split, results.metric) for run in group.runs]
+        mean = sign * mean_spread(getattr(e, by) for e in judged if e is not None).mean
         score = mean if math.isfinite(mean) else -math.inf
         if group.method not in best or score > best[group.method][0]:
             best[group.method] = (score, group)
     runs = [run for _, group in best.values() for run in group.runs]
     return dataclasses.replace(results, runs=runs)
+
+
+def _tested(run: Run, split: str, metric: str) -> Evaluation | None:
+    last, test = (final_evaluation(run, name, metric) for name in (split, "test"))
+    at = {e.step: e for e in run.evaluations if (e.split, e.metric) == (split, metric)}
+    return last if last is None or test is None else at.get(test.step, last)

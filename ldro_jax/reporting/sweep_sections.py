@@ -3,12 +3,11 @@
 As in `findings`, a method is called better only where the paired difference over seeds is clear.
 """
 
-import collections
 import math
 from collections.abc import Mapping
 
 from ldro_jax.reporting import plots, sweep_tables
-from ldro_jax.reporting.comparison import verdict
+from ldro_jax.reporting.comparison import sorted_out
 from ldro_jax.reporting.numbers import decimals_for, number
 from ldro_jax.reporting.page import Page, note, paragraph, slug, wide
 from ldro_jax.reporting.results import Results
@@ -24,17 +23,12 @@ from ldro_jax.reporting.sweeps import (
     RULES,
     baseline_method,
     choose,
+    for_metric,
+    frontier_split,
     further_metrics,
     hypervolumes,
     settings,
 )
-
-_VERDICTS = {
-    "better": "clearly better",
-    "worse": "clearly worse",
-    "not separated": "not separated",
-    "n/a": "cannot be compared",
-}
 
 
 def add_sections(page: Page, results: Results, baseline: str | None = None) -> None:
@@ -47,14 +41,14 @@ def add_sections(page: Page, results: Results, baseline: str | None = None) -> N
     """
     _frontiers(page, results, baseline, results.metric, "Pareto frontiers")
     parts = []
-    if any(choose(results).values()):
+    if any(choose(results, by=results.select_by).values()):
         parts = [
             wide(sweep_tables.choice_table(results, by=by, baseline=baseline).html())
-            for by in RULES
+            for by in (results.select_by, "balance")
         ]
         parts.append(
             note(
-                "For each method and seed, one checkpoint of one setting is chosen by its "
+                "For each method and seed, one tested checkpoint of one setting is chosen by its "
                 "validation values alone, the earliest of equals, and shown with its test values: "
                 "mean ± standard deviation over seeds. A difference is shown with its 95 % "
                 "interval over common seeds."
@@ -66,7 +60,8 @@ def add_sections(page: Page, results: Results, baseline: str | None = None) -> N
         title = "Worst task over time"
         caption = (
             "Mean over seeds, faint, and its running exponential average (0.6 of the last average, "
-            "0.4 of the new value). Settings go from dark to light in the order of the record."
+            "0.4 of the new value; on a logarithmic axis, of logarithms). Settings go from dark to "
+            "light in the order of the record."
         )
         figure = plots.worst_over_time(results)
         alt = f"{title}, a panel per method with several settings."
@@ -77,7 +72,7 @@ def add_sections(page: Page, results: Results, baseline: str | None = None) -> N
 
 def selection_words(results: Results) -> str:
     """Which setting of each method the rest of the report shows, and why that one."""
-    chosen = settings(select_best(results))
+    chosen = settings(select_best(results, by=results.select_by))
     names = []
     for method, groups in settings(results).items():
         if len(groups) > 1:
@@ -85,7 +80,11 @@ def selection_words(results: Results) -> str:
             setting = chosen[method][0].hyperparameters
             names += [g.label for g in groups if g.hyperparameters == setting][:1]
     if any(final_evaluation(run, "validation", results.metric) for run in results.runs):
-        why = "whose worst task was best on validation at the end of training, mean over seeds"
+        tested = report_split(results) == "test"
+        why = (
+            f"for which {RULES[results.select_by]} was best on validation, mean over seeds, "
+            f"{'at the last checkpoint that was tested' if tested else 'at the end of training'}"
+        )
     else:
         why = "that comes first in the record, as no run finished with a validation value"
     return (
@@ -136,16 +135,12 @@ def frontier_words(
 
 def _sorted_out(areas: Mapping[str, Mapping[int, float]], base: str) -> str:
     """The methods by verdict against the baseline; a larger area is always better."""
-    lists = collections.defaultdict(list)
-    for method in areas:
-        if method != base:
-            lists[verdict(seed_difference(areas[method], areas[base]), True)].append(method)
-    parts = [f"{text}: {', '.join(lists[k])}" for k, text in _VERDICTS.items() if lists[k]]
-    return "; ".join(parts)
+    found = {m: seed_difference(areas[m], areas[base]) for m in areas if m != base}
+    return sorted_out(found, higher_is_better=True)
 
 
 def _frontiers(page: Page, results: Results, baseline, metric: str, title: str) -> None:
-    split = report_split(results)
+    split = frontier_split(for_metric(results, metric))
     all_settings, one_setting = (
         sweep_tables.hypervolume_table(
             results, metric=metric, split=split, baseline=baseline, per_setting=per_setting
@@ -155,8 +150,9 @@ def _frontiers(page: Page, results: Results, baseline, metric: str, title: str) 
     picture = ""
     if plots.available():
         caption = (
-            "All checkpoints of all settings. Lines join those that no other checkpoint of the "
-            "same method and seed beats on both axes; the rest are faint, and may lie outside."
+            f"All checkpoints of all settings, on {split}. Lines join those that no other "
+            "checkpoint of the same method and seed beats on both axes; the rest are faint, and "
+            "may lie outside."
         )
         name = "pareto_frontiers"
         name += "" if metric == results.metric else f"_{slug(metric).replace('-', '_')}"

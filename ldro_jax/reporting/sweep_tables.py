@@ -1,18 +1,16 @@
 """The tables of a sweep: hypervolumes of all checkpoints, and what validation would have chosen."""
 
-import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 
-from ldro_jax.reporting import tables
 from ldro_jax.reporting.comparison import verdict
+from ldro_jax.reporting.layout import Table, best_rows
 from ldro_jax.reporting.numbers import MISSING, decimals_for, mean_and_std, number
 from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
     Difference,
     mean_interval,
     mean_spread,
-    report_split,
     seed_difference,
 )
 from ldro_jax.reporting.sweeps import (
@@ -21,36 +19,10 @@ from ldro_jax.reporting.sweeps import (
     choose,
     default_reference,
     for_metric,
+    frontier_split,
     hypervolumes,
     settings,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table as text, to be written in one of two forms."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    best: Collection[tuple[int, int]]
-    text_columns: Collection[int]
-
-    def html(self) -> str:
-        """A `<table>` element, the best of a column in bold."""
-        return tables.html_table(
-            self.header, self.rows, self.best, text_columns=self.text_columns, title=self.title
-        )
-
-    def markdown(self) -> str:
-        """Lines of a Markdown table, the best of a column in bold; the title is not in it."""
-        rows = [
-            [f"**{cell}**" if (i, j) in self.best else cell for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
-        ]
-        rule = ["---" if j in self.text_columns else "---:" for j in range(len(self.header))]
-        lines = [[cell.replace("|", r"\|") for cell in row] for row in [self.header, rule, *rows]]
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def hypervolume_table(
@@ -66,7 +38,7 @@ def hypervolume_table(
     Args:
       results: the record.
       metric: by default `results.metric`.
-      split: by default `report_split(results)`.
+      split: by default see `frontier_split`.
       baseline: by default see `default_baseline`.
       per_setting: as in `hypervolumes`. A method with more settings has more checkpoints, and so an
         advantage in the hypervolume of all together, which it hasn't in this one.
@@ -74,7 +46,7 @@ def hypervolume_table(
     Returns:
       A row per method. ± is half a 95 % interval, a dash where fewer than two seeds have none.
     """
-    split = split or report_split(results)
+    split = split or frontier_split(for_metric(results, metric))
     base = baseline_method(results, baseline)
     areas = hypervolumes(results, metric=metric, split=split, per_setting=per_setting)
     decimals = 1 + decimals_for(v for found in areas.values() for v in found.values())
@@ -160,7 +132,5 @@ def _best(columns: Mapping[int, Mapping[str, Mapping[int, float]]], higher_is_be
         j: [mean_spread(v.values()).mean for v in found.values()] for j, found in columns.items()
     }
     return {
-        (i, j)
-        for j, column in means.items()
-        for i in tables.best_rows(column, higher_is_better, decimals)
+        (i, j) for j, column in means.items() for i in best_rows(column, higher_is_better, decimals)
     }

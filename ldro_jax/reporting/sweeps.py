@@ -16,17 +16,22 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ldro_jax.evaluation.pareto import hypervolume
+from ldro_jax.evaluation.pareto import hypervolume, non_dominated
 from ldro_jax.reporting.results import Results, Run
 from ldro_jax.reporting.summary import (
     Group,
     default_baseline,
     group_runs,
+    progress_split,
     report_split,
 )
 
 # Rules of choice on validation, by name: how the table calls what they look at.
-RULES = {"worst": "the worst task", "balance": "the mean of average and worst task"}
+RULES = {
+    "worst": "the worst task",
+    "average": "the average",
+    "balance": "the mean of average and worst task",
+}
 
 
 def settings(results: Results) -> dict[str, list[Group]]:
@@ -77,23 +82,47 @@ def complete_seeds(groups: Sequence[Group]) -> list[int]:
     return sorted(set.intersection(*({run.seed for run in group.runs} for group in groups)))
 
 
+def frontier_split(results: Results) -> str:
+    """The split whose checkpoints make frontiers: the reported one, if its runs have several there.
+
+    Where a run is tested once, at the end, it is the split of `progress_split`.
+    """
+
+    def most(split):
+        return max(
+            (len(checkpoints(run, split, results.metric)) for run in results.runs), default=0
+        )
+
+    split = report_split(results)
+    return split if most(split) > 1 else max((split, progress_split(results)), key=most)
+
+
 def default_reference(results: Results, split: str) -> np.ndarray:
-    """What hypervolumes are relative to: zero, or where lower is better the worst that occurs.
+    """What hypervolumes are relative to: zero, or where lower is better a bad point of the record.
 
     Args:
       results: the record.
       split: the split.
 
     Returns:
-      Average and worst value, shape [2]. For a metric where lower is better, each is the largest
-      of any checkpoint of the record, so hypervolumes of different records don't compare.
+      Average and worst value, shape [2]. For a metric where lower is better, each is the largest on
+      the frontier of any method and seed, plus a tenth of the range there, so that a point at the
+      end of all frontiers counts too. What is off the frontiers doesn't matter: the perplexity of
+      untrained models is so large that next to it all others would look the same. Hypervolumes of
+      different records don't compare.
     """
-    clouds = [checkpoints(run, split, results.metric)[:, 1:] for run in results.runs]
-    points = np.concatenate([np.zeros((0, 2)), *clouds])
-    points = points[np.isfinite(points).all(axis=1)]
-    if results.higher_is_better or not len(points):
+    if results.higher_is_better:
         return np.zeros(2)
-    return points.max(axis=0)
+    frontiers = [np.zeros((0, 2))]
+    for groups in settings(results).values():
+        for seed in {run.seed for group in groups for run in group.runs}:
+            runs = [run for group in groups for run in group.runs if run.seed == seed]
+            clouds = [checkpoints(run, split, results.metric)[:, 1:] for run in runs]
+            frontiers.append(non_dominated(np.concatenate(clouds), higher_is_better=False))
+    points = np.concatenate(frontiers)
+    if not len(points):
+        return np.zeros(2)
+    return points.max(axis=0) + 0.1 * np.ptp(points, axis=0)
 
 
 def hypervolumes(
@@ -109,7 +138,7 @@ def hypervolumes(
     Args:
       results: the record.
       metric: by default `results.metric`.
-      split: by default `report_split(results)`.
+      split: by default see `frontier_split`.
       reference: average and worst value; by default `default_reference(results, split)`.
       per_setting: instead of pooling the settings, take the mean over settings of the hypervolume
         of one setting's checkpoints, in which more settings are no advantage.
@@ -118,7 +147,7 @@ def hypervolumes(
       By method, by complete seed.
     """
     results = for_metric(results, metric)
-    split = split or report_split(results)
+    split = split or frontier_split(results)
     corner = default_reference(results, split) if reference is None else reference
     found: dict[str, dict[int, float]] = {}
     for method, groups in settings(results).items():
@@ -151,7 +180,7 @@ def choose(
 
     Args:
       results: the record.
-      by: what is looked at on validation: "worst", or "balance", the mean of average and worst.
+      by: what is looked at on validation: "worst", "average", or "balance", their mean.
       metric: by default `results.metric`.
 
     Returns:
@@ -174,7 +203,12 @@ def choose(
                 run = next(run for run in group.runs if run.seed == seed)
                 tested = {row[0]: row for row in checkpoints(run, "test", results.metric)}
                 for step, average, worst in checkpoints(run, "validation", results.metric):
-                    score = sign * (worst if by == "worst" else (average + worst) / 2)
+                    scores = {
+                        "worst": worst,
+                        "average": average,
+                        "balance": (average + worst) / 2,
+                    }
+                    score = sign * scores[by]
                     if math.isfinite(score) and step in tested:
                         candidates.append((-score, step, place, *tested[step][1:]))
             if candidates:

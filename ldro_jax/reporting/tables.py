@@ -1,10 +1,9 @@
 """The tables of a report, as text for the terminal and as HTML."""
 
 import math
-from collections.abc import Collection, Sequence
-from html import escape
 
-from ldro_jax.reporting.comparison import headline_rows, task_order, verdict
+from ldro_jax.reporting.comparison import Row, headline_rows, task_order, verdict
+from ldro_jax.reporting.layout import Table, best_rows
 from ldro_jax.reporting.numbers import MISSING, decimals_for, mean_and_std, number, with_interval
 from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
@@ -15,9 +14,6 @@ from ldro_jax.reporting.summary import (
     paired_difference,
     report_split,
 )
-
-_WIDTH = 100
-_MIN_NAME = 18
 
 
 def headline_text(
@@ -33,25 +29,8 @@ def headline_text(
     Returns:
       Aligned lines, at most 100 columns wide: long names are cut.
     """
-    title, header, body, best = _headline_cells(results, split, baseline)
-    if not body:
-        return "no runs"
-    marked = [
-        [cell + ("*" if (i, j) in best else " ") for j, cell in enumerate(row)]
-        for i, row in enumerate(body)
-    ]
-    lines = [[cell + " " for cell in header], *marked]
-    limits = _limits(lines)
-    lines = [[_cut(cell, limits.get(j, _WIDTH)) for j, cell in enumerate(line)] for line in lines]
-    widths = [max(len(line[j]) for line in lines) for j in range(len(header))]
-
-    def join(line):
-        cells = zip(line, widths, range(len(line)), strict=True)
-        return " ".join(c.ljust(w) if j in (0, 3) else c.rjust(w) for c, w, j in cells).rstrip()
-
-    rule = "-" * max(len(join(line)) for line in lines)
-    note = ["* best of its column"] if best else []
-    return "\n".join([title, join(lines[0]), rule, *map(join, lines[1:]), *note])
+    table = _headline(results, split, baseline)
+    return table.text() if table.rows else "no runs"
 
 
 def headline_html(
@@ -67,8 +46,7 @@ def headline_html(
     Returns:
       A `<table>` element.
     """
-    title, header, body, best = _headline_cells(results, split, baseline)
-    return html_table(header, body, best, text_columns=(0, 3), title=title)
+    return _headline(results, split, baseline).html()
 
 
 def comparison_html(
@@ -105,7 +83,7 @@ def comparison_html(
         "",
         "pairs",
     ]
-    return html_table(header, body, set(), text_columns=(0, 2, 4))
+    return Table("", header, body, (), (0, 2, 4)).html()
 
 
 def task_table_html(
@@ -143,10 +121,15 @@ def task_table_html(
         for i, row in enumerate(spreads)
         for j in best_rows([s.mean for s in row], results.higher_is_better, decimals)
     }
-    return html_table(["task", *(g.label for g in groups)], body, best, text_columns=(0,))
+    return Table("", ["task", *(g.label for g in groups)], body, best, (0,)).html()
 
 
-def _headline_cells(results, split, baseline):
+def seeds_text(row: Row) -> str:
+    """How many seeds finished, and of how many if not all did."""
+    return str(row.seeds) if row.finished == row.seeds else f"{row.finished} of {row.seeds}"
+
+
+def _headline(results, split, baseline) -> Table:
     rows = headline_rows(results, split=split, baseline=baseline)
     split = split or report_split(results)
     header = [
@@ -168,7 +151,7 @@ def _headline_cells(results, split, baseline):
             r.worst_task or MISSING,
             number(r.time_ratio, 2) + ("×" if math.isfinite(r.time_ratio) else ""),
             number(r.seconds.mean * 1e3, milliseconds),
-            str(r.seeds) if r.finished == r.seeds else f"{r.finished} of {r.seeds}",
+            seeds_text(r),
         ]
         for r in rows
     ]
@@ -180,75 +163,5 @@ def _headline_cells(results, split, baseline):
     }
     direction = "higher" if results.higher_is_better else "lower"
     title = f"{split} {results.metric} ({direction} is better)"
-    return title, header, body, {(i, j) for j, best in columns.items() for i in best}
-
-
-def best_rows(values: Sequence[float], higher_is_better: bool, decimals: int) -> list[int]:
-    """Where the best value of a column is, as it is shown.
-
-    Args:
-      values: of the rows.
-      higher_is_better: the direction.
-      decimals: how many are shown.
-
-    Returns:
-      Indices of the rows; none where only one has a value.
-    """
-    values = [round(v, decimals) if math.isfinite(v) else v for v in values]
-    finite = [v for v in values if math.isfinite(v)]
-    if len(finite) < 2:
-        return []
-    best = max(finite) if higher_is_better else min(finite)
-    return [i for i, value in enumerate(values) if value == best]
-
-
-def html_table(
-    header: Sequence[str],
-    body: Sequence[Sequence[str]],
-    best: Collection[tuple[int, int]],
-    *,
-    text_columns: Collection[int],
-    title: str = "",
-) -> str:
-    """A table as HTML.
-
-    Args:
-      header: names of the columns.
-      body: the cells of each row.
-      best: row and column of the cells in bold.
-      text_columns: which columns aren't numbers.
-      title: the caption.
-
-    Returns:
-      A `<table>` element, everything in it escaped.
-    """
-
-    def cell(tag, text, j, strong=False):
-        text = f"<strong>{escape(text)}</strong>" if strong else escape(text)
-        kind = "" if j in text_columns else ' class="n"'
-        return f"<{tag}{kind}>{text}</{tag}>"
-
-    head = "".join(cell("th", text, j) for j, text in enumerate(header))
-    rows = (
-        "".join(cell("td", text, j, (i, j) in best) for j, text in enumerate(row))
-        for i, row in enumerate(body)
-    )
-    lines = "\n".join(f"<tr>{row}</tr>" for row in rows)
-    caption = f"<caption>{escape(title)}</caption>\n" if title else ""
-    return f"<table>\n{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{lines}\n</tbody>\n</table>"
-
-
-def _limits(lines) -> dict[int, int]:
-    """How wide the two columns of names may be, so that a line has 100 characters if it can."""
-    widths = [max(len(line[j]) for line in lines) for j in range(len(lines[0]))]
-    room = max(_WIDTH - sum(widths) - len(widths) + widths[0] + widths[3], 2 * _MIN_NAME)
-    task = min(widths[3], max(room - widths[0], _MIN_NAME))
-    return {0: room - task, 3: task}
-
-
-def _cut(text: str, width: int) -> str:
-    """Cuts the middle: settings of one method differ at the end of their names."""
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+    best = {(i, j) for j, rows in columns.items() for i in rows}
+    return Table(title, header, body, best, (0, 3))

@@ -1,5 +1,6 @@
 """A compact record is small, keeps what the report shows, and makes the same report."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -53,6 +54,17 @@ def test_tasks_are_kept_at_the_end_of_each_run_alone():
                 e.worst_task,
             )
         assert small.weights is run.weights and small.interaction is run.interaction
+
+
+def test_a_split_that_ends_earlier_keeps_the_tasks_of_its_own_end():
+    (run, *_) = _record().runs
+    kept = [e for e in run.evaluations if e.split == "validation" or e.step == 40]
+    record = reporting.Results(
+        "x", NAMES, "accuracy", True, [dataclasses.replace(run, evaluations=kept)]
+    )
+    (small,) = compact(record).runs
+    found = {(e.split, e.step) for e in small.evaluations if e.per_task}
+    assert found == {("validation", 100), ("test", 40)}
 
 
 def test_a_run_without_anything_stays_empty():

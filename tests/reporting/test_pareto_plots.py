@@ -188,7 +188,8 @@ def test_the_report_of_a_sweep_has_its_sections_in_order(written):
 def test_the_other_sections_show_the_setting_that_validation_prefers(written):
     source = written.read_text(encoding="utf-8")
     assert "2 methods, 3 settings, 5 tasks, 2 seeds" in source
-    assert "best on validation at the end of training, mean over seeds: L-DRO (eta=1)." in source
+    assert "for which the worst task was best on validation, mean over seeds" in source
+    assert "at the last checkpoint that was tested: L-DRO (eta=1)." in source
     task_table = source.split('id="every-task"')[1].split("</table>")[0]
     assert '<th class="n">L-DRO</th></tr>' in task_table
     provenance = source.split('id="how-it-was-run"')[1]

@@ -159,3 +159,50 @@ def test_an_unknown_key_is_ignored(tmp_path):
     record["added_later"] = record["runs"][0]["added_later"] = 1
     path.write_text(json.dumps(record))
     assert reporting.load_results(path).runs[0].method == "m"
+
+
+def test_references_and_sizes_survive_and_a_missing_number_is_nan(tmp_path):
+    record = Results(
+        "x",
+        NAMES,
+        "perplexity",
+        False,
+        [],
+        references={"test": {"a": np.float32(12.5), "b": math.inf}, "validation": {}},
+        task_sizes={"a": np.int64(1234567890123), "b": math.nan},
+        select_by="average",
+    )
+    path = reporting.save_results(record, tmp_path / "results.json")
+    assert json.loads(path.read_text())["references"]["test"] == {"a": 12.5, "b": None}
+    found = reporting.load_results(path)
+    assert found.references["test"]["a"] == 12.5 and math.isnan(found.references["test"]["b"])
+    assert found.references["validation"] == {}
+    assert found.task_sizes["a"] == 1234567890123 and math.isnan(found.task_sizes["b"])
+    assert found.select_by == "average"
+
+
+def test_a_record_from_before_there_were_references_is_read(tmp_path):
+    path = reporting.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
+    record = json.loads(path.read_text())
+    for name in ("references", "task_sizes", "select_by"):
+        record.pop(name)
+    path.write_text(json.dumps(record))
+    found = reporting.load_results(path)
+    assert (found.references, found.task_sizes, found.select_by) == ({}, {}, "worst")
+
+
+def test_a_setting_is_selected_by_the_worst_task_or_the_average(tmp_path):
+    with pytest.raises(ValueError, match="'worst' or 'average'; found 'best'"):
+        Results("x", NAMES, "m", True, [], select_by="best")
+    path = reporting.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
+    path.write_text(path.read_text().replace('"worst"', '"best"'))
+    with pytest.raises(ResultsError, match="does not fit.*found 'best'"):
+        reporting.load_results(path)
+
+
+@pytest.mark.parametrize("change", [{"references": [1]}, {"task_sizes": {"a": "many"}}])
+def test_references_of_another_kind_are_explained(tmp_path, change):
+    path = reporting.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ResultsError, match="does not fit"):
+        reporting.load_results(path)

@@ -127,6 +127,28 @@ def test_the_best_setting_is_chosen_on_validation(made_up):
     assert reporting.select_best(losses).runs[0].hyperparameters["rate"] == 1
 
 
+def test_a_setting_is_judged_at_the_checkpoint_that_is_tested(made_up):
+    def run(rate, *validation):
+        entries = [
+            made_up.evaluation(step, values, split="validation")
+            for step, values in enumerate(validation)
+        ]
+        return Run(
+            "L-DRO", 0, 2, {"rate": rate}, evaluations=[*entries, made_up.evaluation(1, [0, 0])]
+        )
+
+    # At step 1 the first has the better worst task, the second the better average; at the end, and
+    # on test, there is no such order.
+    runs = [run(1, [0, 0], [0.4, 0.5], [0.1, 0.1]), run(2, [1, 1], [0.3, 0.9], [0.9, 0.9])]
+    record = made_up.results(runs)
+    assert reporting.select_best(record).runs[0].hyperparameters["rate"] == 1
+    assert reporting.select_best(record, by="average").runs[0].hyperparameters["rate"] == 2
+    entries = [e for e in runs[1].evaluations if (e.split, e.step) != ("validation", 1)]
+    runs[1] = dataclasses.replace(runs[1], evaluations=entries)
+    # Without a value at that step the last one serves.
+    assert reporting.select_best(made_up.results(runs)).runs[0].hyperparameters["rate"] == 2
+
+
 def test_the_reported_split_falls_back(made_up):
     validation = Run("A", 0, 1, evaluations=[made_up.evaluation(1, [0, 1], split="validation")])
     assert reporting.report_split(made_up.results([validation])) == "validation"

@@ -131,14 +131,32 @@ def test_no_complete_seed_is_no_comparison(made_up):
     assert "nothing to compare" in only[0]
 
 
-def test_where_lower_is_better_the_reference_is_the_worst_of_the_record(made_up):
-    runs = [run("Average", 0, [(2.0, 8.0), (3.0, 6.0)]), run("L-DRO", 0, [(1.0, 5.0)], rate=1)]
-    runs.append(run("L-DRO", 0, [(np.nan, 99.0)], rate=2))
+def test_where_lower_is_better_the_reference_is_just_behind_the_frontiers(made_up):
+    runs = [run("Average", 0, [(90.0, 99.0), (2.0, 8.0), (3.0, 6.0)])]
+    runs += [run("L-DRO", 0, [(1.0, 5.0)], rate=1), run("L-DRO", 0, [(np.nan, 99.0)], rate=2)]
     record = dataclasses.replace(made_up.results(runs), higher_is_better=False)
-    np.testing.assert_array_equal(sweeps.default_reference(record, "test"), [3.0, 8.0])
-    assert sweeps.hypervolumes(record)["L-DRO"] == {0: 6.0}
-    assert sweeps.hypervolumes(record)["Average"] == {0: 0.0}
-    assert sweep_tables.hypervolume_table(record).title.endswith("over (3, 8)")
+    # The frontiers have (2, 8), (3, 6) and (1, 5): ranges 2 and 3, of which a tenth is added.
+    np.testing.assert_allclose(sweeps.default_reference(record, "test"), [3.2, 8.3])
+    found = sweeps.hypervolumes(record)
+    assert found["L-DRO"][0] == pytest.approx(2.2 * 3.3)
+    assert found["Average"][0] == pytest.approx(1.2 * 0.3 + 0.2 * 2.0)
+    assert sweep_tables.hypervolume_table(record).title.endswith("over (3.2, 8.3)")
+    empty = dataclasses.replace(record, runs=[Run("A", 0, 1)])
+    np.testing.assert_array_equal(sweeps.default_reference(empty, "test"), [0, 0])
+
+
+def test_frontiers_are_of_validation_where_a_run_is_tested_once(record):
+    assert sweeps.frontier_split(record) == "test"
+    once = []
+    for r in record.runs:
+        kept = [e for e in r.evaluations if e.split == "validation" or e.step == 1]
+        once.append(dataclasses.replace(r, evaluations=kept))
+    once = dataclasses.replace(record, runs=once)
+    assert sweeps.frontier_split(once) == "validation"
+    assert sweeps.hypervolumes(once) == sweeps.hypervolumes(record, split="validation")
+    assert "of validation accuracy" in sweep_tables.hypervolume_table(once).title
+    single = [r for r in once.runs if r.hyperparameters.get("rate") != 0.1]
+    assert sweeps.frontier_split(dataclasses.replace(once, runs=single)) == "test"
 
 
 CHOICES = {
@@ -156,7 +174,12 @@ def choices(made_up, test=CHOICES["test"], seeds=3):
 
 
 @pytest.mark.parametrize(
-    "by, rate, values", [("worst", 0.1, (0.45, 0.35)), ("balance", 1.0, (0.65, 0.25))]
+    "by, rate, values",
+    [
+        ("worst", 0.1, (0.45, 0.35)),
+        ("average", 1.0, (0.65, 0.25)),
+        ("balance", 1.0, (0.65, 0.25)),
+    ],
 )
 def test_the_choice_is_made_on_validation_and_shown_on_test(made_up, by, rate, values):
     for choice in sweeps.choose(choices(made_up), by=by)["L-DRO"].values():
@@ -207,7 +230,7 @@ def test_of_equals_the_earliest_then_the_first_setting_is_chosen(made_up):
 def test_what_has_no_validation_or_no_test_cannot_be_chosen(made_up):
     only = Run("A", 0, 1, evaluations=[entry(1, 0.5, 0.4), entry(2, 0.9, 0.9, "validation")])
     assert sweeps.choose(made_up.results([only])) == {"A": {}}
-    with pytest.raises(ValueError, match="one of 'worst', 'balance'; found 'test'"):
+    with pytest.raises(ValueError, match="one of 'worst', 'average', 'balance'; found 'test'"):
         sweeps.choose(made_up.results([only]), by="test")
 
 
@@ -226,8 +249,17 @@ def test_further_metrics_bring_their_direction(record):
 
 def test_the_selected_setting_is_named_with_the_reason(made_up, record):
     text = sweep_sections.selection_words(record)
-    assert "whose worst task was best on validation at the end" in text
-    assert text.endswith(": L-DRO (rate=0.1).")
+    assert "for which the worst task was best on validation" in text
+    assert text.endswith("at the last checkpoint that was tested: L-DRO (rate=0.1).")
+    text = sweep_sections.selection_words(dataclasses.replace(record, select_by="average"))
+    assert "for which the average was best on validation" in text
+    assert text.endswith(": L-DRO (rate=1).")
+    untested = [
+        dataclasses.replace(r, evaluations=[e for e in r.evaluations if e.split != "test"])
+        for r in record.runs
+    ]
+    text = sweep_sections.selection_words(dataclasses.replace(record, runs=untested))
+    assert text.endswith("at the end of training: L-DRO (rate=0.1).")
     tested = [
         dataclasses.replace(r, evaluations=[e for e in r.evaluations if e.split == "test"])
         for r in record.runs

@@ -13,6 +13,7 @@ from ldro_jax.reporting.plots.style import (
     axis_name,
     empty_figure,
     legend_columns,
+    log_if_wide,
     looks,
     new_figure,
     place_labels,
@@ -174,6 +175,7 @@ def task_values(results, *, split: str | None = None, baseline: str | None = Non
             label=short(label, 40),
         )
     axes.set_yticks(range(len(order)), [short(name, 26) for name in order])
+    log_if_wide(axes.xaxis, results, [s.mean for row in spreads.values() for s in row])
     # The worst task on top, where one looks first.
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)

@@ -13,15 +13,17 @@ from ldro_jax.reporting.plots.style import (
     WIDTH,
     axis_name,
     empty_figure,
+    is_wide,
     legend_columns,
+    log_if_wide,
     looks,
     new_figure,
     quiet_means,
     short,
     with_style,
 )
-from ldro_jax.reporting.summary import progress_split, report_split
-from ldro_jax.reporting.sweeps import checkpoints, for_metric, settings
+from ldro_jax.reporting.summary import progress_split
+from ldro_jax.reporting.sweeps import checkpoints, for_metric, frontier_split, settings
 
 SMOOTHING = 0.6
 _KEYS_PER_COLUMN = 16
@@ -55,13 +57,13 @@ def pareto_frontiers(results, metric: str | None = None, split: str | None = Non
     Args:
       results: the record.
       metric: by default `results.metric`.
-      split: by default `report_split(results)`.
+      split: by default see `frontier_split`.
 
     Returns:
       A figure whose axes show where the frontiers are; some checkpoints are outside.
     """
-    split = split or report_split(results)
     results = for_metric(results, metric)
+    split = split or frontier_split(results)
     methods = settings(results)
     clouds = {
         seed: {
@@ -114,8 +116,8 @@ def pareto_frontiers(results, metric: str | None = None, split: str | None = Non
 def worst_over_time(results, metric: str | None = None, split: str | None = None):
     """The worst task over training for each setting: a panel per method with several settings.
 
-    The strong line is a running exponential average of the mean over seeds, which is faint. Methods
-    with one setting share the first panel.
+    The strong line is a running exponential average of the mean over seeds, which is faint; on a
+    logarithmic axis, of its logarithm. Methods with one setting share the first panel.
 
     Args:
       results: the record.
@@ -155,12 +157,16 @@ def worst_over_time(results, metric: str | None = None, split: str | None = None
     grid = figure.subplots(
         len(curves), 1, sharex=True, sharey=True, squeeze=False, height_ratios=heights
     )
+    shown = np.concatenate([values for lines in curves.values() for _, values, *_ in lines])
+    wide = is_wide(results, shown)
     for axes, (title, lines) in zip(grid.flat, curves.items(), strict=True):
+        log_if_wide(axes.yaxis, results, shown)
         for steps, values, name, colour, line in lines:
             axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.25)
             axes.plot(
                 steps,
-                smoothed(values),
+                # The first perplexities are so large that an average would keep them for long.
+                np.exp(smoothed(np.log(values))) if wide else smoothed(values),
                 color=colour,
                 linestyle=line,
                 linewidth=1.5,

@@ -123,6 +123,32 @@ def axis_name(results, prefix: str = "") -> str:
     return f"{prefix}{short(results.metric, 40)} ({arrow})"
 
 
+def is_wide(results, values) -> bool:
+    """Whether values, such as perplexities from the first step on, need a logarithmic axis."""
+    values = np.asarray(values, dtype=float)
+    values = values[np.isfinite(values)]
+    if results.higher_is_better or not len(values) or values.min() <= 0:
+        return False
+    return bool(values.max() > 10 * values.min())
+
+
+def log_if_wide(axis, results, values) -> None:
+    """Makes an axis logarithmic, with plain numbers at its ticks, if `values` need it.
+
+    Args:
+      axis: `axes.xaxis` or `axes.yaxis`.
+      results: the record; the axis has its metric.
+      values: all that is drawn.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if is_wide(results, values):
+        getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
 def empty_figure(message: str):
     """A small figure that says why there is nothing to see."""
     figure = new_figure(WIDTH, 1.2)

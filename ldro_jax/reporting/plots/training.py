@@ -11,6 +11,7 @@ from ldro_jax.reporting.plots.style import (
     axis_name,
     empty_figure,
     legend_columns,
+    log_if_wide,
     looks,
     new_figure,
     quiet_means,
@@ -138,14 +139,14 @@ def metric_over_steps(results, *, split: str | None = None):
     style = looks([g.label for g in groups])
     figure = new_figure(WIDTH, 4.2 + 0.2 * (len(groups) // 4))
     panels = figure.subplots(1, 2, sharex=True)
-    drawn = 0
+    drawn: dict[str, list[np.ndarray]] = {"average": [], "worst": []}
     for group in groups:
         look = style[group.label]
         for axes, which in zip(panels, ("average", "worst"), strict=True):
             steps, mean, std = _progress(group, split, results.metric, which)
             if not len(steps):
                 continue
-            drawn += 1
+            drawn[which].append(mean)
             axes.plot(
                 steps,
                 mean,
@@ -158,12 +159,13 @@ def metric_over_steps(results, *, split: str | None = None):
                 label=short(group.label, 40) if which == "average" else None,
             )
             axes.fill_between(steps, mean - std, mean + std, color=look.colour, alpha=0.15, lw=0)
-    if not drawn:
+    if not drawn["average"]:
         return empty_figure("no evaluations were recorded")
     panels[0].set_title("average over tasks")
     panels[1].set_title("worst task")
     panels[0].set_ylabel(axis_name(results, f"{split} "))
-    for axes in panels:
+    for axes, means in zip(panels, drawn.values(), strict=True):
+        log_if_wide(axes.yaxis, results, np.concatenate(means))
         axes.set_xlabel("training step")
         axes.locator_params(axis="x", nbins=5)
     columns = legend_columns([short(g.label, 40) for g in groups])
