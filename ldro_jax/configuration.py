@@ -18,10 +18,18 @@ import gin
 import optax
 from gin import config as gin_config
 
-from ldro_jax.models import cnn, mlp
-from ldro_jax.tasks import cifar100, digits
+from ldro_jax.models import cnn, decoder, mlp
+from ldro_jax.tasks import cifar100, digits, text
 from ldro_jax.tasks import synthetic as synthetic_tasks
-from ldro_jax.training import experiment, method, schedule
+from ldro_jax.training import (
+    experiment,
+    lm_experiment,
+    lm_program,
+    method,
+    optimizers,
+    schedule,
+    sharding,
+)
 from ldro_jax.training import synthetic as synthetic_training
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
@@ -31,13 +39,21 @@ _ROOTS = (_PACKAGE.parent, _PACKAGE)
 _CONFIGURABLES = {
     "cifar100": [cifar100.load],
     "digits": [digits.load],
-    "models": [cnn.CNN, mlp.MLP],
+    "lm": [
+        lm_experiment.monolingual,
+        lm_experiment.multilingual,
+        lm_program.LanguageModelProgram,
+        optimizers.adam,
+        sharding.Layout,
+    ],
+    "models": [cnn.CNN, decoder.Decoder, mlp.MLP],
     "optax": [optax.adam, optax.adamw, optax.cosine_decay_schedule, optax.sgd],
     "synthetic": [
         synthetic_tasks.points,
         synthetic_training.Panel,
         synthetic_training.trajectories,
     ],
+    "text": [text.load],
     "training": [
         experiment.multitask_classification,
         schedule.Schedule,

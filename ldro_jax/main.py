@@ -13,9 +13,11 @@ import re
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags, logging
 
 from ldro_jax import _xla_flags, configuration
+from ldro_jax.training import preemption
 
 _GIN_FILE = flags.DEFINE_multi_string(
     "gin_file", None, "A gin file, a path from here or from the clone; repeatable.", required=True
@@ -27,6 +29,9 @@ _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Directory for everything that comes out.", required=True
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the data set, where one is needed.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "This is one of several processes that train together (a TPU pod slice)."
+)
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what an earlier run left in output_dir.")
 
 
@@ -39,6 +44,8 @@ def main(argv: list[str]) -> None:
     _xla_flags.set_cpu_defaults()
     advice = ""
     try:
+        if _DISTRIBUTED.value:
+            jax.distributed.initialize()
         experiment: Callable = configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)
         config_text = configuration.text()
         output_dir = configuration.prepare_output_dir(
@@ -50,6 +57,10 @@ def main(argv: list[str]) -> None:
         print(f"\nInterrupted. {advice}", file=sys.stderr)
         # As a shell reports a process that Ctrl-C ended.
         sys.exit(130)
+    except preemption.PreemptedError as error:
+        print(f"{error} {advice}", file=sys.stderr)
+        # As a shell reports a process that SIGTERM ended.
+        sys.exit(143)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("LDRO_JAX_TRACEBACK"):
             raise

@@ -61,8 +61,9 @@ def multilingual(
         Baselined-DRO the losses of the references, where they aren't given.
       seeds: a run for each.
       schedule: lengths and intervals.
-      references: losses of models of one language each: a ``references.json``, or a function like
-        :func:`monolingual` to make them first. Without them there are no relative perplexities.
+      references: losses of models of one language each: a ``references.json``, or a function of
+        ``output_dir`` and ``data_dir`` that makes it first, such as :func:`monolingual` with its
+        other arguments bound. Without them there are no relative perplexities.
       max_validation_tokens: take only so many tokens of each language for validation.
       max_test_tokens: the same for the test at the end.
 
@@ -90,7 +91,7 @@ def multilingual(
     first = make_program(_resolved(settings[0], sizes, unknown), corpus)
     for method in settings:
         first.for_method(_resolved(method, sizes, unknown))
-    alone = _references(references, corpus, first, output_dir, data_dir, load_data, make_program)
+    alone = _references(references, corpus, first, output_dir, data_dir)
     losses = {n: alone["losses"]["validation"][n] for n in corpus.task_names} if alone else unknown
     # One compiled program for all that differ in rates and seeds alone.
     programs: dict[tuple, LanguageModelProgram] = {}
@@ -240,7 +241,7 @@ def _resolved(method: Method, sizes: np.ndarray, losses: Mapping[str, float]) ->
     return dataclasses.replace(method, hyperparameters=given)
 
 
-def _references(references, corpus, program, output_dir, data_dir, load_data, make_program):
+def _references(references, corpus, program, output_dir, data_dir):
     if references is None:
         return None
     if callable(references):
@@ -248,12 +249,7 @@ def _references(references, corpus, program, output_dir, data_dir, load_data, ma
         file = folder / REFERENCES
         if not file.exists():
             folder.mkdir(exist_ok=True)
-            references(
-                output_dir=folder,
-                data_dir=data_dir,
-                load_data=load_data,
-                make_program=make_program,
-            )
+            references(output_dir=folder, data_dir=data_dir)
     else:
         file = pathlib.Path(references).expanduser()
     try:
