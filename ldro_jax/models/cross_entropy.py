@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -48,7 +49,8 @@ def token_losses(
 
 
 def _chunk_losses(embedding, hidden, targets):
-    dtype = jnp.promote_types(hidden.dtype, jnp.float32)
+    # JAX's own promote_types is an error for two dtypes under strict promotion.
+    dtype = np.promote_types(hidden.dtype, np.float32)
     logits = jnp.einsum(
         "bld,vd->blv", hidden, embedding.astype(hidden.dtype), preferred_element_type=dtype
     )

@@ -6,15 +6,20 @@ the number of sequences drawn so far, so a run that is resumed repeats and skips
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from absl import logging
 
 
 class Source(Protocol):
-    """Where the training sequences of all tasks come from."""
+    """Where the training sequences of all tasks come from.
+
+    What can be drawn at random, such as :class:`ShuffledSequences`, has no state; a stream of text
+    saves its own.
+    """
 
     def rows(self, tasks: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Sequences to train on.
@@ -28,6 +33,55 @@ class Source(Protocol):
         """
         ...
 
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes where the source is, so that another one can go on from there.
+
+        Args:
+          directory: an empty one.
+        """
+        ...
+
+    def restore(self, directory: pathlib.Path) -> None:
+        """Goes on from where :meth:`save` was called.
+
+        Args:
+          directory: what was written.
+        """
+        ...
+
+
+class Stream(Protocol):
+    """Training text that is too large to hold.
+
+    Attributes:
+      sizes: amount of text of each task, in any unit, ``[N]``.
+    """
+
+    sizes: np.ndarray
+
+    def source(self, length: int, seed: int) -> Source:
+        """Starts reading.
+
+        Args:
+          length: L, of a sequence.
+          seed: of the order.
+
+        Returns:
+          The source.
+        """
+        ...
+
+    def only(self, task: int) -> "Stream":
+        """The text of one task.
+
+        Args:
+          task: its index.
+
+        Returns:
+          A stream with N = 1.
+        """
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
@@ -37,9 +91,10 @@ class Corpus:
       task_names: one name for each task, N of them.
       vocab_size: tokens are smaller; 0 is padding.
       vocabulary: fingerprint of the vocabulary.
-      train: the tokens of each task, N arrays ``[tokens]``.
+      train: the tokens of each task, N arrays ``[tokens]``; none if there is a stream.
       validation: the same, to choose by.
       test: the same, to report on.
+      stream: where training text comes from instead.
     """
 
     task_names: tuple[str, ...]
@@ -48,11 +103,12 @@ class Corpus:
     train: Sequence[np.ndarray]
     validation: Sequence[np.ndarray]
     test: Sequence[np.ndarray]
+    stream: Stream | None = None
 
     def __post_init__(self):
         if len(set(self.task_names)) < len(self.task_names) or not self.task_names:
             raise ValueError(f"Every task needs its own name, but they are {self.task_names}.")
-        for split in ("train", "validation", "test"):
+        for split in ("train", "validation", "test")[self.stream is not None :]:
             tokens = getattr(self, split)
             if len(tokens) != self.num_tasks:
                 raise ValueError(f"{split} has {len(tokens)} tasks, expected {self.num_tasks}.")
@@ -70,8 +126,24 @@ class Corpus:
 
     @property
     def sizes(self) -> np.ndarray:
-        """Training tokens of each task, ``[N]``."""
+        """Training tokens of each task, or the sizes that a stream gives, ``[N]``."""
+        if self.stream is not None:
+            return self.stream.sizes
         return np.array([len(tokens) for tokens in self.train])
+
+    def source(self, length: int, seed: int) -> Source:
+        """Where training sequences come from.
+
+        Args:
+          length: L, of a sequence.
+          seed: of their order.
+
+        Returns:
+          The source.
+        """
+        if self.stream is not None:
+            return self.stream.source(length, seed)
+        return ShuffledSequences(self.train, length, seed)
 
     def only(self, task: int) -> "Corpus":
         """The corpus of one task alone.
@@ -82,7 +154,13 @@ class Corpus:
         Returns:
           A corpus with N = 1.
         """
-        parts = {split: [getattr(self, split)[task]] for split in ("train", "validation", "test")}
+        parts: dict[str, Any] = {
+            split: [getattr(self, split)[task]] for split in ("validation", "test")
+        }
+        if self.stream is not None:
+            parts["stream"] = self.stream.only(task)
+        else:
+            parts["train"] = [self.train[task]]
         return dataclasses.replace(self, task_names=(self.task_names[task],), **parts)
 
 
@@ -103,6 +181,12 @@ class ShuffledSequences:
     def rows(self, tasks: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """See :class:`Source`."""
         return np.stack([self._row(int(t), int(i)) for t, i in zip(tasks, indices, strict=True)])
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Does nothing: the next row is known by the number of rows drawn."""
+
+    def restore(self, directory: pathlib.Path) -> None:
+        """Does nothing."""
 
     def _row(self, task: int, index: int) -> np.ndarray:
         tokens = self._tokens[task]

@@ -4,12 +4,11 @@
 line. Half of the validation lines are the test split, as in the L-DRO paper (section 5.2).
 """
 
-import functools
 import hashlib
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ def load(
     data_dir: str | None,
     languages: Sequence[str] | None = None,
     vocabulary_path: str | None = None,
+    vocabulary_size: int | None = None,
     cache_dir: str | None = None,
 ) -> sequences.Corpus:
     """Reads the tokens of all languages.
@@ -37,6 +37,8 @@ def load(
       data_dir: the directory that holds one directory for each language.
       languages: which ones, in this order; by default all of them.
       vocabulary_path: a SentencePiece model; bytes by default.
+      vocabulary_size: train a SentencePiece model of so many pieces on the training text instead,
+        as ``scripts/train_sentencepiece.py`` does; once, it is kept in ``cache_dir``.
       cache_dir: where tokens are kept, by default ``ldro_jax/tokens`` in ``$XDG_CACHE_HOME`` or
         ``~/.cache``.
 
@@ -45,7 +47,7 @@ def load(
 
     Raises:
       FileNotFoundError: if a language or one of its files is not there.
-      ValueError: if a file isn't UTF-8 or has no text.
+      ValueError: if a file isn't UTF-8 or has no text, or both a path and a size are given.
     """
     if data_dir is None:
         raise FileNotFoundError(
@@ -57,25 +59,37 @@ def load(
     files = {
         n: [text_files.find(data_dir, n, split) for split in ("train", "validation")] for n in names
     }
-    vocab = vocabulary.load(vocabulary_path)
-    print_of_vocabulary = vocabulary.fingerprint(vocab)
     cache = _cache_dir(cache_dir)
+    contents = {n: hashlib.sha256(b"".join(map(_digest, files[n]))).digest() for n in names}
+    if vocabulary_size is not None:
+        if vocabulary_path is not None:
+            raise ValueError("Give vocabulary_path or vocabulary_size, not both.")
+        text_digest = hashlib.sha256(b"".join(contents[n] for n in sorted(names)))
+        path = cache / f"vocabulary-{vocabulary_size}-{text_digest.hexdigest()[:24]}.model"
+        if not path.exists():
+            vocabulary.train_sentencepiece(
+                data_dir, path, vocab_size=vocabulary_size, languages=names
+            )
+        vocabulary_path = str(path)
+    vocab = vocabulary.load(vocabulary_path)
+    identity = vocabulary.fingerprint(vocab)
     tokens: dict[str, list[np.ndarray]] = {"train": [], "validation": [], "test": []}
     for name in names:
         task = seqio_task(data_dir, name, vocab)
-        digest = hashlib.sha256(print_of_vocabulary.encode())
-        for file in files[name]:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        digest = hashlib.sha256(identity.encode() + contents[name])
         for split, arrays in tokens.items():
             path = cache / f"{name}-{split}-{digest.hexdigest()[:24]}.npy"
             if not path.exists():
                 logging.info("Tokenising %s, %s.", name, split)
+                # TensorFlow would take text that isn't UTF-8.
+                for file in files[name]:
+                    text_files.check(file)
                 _save(path, _tokenise(task, split, vocab.vocab_size))
             arrays.append(np.load(path, mmap_mode="r"))
     return sequences.Corpus(
         task_names=names,
         vocab_size=vocab.vocab_size,
-        vocabulary=print_of_vocabulary,
+        vocabulary=identity,
         **tokens,
     )
 
@@ -103,10 +117,18 @@ def seqio_task(data_dir: str | pathlib.Path, language: str, vocab: Any) -> Any:
 
     def dataset_fn(split, shuffle_files, seed=None):
         del shuffle_files, seed
-        return tf.data.Dataset.from_generator(
-            functools.partial(_lines_of_split, paths[split], split),
-            output_signature=tf.TensorSpec((), tf.string),
-        ).map(lambda text: {"targets": text})
+        packed = "GZIP" if paths[split].suffix == ".gz" else ""
+        lines = tf.data.TextLineDataset(str(paths[split]), packed).filter(
+            lambda line: tf.strings.length(line) > 0
+        )
+        if split != "train":
+            turn = 0 if split == "validation" else 1
+            lines = (
+                lines.enumerate()
+                .filter(lambda number, _: number // _DEALT_LINES % 2 == turn)
+                .map(lambda _, line: line)
+            )
+        return lines.map(lambda line: {"targets": line})
 
     return seqio.Task(
         f"ldro_text_{language}",
@@ -116,16 +138,16 @@ def seqio_task(data_dir: str | pathlib.Path, language: str, vocab: Any) -> Any:
     )
 
 
-def _lines_of_split(path: pathlib.Path, split: str) -> Iterator[str]:
-    for number, line in enumerate(text_files.read_lines(path)):
-        if split == "train" or (number // _DEALT_LINES % 2 == 0) == (split == "validation"):
-            yield line
+def _digest(file: pathlib.Path) -> bytes:
+    return hashlib.sha256(file.read_bytes()).digest()
 
 
 def _tokenise(task: Any, split: str, vocab_size: int) -> np.ndarray:
     dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
     dtype = np.uint16 if vocab_size <= 2**16 else np.int32
-    lines = [example["targets"].astype(dtype) for example in dataset.as_numpy_iterator()]
+    # Line by line, Python would take longer than the tokeniser.
+    batches = dataset.ragged_batch(1024)
+    lines = [batch["targets"].flat_values.numpy().astype(dtype) for batch in batches]
     return np.concatenate(lines) if lines else np.zeros(0, dtype)
 
 

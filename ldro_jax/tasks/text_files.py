@@ -2,6 +2,7 @@
 
 import gzip
 import pathlib
+import zlib
 from collections.abc import Iterator, Sequence
 
 _SUFFIXES = (".txt", ".txt.gz")
@@ -69,7 +70,7 @@ def read_lines(path: pathlib.Path) -> Iterator[str]:
       path: a plain or gzipped file.
 
     Yields:
-      Each line, without its end.
+      Each line, without its end and without carriage returns.
 
     Raises:
       ValueError: if the file isn't UTF-8, or not gzip as its name says.
@@ -78,18 +79,32 @@ def read_lines(path: pathlib.Path) -> Iterator[str]:
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         try:
             for number, line in enumerate(file, start=1):  # noqa: B007
-                if text := line.decode("utf-8").strip("\r\n"):
+                # TensorFlow's reader takes carriage returns out as well, wherever they are.
+                if text := line.decode("utf-8").replace("\r", "").rstrip("\n"):
                     yield text
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"Expected UTF-8 text in {path}, but line {number} is not ({error.reason} at byte "
                 f"{error.start}). Convert the file, for instance with iconv."
             ) from error
-        except (gzip.BadGzipFile, EOFError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(
                 f"Expected a gzip file at {path}, but it can't be unpacked after line {number} "
                 f"({error}). Copy it again."
             ) from error
+
+
+def check(path: pathlib.Path) -> None:
+    """Reads a file to see that it can be read.
+
+    Args:
+      path: a plain or gzipped file.
+
+    Raises:
+      ValueError: if the file isn't UTF-8, or not gzip as its name says.
+    """
+    for _ in read_lines(path):
+        pass
 
 
 def _existing(folder: pathlib.Path, split: str) -> Sequence[pathlib.Path]:
