@@ -19,7 +19,7 @@ import optax
 from gin import config as gin_config
 
 from ldro_jax.models import cnn, decoder, mlp
-from ldro_jax.tasks import cifar100, digits, text
+from ldro_jax.tasks import cifar100, digits, mc4, text
 from ldro_jax.tasks import synthetic as synthetic_tasks
 from ldro_jax.training import (
     experiment,
@@ -46,6 +46,7 @@ _CONFIGURABLES = {
         optimizers.adam,
         sharding.Layout,
     ],
+    "mc4": [mc4.load],
     "models": [cnn.CNN, decoder.Decoder, mlp.MLP],
     "optax": [optax.adam, optax.adamw, optax.cosine_decay_schedule, optax.sgd],
     "synthetic": [

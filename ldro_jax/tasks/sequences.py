@@ -245,22 +245,39 @@ class Draw(NamedTuple):
 
 
 def draw_balanced(drawn: np.ndarray, batch_size: int) -> Draw:
-    """The same number of rows of every task: row r belongs to task ``r mod N``.
+    """The tasks in turn, so that all have the same number of rows.
 
-    Interleaved rows of all tasks lie on every device when the batch is split over devices.
+    If the batch size is not a multiple of N, some tasks have one row more than others, and the next
+    batch goes on with the next task. Interleaved rows of all tasks lie on every device when the
+    batch is split over devices.
 
     Args:
       drawn: sequences of each task drawn before, ``[N]``.
-      batch_size: B, a multiple of N.
+      batch_size: B.
 
     Returns:
       The draw.
     """
     num_tasks = len(drawn)
     rows = np.arange(batch_size)
-    tasks = rows % num_tasks
-    new = drawn + batch_size // num_tasks
+    tasks = (rows + drawn.sum()) % num_tasks
+    new = drawn + np.bincount(tasks, None, num_tasks)
     return Draw(tasks.astype(np.int32), drawn[tasks] + rows // num_tasks, new)
+
+
+def rows_by_task(tasks: np.ndarray, num_tasks: int) -> np.ndarray:
+    """Where the rows of each task are in a batch.
+
+    Args:
+      tasks: the task of each row, ``[B]``, dealt in turn.
+      num_tasks: N.
+
+    Returns:
+      int32 ``[N, ⌈B / N⌉]``; −1 where a task has fewer rows than others.
+    """
+    found = np.full((num_tasks, -(-len(tasks) // num_tasks)), -1, np.int32)
+    found[tasks, np.arange(len(tasks)) // num_tasks] = np.arange(len(tasks))
+    return found
 
 
 def draw_mixed(

@@ -199,6 +199,8 @@ def monolingual(
                 f"monolingual {language}", [language], lm_loop.METRIC, False, [run]
             )
             results.save_results(record, file)
+            # Records are rounded. The references are those of the record, now and after a restart.
+            run = results.load_results(file).runs[0]
         tested = run.evaluations[-1]
         best = [e for e in run.evaluations if e.split == "validation" and e.step == tested.step]
         for evaluation in (*best, tested):
@@ -208,7 +210,10 @@ def monolingual(
         "eval_length": program.eval_length,
         "losses": losses,
     }
-    (output_dir / REFERENCES).write_text(json.dumps(found, indent=1) + "\n")
+    # All at once, since a file that is there counts as finished.
+    partial = output_dir / f".{REFERENCES}.partial"
+    partial.write_text(json.dumps(found, indent=1) + "\n")
+    partial.replace(output_dir / REFERENCES)
     print(f"The losses of one model for each language are in {output_dir / REFERENCES}.")
     return found
 

@@ -2,17 +2,21 @@
 
 import contextlib
 import dataclasses
+import json
 import math
 import pathlib
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from ldro_jax.evaluation import perplexity
-from ldro_jax.reporting import results
+from ldro_jax.reporting import files, results
+from ldro_jax.tasks import sequences
 from ldro_jax.training import checkpoints, preemption, records, writers
 from ldro_jax.training.lm_program import LanguageModelProgram, prefetched
 from ldro_jax.training.program import Trial
@@ -21,6 +25,10 @@ from ldro_jax.training.schedule import Schedule
 METRIC = "perplexity"
 # Steps are queued faster than they run, and a queue without end would hold as many batches.
 _QUEUED_STEPS = 32
+# How many batches may be drawn and not yet trained on: two wait, one is handed over, one is made.
+_DRAWN_AHEAD = 4
+# Where the places of streams are kept, beside the checkpoints.
+_STREAM = "stream"
 
 
 def train(
@@ -57,6 +65,7 @@ def train(
       PreemptedError: after SIGTERM, when the state is saved.
       ValueError: if a checkpoint was made with another vocabulary or other tasks.
     """
+    _check_text(program, checkpoint_dir)
     with contextlib.ExitStack() as stack:
 
         def opened(name, keep):
@@ -70,24 +79,39 @@ def train(
         now = _Progress(
             records.empty_run(trial, schedule), program.first_probabilities(trial.method)
         )
+        source = program.source(trial.seed)
+        is_stream = program.corpus.stream is not None
         if (restored := latest.restore(state)) is not None:
             state, saved = restored
-            now = _Progress.from_record(saved, program, checkpoint_dir)
+            now = _Progress.from_record(saved)
+            if is_stream:
+                source.restore(checkpoint_dir / _STREAM / str(now.step))
             progress.write(f"{now.run.method}, seed {now.run.seed}: resumed at step {now.step}.")
             progress.update(now.step)
         last_saved, seconds = now.step, []
+
+        def save():
+            if is_stream:
+                _save_source(source, checkpoint_dir / _STREAM, now.step)
+            latest.save(now.step, state, now.record())
+
+        def stop():
+            if last_saved < now.step:
+                save()
+            raise preemption.PreemptedError(
+                f"{now.run.method}, seed {now.run.seed}: asked to stop, saved at step {now.step}."
+            )
+
         while now.step < schedule.train_steps and now.run.stopped is None:
             end = min(
                 (now.step // schedule.eval_interval + 1) * schedule.eval_interval,
                 schedule.train_steps,
             )
-            state, time_per_step = _stretch(program, trial, state, now, end, preempted, progress)
+            state, time_per_step = _stretch(
+                program, source, trial, state, now, end, preempted, progress
+            )
             if now.step < end:
-                latest.save(now.step, state, now.record(program))
-                raise preemption.PreemptedError(
-                    f"{now.run.method}, seed {now.run.seed}: asked to stop, saved at step "
-                    f"{now.step}."
-                )
+                stop()
             seconds += [time_per_step] if math.isfinite(time_per_step) else []
             losses = program.evaluate(state.params, "validation", max_validation_tokens)
             now.run = records.extended(
@@ -105,16 +129,29 @@ def train(
             progress.set_postfix_str(records.progress_text(now.run))
             improved = losses.mean() < now.best_loss
             if improved:
-                now.best_loss, now.best_step = float(losses.mean()), now.step
-                best.save(now.step, state, now.record(program))
+                now.best_loss = float(losses.mean())
+                best.save(now.step, state, now.record())
             if improved or now.step - last_saved >= schedule.checkpoint_interval:
                 last_saved = now.step
-                latest.save(now.step, state, now.record(program))
-        if now.run.stopped is None and (restored := best.restore(state)) is not None:
-            losses = program.evaluate(restored[0].params, "test", max_test_tokens)
-            tested = _evaluation(program, int(restored[0].step), "test", losses)
-            now.run = dataclasses.replace(now.run, evaluations=[*now.run.evaluations, tested])
-    return now.run
+                save()
+            # Also what came in the last step or during the evaluation: the next run won't know.
+            if preempted(now.step):
+                stop()
+        if now.run.stopped is not None:
+            return now.run
+        if (restored := best.restore(state)) is None:
+            logging.warning(
+                "%s, seed %d: there is no good checkpoint of the best step, so the test is of the "
+                "last one.",
+                now.run.method,
+                now.run.seed,
+            )
+        final = state if restored is None else restored[0]
+        losses = program.evaluate(final.params, "test", max_test_tokens)
+        if preempted(now.step):
+            stop()
+        tested = _evaluation(program, int(final.step), "test", losses)
+    return dataclasses.replace(now.run, evaluations=[*now.run.evaluations, tested])
 
 
 @dataclasses.dataclass
@@ -129,7 +166,7 @@ class _Progress:
       step: number of steps taken.
       losses: of the steps since the last evaluation, each ``[N]``.
       best_loss: lowest average validation loss.
-      best_step: when it was.
+      end: the step before which batches are drawn.
     """
 
     run: results.Run
@@ -138,14 +175,14 @@ class _Progress:
     step: int = 0
     losses: list[np.ndarray] = dataclasses.field(default_factory=list)
     best_loss: float = math.inf
-    best_step: int = 0
+    end: int = 0
 
     def __post_init__(self):
         if not self.drawn.size:
             self.drawn = np.zeros(self.probabilities.size, np.int64)
 
-    def record(self, program: LanguageModelProgram) -> dict[str, Any]:
-        """All of it, and what the checkpoint belongs to, as JSON can hold it."""
+    def record(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
         return {
             "run": results.run_to_record(self.run),
             "probabilities": self.probabilities.tolist(),
@@ -153,22 +190,10 @@ class _Progress:
             "step": self.step,
             "losses": [loss.tolist() for loss in self.losses],
             "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
-            "best_step": self.best_step,
-            "vocabulary": program.corpus.vocabulary,
-            "task_names": list(program.corpus.task_names),
         }
 
     @classmethod
-    def from_record(cls, record, program, directory) -> "_Progress":
-        for name in ("vocabulary", "task_names"):
-            ours = getattr(program.corpus, name)
-            ours = list(ours) if name == "task_names" else ours
-            if record[name] != ours:
-                raise ValueError(
-                    f"The checkpoints in {directory} were made with other text: {name} was "
-                    f"{record[name]}, now it is {ours}. Give the run the text it began with, or "
-                    "choose another --output_dir."
-                )
+    def from_record(cls, record) -> "_Progress":
         return cls(
             run=results.run_from_record(record["run"]),
             probabilities=np.array(record["probabilities"], np.float32),
@@ -176,11 +201,31 @@ class _Progress:
             step=record["step"],
             losses=[np.array(loss, np.float32) for loss in record["losses"]],
             best_loss=math.inf if record["best_loss"] is None else record["best_loss"],
-            best_step=record["best_step"],
         )
 
 
-def _stretch(program, trial, state, now: _Progress, end, preempted, progress):
+def _check_text(program, directory: pathlib.Path) -> None:
+    """Raises ``ValueError`` if the checkpoints there, if any, were made with other text.
+
+    Not from the checkpoints themselves: one of another shape counts as damaged, and is deleted.
+    """
+    file = directory / "text.json"
+    corpus = program.corpus
+    ours = {"vocabulary": corpus.vocabulary, "task_names": list(corpus.task_names)}
+    if file.exists() and any(path.name.isdigit() for path in directory.glob("*/*")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for name in ours:
+            if found[name] != ours[name]:
+                raise ValueError(
+                    f"The checkpoints in {directory} were made with other text: {name} was "
+                    f"{found[name]}, now it is {ours[name]}. Give the run the text it began with, "
+                    "or choose another --output_dir."
+                )
+    elif jax.process_index() == 0:
+        files.write_json(ours, file)
+
+
+def _stretch(program, source, trial, state, now: _Progress, end, preempted, progress):
     """Takes steps until ``end``, or until asked to stop; their state and the seconds of one."""
     queued: list[jax.Array] = []
     began, timed = 0.0, 0
@@ -189,8 +234,8 @@ def _stretch(program, trial, state, now: _Progress, end, preempted, progress):
         now.losses += map(np.asarray, queued)
         queued.clear()
 
-    source = program.source(trial.seed)
-    batches = _batches(program, source, trial.seed, now, end)
+    now.end = end
+    batches = _batches(program, source, trial.seed, now)
     with contextlib.closing(prefetched(batches)) as ready:
         for batch, drawn in ready:
             state, losses = program.step(state, batch, trial.method)
@@ -205,18 +250,32 @@ def _stretch(program, trial, state, now: _Progress, end, preempted, progress):
                 timed += 1
             if len(queued) >= _QUEUED_STEPS:
                 collect()
-            if preempted(now.step):
-                break
+            if now.end == end and preempted(now.step):
+                # What is drawn already is trained on: a stream would not give it again. The last
+                # step must be the same in all processes, however far ahead each has drawn.
+                now.end = min(end, now.step + _DRAWN_AHEAD)
     collect()
     return state, (time.perf_counter() - began) / timed if timed else math.nan
 
 
-def _batches(program, source, seed, now: _Progress, end) -> Iterator[tuple[Any, np.ndarray]]:
-    drawn, probabilities = now.drawn, now.probabilities
-    for step in range(now.step, end):
+def _batches(program, source, seed, now: _Progress) -> Iterator[tuple[Any, np.ndarray]]:
+    drawn, probabilities, step = now.drawn, now.probabilities, now.step
+    while step < now.end:
         draw = program.draw(drawn, probabilities, seed, step)
         yield program.batch(source, draw, probabilities), draw.drawn
-        drawn = draw.drawn
+        drawn, step = draw.drawn, step + 1
+
+
+def _save_source(source: sequences.Source, folder: pathlib.Path, step: int) -> None:
+    """Saves where a stream is beside the checkpoint of the same step."""
+    place = folder / str(step)
+    if place.exists():
+        shutil.rmtree(place)
+    place.mkdir(parents=True)
+    source.save(place)
+    # As many as there are checkpoints to go back to, and one that is being written.
+    for old in sorted(folder.iterdir(), key=lambda path: int(path.name))[:-3]:
+        shutil.rmtree(old)
 
 
 def _evaluation(program, step, split, losses) -> results.Evaluation:

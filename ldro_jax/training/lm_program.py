@@ -66,14 +66,22 @@ class LanguageModelProgram:
         self.batch_size, self.length = batch_size, length
         self._optimizer, self._microbatches = optimizer, microbatches
         self._interaction_rows = interaction_rows
-        self.eval_length = eval_length or 2 * length
         self.mesh = layout.mesh()
         data_size = self.mesh.shape["data"]
+        _check_batch(batch_size, microbatches, corpus.num_tasks, data_size)
+        for name, value in [
+            ("length", length),
+            ("eval_length", eval_length),
+            ("eval_batch_size", eval_batch_size),
+            ("interaction_rows", interaction_rows),
+        ]:
+            if value is not None:
+                _check_positive(name, value)
+        self.eval_length = eval_length or 2 * length
         rows = eval_batch_size or max(batch_size * length // self.eval_length, 1)
         self._eval_batch_size = -(-rows // data_size) * data_size
         self._rows = NamedSharding(self.mesh, PartitionSpec("data"))
         self._replicated = NamedSharding(self.mesh, PartitionSpec())
-        _check_batch(batch_size, microbatches, corpus.num_tasks, data_size)
         vocab_size = -(-corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         constrain = {}
         if self.mesh.size > 1:
@@ -198,7 +206,9 @@ class LanguageModelProgram:
         if method.sampling == "uniform":
             return np.full(num_tasks, 1 / num_tasks, np.float32)
         # Before any loss is known the static methods have their weights, the others uniform ones.
-        found = weighting.create(method.weighting, method.hyperparameters)
+        found = weighting.with_floor(
+            weighting.create(method.weighting, method.hyperparameters), method.floor
+        )
         zeros = jnp.zeros(num_tasks)
         unknown = weighting.Statistics(
             jnp.zeros([], jnp.int32), zeros, jnp.zeros((num_tasks, num_tasks))
@@ -229,7 +239,7 @@ class LanguageModelProgram:
         Returns:
           The source.
         """
-        return sequences.ShuffledSequences(self.corpus.train, self.length, seed)
+        return self.corpus.source(self.length, seed)
 
     def draw(self, drawn: np.ndarray, probabilities: np.ndarray, seed: int, step: int):
         """Which rows the batch of one step is made of.
@@ -259,19 +269,31 @@ class LanguageModelProgram:
           A :class:`~ldro_jax.training.lm_step.Batch`. Each process reads the rows of its devices
           alone.
         """
-        extra = None
-        uses_interaction = self.method.uses_interaction
-        if uses_interaction and self.method.sampling != "uniform":
+        num_tasks = self.corpus.num_tasks
+        extra = by_task = None
+        if self.method.sampling == "uniform":
+            # A row counts for its task as one of those that the batch has.
+            probabilities = np.bincount(draw.tasks, None, num_tasks) / self.batch_size
+            if self.batch_size % num_tasks and self.method.uses_interaction:
+                by_task = sequences.rows_by_task(draw.tasks, num_tasks)
+                by_task = jax.device_put(by_task, self._replicated)
+        elif self.method.uses_interaction:
             # Random rows need not hold every task. These don't count as drawn.
-            size = self.batch_size // self.corpus.num_tasks * self.corpus.num_tasks
-            balanced = sequences.draw_balanced(draw.drawn, max(size, self.corpus.num_tasks))
+            balanced = sequences.draw_balanced(np.zeros_like(draw.drawn), self._measured_rows)
+            balanced = balanced._replace(indices=balanced.indices + draw.drawn[balanced.tasks])
             extra = self._place(source, balanced, self._replicated)
         return lm_step.Batch(
             tokens=self._place(source, draw, self._rows),
             tasks=jax.device_put(draw.tasks, self._rows),
             probabilities=jax.device_put(probabilities.astype(np.float32), self._replicated),
             interaction_tokens=extra,
+            by_task=by_task,
         )
+
+    @property
+    def _measured_rows(self) -> int:
+        """Rows to measure the interaction on, where those of the batch don't serve for it."""
+        return self.batch_size // self.corpus.num_tasks * self.corpus.num_tasks
 
     def _place(self, source, draw, where):
         parts: dict[tuple, np.ndarray] = {}
@@ -298,6 +320,47 @@ class LanguageModelProgram:
         """
         rates = {k: np.asarray(v, np.float32) for k, v in method.rates().items()}
         return self._step(rates, state, batch)
+
+    def abstract_state(self) -> TrainState:
+        """The shapes, dtypes and shardings of a training state; no memory is taken.
+
+        Returns:
+          A ``jax.ShapeDtypeStruct`` for each array.
+        """
+        state = jax.eval_shape(lambda key: meta.unbox(self._boxed_state(key)), jax.random.key(0))
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            state,
+            self.shardings,
+        )
+
+    def lower(self) -> Any:
+        """The training step for its shapes alone, to look at its memory and its cost.
+
+        Returns:
+          A ``jax.stages.Lowered``; nothing is computed and no parameters are made.
+        """
+        num_tasks, rows = self.corpus.num_tasks, (self.batch_size, self.length)
+
+        def replicated(*shape):
+            return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._replicated)
+
+        extra = by_task = None
+        if self.method.uses_interaction and self.method.sampling != "uniform":
+            extra = replicated(self._measured_rows, self.length)
+        elif self.method.uses_interaction and self.batch_size % num_tasks:
+            by_task = replicated(num_tasks, -(-self.batch_size // num_tasks))
+        batch = lm_step.Batch(
+            tokens=jax.ShapeDtypeStruct(rows, jnp.int32, sharding=self._rows),
+            tasks=jax.ShapeDtypeStruct(rows[:1], jnp.int32, sharding=self._rows),
+            probabilities=jax.ShapeDtypeStruct(
+                (num_tasks,), jnp.float32, sharding=self._replicated
+            ),
+            interaction_tokens=extra,
+            by_task=by_task,
+        )
+        rates = {k: jax.ShapeDtypeStruct((), jnp.float32) for k in self.method.rates()}
+        return self._step.lower(rates, self.abstract_state(), batch)
 
     def evaluate(self, params: Any, split: str, max_tokens: int | None = None) -> np.ndarray:
         """Mean loss of every task on held-out text, each token once.
@@ -382,17 +445,20 @@ def prefetched(items: Iterator[Any], depth: int = 2) -> Generator[Any, None, Non
 
 
 def _check_batch(batch_size: int, microbatches: int, num_tasks: int, data_size: int) -> None:
-    for name, value in [("batch_size", batch_size), ("microbatches", microbatches)]:
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, but it is {value!r}.")
-    if batch_size % num_tasks:
-        near = -(-batch_size // num_tasks) * num_tasks
+    _check_positive("batch_size", batch_size)
+    _check_positive("microbatches", microbatches)
+    if batch_size < num_tasks:
         raise ValueError(
-            f"A batch holds the same number of rows of each of the {num_tasks} tasks, but "
-            f"batch_size is {batch_size}. The next possible size is {near}."
+            f"A batch holds at least one row of each of the {num_tasks} tasks, but batch_size is "
+            f"{batch_size}."
         )
     if batch_size % (microbatches * data_size):
         raise ValueError(
             f"batch_size must be a multiple of microbatches × the mesh's data axis, "
             f"{microbatches} × {data_size}, but it is {batch_size}."
         )
+
+
+def _check_positive(name: str, value: object) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a positive integer, but it is {value!r}.")

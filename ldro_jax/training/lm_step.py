@@ -23,13 +23,16 @@ class Batch(NamedTuple):
       tasks: the task of each row, int32 ``[B]``.
       probabilities: with which the task of a row was drawn, ``[N]``.
       interaction_tokens: rows to measure the interaction on, int32 ``[M, L]``, row r of task ``r
-        mod N``; or ``None`` if the rows of ``tokens`` are such rows themselves.
+        mod N``; or ``None`` if the rows of ``tokens`` serve for it.
+      by_task: where the rows of each task are among them, int32 ``[N, E]``, filled up with −1; or
+        ``None`` if they have as many rows of every task, row r of task ``r mod N``.
     """
 
     tokens: jax.Array
     tasks: jax.Array
     probabilities: jax.Array
     interaction_tokens: jax.Array | None = None
+    by_task: jax.Array | None = None
 
 
 def train_step(
@@ -56,7 +59,8 @@ def train_step(
       num_tasks: N.
       strategy: how to measure the interaction.
       fused: whether the weighting measures the interaction in every step, so that the gradients of
-        the tasks serve for the training gradient as well. Needs balanced rows and one microbatch.
+        the tasks serve for the training gradient as well, if the strategy holds them. Needs
+        balanced rows and one microbatch.
       microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
         of them, at the price of a second forward pass.
       interaction_rows: measure the interaction on so many rows of each task; by default on all.
@@ -69,13 +73,13 @@ def train_step(
 
     def rows_by_task(batch):
         tokens = batch.tokens if batch.interaction_tokens is None else batch.interaction_tokens
-        tokens = tokens.reshape(-1, num_tasks, tokens.shape[-1])
+        where = batch.by_task
+        if where is None:
+            where = jnp.arange(len(tokens), dtype=jnp.int32).reshape(-1, num_tasks).T
         if interaction_rows is not None and not fused:
-            tokens = tokens[:interaction_rows]
-        real = tokens.shape[0]
-        tokens = jnp.pad(tokens, ((0, -real % multiple), (0, 0), (0, 0)))
-        is_real = jnp.broadcast_to(jnp.arange(tokens.shape[0]) < real, (num_tasks, tokens.shape[0]))
-        return {"tokens": jnp.moveaxis(tokens, 1, 0), "is_real": is_real}
+            where = where[:, :interaction_rows]
+        where = jnp.pad(where, ((0, 0), (0, -where.shape[1] % multiple)), constant_values=-1)
+        return {"tokens": tokens[jnp.maximum(where, 0)], "is_real": where >= 0}
 
     def task_loss(params, rows):
         losses = row_losses(params, rows["tokens"])
@@ -113,12 +117,16 @@ def train_step(
 
         return losses, pullback
 
-    def statistics(params, batch):
+    def statistics(params, batch) -> tuple[Any, dict[str, Any]]:
+        """What the update of the weighting takes: ``updates``, and keyword arguments."""
+        if fused and strategy.gradients is not None:
+            losses, gradients = strategy.gradients(task_loss, params, rows_by_task(batch))
+            return gradients, {"losses": losses}
         if fused:
-            return {"loss_fn": task_loss, "batch": rows_by_task(batch)}
+            return None, {"loss_fn": task_loss, "batch": rows_by_task(batch)}
         losses, pullback = (in_one if microbatches == 1 else in_parts)(params, batch)
         means, present = task_means(losses, batch.tasks, num_tasks)
-        return {
+        return None, {
             "losses": means,
             "present": present,
             "pullback": pullback,
@@ -126,11 +134,9 @@ def train_step(
         }
 
     def step(rates, state, batch):
+        gradients, measured = statistics(state.params, batch)
         updates, opt_state = make_tx(rates).update(
-            None,  # pyright: ignore[reportArgumentType]
-            state.opt_state,
-            state.params,
-            **statistics(state.params, batch),
+            gradients, state.opt_state, state.params, **measured
         )
         params = optax.apply_updates(state.params, updates)
         losses = transform.find_state(opt_state).losses

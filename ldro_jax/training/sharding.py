@@ -40,12 +40,12 @@ class Layout:
           ValueError: if there are fewer devices.
         """
         available = jax.device_count()
-        data = self.data or available // self.model
-        if not 0 < data * self.model <= available:
+        data = available // max(self.model, 1) if self.data is None else self.data
+        if data < 1 or self.model < 1 or data * self.model > available:
             raise ValueError(
                 f"A mesh of {data} × {self.model} devices (data × model) was asked for, but there "
-                f"are {available}. Set Layout.data and Layout.model so that their product is at "
-                "most that."
+                f"are {available}. Set Layout.data and Layout.model so that both are "
+                "positive and their product is at most that."
             )
         if jax.process_count() > 1 and data * self.model < available:
             raise ValueError(

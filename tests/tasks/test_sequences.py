@@ -104,15 +104,35 @@ def test_tokens_above_uint16_survive():
 
 
 def test_balanced_draws_take_the_tasks_in_turn():
-    drawn = np.array([0, 10, 100])
+    drawn = np.array([0, 12, 102])
     for step in range(4):
         draw = sequences.draw_balanced(drawn, 6)
         np.testing.assert_array_equal(draw.tasks, [0, 1, 2, 0, 1, 2])
-        start = np.array([0, 10, 100]) + 2 * step
+        start = np.array([0, 12, 102]) + 2 * step
         np.testing.assert_array_equal(draw.indices, [*start, *(start + 1)])
         drawn = draw.drawn
         np.testing.assert_array_equal(drawn, start + 2)
     assert draw.tasks.dtype == np.int32 and draw.indices.dtype == drawn.dtype == np.int64
+
+
+def test_a_batch_that_the_tasks_do_not_divide_goes_on_with_the_next_task():
+    drawn = np.zeros(3, np.int64)
+    seen = {task: [] for task in range(3)}
+    for _ in range(6):
+        draw = sequences.draw_balanced(drawn, 5)
+        for task, index in zip(draw.tasks, draw.indices, strict=True):
+            seen[task].append(index)
+        drawn = draw.drawn
+        np.testing.assert_array_equal(drawn, [len(found) for found in seen.values()])
+        assert drawn.max() - drawn.min() <= 1
+    assert all(found == list(range(10)) for found in seen.values())
+
+
+def test_rows_are_found_by_task():
+    tasks = np.array([2, 0, 1, 2, 0])
+    found = sequences.rows_by_task(tasks, 3)
+    np.testing.assert_array_equal(found, [[1, 4], [2, -1], [0, 3]])
+    assert found.dtype == np.int32
 
 
 # Far from even, without a sum of one, and with a task that is never drawn.

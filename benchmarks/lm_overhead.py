@@ -1,0 +1,163 @@
+"""What L-DRO costs in language modelling, as a ratio to the average loss.
+
+    python benchmarks/lm_overhead.py --tasks 4,16,40
+
+Training steps of the trainer itself, batches included, on random tokens. ``bare`` is a jitted step
+of the same model and optimizer with nothing of this library around it.
+"""
+
+import argparse
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import timing
+
+from ldro_jax import _xla_flags
+from ldro_jax.models.decoder import Decoder
+from ldro_jax.tasks import sequences
+from ldro_jax.training import optimizers
+from ldro_jax.training.lm_program import LanguageModelProgram, prefetched
+from ldro_jax.training.method import Method
+
+BASELINE = "average loss"
+# Measured by the paper at N = 40 on its TPU (appendix C).
+PAPER = {"L-DRO, k = 1000": 1.55}
+_RATES = {"lookahead_lr": 0.1, "weight_lr": 0.01}
+METHODS = {
+    BASELINE: Method("Average", "average"),
+    **{
+        f"L-DRO, k = {k}": Method("L-DRO", "lookahead_online", _RATES, interaction_interval=k)
+        for k in (1000, 100, 10, 1)
+    },
+    "L-DRO, k = 1, lagged": Method(
+        "L-DRO", "lookahead_online", _RATES, interaction_interval=1, lagged=True
+    ),
+}
+OPTIMIZER = functools.partial(optimizers.adam, 1e-3, warmup_steps=100, train_steps=10_000)
+
+
+def random_corpus(num_tasks: int, vocab_size: int) -> sequences.Corpus:
+    """Random tokens."""
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(1, vocab_size, 200_000, np.int32) for _ in range(num_tasks)]
+    names = tuple(f"task {i}" for i in range(num_tasks))
+    return sequences.Corpus(names, vocab_size, "random", tokens, tokens, tokens)
+
+
+def stretch(program: LanguageModelProgram, steps: int):
+    """A function that trains some more steps."""
+    state = program.init(0)
+    source = program.source(0)
+    drawn = np.zeros(program.corpus.num_tasks, np.int64)
+    uniform = np.full(program.corpus.num_tasks, 1 / program.corpus.num_tasks, np.float32)
+
+    def batches():
+        nonlocal drawn
+        for step in range(steps):
+            draw = program.draw(drawn, uniform, 0, step)
+            drawn = draw.drawn
+            yield program.batch(source, draw, uniform)
+
+    def run():
+        nonlocal state
+        for batch in prefetched(batches()):
+            state, losses = program.step(state, batch, program.method)
+        jax.block_until_ready((state, losses))
+
+    return run
+
+
+def bare(model: Decoder, batch_size: int, length: int, steps: int):
+    """A function that trains some more steps with nothing around the model."""
+    optimizer = OPTIMIZER()
+    tokens = jax.random.randint(jax.random.key(0), (batch_size, length), 1, model.vocab_size)
+    params = jax.jit(model.init)(jax.random.key(0), tokens)
+    state = (params, optimizer.init(params))
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, tokens):
+        params, opt_state = state
+        loss, gradient = jax.value_and_grad(lambda p: jnp.mean(model.apply(p, tokens)))(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), loss
+
+    def run():
+        nonlocal state
+        for _ in range(steps):
+            state, loss = step(state, tokens)
+        jax.block_until_ready((state, loss))
+
+    return run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", default="4,16,40", help="numbers of tasks, N")
+    parser.add_argument("--rows", type=int, default=2, help="rows of each task in a batch")
+    parser.add_argument("--length", type=int, default=64, help="tokens of a row")
+    parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--scan", action="store_true", help="one compiled block for all layers")
+    parser.add_argument("--steps", type=int, default=10, help="steps of a program at a time")
+    parser.add_argument("--rounds", type=int, default=20, help="how often each has its turn")
+    args = parser.parse_args()
+    _xla_flags.set_cpu_defaults()
+    timing.print_machine()
+    make_model = functools.partial(
+        Decoder,
+        num_layers=args.layers,
+        embed_dim=args.width,
+        mlp_dim=args.width * 11 // 4,
+        context=args.length,
+        scan_layers=args.scan,
+    )
+    for num_tasks in map(int, args.tasks.split(",")):
+        batch_size = num_tasks * args.rows
+        programs = {
+            name: LanguageModelProgram(
+                method,
+                random_corpus(num_tasks, args.vocab),
+                make_model,
+                OPTIMIZER(),
+                batch_size=batch_size,
+                length=args.length,
+            )
+            for name, method in METHODS.items()
+        }
+        first = programs[BASELINE]
+        size = sum(leaf.size for leaf in jax.tree.leaves(first.init(0).params))
+        print(
+            f"\nN = {num_tasks}, {batch_size} × {args.length} tokens, {args.layers} "
+            f"{'scanned ' if args.scan else ''}layers of {args.width}, vocabulary {args.vocab}, "
+            f"{size / 1e6:.1f}M parameters."
+        )
+        timed = {name: stretch(program, args.steps) for name, program in programs.items()}
+        model = make_model(vocab_size=args.vocab)
+        timed["bare"] = bare(model, batch_size, args.length, args.steps)
+        memory = {
+            name: program.lower().compile().memory_analysis().temp_size_in_bytes
+            for name, program in programs.items()
+        }
+        for run in timed.values():
+            run()  # compiles, and takes the measurement that comes at step 0
+        table = timing.paired_ratios(timed, BASELINE, args.rounds)
+        print(
+            f"{'step':24}{'tokens/s':>10}{'ratio':>9}{'±':>7}{'paper':>7}{'temporary':>12}"
+            f"{'ratio':>7}"
+        )
+        for name, (milliseconds, ratio, error) in table.items():
+            speed = 1e3 * args.steps * batch_size * args.length / milliseconds
+            paper = f"{PAPER[name]:.2f}" if name in PAPER else "–"
+            row = f"{name:24}{speed:>10.0f}{ratio:>8.3f}×{error:>7.3f}{paper:>7}"
+            if name in memory:
+                share = memory[name] / memory[BASELINE]
+                row += f"{memory[name] / 1e6:>9.1f} MB{share:>6.2f}×"
+            print(row)
+
+
+if __name__ == "__main__":
+    main()
