@@ -21,6 +21,8 @@ _TFDS = [
     "tensorboard>=2.19",
     "tensorflow>=2.19",
     "tensorflow-datasets>=4.9.9",
+    # TFDS imports it to build a data set, but doesn't name it.
+    "importlib-resources>=6",
     # TFDS 4.9.10 can't read a data set under protobuf 7.
     "protobuf<7",
 ]

@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
-use_environment vision,plots,test
+use_environment vision,lm,plots,test
 ruff check .
 ruff format --check .
 pyright

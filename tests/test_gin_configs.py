@@ -4,9 +4,11 @@ import pathlib
 
 import gin
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ldro_jax import configuration, transform
+from ldro_jax.training import lm_experiment
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / "gin_configs"
 _FILES = sorted(str(path.relative_to(_CONFIGS)) for path in _CONFIGS.rglob("*.gin"))
@@ -22,6 +24,8 @@ _RUN = {
         )
     },
     "experiments/digits.gin": "test_main.py",
+    "experiments/multilingual_lm_mc4.gin": "tasks/test_mc4.py",
+    "experiments/multilingual_lm_small.gin": "training/test_lm_gin.py",
     "experiments/synthetic.gin": "training/test_synthetic_experiment.py",
 }
 
@@ -65,6 +69,8 @@ def test_a_method_can_be_added_to_an_experiment(file):
     )
     with gin.config_scope(scope):
         method = gin.get_configurable("training.Method")()
+    # What only the data can tell.
+    method = lm_experiment._resolved(method, np.ones(3), dict.fromkeys("abc", 0.0))
     state = method.transform(3).init(jnp.zeros(2))
     assert transform.find_state(state).weights.shape == (3,)
     assert method.name and set(method.hyperparameters) <= set(method.settings())

@@ -5,16 +5,14 @@ line. Half of the validation lines are the test split, as in the L-DRO paper (se
 """
 
 import hashlib
-import os
 import pathlib
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from ldro_jax.tasks import sequences, text_files, vocabulary
+from ldro_jax.tasks import sequences, streaming, text_files, token_cache, vocabulary
 
 # Neighbouring lines may come from one document, and kinds of text from one stretch of a file: runs
 # of lines are dealt to validation and test in turn.
@@ -59,7 +57,7 @@ def load(
     files = {
         n: [text_files.find(data_dir, n, split) for split in ("train", "validation")] for n in names
     }
-    cache = _cache_dir(cache_dir)
+    cache = token_cache.folder(cache_dir)
     contents = {n: hashlib.sha256(b"".join(map(_digest, files[n]))).digest() for n in names}
     if vocabulary_size is not None:
         if vocabulary_path is not None:
@@ -84,13 +82,20 @@ def load(
                 # TensorFlow would take text that isn't UTF-8.
                 for file in files[name]:
                     text_files.check(file)
-                _save(path, _tokenise(task, split, vocab.vocab_size))
+                token_cache.save(path, _tokenise(task, split, vocab.vocab_size))
             arrays.append(np.load(path, mmap_mode="r"))
+            if split == "test" and not len(arrays[-1]):
+                raise ValueError(
+                    f"{files[name][1]} has no text for the test: its lines are dealt to validation "
+                    f"and test, {_DEALT_LINES} at a time. Give it more lines."
+                )
     return sequences.Corpus(
         task_names=names,
         vocab_size=vocab.vocab_size,
         vocabulary=identity,
-        **tokens,
+        train=tokens["train"],
+        validation=tokens["validation"],
+        test=tokens["test"],
     )
 
 
@@ -109,8 +114,8 @@ def seqio_task(data_dir: str | pathlib.Path, language: str, vocab: Any) -> Any:
     Raises:
       FileNotFoundError: if a file is not there.
     """
+    tf = streaming.tensorflow()
     import seqio
-    import tensorflow as tf
 
     paths = {split: text_files.find(data_dir, language, split) for split in ("train", "validation")}
     paths["test"] = paths["validation"]
@@ -149,27 +154,3 @@ def _tokenise(task: Any, split: str, vocab_size: int) -> np.ndarray:
     batches = dataset.ragged_batch(1024)
     lines = [batch["targets"].flat_values.numpy().astype(dtype) for batch in batches]
     return np.concatenate(lines) if lines else np.zeros(0, dtype)
-
-
-def _save(path: pathlib.Path, tokens: np.ndarray) -> None:
-    """Writes a file that is either whole or not there."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, tokens)
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise OSError(
-                f"The tokens can't be written to {path.parent} ({error.strerror}). Make room, or "
-                "choose another cache_dir."
-            ) from error
-        raise
-
-
-def _cache_dir(given: str | None) -> pathlib.Path:
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = pathlib.Path(given or f"{home}/ldro_jax/tokens").expanduser()
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder

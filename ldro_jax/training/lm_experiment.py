@@ -91,6 +91,8 @@ def multilingual(
     first = make_program(_resolved(settings[0], sizes, unknown), corpus)
     for method in settings:
         first.for_method(_resolved(method, sizes, unknown))
+    if corpus.stream is None:
+        sequences.warn_of_repeats(corpus, first.length, first.batch_size / corpus.num_tasks)
     alone = _references(references, corpus, first, output_dir, data_dir)
     losses = {n: alone["losses"]["validation"][n] for n in corpus.task_names} if alone else unknown
     # One compiled program for all that differ in rates and seeds alone.

@@ -18,12 +18,19 @@ def watch() -> Iterator[Callable[[int], bool]]:
     """Notices SIGTERM while a run is trained.
 
     Yields:
-      A function of the number of steps taken that says whether to save and stop after this one.
-      With several processes all of them answer yes at the same step.
+      A function of the number of steps taken that says whether to save and stop after this one,
+      and from then on says yes. With several processes all of them do so from the same step.
     """
     if jax.process_count() > 1:
-        # jax's own handler of SIGTERM tells the other processes.
-        yield multihost_utils.reached_preemption_sync_point
+        # jax's own handler of SIGTERM tells the other processes. It says yes at one step alone.
+        reached = False
+
+        def is_reached(step: int) -> bool:
+            nonlocal reached
+            reached = reached or multihost_utils.reached_preemption_sync_point(step)
+            return reached
+
+        yield is_reached
         return
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():

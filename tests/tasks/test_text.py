@@ -5,7 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
-from ldro_jax.tasks import text, text_files, vocabulary
+from ldro_jax.tasks import text, text_files, token_cache, vocabulary
 
 END = 1
 # Five runs of ten, the last cut short, for validation and test in turn.
@@ -250,6 +250,6 @@ def test_a_missing_file_is_an_error_before_anything_is_done(no_tensorflow, tmp_p
 def test_tokens_are_kept_where_caches_are(monkeypatch, tmp_path, given):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches") if given else "")
-    folder = text._cache_dir(None)
+    folder = token_cache.folder(None)
     assert folder == tmp_path / ("caches" if given else ".cache") / "ldro_jax" / "tokens"
-    assert folder.is_dir() and text._cache_dir("~/own") == tmp_path / "own"
+    assert folder.is_dir() and token_cache.folder("~/own") == tmp_path / "own"

@@ -59,15 +59,23 @@ def model(name):
     return row_losses, jax.jit(jax.value_and_grad(row_loss)), meta.unbox(start)["params"]
 
 
-def balanced(steps=STEPS):
-    """Batches of four rows of each task."""
+def balanced(steps=STEPS, size=tiny_lm.BATCH_SIZE):
+    """Batches of rows of all tasks in turn, by default four of each."""
     source = sequences.ShuffledSequences(tiny_lm.corpus().train, tiny_lm.LENGTH, 0)
     drawn = np.zeros(N, np.int64)
     for _ in range(steps):
-        draw = sequences.draw_balanced(drawn, tiny_lm.BATCH_SIZE)
+        draw = sequences.draw_balanced(drawn, size)
         drawn = draw.drawn
-        tokens = source.rows(draw.tasks, draw.indices)
-        yield lm_step.Batch(tokens, draw.tasks, np.full(N, 1 / N, np.float32))
+        rows = [np.flatnonzero(draw.tasks == task) for task in range(N)]
+        where = np.full((N, max(map(len, rows))), -1, np.int32)
+        for task, mine in enumerate(rows):
+            where[task, : len(mine)] = mine
+        yield lm_step.Batch(
+            source.rows(draw.tasks, draw.indices),
+            draw.tasks,
+            np.float32([len(mine) / size for mine in rows]),
+            by_task=where if size % N else None,
+        )
 
 
 def mixed(tasks, *, measured=False):
@@ -86,10 +94,10 @@ def of_rows(name, params, rows):
     return np.array([loss for loss, _ in found], np.float64), np.array(gradients)
 
 
-def gram(name, params, tokens):
-    """Inner products of the gradients of the tasks, whose rows take turns."""
+def gram(name, params, tokens, tasks):
+    """Inner products of the gradients of the tasks."""
     _, gradients = of_rows(name, params, tokens)
-    means = np.array([gradients[task::N].mean(axis=0) for task in range(N)])
+    means = np.array([gradients[tasks == task].mean(axis=0) for task in range(N)])
     return means @ means.T
 
 
@@ -106,9 +114,10 @@ def plain_loop(name, method, batches):
             weights = oracles.group_dro_step(losses, weights, WEIGHT_LR)
         elif method.uses_interaction:
             if step % method.interaction_interval == 0:
-                measured_on = batch.interaction_tokens
-                measured_on = batch.tokens if measured_on is None else measured_on
-                matrix = gram(name, params, measured_on)
+                measured_on = batch.tokens, batch.tasks
+                if batch.interaction_tokens is not None:
+                    measured_on = batch.interaction_tokens, np.arange(tiny_lm.BATCH_SIZE) % N
+                matrix = gram(name, params, *measured_on)
             seen = oracles.normalized(matrix)
             weights = oracles.lookahead_step(losses, seen, weights, LOOKAHEAD_LR, WEIGHT_LR)
         counts = (weights / np.float64(batch.probabilities))[batch.tasks] / len(batch.tasks)
@@ -191,6 +200,15 @@ def test_the_parts_of_a_batch_make_no_difference(microbatches):
 def test_gradients_that_serve_for_both_are_the_same(strategy):
     found = taken("bigram", EVERY, balanced(), strategy, fused=True)
     assert_same(found, plain_loop("bigram", EVERY, balanced()))
+
+
+@pytest.mark.parametrize("method", [EVERY, EVERY_SECOND], ids=["in every step", "now and then"])
+def test_uneven_batches_are_a_plain_loop(method):
+    # Ten rows of four tasks: they take turns in having three.
+    batches = list(balanced(size=10))
+    assert len({tuple(batch.tasks) for batch in batches}) > 1
+    found = taken("bigram", method, batches, fused=method is EVERY)
+    assert_same(found, plain_loop("bigram", method, batches))
 
 
 @pytest.mark.parametrize(("rows", "measured"), [(None, 4), (1, 1), (2, 2)])

@@ -1,0 +1,126 @@
+"""The experiments with language models, from their gin files to their reports."""
+
+import pathlib
+
+import gin
+import jax
+import numpy as np
+import pytest
+
+from ldro_jax import configuration
+from ldro_jax.reporting import results
+from ldro_jax.training import writers
+
+# Importing seqio brings TensorFlow, whose packages use what is deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+_REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "text"
+_TINY = [
+    "TRAIN_STEPS=4",
+    "WARMUP_STEPS=1",
+    "EVAL_INTERVAL=2",
+    "BATCH_SIZE=8",
+    "LENGTH=8",
+    "SEEDS=(0,)",
+    "Decoder.num_layers=1",
+    "Decoder.embed_dim=16",
+    "Decoder.num_heads=2",
+    "Decoder.mlp_dim=16",
+    "Decoder.scan_layers=False",
+    "Decoder.remat=False",
+    "Decoder.dtype='float32'",
+    "multilingual.max_test_tokens=200",
+    "multilingual.max_validation_tokens=100",
+]
+_TINY_ALONE = ["alone/monolingual.max_test_tokens=200", "alone/LanguageModelProgram.batch_size=8"]
+_METHODS = [
+    "Average (α = 0)",
+    "Static mixing, α = 0.3",
+    "Static mixing, α = 1",
+    "Group DRO",
+    "Baselined-DRO",
+    "L-DRO",
+]
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch):
+    monkeypatch.setattr(writers, "tensorboard_writer", lambda directory: writers.NullWriter())
+    jax.config.update("jax_disable_most_optimizations", True)
+    # Optax's Adam is not made for strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+    gin.clear_config()
+
+
+@pytest.fixture(scope="module")
+def text_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    words = {"aa": "alpha beta gamma", "bb": "uno dos tres cuatro", "cc": "один два три"}
+    rng = np.random.default_rng(0)
+    for number, (language, some) in enumerate(words.items()):
+        (folder / language).mkdir()
+        for split, lines in (("train", 60 * (number + 1)), ("validation", 40)):
+            text = "".join(" ".join(rng.choice(some.split(), 5)) + "\n" for _ in range(lines))
+            (folder / language / f"{split}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def _run(output_dir, data_dir, *bindings):
+    output_dir.mkdir()
+    file = "gin_configs/experiments/multilingual_lm_small.gin"
+    experiment = configuration.load([file], [*_TINY, *bindings])
+    text = configuration.text()
+    experiment(output_dir=output_dir, data_dir=str(data_dir), config_text=text)
+    return results.load_results(output_dir / "results.json")
+
+
+def _bytes_of_all_languages(cache_dir):
+    return [
+        "text.load.languages=None",
+        "text.load.vocabulary_size=None",
+        f"text.load.cache_dir='{cache_dir}'",
+    ]
+
+
+def test_it_ends_with_table_1_and_a_mesh_makes_no_difference(text_dir, tmp_path, capsys):
+    pytest.importorskip("seqio")
+    bindings = [*_bytes_of_all_languages(tmp_path / "cache"), *_TINY_ALONE]
+    one = _run(tmp_path / "one", text_dir, *bindings, "Layout.data=1")
+    printed = capsys.readouterr().out
+    assert "Monolingual" in printed and all(name[:9] in printed for name in _METHODS)
+    report = (tmp_path / "one" / "report.html").read_text(encoding="utf-8")
+    assert "Monolingual" in report and "relative_by_task.png" in {
+        path.name for path in (tmp_path / "one" / "figures").iterdir()
+    }
+    assert list(dict.fromkeys(run.method for run in one.runs)) == _METHODS
+    assert one.task_names == ["aa", "bb", "cc"] and set(one.references) == {"validation", "test"}
+    gin.clear_config()
+    mesh = ("Layout.data=4", "Layout.model=2", "Layout.fully_sharded=True")
+    one_method = ("multilingual.methods=[@ldro/Method()]", "multilingual.references=None")
+    eight = _run(tmp_path / "eight", text_dir, *bindings[:-2], *mesh, *one_method)
+    setting = eight.runs[0].hyperparameters
+    same = [run for run in one.runs if run.hyperparameters == setting]
+    for ours, theirs in zip(same, eight.runs, strict=True):
+        values = [list(run.evaluations[-1].per_task.values()) for run in (ours, theirs)]
+        # Sums in another order, in float32, over four steps of Adam.
+        np.testing.assert_allclose(*values, rtol=1e-3)
+
+
+@pytest.mark.skipif(not _REAL.is_dir(), reason="needs the text of 40 languages in ../shared")
+def test_the_real_text_of_two_languages_is_trained_on(tmp_path):
+    pytest.importorskip("seqio")
+    record = _run(
+        tmp_path / "out",
+        _REAL,
+        "text.load.languages=('sw', 'af')",
+        "text.load.vocabulary_size=None",
+        f"text.load.cache_dir='{tmp_path / 'cache'}'",
+        "multilingual.methods=[@average/Method(), @ldro/Method()]",
+        "multilingual.references=None",
+        "Layout.data=1",
+    )
+    # Bytes of both languages, and an end for each line.
+    assert record.task_sizes["sw"] > 440_000 and record.task_sizes["af"] > 530_000
+    assert all(np.isfinite(run.evaluations[-1].average) for run in record.runs)
