@@ -28,7 +28,7 @@ def main():
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--interval", type=int, default=1000)
     parser.add_argument("--tflops", type=float, default=275, help="peak of one device, bfloat16")
-    parser.add_argument("--gbytes", type=float, default=270, help="GB/s one device sends to others")
+    parser.add_argument("--gbytes", type=float, default=300, help="GB/s one device sends to others")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak reached")
     args = parser.parse_args()
     devices = args.data * args.model
@@ -89,11 +89,14 @@ def main():
     seconds = flops / (devices * args.tflops * 1e12 * args.utilisation)
     # Each task's gradient is summed over the data axis and left in parts there.
     sent = args.tasks * 4 * parameters / args.model * (args.data - 1) / args.data
-    measuring = seconds + sent / (args.gbytes * 1e9)
+    # The rows of each task are filled up to a multiple of the data axis.
+    rows = -(-args.batch // args.tasks)
+    filled = args.tasks * -(-rows // args.data) * args.data
+    measuring = seconds * filled / args.batch + sent / (args.gbytes * 1e9)
     share = measuring / (args.interval * seconds)
     print(
         f"A step: {flops / 1e15:.2f} PFLOP, {1e3 * seconds:.0f} ms at {args.utilisation:.0%} of "
-        f"the peak.\nA: a forward and a backward pass, and each device sends {sent / 1e9:.1f} GB: "
+        f"the peak.\nA: {filled} rows forward and backward, each device sends {sent / 1e9:.1f} GB: "
         f"{1e3 * measuring:.0f} ms, {share:.2%} of the time at k = {args.interval}."
     )
 

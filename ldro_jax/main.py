@@ -17,7 +17,7 @@ import jax
 from absl import app, flags, logging
 
 from ldro_jax import _xla_flags, configuration
-from ldro_jax.training import preemption
+from ldro_jax.training import preemption, processes
 
 _GIN_FILE = flags.DEFINE_multi_string(
     "gin_file", None, "A gin file, a path from here or from the clone; repeatable.", required=True
@@ -48,9 +48,12 @@ def main(argv: list[str]) -> None:
             jax.distributed.initialize()
         experiment: Callable = configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)
         config_text = configuration.text()
-        output_dir = configuration.prepare_output_dir(
-            pathlib.Path(_OUTPUT_DIR.value), config_text, overwrite=_OVERWRITE.value
-        )
+        output_dir = pathlib.Path(_OUTPUT_DIR.value).expanduser().absolute()
+        if processes.is_first():
+            output_dir = configuration.prepare_output_dir(
+                output_dir, config_text, overwrite=_OVERWRITE.value
+            )
+        processes.wait_for_all("output_dir")
         advice = f"What is in {output_dir} is kept; the same command goes on from there."
         experiment(output_dir=output_dir, data_dir=_DATA_DIR.value, config_text=config_text)
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ import tqdm
 from ldro_jax.evaluation import perplexity
 from ldro_jax.reporting import relative, results
 from ldro_jax.tasks import sequences
-from ldro_jax.training import experiment, lm_loop
+from ldro_jax.training import experiment, lm_loop, processes
 from ldro_jax.training.lm_program import LanguageModelProgram
 from ldro_jax.training.method import Method
 from ldro_jax.training.program import Trial
@@ -133,9 +133,12 @@ def multilingual(
                 max_test_tokens=max_test_tokens,
             )
             run = dataclasses.replace(run, hyperparameters=trial.method.settings())
-            results.save_results(record([run]), file)
+            if processes.is_first():
+                results.save_results(record([run]), file)
         finished[run_name] = run
     found = record([finished[n] for n in runs_of])
+    if not processes.is_first():
+        return found
     if text := relative.table1_text(found):
         print(text)
     return experiment.finish(found, output_dir, config_text)
@@ -200,7 +203,8 @@ def monolingual(
             record = results.Results(
                 f"monolingual {language}", [language], lm_loop.METRIC, False, [run]
             )
-            results.save_results(record, file)
+            if processes.is_first():
+                results.save_results(record, file)
             # Records are rounded. The references are those of the record, now and after a restart.
             run = results.load_results(file).runs[0]
         tested = run.evaluations[-1]
@@ -212,10 +216,12 @@ def monolingual(
         "eval_length": program.eval_length,
         "losses": losses,
     }
-    # All at once, since a file that is there counts as finished.
-    partial = output_dir / f".{REFERENCES}.partial"
-    partial.write_text(json.dumps(found, indent=1) + "\n")
-    partial.replace(output_dir / REFERENCES)
+    if processes.is_first():
+        # All at once, since a file that is there counts as finished.
+        partial = output_dir / f".{REFERENCES}.partial"
+        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.replace(output_dir / REFERENCES)
+    processes.wait_for_all("references")
     print(f"The losses of one model for each language are in {output_dir / REFERENCES}.")
     return found
 

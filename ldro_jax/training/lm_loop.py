@@ -17,7 +17,7 @@ from absl import logging
 from ldro_jax.evaluation import perplexity
 from ldro_jax.reporting import files, results
 from ldro_jax.tasks import sequences
-from ldro_jax.training import checkpoints, preemption, records, writers
+from ldro_jax.training import checkpoints, preemption, processes, records, writers
 from ldro_jax.training.lm_program import LanguageModelProgram, prefetched
 from ldro_jax.training.program import Trial
 from ldro_jax.training.schedule import Schedule
@@ -73,7 +73,10 @@ def train(
             return stack.enter_context(contextlib.closing(found))
 
         latest, best = opened("latest", 2), opened("best", 1)
-        log = stack.enter_context(contextlib.closing(writers.tensorboard_writer(tensorboard_dir)))
+        log = writers.NullWriter()
+        if processes.is_first():
+            log = writers.tensorboard_writer(tensorboard_dir)
+        stack.enter_context(contextlib.closing(log))
         preempted = stack.enter_context(preemption.watch())
         state = program.init(trial.seed)
         now = _Progress(

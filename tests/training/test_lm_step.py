@@ -216,11 +216,11 @@ def test_the_interaction_is_measured_on_the_first_rows(rows, measured):
     # Filled up to eight rows of each task, of which those that are not real must not count.
     (batch,) = balanced(1)
     options = {"interaction_rows": rows, "multiple": 8}
-    (((losses, _, matrix, _)),) = taken("bigram", EVERY_SECOND, [batch], **options)
+    ((losses, _, matrix, _),) = taken("bigram", EVERY_SECOND, [batch], **options)
     params = model("bigram")[2]
-    np.testing.assert_allclose(
-        matrix, gram("bigram", params, batch.tokens[: measured * N]), **CLOSE
-    )
+    first = slice(measured * N)
+    expected = gram("bigram", params, batch.tokens[first], batch.tasks[first])
+    np.testing.assert_allclose(matrix, expected, **CLOSE)
     values, _ = of_rows("bigram", params, batch.tokens)
     np.testing.assert_allclose(losses, values.reshape(-1, N).mean(axis=0), **CLOSE)
 
