@@ -19,8 +19,9 @@ import optax
 from gin import config as gin_config
 
 from ldro_jax.models import cnn, decoder, mlp
-from ldro_jax.tasks import cifar100, digits, mc4, text
+from ldro_jax.tasks import cifar100, digits, mc4
 from ldro_jax.tasks import synthetic as synthetic_tasks
+from ldro_jax.tasks import text as text_tasks
 from ldro_jax.training import (
     experiment,
     lm_experiment,
@@ -54,7 +55,7 @@ _CONFIGURABLES = {
         synthetic_training.Panel,
         synthetic_training.trajectories,
     ],
-    "text": [text.load],
+    "text": [text_tasks.load],
     "training": [
         experiment.multitask_classification,
         schedule.Schedule,

@@ -342,8 +342,11 @@ class LanguageModelProgram:
         """
         num_tasks, rows = self.corpus.num_tasks, (self.batch_size, self.length)
 
-        def replicated(*shape):
-            return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=self._replicated)
+        def shaped(shape, dtype, where) -> Any:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+        def replicated(*shape) -> Any:
+            return shaped(shape, jnp.int32, self._replicated)
 
         extra = by_task = None
         if self.method.uses_interaction and self.method.sampling != "uniform":
@@ -351,11 +354,9 @@ class LanguageModelProgram:
         elif self.method.uses_interaction and self.batch_size % num_tasks:
             by_task = replicated(num_tasks, -(-self.batch_size // num_tasks))
         batch = lm_step.Batch(
-            tokens=jax.ShapeDtypeStruct(rows, jnp.int32, sharding=self._rows),
-            tasks=jax.ShapeDtypeStruct(rows[:1], jnp.int32, sharding=self._rows),
-            probabilities=jax.ShapeDtypeStruct(
-                (num_tasks,), jnp.float32, sharding=self._replicated
-            ),
+            tokens=shaped(rows, jnp.int32, self._rows),
+            tasks=shaped(rows[:1], jnp.int32, self._rows),
+            probabilities=shaped((num_tasks,), jnp.float32, self._replicated),
             interaction_tokens=extra,
             by_task=by_task,
         )
