@@ -58,7 +58,7 @@ def test_files_are_found_from_anywhere(where, tmp_path, monkeypatch):
         ),
         (
             "SEEDS=@foo",
-            "matching reference '@foo'.*Known names: cifar100.load, digits.load, models.CNN",
+            "matching reference '@foo'.*Known names: cifar100.load, digits.load, lm",
         ),
         (
             "Schedule.steps=5",

@@ -84,10 +84,11 @@ def load(
                     text_files.check(file)
                 token_cache.save(path, _tokenise(task, split, vocab.vocab_size))
             arrays.append(np.load(path, mmap_mode="r"))
-            if split == "test" and not len(arrays[-1]):
+            if split != "train" and not len(arrays[-1]):
                 raise ValueError(
-                    f"{files[name][1]} has no text for the test: its lines are dealt to validation "
-                    f"and test, {_DEALT_LINES} at a time. Give it more lines."
+                    f"{files[name][1]} has no text for {split}: its lines are dealt to validation "
+                    f"and test, {_DEALT_LINES} at a time. Give it more lines, or leave the "
+                    "language out."
                 )
     return sequences.Corpus(
         task_names=names,

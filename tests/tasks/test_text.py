@@ -202,7 +202,7 @@ def test_a_file_without_text_is_an_error_that_names_the_language(seqio, tmp_path
         write(tmp_path / name / "train.txt", b"line\n")
         write(tmp_path / name / "validation.txt", content)
     options = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
-    with pytest.raises(ValueError, match="validation text, but these have none: el"):
+    with pytest.raises(ValueError, match="el.validation.txt has no text for validation"):
         text.load(**options)
     # It is no matter to a run without it.
     assert text.load(**options, languages=["de"]).num_tasks == 1

@@ -29,7 +29,6 @@ _EXPERIMENTS = {
     "cifar100_large.gin": (4, 16),
     "cifar100_overhead.gin": (3, 6),
 }
-_IN_EVERY_RUN = ("cifar100_pareto.gin",)
 
 
 @pytest.fixture(autouse=True)
@@ -60,14 +59,9 @@ def _run(file, output_dir, bindings, data_dir=None):
     return record, report
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        # The others train the same programs with other settings.
-        pytest.param(file, marks=() if file in _IN_EVERY_RUN else pytest.mark.heavy)
-        for file in _EXPERIMENTS
-    ],
-)
+# In every run one of them is run on real images, below.
+@pytest.mark.heavy
+@pytest.mark.parametrize("file", _EXPERIMENTS)
 def test_an_experiment_runs_to_its_report(file, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar100, "_read", generated)
     # Together, a sweep is one program for each method.

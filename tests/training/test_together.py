@@ -63,8 +63,10 @@ def test_runs_together_equal_runs_one_at_a_time(together, ldro_program, tmp_path
     ("method", "values"),
     [
         (tiny.GROUP_DRO, {"weight_lr": (0, 0.5)}),
-        (Method("PCGrad", "pcgrad", interaction_interval=1), {}),
-        (tiny.METHODS[4], {"lookahead_lr": (0.1, 1.0)}),
+        pytest.param(
+            Method("PCGrad", "pcgrad", interaction_interval=1), {}, marks=pytest.mark.heavy
+        ),
+        pytest.param(tiny.METHODS[4], {"lookahead_lr": (0.1, 1.0)}, marks=pytest.mark.heavy),
     ],
     ids=lambda x: getattr(x, "name", ""),
 )
