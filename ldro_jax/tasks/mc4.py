@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from ldro_jax.tasks import sequences, streaming, token_cache, vocabulary
 
@@ -92,10 +91,8 @@ def load(
             key = f"{identity} {split} {max_heldout_tokens} ".encode() + content
             digest = hashlib.sha256(key).hexdigest()[:24]
             path = cache / f"mc4-{version}-{name}-{split}-{digest}.npy"
-            if not path.exists():
-                logging.info("Tokenising %s, %s.", name, split)
-                token_cache.save(path, _tokenise(task, split, vocab, max_heldout_tokens, folder))
-            arrays.append(np.load(path, mmap_mode="r"))
+            make = functools.partial(_tokenise, task, split, vocab, max_heldout_tokens, folder)
+            arrays.append(token_cache.load(path, make))
     sizes = [info.splits[_split(name)].num_examples for name in names]
     return sequences.Corpus(
         task_names=names,

@@ -4,13 +4,13 @@
 line. Half of the validation lines are the test split, as in the L-DRO paper (section 5.2).
 """
 
+import functools
 import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from ldro_jax.tasks import sequences, streaming, text_files, token_cache, vocabulary
 
@@ -74,16 +74,15 @@ def load(
     tokens: dict[str, list[np.ndarray]] = {"train": [], "validation": [], "test": []}
     for name in names:
         task = seqio_task(data_dir, name, vocab)
-        digest = hashlib.sha256(identity.encode() + contents[name])
+        digest = hashlib.sha256(identity.encode() + contents[name]).hexdigest()[:24]
+        paths = {split: cache / f"{name}-{split}-{digest}.npy" for split in tokens}
+        if not all(path.exists() for path in paths.values()):
+            # TensorFlow would take text that isn't UTF-8.
+            for file in files[name]:
+                text_files.check(file)
         for split, arrays in tokens.items():
-            path = cache / f"{name}-{split}-{digest.hexdigest()[:24]}.npy"
-            if not path.exists():
-                logging.info("Tokenising %s, %s.", name, split)
-                # TensorFlow would take text that isn't UTF-8.
-                for file in files[name]:
-                    text_files.check(file)
-                token_cache.save(path, _tokenise(task, split, vocab.vocab_size))
-            arrays.append(np.load(path, mmap_mode="r"))
+            make = functools.partial(_tokenise, task, split, vocab.vocab_size)
+            arrays.append(token_cache.load(paths[split], make))
             if split != "train" and not len(arrays[-1]):
                 raise ValueError(
                     f"{files[name][1]} has no text for {split}: its lines are dealt to validation "

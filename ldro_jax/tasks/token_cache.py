@@ -3,8 +3,10 @@
 import os
 import pathlib
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
+from absl import logging
 
 
 def save(path: pathlib.Path, tokens: np.ndarray) -> None:
@@ -30,6 +32,25 @@ def save(path: pathlib.Path, tokens: np.ndarray) -> None:
                 "choose another cache_dir."
             ) from error
         raise
+
+
+def load(path: pathlib.Path, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The tokens of a file, which is made first where it isn't there.
+
+    Args:
+      path: the file.
+      make: gives the tokens.
+
+    Returns:
+      The tokens, mapped into memory.
+
+    Raises:
+      OSError: if there is no room.
+    """
+    if not path.exists():
+        logging.info("Tokenising %s.", path.name)
+        save(path, make())
+    return np.load(path, mmap_mode="r")
 
 
 def folder(given: str | None) -> pathlib.Path:

@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 
 from ldro_jax.evaluation import perplexity
-from ldro_jax.reporting import relative, results
+from ldro_jax.reporting import files, relative, results
 from ldro_jax.tasks import sequences
 from ldro_jax.training import experiment, lm_loop, processes
 from ldro_jax.training.lm_program import LanguageModelProgram
@@ -90,7 +90,7 @@ def multilingual(
     unknown = dict.fromkeys(corpus.task_names, 0.0)
     first = make_program(_resolved(settings[0], sizes, unknown), corpus)
     for method in settings:
-        first.for_method(_resolved(method, sizes, unknown))
+        _resolved(method, sizes, unknown).transform(corpus.num_tasks)
     if corpus.stream is None:
         sequences.warn_of_repeats(corpus, first.length, first.batch_size / corpus.num_tasks)
     alone = _references(references, corpus, first, output_dir, data_dir)
@@ -217,10 +217,7 @@ def monolingual(
         "losses": losses,
     }
     if processes.is_first():
-        # All at once, since a file that is there counts as finished.
-        partial = output_dir / f".{REFERENCES}.partial"
-        partial.write_text(json.dumps(found, indent=1) + "\n")
-        partial.replace(output_dir / REFERENCES)
+        files.write_json(found, output_dir / REFERENCES)
     processes.wait_for_all("references")
     print(f"The losses of one model for each language are in {output_dir / REFERENCES}.")
     return found

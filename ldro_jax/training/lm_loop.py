@@ -224,7 +224,7 @@ def _check_text(program, directory: pathlib.Path) -> None:
                     f"{found[name]}, now it is {ours[name]}. Give the run the text it began with, "
                     "or choose another --output_dir."
                 )
-    elif jax.process_index() == 0:
+    elif processes.is_first():
         files.write_json(ours, file)
 
 

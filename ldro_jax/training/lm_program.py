@@ -130,6 +130,7 @@ class LanguageModelProgram:
         self.method = method
         self._tx({})
         boxed = jax.eval_shape(self._boxed_state, jax.random.key(0))
+        self._shapes = meta.unbox(boxed)
         self.shardings = sharding.shardings(boxed, self.mesh, self._rules)
         self._init = jax.jit(
             lambda key: meta.unbox(self._boxed_state(key)), out_shardings=self.shardings
@@ -160,8 +161,7 @@ class LanguageModelProgram:
     def _strategy(self):
         if self.mesh.size == 1:
             return interaction.get(self.method.interaction)
-        abstract = jax.eval_shape(lambda key: meta.unbox(self._boxed_state(key)), jax.random.key(0))
-        split = jax.tree.map(sharding.over_data, abstract.params, self.shardings.params)
+        split = jax.tree.map(sharding.over_data, self._shapes.params, self.shardings.params)
         return scan(constrain=lambda g: jax.lax.with_sharding_constraint(g, split))
 
     def _tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
@@ -327,10 +327,9 @@ class LanguageModelProgram:
         Returns:
           A ``jax.ShapeDtypeStruct`` for each array.
         """
-        state = jax.eval_shape(lambda key: meta.unbox(self._boxed_state(key)), jax.random.key(0))
         return jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            state,
+            self._shapes,
             self.shardings,
         )
 
