@@ -27,6 +27,9 @@ class WeightedState(NamedTuple):
       count: number of steps taken, int32.
       weights: the task weights of the last step, ``[N]``; uniform before the first.
       losses: the last finite loss of each task, ``[N]``; zero before the first.
+      expected_losses: the losses after the step as the weighting expected them when it had chosen
+        the weights, ``[N]``; the largest is the value of Lookahead-DRO's game. The losses as they
+        are if it doesn't look ahead.
       interaction: the last interaction matrix ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros
         before the first.
       nonfinite: how often the loss of each task was not finite, int32 ``[N]``.
@@ -37,6 +40,7 @@ class WeightedState(NamedTuple):
     count: jax.Array
     weights: jax.Array
     losses: jax.Array
+    expected_losses: jax.Array
     interaction: jax.Array
     nonfinite: jax.Array
     nonfinite_streak: jax.Array
@@ -132,6 +136,7 @@ def weighted(
             count=jnp.zeros([], jnp.int32),
             weights=jnp.full((num_tasks,), 1 / num_tasks, dtype),
             losses=jnp.zeros((num_tasks,), dtype),
+            expected_losses=jnp.zeros((num_tasks,), dtype),
             interaction=jnp.zeros((num_tasks, num_tasks), dtype),
             nonfinite=jnp.zeros((num_tasks,), jnp.int32),
             nonfinite_streak=jnp.zeros([], jnp.int32),
@@ -194,6 +199,10 @@ def weighted(
             functools.partial(jnp.where, usable), proposal, (state.weights, state.weighting)
         )
 
+        expected = current
+        if weighting.expected_losses is not None:
+            expected = weighting.expected_losses(statistics, weights)
+
         cotangent = jnp.where(present, weights, 0).astype(step.losses.dtype)
         gradient = step.pullback(cotangent)
         if params is not None:
@@ -208,6 +217,7 @@ def weighted(
             count=jnp.asarray(optax.safe_increment(state.count)),
             weights=weights,
             losses=current,
+            expected_losses=jnp.where(usable, expected, state.expected_losses),
             interaction=measured,
             nonfinite=state.nonfinite + bad.astype(jnp.int32),
             nonfinite_streak=jnp.where(good, 0, state.nonfinite_streak + 1),

@@ -9,6 +9,7 @@ import optax
 
 from ldro_jax import transform
 from ldro_jax.interaction import base as interaction_base
+from ldro_jax.training import rows as rows_lib
 from ldro_jax.training.step import TrainState, task_means
 
 # (params, tokens [R, L]) -> mean loss of the tokens of each row [R].
@@ -73,13 +74,14 @@ def train_step(
 
     def rows_by_task(batch):
         tokens = batch.tokens if batch.interaction_tokens is None else batch.interaction_tokens
-        where = batch.by_task
-        if where is None:
-            where = jnp.arange(len(tokens), dtype=jnp.int32).reshape(-1, num_tasks).T
-        if interaction_rows is not None and not fused:
-            where = where[:, :interaction_rows]
-        where = jnp.pad(where, ((0, 0), (0, -where.shape[1] % multiple)), constant_values=-1)
-        return {"tokens": tokens[jnp.maximum(where, 0)], "is_real": where >= 0}
+        taken, is_real = rows_lib.by_task(
+            tokens,
+            num_tasks,
+            limit=None if fused else interaction_rows,
+            multiple=multiple,
+            where=batch.by_task,
+        )
+        return {"tokens": taken, "is_real": is_real}
 
     def task_loss(params, rows):
         losses = row_losses(params, rows["tokens"])
@@ -90,33 +92,6 @@ def train_step(
         share = batch.probabilities.astype(weights.dtype)
         return (weights / share)[batch.tasks] / batch.tasks.size
 
-    def in_one(params, batch):
-        losses, pullback = jax.vjp(lambda p: row_losses(p, batch.tokens), params)
-        return losses, lambda weights: pullback(coefficients(weights, batch))[0]
-
-    def in_parts(params, batch):
-        def parts(array):
-            # Every device keeps its rows: part m is made of the rows m, m + microbatches, …
-            return jnp.moveaxis(array.reshape(-1, microbatches, *array.shape[1:]), 1, 0)
-
-        def whole(array):
-            return jnp.moveaxis(array, 0, 1).reshape(-1, *array.shape[2:])
-
-        tokens = parts(batch.tokens)
-        losses = whole(jax.lax.map(lambda part: row_losses(params, part), tokens))
-
-        def pullback(weights):
-            def add(total, part):
-                tokens, cotangent = part
-                _, pull = jax.vjp(lambda p: row_losses(p, tokens), params)
-                return jax.tree.map(jnp.add, total, pull(cotangent)[0]), None
-
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            cotangents = parts(coefficients(weights, batch))
-            return jax.lax.scan(add, zeros, (tokens, cotangents))[0]
-
-        return losses, pullback
-
     def statistics(params, batch) -> tuple[Any, dict[str, Any]]:
         """What the update of the weighting takes: ``updates``, and keyword arguments."""
         if fused and strategy.gradients is not None:
@@ -124,12 +99,14 @@ def train_step(
             return gradients, {"losses": losses}
         if fused:
             return None, {"loss_fn": task_loss, "batch": rows_by_task(batch)}
-        losses, pullback = (in_one if microbatches == 1 else in_parts)(params, batch)
+        losses, _, pullback = rows_lib.forward(
+            lambda p, tokens, _: (row_losses(p, tokens), ()), params, batch.tokens, microbatches
+        )
         means, present = task_means(losses, batch.tasks, num_tasks)
         return None, {
             "losses": means,
             "present": present,
-            "pullback": pullback,
+            "pullback": lambda weights: pullback(coefficients(weights, batch)),
             "interaction_fn": lambda: strategy.matrix(task_loss, params, rows_by_task(batch)),
         }
 

@@ -47,11 +47,14 @@ class Weighting(NamedTuple):
       init: ``(num_tasks, dtype) -> state``, a pytree of small arrays.
       update: ``(statistics, state) -> (weights [N], state)``.
       uses_interaction: whether ``update`` reads ``statistics.interaction``.
+      expected_losses: ``(statistics, weights [N]) -> [N]``, the losses after the step by which it
+        judges weights; ``None`` if it looks at the losses as they are.
     """
 
     init: Callable[[int, Any], Any]
     update: Callable[[Statistics, Any], tuple[jax.Array, Any]]
     uses_interaction: bool = False
+    expected_losses: Callable[[Statistics, jax.Array], jax.Array] | None = None
 
 
 class LogWeightsState(NamedTuple):

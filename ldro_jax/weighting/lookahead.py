@@ -10,6 +10,8 @@ References:
   2021.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -68,19 +70,16 @@ def online(
     """
     base.check_range("lookahead_lr", lookahead_lr, 0.0)
     base.check_range("weight_lr", weight_lr, 0.0)
+    game = _Game(lookahead_lr, normalize_interaction)
 
     def direction(statistics, weights):
-        lam = base.value_at(lookahead_lr, statistics)
         eta = base.value_at(weight_lr, statistics)
-        interaction = statistics.interaction
-        if normalize_interaction:
-            interaction = normalized(interaction)
-        # A matrix product in a lower precision (TPU, TF32) would pick another worst task.
-        decrease = jnp.dot(interaction, weights, precision=jax.lax.Precision.HIGHEST)
-        worst = jnp.argmax(statistics.losses - lam * decrease)
-        return eta * lam * interaction[worst]
+        worst = jnp.argmax(game.expected_losses(statistics, weights))
+        return eta * game.step_size(statistics) * game.interaction(statistics)[worst]
 
-    return base.exponentiated_gradient(direction, uses_interaction=True)
+    return base.exponentiated_gradient(direction, uses_interaction=True)._replace(
+        expected_losses=game.expected_losses
+    )
 
 
 def exact(
@@ -102,12 +101,33 @@ def exact(
       ValueError: if the rate is negative.
     """
     base.check_range("lookahead_lr", lookahead_lr, 0.0)
+    game = _Game(lookahead_lr, normalize_interaction)
 
     def weights(statistics):
-        interaction = statistics.interaction
-        if normalize_interaction:
-            interaction = normalized(interaction)
-        lam = base.value_at(lookahead_lr, statistics)
-        return games.max_entropy_nash(statistics.losses[:, None] - lam * interaction).weights
+        decrease = game.step_size(statistics) * game.interaction(statistics)
+        return games.max_entropy_nash(statistics.losses[:, None] - decrease).weights
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.stateless(weights)._replace(
+        uses_interaction=True, expected_losses=game.expected_losses
+    )
+
+
+class _Game(NamedTuple):
+    """The game whose payoff is the losses after a step."""
+
+    lookahead_lr: optax.ScalarOrSchedule
+    normalize_interaction: bool
+
+    def step_size(self, statistics):
+        return base.value_at(self.lookahead_lr, statistics)
+
+    def interaction(self, statistics):
+        found = statistics.interaction
+        return normalized(found) if self.normalize_interaction else found
+
+    def expected_losses(self, statistics, weights):
+        # A matrix product in a lower precision (TPU, TF32) would pick another worst task.
+        decrease = jnp.dot(
+            self.interaction(statistics), weights, precision=jax.lax.Precision.HIGHEST
+        )
+        return statistics.losses - self.step_size(statistics) * decrease

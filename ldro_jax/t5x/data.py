@@ -1,0 +1,222 @@
+"""Batches for T5X that hold every task: row r belongs to task ``r mod N``.
+
+A seqio mixture mixes first and packs afterwards, so that one row holds several tasks. Here each
+task of the mixture is packed for itself, and the rows are interleaved. They stay interleaved when
+the batches of several hosts are put side by side.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import seqio
+import tensorflow as tf
+from t5x import utils
+
+from ldro_jax.tasks import mc4, text, text_files
+
+TASKS_FILE = "ldro_tasks.json"
+
+
+def task_names(mixture_or_task_name: Any, module: str | None = None) -> tuple[str, ...]:
+    """Names of the tasks of a mixture, in the order that weights and rows have.
+
+    Args:
+      mixture_or_task_name: a name in seqio's registry, or a seqio ``Mixture`` or ``Task``.
+      module: to import first, which registers it.
+
+    Returns:
+      The names: seqio's order, by name, whatever the order they were declared in.
+
+    Raises:
+      ValueError: if nothing of that name is registered.
+    """
+    if module:
+        utils.import_module(module)
+    return tuple(task.name for task in _tasks(mixture_or_task_name))
+
+
+def num_tasks(mixture_or_task_name: Any, module: str | None = None) -> int:
+    """Number of tasks of a mixture.
+
+    Args:
+      mixture_or_task_name: as for :func:`task_names`.
+      module: to import first.
+
+    Returns:
+      N.
+    """
+    return len(task_names(mixture_or_task_name, module))
+
+
+def get_dataset(
+    cfg: utils.DatasetConfig,
+    shard_id: int,
+    num_shards: int,
+    feature_converter_cls: Callable[..., seqio.FeatureConverter],
+    num_epochs: int | None = None,
+    continue_from_last_checkpoint: bool = False,
+    *,
+    model_dir: str,
+) -> tf.data.Dataset:
+    """Task-balanced batches; for ``train.get_dataset_fn``.
+
+    The names of the tasks are kept in ``model_dir``, since weights are known by position alone.
+
+    Args:
+      cfg: T5X's; the rates of the mixture are not used.
+      shard_id: which of the shards of the data to read.
+      num_shards: number of shards.
+      feature_converter_cls: the model's.
+      num_epochs: how often to repeat each task; without end if not given.
+      continue_from_last_checkpoint: T5X's own functions refuse it too.
+      model_dir: the run's.
+
+    Returns:
+      Batches of ``cfg.batch_size / num_shards`` rows, row r of task ``r mod N``.
+
+    Raises:
+      ValueError: if the batch doesn't hold as many rows of every task in each shard, or the run was
+        begun with other tasks.
+    """
+    if cfg.module:
+        utils.import_module(cfg.module)
+    tasks = _tasks(cfg.mixture_or_task_name)
+    names = [task.name for task in tasks]
+    if cfg.batch_size % (len(tasks) * num_shards):
+        step = len(tasks) * num_shards
+        raise ValueError(
+            f"Every shard of a batch holds as many rows of each task, so batch_size must be a "
+            f"multiple of {len(tasks)} tasks × {num_shards} shards of the data = {step}, but it is "
+            f"{cfg.batch_size}. The next one is {-(-cfg.batch_size // step) * step}."
+        )
+    _check_tasks(model_dir, names)
+    own = dataclasses.replace(cfg, batch_size=cfg.batch_size // len(tasks))
+    parts = tuple(
+        utils.get_dataset(
+            dataclasses.replace(own, mixture_or_task_name=task),
+            shard_id,
+            num_shards,
+            feature_converter_cls,
+            num_epochs,
+            continue_from_last_checkpoint,
+        )
+        for task in tasks
+    )
+    rows = cfg.batch_size // num_shards
+
+    def interleaved(*batches):
+        def join(*features):
+            stacked = tf.stack(features, axis=1)
+            return tf.reshape(stacked, (rows, *features[0].shape[1:]))
+
+        return tf.nest.map_structure(join, *batches)
+
+    return tf.data.Dataset.zip(parts).map(interleaved)
+
+
+def text_mixture(
+    data_dir: str,
+    *,
+    vocabulary: seqio.Vocabulary,
+    languages: Sequence[str] | None = None,
+    exponent: float = 0.0,
+) -> str:
+    """Registers the languages of a text directory as seqio tasks, and a mixture of them.
+
+    Args:
+      data_dir: holds ``<language>/{train,validation}.txt[.gz]``, see :mod:`ldro_jax.tasks.text`.
+      vocabulary: of the model.
+      languages: which ones; by default all of them.
+      exponent: α, for static mixing with T5X's own ``get_dataset``: tokens of a language are drawn
+        in proportion to the size of its text in bytes to the power of α. Without effect on
+        :func:`get_dataset`.
+
+    Returns:
+      The name of the mixture, for ``MIXTURE_OR_TASK_NAME``.
+
+    Raises:
+      FileNotFoundError: if a language or one of its files is not there.
+      ValueError: if a file isn't UTF-8.
+    """
+    rates = {}
+    for language in languages or text_files.languages(data_dir):
+        # TensorFlow would take text that isn't UTF-8.
+        text_files.check(text_files.find(data_dir, language, "validation"))
+        lines = text_files.read_lines(text_files.find(data_dir, language, "train"))
+        size = sum(len(line.encode()) for line in lines)
+        task = _full_rows(text.seqio_task(data_dir, language, vocabulary))
+        # seqio draws rows. They are full, so that rates of rows are rates of tokens.
+        rates[task] = float(size) ** exponent
+    return _register("ldro_text", rates)
+
+
+def mc4_mixture(*, vocabulary: seqio.Vocabulary, languages: Sequence[str] | None = None) -> str:
+    """Registers languages of mC4 as seqio tasks, and a mixture of them with equal rates.
+
+    Args:
+      vocabulary: of the model.
+      languages: which ones; by default the 40 of XTREME that mC4 has.
+
+    Returns:
+      The name of the mixture, for ``MIXTURE_OR_TASK_NAME``.
+
+    Raises:
+      FileNotFoundError: if the data set is not there.
+      ValueError: if a language is unknown, or absent from mC4.
+    """
+    names = languages or [name for name in mc4.LANGUAGES if name not in mc4.ABSENT]
+    tasks = [_full_rows(mc4.seqio_task(name, vocabulary)) for name in names]
+    return _register("ldro_mc4", dict.fromkeys(tasks, 1.0))
+
+
+def _full_rows(task: seqio.Task) -> seqio.Task:
+    """The same task with documents put one after another and cut into full rows."""
+
+    def cut(dataset, sequence_length):
+        tokens = dataset.map(lambda example: example["targets"])
+        return tokens.rebatch(sequence_length["targets"]).map(lambda row: {"targets": row})
+
+    return seqio.Task(
+        task.name,
+        source=task.source,
+        preprocessors=[*task.preprocessors, cut],
+        output_features=task.output_features,
+    )
+
+
+def _register(name: str, rates: dict[seqio.Task, float]) -> str:
+    # gin calls anew for each use of a macro; what an earlier call registered is replaced.
+    mixture = seqio.Mixture(name, list(rates.items()))
+    for registry, provider in [
+        *((seqio.TaskRegistry, task) for task in rates),
+        (seqio.MixtureRegistry, mixture),
+    ]:
+        if provider.name in registry.names():
+            registry.remove(provider.name)
+        registry.add_provider(provider.name, provider)
+    return name
+
+
+def _tasks(mixture_or_task: Any) -> list[seqio.Task]:
+    if isinstance(mixture_or_task, str):
+        mixture_or_task = seqio.get_mixture_or_task(mixture_or_task)
+    return seqio.get_subtasks(mixture_or_task)
+
+
+def _check_tasks(model_dir: str, names: list[str]) -> None:
+    path = f"{model_dir}/{TASKS_FILE}"
+    if tf.io.gfile.exists(path):
+        with tf.io.gfile.GFile(path) as file:
+            found = json.load(file)["tasks"]
+        if found != names:
+            raise ValueError(
+                f"The run in {model_dir} was begun with the tasks {', '.join(found)}, but now they "
+                f"are {', '.join(names)}. Give it the tasks it began with, or another MODEL_DIR."
+            )
+        return
+    # Every host writes the same.
+    tf.io.gfile.makedirs(model_dir)
+    with tf.io.gfile.GFile(path, "w") as file:
+        json.dump({"tasks": names}, file)

@@ -1,0 +1,169 @@
+"""A T5X optimizer that chooses task weights first: any weighting before any optimizer."""
+
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from flax import serialization
+from jax.sharding import PartitionSpec
+from t5x import optimizers
+
+from ldro_jax import transform
+
+
+class WeightedGradient(NamedTuple):
+    """What :class:`WeightedOptimizer` takes as the gradient of a step.
+
+    Attributes:
+      gradient: of the weighted loss, like the parameters.
+      weighting: the state of the weighting after the step.
+    """
+
+    gradient: Any
+    weighting: Any
+
+
+class WeightedOptimizer(optimizers.OptimizerDef):
+    """Chooses task weights with one transformation, and updates the parameters with another.
+
+    The state of the weighting is kept in the optimizer's, at ``state/param_states/weighting``, and
+    that of the optimizer at ``state/param_states/optimizer``. Both are saved and restored exactly;
+    the weighting's is the same on every device. Steps are taken by
+    :class:`~ldro_jax.t5x.trainer.LDROTrainer`.
+
+    Args:
+      weighting: a transformation of this library, such as :func:`ldro_jax.ldro.transform`.
+      optimizer: an Optax optimizer, which brings its own learning rate, or a T5X optimizer such as
+        ``t5x.adafactor.Adafactor``, which gets the trainer's.
+    """
+
+    def __init__(
+        self,
+        weighting: optax.GradientTransformationExtraArgs,
+        optimizer: optax.GradientTransformation | optimizers.OptimizerDef,
+    ):
+        if isinstance(optimizer, optax.GradientTransformation):
+            optimizer = optimizers.OptaxWrapper(optimizer)
+        self._inner: Any = optimizer
+        self._weighting = optimizers.OptaxWrapper(weighting)
+        super().__init__(optimizer.hyper_params)
+        if hasattr(optimizer, "set_param_axes"):
+            # T5X looks for the method.
+            self.set_param_axes = optimizer.set_param_axes
+
+    def weigh(self, train_state: Any, **statistics: Any) -> WeightedGradient:
+        """Chooses the task weights of a step.
+
+        Args:
+          train_state: a T5X training state with this optimizer.
+          **statistics: of the tasks, as :func:`ldro_jax.transform.weighted` takes them.
+
+        Returns:
+          The :class:`WeightedGradient`, for ``train_state.apply_gradient``.
+        """
+        gradient, state = self._weighting.optax_optimizer.update(
+            None, train_state.param_states["weighting"], train_state.params, **statistics
+        )
+        return WeightedGradient(gradient, state)
+
+    def num_tasks(self, train_state: Any) -> int:
+        """Number of tasks of the weighting in a training state."""
+        return transform.find_state(train_state.param_states["weighting"]).weights.size
+
+    def update_hyper_params(self, **overrides: Any) -> Any:
+        """T5X's: the hyperparameters with some of them set."""
+        return self._inner.update_hyper_params(**overrides)
+
+    def init_state(self, params: Any) -> optimizers.OptimizerState:
+        """T5X's: the state before the first step."""
+        inner = self._inner.init_state(params)
+        weighting = self._weighting.init_state(params).param_states
+        return _state(inner.step, weighting, inner.param_states)
+
+    def apply_gradient(self, hyper_params: Any, params: Any, state: Any, grads: Any) -> Any:
+        """T5X's: the parameters and the state after a step.
+
+        Args:
+          hyper_params: of the wrapped optimizer.
+          params: before the step.
+          state: before the step.
+          grads: a :class:`WeightedGradient`.
+
+        Returns:
+          The parameters and the state.
+
+        Raises:
+          TypeError: if ``grads`` is a plain gradient, of which the weights are no longer to choose.
+        """
+        if not isinstance(grads, WeightedGradient):
+            raise TypeError(
+                "WeightedOptimizer chooses the weights of task losses, but it got the gradient of "
+                "one loss. Train with ldro_jax.t5x.trainer.LDROTrainer (train.trainer_cls)."
+            )
+        inner = optimizers.OptimizerState(state.step, state.param_states["optimizer"])
+        params, inner = self._inner.apply_gradient(hyper_params, params, inner, grads.gradient)
+        return params, _state(inner.step, grads.weighting, inner.param_states)
+
+    def derive_logical_axes(self, optimizer: Any, param_logical_axes: Any) -> Any:
+        """T5X's: where each array of the optimizer lies."""
+        inner_state = optimizers.OptimizerState(
+            optimizer.state.step, optimizer.state.param_states["optimizer"]
+        )
+        inner = self._inner.derive_logical_axes(
+            optimizers.Optimizer(self._inner, inner_state, optimizer.target), param_logical_axes
+        )
+        # Without a specification, a restored array would get the dtype of the checkpoint's floats.
+        weighting = jax.tree.map(
+            lambda leaf: PartitionSpec(*[None] * len(leaf.shape)),
+            optimizer.state.param_states["weighting"],
+        )
+        state = _state(inner.state.step, weighting, inner.state.param_states)
+        return optimizers.Optimizer(optimizer.optimizer_def, state, param_logical_axes)
+
+    def state_dict(self, target: Any, state: Any) -> Any:
+        """T5X's: target and state as nested dictionaries without empty ones."""
+        found = {
+            name: part.state_dict(target, optimizers.OptimizerState(state.step, own))
+            for name, part, own in self._parts(state)
+        }
+        states = {name: part["state"].get("param_states") for name, part in found.items()}
+        return serialization.to_state_dict(
+            {
+                "target": found["optimizer"]["target"],
+                "state": {
+                    "step": found["optimizer"]["state"]["step"],
+                    "param_states": {n: s for n, s in states.items() if s is not None},
+                },
+            }
+        )
+
+    def restore_state(self, opt_target: Any, opt_state: Any, state_dict: Any) -> Any:
+        """T5X's: target and state from nested dictionaries."""
+        saved = state_dict["state"]["param_states"]
+        restored = {}
+        for name, part, own in self._parts(opt_state):
+            own_dict = {"step": state_dict["state"]["step"]}
+            if name in saved:
+                own_dict["param_states"] = saved[name]
+            opt_target, restored[name] = part.restore_state(
+                opt_target,
+                optimizers.OptimizerState(opt_state.step, own),
+                {"target": state_dict["target"], "state": own_dict},
+            )
+        return opt_target, _state(
+            restored["optimizer"].step,
+            restored["weighting"].param_states,
+            restored["optimizer"].param_states,
+        )
+
+    def _parts(self, state):
+        return [
+            ("weighting", self._weighting, state.param_states["weighting"]),
+            ("optimizer", self._inner, state.param_states["optimizer"]),
+        ]
+
+
+def _state(step, weighting, optimizer) -> optimizers.OptimizerState:
+    return optimizers.OptimizerState(
+        step=step, param_states={"weighting": weighting, "optimizer": optimizer}
+    )

@@ -1,0 +1,232 @@
+"""T5X's trainer with task weights: one forward pass, weights, one backward pass."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cached_property
+import clu.metrics
+import clu.values
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from t5x import trainer as trainer_lib
+from t5x import utils
+
+from ldro_jax import interaction as interaction_lib
+from ldro_jax.interaction.scan import scan
+from ldro_jax.t5x.model import LDRODecoderOnlyModel, token_weights
+from ldro_jax.t5x.optimizer import WeightedOptimizer
+from ldro_jax.training import rows as rows_lib
+from ldro_jax.training import sharding
+
+
+class LDROTrainer(trainer_lib.Trainer):
+    """A ``t5x.trainer.Trainer`` that trains on weighted task losses.
+
+    Row r of a batch belongs to task ``r mod N``, as :func:`ldro_jax.t5x.data.get_dataset` gives
+    them. With several microbatches the weights are chosen from the losses of all of them, at the
+    price of a second forward pass.
+
+    T5X's summaries get, by task name, ``ldro/weight``, ``ldro/loss`` (mean over the steps since the
+    last summary), ``ldro/token_share`` and ``ldro/nonfinite_losses`` (so far); and
+    ``ldro/worst_task``, ``ldro/worst_loss`` and ``ldro/expected_worst_loss``, the worst loss
+    expected after the step: for Lookahead-DRO the value of the game.
+
+    Args:
+      task_names: the names of the tasks, in order.
+      checkpoint_cfg: the run's ``t5x.utils.CheckpointConfig``, to be looked at alone.
+      interaction: how to measure the interaction: a name from
+        :data:`ldro_jax.interaction.STRATEGIES`; by default one task after another, with each
+        gradient split over the data axis of the mesh as well.
+      interaction_rows: measure it on so many rows of each task; by default on all.
+      **kwargs: T5X's own, see ``t5x.trainer.Trainer``.
+
+    Raises:
+      TypeError: if the model or its optimizer doesn't serve for this trainer.
+      ValueError: if the weighting has another number of tasks, or checkpoints would be saved in a
+        dtype from which a run can't be resumed.
+    """
+
+    def __init__(
+        self,
+        *,
+        task_names: Sequence[str],
+        checkpoint_cfg: utils.CheckpointConfig | None = None,
+        interaction: str | None = None,
+        interaction_rows: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self._task_names = tuple(task_names)
+        self._interaction_rows = interaction_rows
+        _check(self._model, self._train_state, self._task_names, checkpoint_cfg)
+        if interaction is None:
+            shapes = jax.tree.leaves(self._train_state.params)
+            # A parameter without a specification is on every device.
+            specs = jax.tree.leaves(
+                self._train_state_axes.params,
+                is_leaf=lambda x: x is None or isinstance(x, PartitionSpec),
+            )
+            split = [
+                sharding.over_data(shape, self._sharded(spec or PartitionSpec()))
+                for shape, spec in zip(shapes, specs, strict=True)
+            ]
+            split = jax.tree.unflatten(jax.tree.structure(self._train_state.params), split)
+            self._strategy = scan(
+                constrain=lambda gradient: jax.lax.with_sharding_constraint(gradient, split)
+            )
+        else:
+            self._strategy = interaction_lib.get(interaction)
+
+    def _sharded(self, spec: PartitionSpec) -> NamedSharding:
+        return NamedSharding(self._partitioner.mesh, spec)
+
+    @cached_property.cached_property
+    def _partitioned_train_step(self):
+        return self._partitioner.partition(
+            self._train_step,
+            in_axis_resources=(self._train_state_axes, self._partitioner.data_partition_spec),
+            out_axis_resources=(self._train_state_axes, None),
+            donate_argnums=(0,),
+        )
+
+    def _train_step(self, state: Any, batch: Mapping[str, jax.Array]):
+        rng = self._get_step_rng(state.step)
+        statistics, metrics, tokens = self._statistics(state.params, batch, rng)
+        weighted = self._model.optimizer_def.weigh(state, **statistics)
+        learning_rate = jnp.asarray(self._learning_rate_fn(state.step))
+        new_state = state.apply_gradient(weighted, learning_rate=learning_rate)
+        metrics |= {
+            "learning_rate": clu.metrics.Average.from_model_output(learning_rate[None]),
+            "learning_rate/current": clu.metrics.LastValue.from_model_output(learning_rate[None]),
+        }
+        if self._weight_metrics_computer is not None:
+            metrics |= self._weight_metrics_computer.compute_metrics(
+                weighted.gradient, state, new_state
+            )
+        metrics |= _task_metrics(self._task_names, weighted.weighting, tokens)
+        return new_state, metrics
+
+    def _statistics(self, params, batch, rng):
+        """Statistics of the tasks for the weighting, T5X's metrics and tokens of each task."""
+        num_tasks, microbatches = len(self._task_names), self._num_microbatches or 1
+        rows = batch["decoder_target_tokens"].shape[0]
+        if rows % num_tasks or rows % microbatches:
+            raise ValueError(
+                f"The number of rows of a batch must be a multiple of the {num_tasks} tasks and of "
+                f"the {microbatches} microbatches, but it is {rows}."
+            )
+
+        def row_losses(p, some_rows, microbatch):
+            return self._model.row_losses(p, some_rows, jax.random.fold_in(rng, microbatch))
+
+        losses, stacked, pullback = rows_lib.forward(row_losses, params, batch, microbatches)
+        metrics = jax.tree.map(lambda x: x[0], stacked)
+        for index in range(1, microbatches):
+            update = jax.tree.map(lambda x, index=index: x[index], stacked)
+            metrics = trainer_lib.merge_metrics(metrics, update)
+
+        counts = token_weights(batch).sum(axis=1).reshape(-1, num_tasks).sum(axis=0)
+        per_token = 1 / jnp.maximum(counts, 1)
+
+        def interaction():
+            taken, is_real = rows_lib.by_task(
+                dict(batch),
+                num_tasks,
+                limit=self._interaction_rows,
+                multiple=self._partitioner.mesh.shape["data"],
+            )
+            data_axis = self._partitioner.data_partition_spec[0]
+            where = self._sharded(PartitionSpec(None, data_axis))
+            taken = jax.lax.with_sharding_constraint(taken, where)
+
+            def task_loss(p, task):
+                sums, _ = row_losses(p, task["rows"], microbatches)
+                tokens = token_weights(task["rows"]).sum(axis=1)
+                sums, tokens = (jnp.where(task["is_real"], x, 0).sum() for x in (sums, tokens))
+                return sums / jnp.maximum(tokens, 1)
+
+            return self._strategy.matrix(task_loss, params, {"rows": taken, "is_real": is_real})
+
+        statistics = {
+            "losses": losses.reshape(-1, num_tasks).sum(axis=0) * per_token,
+            "present": counts > 0,
+            "pullback": lambda weights: pullback(jnp.tile(weights * per_token, rows // num_tasks)),
+            "interaction_fn": interaction,
+        }
+        return statistics, dict(metrics), counts
+
+
+@flax.struct.dataclass
+class WorstTask(clu.metrics.Metric):
+    """The name of the task whose loss, over the steps of a summary, was the largest.
+
+    Attributes:
+      losses: summed over the steps, ``[N]``.
+      names: of the tasks.
+    """
+
+    losses: jax.Array
+    names: tuple[str, ...] = flax.struct.field(pytree_node=False)
+
+    def merge(self, other: "WorstTask") -> "WorstTask":
+        """The metric over the steps of both."""
+        return self.replace(losses=self.losses + other.losses)  # pyright: ignore
+
+    def compute(self) -> int:
+        """The index of the task."""
+        return int(jnp.argmax(self.losses))
+
+    def compute_value(self) -> clu.values.Value:
+        """The name of the task, as T5X's writers take it."""
+        return clu.values.Text(self.names[self.compute()])
+
+
+def _task_metrics(names, weighting, tokens) -> dict[str, clu.metrics.Metric]:
+    def last(value):
+        return clu.metrics.LastValue.from_model_output(value[None])
+
+    def mean(value):
+        return clu.metrics.Average.from_model_output(value[None])
+
+    found: dict[str, clu.metrics.Metric] = {
+        "ldro/worst_task": WorstTask(weighting.losses, names),
+        "ldro/worst_loss": mean(weighting.losses.max()),
+        "ldro/expected_worst_loss": mean(weighting.expected_losses.max()),
+    }
+    for index, name in enumerate(names):
+        found |= {
+            f"ldro/weight/{name}": last(weighting.weights[index]),
+            f"ldro/loss/{name}": mean(weighting.losses[index]),
+            f"ldro/token_share/{name}": mean(tokens[index] / tokens.sum()),
+            f"ldro/nonfinite_losses/{name}": last(weighting.nonfinite[index]),
+        }
+    return found
+
+
+def _check(model, train_state, task_names, checkpoint_cfg) -> None:
+    if not isinstance(model, LDRODecoderOnlyModel):
+        raise TypeError(
+            "LDROTrainer trains an ldro_jax.t5x.model.LDRODecoderOnlyModel, but MODEL is a "
+            f"{type(model).__name__}."
+        )
+    if not isinstance(model.optimizer_def, WeightedOptimizer):
+        raise TypeError(
+            "LDROTrainer needs an ldro_jax.t5x.optimizer.WeightedOptimizer, but OPTIMIZER is a "
+            f"{type(model.optimizer_def).__name__}."
+        )
+    if train_state.flax_mutables:
+        raise ValueError("LDROTrainer can't train models with mutable Flax collections.")
+    num_tasks = model.optimizer_def.num_tasks(train_state)
+    if num_tasks != len(task_names):
+        raise ValueError(
+            f"The weighting has {num_tasks} tasks, but the data has {len(task_names)}: "
+            f"{', '.join(task_names)}. Bind num_tasks to @data.num_tasks()."
+        )
+    save = checkpoint_cfg.save if checkpoint_cfg is not None else None
+    if save is not None and save.dtype != "float32":
+        raise ValueError(
+            f"SaveCheckpointConfig.dtype must be 'float32', but it is {save.dtype!r}: the moments "
+            "of Adam and the log-weights don't survive less, and a resumed run would soon be NaN."
+        )
