@@ -1,0 +1,128 @@
+"""T5X with a model that compiles in seconds: trainers, batches, and how a run is put together."""
+
+import jax
+import numpy as np
+import optax
+from t5x import adafactor, models, optimizers, partitioning, utils  # noqa: F401
+from t5x import trainer as t5x_trainer
+from t5x.examples.decoder_only import network
+
+from ldro_jax import ldro
+from ldro_jax.t5x import data  # noqa: F401
+from ldro_jax.t5x import model as model_lib
+from ldro_jax.t5x import optimizer as optimizer_lib
+from ldro_jax.t5x import trainer as trainer_lib
+from ldro_jax.tasks import vocabulary
+
+# Tests import T5X through this module, and are left out where that fails.
+NAMES = ("ar", "fr", "ru", "sw")
+N, ROWS, LENGTH, VOCAB_SIZE = 4, 16, 8, 256
+LEARNING_RATE = 0.1
+
+
+def weighting(**changes):
+    given = {"lookahead_lr": 0.5, "weight_lr": 0.4, "interaction_interval": 2} | changes
+    return ldro.transform(N, **given)
+
+
+def module():
+    config = network.TransformerConfig(
+        vocab_size=VOCAB_SIZE,
+        emb_dim=16,
+        num_heads=2,
+        num_layers=1,
+        head_dim=8,
+        mlp_dim=32,
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=0.0,
+        dtype="float32",
+        logits_via_embedding=True,
+    )
+    return network.DecoderWrapper(config)
+
+
+def make_model(optimizer, cls=model_lib.LDRODecoderOnlyModel, **options):
+    return cls(module(), vocabulary.load(None), optimizer, **options)
+
+
+def sgd():
+    return optax.sgd(LEARNING_RATE)
+
+
+def factored():
+    # Parameters this small are factored only if asked.
+    return adafactor.Adafactor(
+        decay_rate=0.8,
+        step_offset=0,
+        logical_factor_rules=adafactor.standard_logical_factor_rules(),
+        min_dim_size_to_factor=8,
+    )
+
+
+def batch(seed=0, rows=ROWS, padding=True):
+    """Rows of all tasks in turn; some tokens don't count."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(3, 3 + 20 * (1 + np.arange(rows) % N)[:, None], (rows, LENGTH))
+    weights = np.ones((rows, LENGTH), np.int32)
+    if padding:
+        weights[np.arange(rows), rng.integers(0, LENGTH, rows)] = 0
+        weights[: rows // 2, -2:] = 0
+    return {
+        "decoder_input_tokens": np.pad(tokens, ((0, 0), (1, 0)))[:, :-1].astype(np.int32),
+        "decoder_target_tokens": tokens.astype(np.int32),
+        "decoder_loss_weights": weights,
+    }
+
+
+def partitioner(model=2):
+    return partitioning.PjitPartitioner(
+        num_partitions=None, model_parallel_submesh=(1, model, 1, 1)
+    )
+
+
+def initializer(a_model, parts, rows=ROWS):
+    shape = (rows, LENGTH)
+    names = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+    return utils.TrainStateInitializer(
+        optimizer_def=a_model.optimizer_def,
+        init_fn=a_model.get_initial_variables,
+        input_shapes=dict.fromkeys(names, shape),
+        input_types=dict.fromkeys(names, np.int32),
+        partitioner=parts,
+    )
+
+
+def make_trainer(a_model, *, state=None, parts=None, rows=ROWS, cls=None, **options):
+    parts = parts or partitioner()
+    start = initializer(a_model, parts, rows)
+    if cls is None:
+        cls, options = trainer_lib.LDROTrainer, {"task_names": NAMES} | options
+    return cls(
+        model=a_model,
+        train_state=start.from_scratch(jax.random.PRNGKey(0)) if state is None else state,
+        partitioner=parts,
+        train_state_axes=start.train_state_axes,
+        eval_names=[],
+        summary_dir=None,
+        rng=jax.random.PRNGKey(1),
+        learning_rate_fn=lambda step: LEARNING_RATE,
+        num_microbatches=options.pop("num_microbatches", None),
+        **options,
+    )
+
+
+def train(a_trainer, batches):
+    """Takes steps; the last summary."""
+    return a_trainer.train(iter(batches), len(batches), start_step=0).result()
+
+
+def stock(optimizer, **options):
+    """T5X's own trainer of the same model."""
+    a_model = make_model(optimizer, models.DecoderOnlyModel)
+    return make_trainer(a_model, cls=t5x_trainer.Trainer, **options)
+
+
+def weighted(optimizer=None, **changes):
+    return optimizer_lib.WeightedOptimizer(
+        weighting(**changes), sgd() if optimizer is None else optimizer
+    )
