@@ -14,7 +14,13 @@ def _version() -> str:
 
 
 _PLOTS = ["matplotlib>=3.9"]
-_TRAINER = ["flax>=0.10.6", "gin-config>=0.5", "orbax-checkpoint>=0.11.13", "tqdm>=4.66"]
+_TRAINER = [
+    "etils[epath]>=1.9",
+    "flax>=0.10.6",
+    "gin-config>=0.5",
+    "orbax-checkpoint>=0.11.13",
+    "tqdm>=4.66",
+]
 _TFDS = [
     "clu>=0.0.12",
     # clu imports it, but names only TensorFlow, which no longer brings it.
@@ -29,8 +35,17 @@ _TFDS = [
 _VISION = [*_TRAINER, *_TFDS, "scikit-learn>=1.5"]
 # sentencepiece 0.2.3 wants the protobuf that TFDS can't use.
 _LM = [*_TRAINER, *_TFDS, "sentencepiece<0.2.3", "seqio>=0.0.20"]
-# T5X is not on the package index; it is installed from its repository.
-_T5X = [*_LM, "t5x @ git+https://github.com/google-research/t5x.git"]
+# For an output directory in a bucket. Orbax imports google-cloud-storage, but doesn't name it.
+_GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.19"]
+# What T5X imports. It is not on the package index itself: scripts/install_t5x.sh installs it.
+_T5X = [
+    *_LM,
+    "cached_property>=2",
+    "fiddle>=0.3",
+    "grain>=0.2.12",
+    "jaxtyping>=0.3",
+    "typing-extensions>=4",
+]
 # Checkers are pinned: a new release of one finds new things.
 _TEST = [
     "pyright[nodejs]==1.1.414",
@@ -67,9 +82,10 @@ setuptools.setup(
         "vision": _VISION,
         "lm": _LM,
         "plots": _PLOTS,
+        "gcs": _GCS,
         "t5x": _T5X,
         "test": _TEST,
-        "all": sorted({*_VISION, *_LM, *_PLOTS, *_TEST}),
+        "all": sorted({*_VISION, *_LM, *_PLOTS, *_GCS, *_TEST}),
     },
     entry_points={"console_scripts": ["ldro-jax = ldro_jax.main:run"]},
 )

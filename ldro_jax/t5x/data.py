@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import seqio
 import tensorflow as tf
 from t5x import utils
@@ -171,18 +172,40 @@ def mc4_mixture(*, vocabulary: seqio.Vocabulary, languages: Sequence[str] | None
     return _register("ldro_mc4", dict.fromkeys(tasks, 1.0))
 
 
+def perplexity(targets: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
+    """The metric of ``t5x.main --run_mode=eval``.
+
+    Args:
+      targets: number of tokens of each row.
+      scores: log-likelihood of each row, in nats.
+
+    Returns:
+      ``perplexity`` and ``nats_per_token``, over all tokens.
+    """
+    loss = -float(np.sum(scores, dtype=np.float64)) / sum(targets)
+    return {"perplexity": float(np.exp(loss)), "nats_per_token": loss}
+
+
 def _full_rows(task: seqio.Task) -> seqio.Task:
     """The same task with documents put one after another and cut into full rows."""
 
     def cut(dataset, sequence_length):
         tokens = dataset.map(lambda example: example["targets"])
-        return tokens.rebatch(sequence_length["targets"]).map(lambda row: {"targets": row})
+        # seqio's evaluation wants a text besides.
+        return tokens.rebatch(sequence_length["targets"]).map(
+            lambda row: {"targets": row, "targets_pretokenized": ""}
+        )
+
+    def count(output, example, is_target=False):
+        return example["targets"].size if is_target else output
 
     return seqio.Task(
         task.name,
         source=task.source,
         preprocessors=[*task.preprocessors, cut],
         output_features=task.output_features,
+        postprocess_fn=count,
+        metric_fns=[perplexity],
     )
 
 

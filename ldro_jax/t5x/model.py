@@ -10,6 +10,8 @@ from flax.training import common_utils
 from t5x import losses as losses_lib
 from t5x import models
 
+from ldro_jax.t5x.network import with_params_axes
+
 
 class LDRODecoderOnlyModel(models.DecoderOnlyModel):
     """A ``t5x.models.DecoderOnlyModel`` that :class:`~ldro_jax.t5x.trainer.LDROTrainer` can train.
@@ -26,6 +28,10 @@ class LDRODecoderOnlyModel(models.DecoderOnlyModel):
                 "The loss of a task is the mean over its tokens, so loss_normalizing_factor must "
                 f"be None, but it is {self._loss_normalizing_factor!r}."
             )
+
+    def get_initial_variables(self, *args, **kwargs) -> Any:
+        """T5X's: the variables, also of a module that names its axes as Flax does today."""
+        return with_params_axes(super().get_initial_variables(*args, **kwargs))
 
     def row_losses(
         self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None

@@ -112,12 +112,16 @@ class WeightedOptimizer(optimizers.OptimizerDef):
         inner = self._inner.derive_logical_axes(
             optimizers.Optimizer(self._inner, inner_state, optimizer.target), param_logical_axes
         )
-        # Without a specification, a restored array would get the dtype of the checkpoint's floats.
-        weighting = jax.tree.map(
-            lambda leaf: PartitionSpec(*[None] * len(leaf.shape)),
-            optimizer.state.param_states["weighting"],
+        # T5X restores an array without a specification in the dtype of the checkpoint's floats.
+        state = _state(
+            PartitionSpec(),
+            jax.tree.map(_replicated, optimizer.state.param_states["weighting"]),
+            jax.tree.map(
+                lambda leaf, axes: _replicated(leaf) if axes is None else axes,
+                inner_state.param_states,
+                inner.state.param_states,
+            ),
         )
-        state = _state(inner.state.step, weighting, inner.state.param_states)
         return optimizers.Optimizer(optimizer.optimizer_def, state, param_logical_axes)
 
     def state_dict(self, target: Any, state: Any) -> Any:
@@ -161,6 +165,10 @@ class WeightedOptimizer(optimizers.OptimizerDef):
             ("weighting", self._weighting, state.param_states["weighting"]),
             ("optimizer", self._inner, state.param_states["optimizer"]),
         ]
+
+
+def _replicated(leaf) -> PartitionSpec:
+    return PartitionSpec(*[None] * leaf.ndim)
 
 
 def _state(step, weighting, optimizer) -> optimizers.OptimizerState:

@@ -87,9 +87,7 @@ def test_other_tasks_than_those_a_run_began_with_are_refused(cfg, tmp_path):
 
 
 def test_a_batch_must_hold_as_many_rows_of_each_task(cfg, tmp_path):
-    with pytest.raises(
-        ValueError, match="2 shards .* = 6, but it is 16. The next one is 18"
-    ):
+    with pytest.raises(ValueError, match="2 shards .* = 6, but it is 16. The next one is 18"):
         get(dataclasses.replace(cfg, batch_size=16), tmp_path, shards=2)
 
 

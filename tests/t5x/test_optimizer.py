@@ -61,7 +61,14 @@ def test_the_weighting_lies_on_every_device_and_the_rest_as_ever(name):
         tiny_t5x.models.DecoderOnlyModel,
     )
     expected = tiny_t5x.initializer(stock, tiny_t5x.partitioner()).train_state_axes.param_states
-    assert axes["optimizer"] == expected
+    # What T5X leaves open is on every device as well.
+    same = jax.tree.map(
+        lambda leaf, ours, theirs: ours == theirs or (theirs is None and not any(ours)),
+        state.param_states["optimizer"],
+        axes["optimizer"],
+        expected,
+    )
+    assert all(jax.tree.leaves(same)) and found.train_state_axes.step == PartitionSpec()
 
 
 def test_a_plain_gradient_is_refused():

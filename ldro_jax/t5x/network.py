@@ -1,0 +1,96 @@
+"""The decoder of this library behind the interface of T5X's decoder-only networks."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.core import freeze, meta
+from flax.linen import partitioning as flax_partitioning
+
+from ldro_jax.models.decoder import Decoder
+
+
+class DecoderNetwork(nn.Module):
+    """A ``module`` for :class:`~ldro_jax.t5x.model.LDRODecoderOnlyModel`.
+
+    A token sees all before it in its row, those of other documents too, as in this library's own
+    trainer. For training, evaluation and scoring; it has no cache to decode with.
+
+    Attributes:
+      config: the decoder.
+    """
+
+    config: Decoder
+
+    def setup(self):
+        """Makes the decoder a part of this module."""
+        self.decoder = self.config.copy(name="decoder")
+
+    def __call__(
+        self,
+        decoder_input_tokens: jax.Array,
+        decoder_target_tokens: jax.Array,
+        decoder_segment_ids: jax.Array | None = None,
+        decoder_positions: jax.Array | None = None,
+        decoder_causal_attention: jax.Array | None = None,
+        *,
+        enable_dropout: bool = True,
+        decode: bool = False,
+        **decoding: Any,
+    ) -> jax.Array:
+        """Logits of every token.
+
+        Args:
+          decoder_input_tokens: not used, they are the targets moved by one.
+          decoder_target_tokens: int32 ``[B, L]``.
+          decoder_segment_ids: not used.
+          decoder_positions: not used.
+          decoder_causal_attention: must be ``None``.
+          enable_dropout: without effect, there is no dropout.
+          decode: must be false.
+          **decoding: T5X's other arguments, without effect.
+
+        Returns:
+          ``[B, L, V]`` float32.
+
+        Raises:
+          NotImplementedError: for decoding and for prefixes.
+        """
+        del decoder_input_tokens, decoder_segment_ids, decoder_positions, enable_dropout
+        if decode or decoding.get("prefill") or decoder_causal_attention is not None:
+            raise NotImplementedError(
+                "ldro_jax's decoder can't decode or take prefixes. Choose a network of T5X's own "
+                "(gin_configs/t5x/models/t5x_base.gin)."
+            )
+        return self.decoder.logits(decoder_target_tokens.astype(jnp.int32))
+
+
+def with_params_axes(variables: Any) -> Any:
+    """Variables as T5X expects them: arrays, with the names of their axes in a collection apart.
+
+    Args:
+      variables: from ``module.init``; parameters may be boxed with logical axes by Flax.
+
+    Returns:
+      The same arrays without boxes, and the collection ``params_axes`` if there were any.
+    """
+
+    def is_box(leaf):
+        return isinstance(leaf, nn.LogicallyPartitioned)
+
+    if not any(map(is_box, jax.tree.leaves(variables["params"], is_leaf=is_box))):
+        return variables
+
+    def named(tree):
+        return {
+            key if isinstance(value, dict) else f"{key}_axes": (
+                named(value)
+                if isinstance(value, dict)
+                else flax_partitioning.AxisMetadata(tuple(value.names))
+            )
+            for key, value in tree.items()
+        }
+
+    params = variables["params"]
+    return freeze({"params": meta.unbox(params), "params_axes": named(dict(params))})

@@ -1,0 +1,106 @@
+"""Summaries as T5X writes them become a record, best evaluation last."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from ldro_jax.reporting import t5x
+
+tf = pytest.importorskip("tensorflow")
+pytestmark = pytest.mark.filterwarnings("ignore")
+TASKS = ("ldro_text_ar", "ldro_text_fr")
+
+
+def write(folder, step, scalars):
+    # clu's writer, which T5X uses, writes tensors too.
+    with tf.summary.create_file_writer(str(folder)).as_default(step=step):
+        for name, value in scalars.items():
+            tf.summary.scalar(name, value)
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    def make(name, losses, *, steps=(10, 20, 30), tasks=TASKS, weights=True):
+        """Losses ``[step, task]`` in nats a token."""
+        folder = tmp_path / name
+        for step, row in zip(steps, losses, strict=True):
+            for task, loss in zip(tasks, row, strict=True):
+                # A quarter of the tokens is padding, and the loss has a z-loss besides.
+                scalars = {
+                    "cross_ent_loss_per_all_target_tokens": 0.75 * loss,
+                    "non_padding_fraction/loss_weights": 0.75,
+                    "loss_per_nonpadding_target_token": loss + 1,
+                }
+                write(folder / "training_eval" / task, step, scalars)
+            write(folder / "training_eval" / "ldro_text", step, {"loss": 1.0})
+            scalars = {"timing/steps_per_second": 4.0}
+            if weights:
+                for index, task in enumerate(tasks):
+                    scalars |= {
+                        f"ldro/weight/{task}": [0.25, 0.75][index],
+                        f"ldro/loss/{task}": float(step + index),
+                        f"ldro/nonfinite_losses/{task}": float(index),
+                    }
+            write(folder / "train", step, scalars)
+        if weights:
+            (folder / "ldro_tasks.json").write_text(json.dumps({"tasks": list(tasks)}))
+        return str(folder)
+
+    return make
+
+
+def test_a_run_is_read(make_run):
+    folder = make_run("ldro", [[3, 4], [1, 2], [2, 2]])
+    record = t5x.read([("L-DRO", folder)])
+    (run,) = record.runs
+    assert record.task_names == ["ar", "fr"] and (run.method, run.seed) == ("L-DRO", 0)
+    # The last evaluation is the best one.
+    assert [e.step for e in run.evaluations] == [10, 20] and run.num_steps == 30
+    found = run.evaluations[-1].per_task
+    np.testing.assert_allclose([found["ar"], found["fr"]], np.exp([1, 2]), rtol=1e-6)
+    assert run.evaluations[-1].worst_task == "fr" and run.seconds_per_step == 0.25
+    np.testing.assert_array_equal(run.weights.steps, [10, 20, 30])
+    np.testing.assert_allclose(run.weights.values, [[0.25, 0.75]] * 3)
+    np.testing.assert_allclose(run.losses.values, [[10, 11], [20, 21], [30, 31]])
+    assert run.nonfinite_losses == {"fr": 1}
+
+
+def test_runs_of_one_name_are_seeds_and_stock_runs_have_no_weights(make_run):
+    runs = [("Mixing", make_run(f"mixing{n}", [[2, 2]], steps=[10], weights=False)) for n in "ab"]
+    record = t5x.read(runs)
+    assert [run.seed for run in record.runs] == [0, 1]
+    assert record.runs[0].weights is None and record.task_names == ["ar", "fr"]
+
+
+def test_models_of_one_task_are_references(make_run):
+    folder = make_run("ldro", [[3, 4]], steps=[10])
+    alone = make_run("alone", [[5], [2]], steps=[10, 20], tasks=TASKS[:1])
+    record = t5x.read([("L-DRO", folder)], [("ar", alone)])
+    np.testing.assert_allclose(record.references["validation"]["ar"], math.exp(2), rtol=1e-6)
+    with pytest.raises(ValueError, match="no task 'de'. Known are ar, fr"):
+        t5x.read([("L-DRO", folder)], [("de", alone)])
+    with pytest.raises(ValueError, match="has no evaluation of ldro_text_fr"):
+        t5x.read([("L-DRO", folder), ("Average", alone)])
+
+
+def test_the_latest_of_two_values_counts(make_run):
+    make_run("ldro", [[3, 4]], steps=[10])
+    folder = make_run("ldro", [[1, 2]], steps=[10])
+    assert t5x.read([("L-DRO", folder)]).runs[0].evaluations[0].worst == pytest.approx(math.exp(2))
+
+
+def test_the_command_line_writes_a_report(make_run, tmp_path, capsys):
+    folder = make_run("ldro", [[3, 4], [1, 2]], steps=[10, 20])
+    t5x.main([f"L-DRO={folder}", f"--output_dir={tmp_path / 'report'}"])
+    assert "L-DRO" in capsys.readouterr().out
+    assert (tmp_path / "report" / "results.json").exists()
+    assert "<html" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_directory_without_evaluations_is_one_clear_error(tmp_path):
+    with pytest.raises(SystemExit, match="Expected the evaluations of a T5X run in .*found none"):
+        t5x.main([f"L-DRO={tmp_path}", f"--output_dir={tmp_path / 'report'}"])
+    with pytest.raises(SystemExit):
+        t5x.main(["L-DRO", f"--output_dir={tmp_path / 'report'}"])
