@@ -8,7 +8,6 @@ import functools
 import inspect
 import pathlib
 import re
-import shutil
 import tempfile
 import tokenize
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import gin
 import optax
 from gin import config as gin_config
 
+from ldro_jax import paths
 from ldro_jax.models import cnn, decoder, mlp
 from ldro_jax.tasks import cifar100, digits, mc4
 from ldro_jax.tasks import synthetic as synthetic_tasks
@@ -173,8 +173,29 @@ def prepare_output_dir(
       FileExistsError: if it holds a finished experiment, an unfinished one with another
         configuration, or something that isn't an experiment.
       PermissionError: if it can't be written to.
+      OSError: if it is in cloud storage that can't be reached.
     """
-    directory = directory.expanduser().absolute()
+    directory = paths.absolute(directory)
+    with paths.clear_errors(directory):
+        _make_room(directory, config_text, overwrite)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if not paths.is_remote(directory):
+                with tempfile.TemporaryFile(dir=directory) as probe:
+                    # On a full disk an empty file can still be made.
+                    probe.write(config_text.encode())
+                    probe.flush()
+            (directory / "config.gin").write_text(config_text)
+        except OSError as error:
+            raise PermissionError(
+                f"The output directory {directory} can't be written to "
+                f"({error.strerror or error}). Choose another --output_dir."
+            ) from error
+    return directory
+
+
+def _make_room(directory: pathlib.Path, config_text: str, overwrite: bool) -> None:
+    """Raises ``FileExistsError`` where something is there that must stay."""
     config = directory / "config.gin"
     if directory.exists() and not directory.is_dir():
         raise FileExistsError(f"{directory} is a file. Choose a directory for --output_dir.")
@@ -185,7 +206,7 @@ def prepare_output_dir(
                 "--output_dir."
             )
         if overwrite:
-            shutil.rmtree(directory)
+            paths.remove_tree(directory)
         elif (directory / "results.json").exists():
             raise FileExistsError(
                 f"{directory} holds a finished experiment. Choose another --output_dir, or pass "
@@ -200,19 +221,6 @@ def prepare_output_dir(
                 "with that one, choose another --output_dir, or pass --overwrite to delete it.\n"
                 + "\n".join(changes)
             )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory) as probe:
-            # On a full disk an empty file can still be made.
-            probe.write(config_text.encode())
-            probe.flush()
-        config.write_text(config_text)
-    except OSError as error:
-        raise PermissionError(
-            f"The output directory {directory} can't be written to ({error.strerror}). Choose "
-            "another --output_dir."
-        ) from error
-    return directory
 
 
 def _known_experiments() -> str:

@@ -8,15 +8,13 @@ A run that was interrupted goes on where it stopped: give the same command again
 """
 
 import os
-import pathlib
 import re
 import sys
 from collections.abc import Callable
 
-import jax
 from absl import app, flags, logging
 
-from ldro_jax import _xla_flags, configuration
+from ldro_jax import _xla_flags, configuration, paths
 from ldro_jax.training import preemption, processes
 
 _GIN_FILE = flags.DEFINE_multi_string(
@@ -26,11 +24,14 @@ _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "A gin binding, NAME=VALUE; also written --gin.NAME=VALUE; repeatable."
 )
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "Directory for everything that comes out.", required=True
+    "output_dir", None, "Directory for everything that comes out, here or gs://...", required=True
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Directory of the data set, where one is needed.")
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "This is one of several processes that train together (a TPU pod slice)."
+    "distributed",
+    False,
+    "This is one of several processes that train together. On a TPU pod slice and under Slurm they "
+    "find each other; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say.",
 )
 _OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what an earlier run left in output_dir.")
 
@@ -45,10 +46,10 @@ def main(argv: list[str]) -> None:
     advice = ""
     try:
         if _DISTRIBUTED.value:
-            jax.distributed.initialize()
+            processes.join()
         experiment: Callable = configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)
         config_text = configuration.text()
-        output_dir = pathlib.Path(_OUTPUT_DIR.value).expanduser().absolute()
+        output_dir = paths.absolute(_OUTPUT_DIR.value)
         if processes.is_first():
             output_dir = configuration.prepare_output_dir(
                 output_dir, config_text, overwrite=_OVERWRITE.value

@@ -3,10 +3,12 @@
 #
 #   bash scripts/launch_tpu_pod.sh --name NAME --zone ZONE --type TYPE [OPTIONS] -- ARGUMENTS
 #
-# ARGUMENTS are those of python -m ldro_jax.main, and arrive as they are. For example:
+# ARGUMENTS are those of python -m ldro_jax.main, and arrive as they are. Only language models are
+# trained by several workers together. For example:
 #
 #   bash scripts/launch_tpu_pod.sh --name ldro --zone us-central2-b --type v4-128 --spot -- \
-#     --gin_file=gin_configs/experiments/cifar100_large.gin --output_dir=gs://BUCKET/large
+#     --gin_file=gin_configs/experiments/multilingual_lm_mc4.gin \
+#     --gin_file=gin_configs/runs/tpu_pod.gin --data_dir=gs://BUCKET/tfds --output_dir=gs://BUCKET/mc4
 #
 # Options:
 #   --dry_run             print the commands, as one gives them in the clone, and run none; it takes
@@ -14,7 +16,7 @@
 #   --project PROJECT     where it isn't gcloud's own
 #   --version VERSION     TPU software; by default Google's choice for the type
 #   --spot                cheaper, but Google may take the slice away at any time
-#   --extras EXTRAS       what to install besides plots: lm (the default), vision, or vision,lm
+#   --extras EXTRAS       what to install besides gcs and plots: lm (the default), vision, or vision,lm
 #   --action ACTION       all (the default), create, install, run, follow or delete
 #   --keep                all doesn't delete the slice
 #   --allow_local_output  accept an --output_dir that isn't gs://...; all keeps the slice then
@@ -338,7 +340,7 @@ worker_install() {
     "$python" -m venv "$worker_venv"
   fi
   "$worker_venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    ".[$2,plots]" 'jax[tpu]'
+    ".[$2,gcs,plots]" 'jax[tpu]'
 }
 
 # Usage: worker_start ARGUMENTS...

@@ -499,13 +499,13 @@ def test_a_second_installation_leaves_no_old_file(pod):
 
 
 @pytest.mark.parametrize("options, extras", [([], "lm"), (["--extras", "vision,lm"], "vision,lm")])
-def test_extras_plots_and_jax_for_tpu_are_installed(pod, options, extras):
+def test_extras_plots_storage_and_jax_for_tpu_are_installed(pod, options, extras):
     pod.launch("--action=install", *OPTIONS, *options)
     for home in pod.homes:
         directory, *arguments = (home / "pip").read_text().split("\0")[:-1]
         assert directory == str(home / "ldro_jax_code")
         assert arguments[:3] == ["-m", "pip", "install"]
-        assert arguments[-2:] == [f".[{extras},plots]", "jax[tpu]"]
+        assert arguments[-2:] == [f".[{extras},gcs,plots]", "jax[tpu]"]
 
 
 # What Ubuntu 22.04 has.

@@ -10,10 +10,9 @@ beside the record, if there is one.
 """
 
 import argparse
-import pathlib
 import sys
 
-from ldro_jax import reporting
+from ldro_jax import paths, reporting
 from ldro_jax.reporting.compact import compact
 
 
@@ -22,25 +21,26 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m ldro_jax.reporting", description="Makes the report of a record again."
     )
-    parser.add_argument("record", type=pathlib.Path, help="a results.json")
-    parser.add_argument("output_dir", type=pathlib.Path, help="where the report goes")
+    parser.add_argument("record", help="a results.json")
+    parser.add_argument("output_dir", help="where the report goes")
     parser.add_argument("--baseline", help="method to compare with")
     parser.add_argument("--compact", action="store_true", help="also write a small results.json")
     args = parser.parse_args(argv)
     try:
-        results = reporting.load_results(args.record)
+        record, output_dir = paths.make(args.record), paths.make(args.output_dir)
+        results = reporting.load_results(record)
         if args.compact:
             results = compact(results)
-        config = args.record.with_name("config.gin")
+        config = record.with_name("config.gin")
         page = reporting.write_report(
             results,
-            args.output_dir,
+            output_dir,
             config_text=config.read_text(encoding="utf-8") if config.exists() else "",
             baseline=args.baseline,
         )
         if args.compact:
-            reporting.save_results(results, args.output_dir / "results.json")
-    except (OSError, ValueError) as error:
+            reporting.save_results(results, output_dir / "results.json")
+    except (ImportError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
     print(f"Look at {page}.")
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldro_jax import paths
+
 
 class ResultsError(ValueError):
     """A results file that cannot be used: it is corrupt, incomplete or of another format."""
@@ -15,17 +17,22 @@ class ResultsError(ValueError):
 def write_json(record: Mapping[str, Any], path: Path) -> None:
     """Writes a file, so that a reader sees either the old one or the whole new one.
 
+    In cloud storage any file is written so.
+
     Args:
       record: plain types; numbers are finite.
       path: the file; missing folders are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+    if paths.is_remote(path):
+        path.write_text(text, encoding="utf-8")
+        return
     # The temporary file must be on the same file system for the replacement to be atomic.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+            file.write(text)
         # mkstemp makes the file private; a report's data should be as readable as other files.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -48,7 +55,7 @@ def read_json(path: str | os.PathLike, expected: int) -> dict[str, Any]:
       FileNotFoundError: if there is no such file.
       ResultsError: if it is not valid JSON, or has another format number.
     """
-    path = Path(path)
+    path = paths.make(path)
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

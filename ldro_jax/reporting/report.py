@@ -10,6 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ldro_jax import paths
 from ldro_jax.reporting import figure_words, findings, plots, relative, sweep_sections, tables
 from ldro_jax.reporting.page import Page, note, paragraph, slug, table, wide
 from ldro_jax.reporting.plots.balance import checkpoint_means
@@ -58,7 +59,7 @@ def write_report(
     Raises:
       ValueError: if there is no method of the name `baseline`.
     """
-    folder = Path(output_dir)
+    folder = paths.make(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     page = Page(folder / "figures")
     shown, selection = results, ""

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ldro_jax import paths
 from ldro_jax.reporting.files import ResultsError, read_json, write_json
 from ldro_jax.reporting.json_types import plain
 
@@ -201,7 +202,7 @@ def save_results(results: Results, path: str | os.PathLike) -> Path:
     Returns:
       The path written.
     """
-    path = Path(path)
+    path = paths.make(path)
     write_json({"format": FORMAT, **plain(results)}, path)
     return path
 

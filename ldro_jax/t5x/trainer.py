@@ -1,5 +1,6 @@
 """T5X's trainer with task weights: one forward pass, weights, one backward pass."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -131,15 +132,17 @@ class LDROTrainer(trainer_lib.Trainer):
         per_token = 1 / jnp.maximum(counts, 1)
 
         def interaction():
+            mesh, (axis,) = self._partitioner.mesh, self._partitioner.data_partition_spec
+            axes = (axis,) if isinstance(axis, str) else axis
             taken, is_real = rows_lib.by_task(
                 dict(batch),
                 num_tasks,
                 limit=self._interaction_rows,
-                multiple=self._partitioner.mesh.shape["data"],
+                multiple=math.prod(mesh.shape[name] for name in axes),
             )
-            data_axis = self._partitioner.data_partition_spec[0]
-            where = self._sharded(PartitionSpec(None, data_axis))
-            taken = jax.lax.with_sharding_constraint(taken, where)
+            taken = jax.lax.with_sharding_constraint(
+                taken, self._sharded(PartitionSpec(None, axes))
+            )
 
             def task_loss(p, task):
                 sums, _ = row_losses(p, task["rows"], microbatches)

@@ -282,8 +282,11 @@ def _vocabulary(tasks: Sequence[Any]) -> str:
 
 
 def _digest(file: pathlib.Path) -> str:
+    digest = hashlib.sha256()
     with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+        while part := content.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _other(directory: pathlib.Path, name: str, found: object, ours: object) -> ValueError:

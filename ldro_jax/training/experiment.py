@@ -19,7 +19,7 @@ from flax import linen as nn
 from ldro_jax import reporting
 from ldro_jax.reporting import results, tables
 from ldro_jax.tasks import base
-from ldro_jax.training import loop
+from ldro_jax.training import loop, processes
 from ldro_jax.training.method import Method
 from ldro_jax.training.program import Program, Trial
 from ldro_jax.training.schedule import Schedule
@@ -76,8 +76,10 @@ def multitask_classification(
     Raises:
       RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
         are not finite.
-      ValueError: if there is nothing to run, or two runs would have the same name.
+      ValueError: if there is nothing to run, two runs would have the same name, or several
+        processes run it together.
     """
+    processes.require_one()
     settings, runs_of = list_runs(methods, seeds)
     if runs_together is None:
         runs_together = 1 if jax.default_backend() == "cpu" else len(runs_of)

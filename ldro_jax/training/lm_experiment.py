@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from ldro_jax import paths
 from ldro_jax.evaluation import perplexity
 from ldro_jax.reporting import files, relative, results
 from ldro_jax.tasks import sequences
@@ -205,6 +206,7 @@ def monolingual(
             )
             if processes.is_first():
                 results.save_results(record, file)
+            processes.wait_for_all(run_name)
             # Records are rounded. The references are those of the record, now and after a restart.
             run = results.load_results(file).runs[0]
         tested = run.evaluations[-1]
@@ -261,7 +263,7 @@ def _references(references, corpus, program, output_dir, data_dir):
             folder.mkdir(exist_ok=True)
             references(output_dir=folder, data_dir=data_dir)
     else:
-        file = pathlib.Path(references).expanduser()
+        file = paths.make(references).expanduser()
     try:
         found = json.loads(file.read_text())
         known = {split: set(found["losses"][split]) for split in ("validation", "test")}

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import math
 import pathlib
-import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 from absl import logging
 
+from ldro_jax import paths
 from ldro_jax.evaluation import perplexity
 from ldro_jax.reporting import files, results
 from ldro_jax.tasks import sequences
@@ -210,7 +210,7 @@ class _Progress:
 def _check_text(program, directory: pathlib.Path) -> None:
     """Raises ``ValueError`` if the checkpoints there, if any, were made with other text.
 
-    Not from the checkpoints themselves: one of another shape counts as damaged, and is deleted.
+    Not from the checkpoints themselves: one of another shape counts as damaged, and is moved aside.
     """
     file = directory / "text.json"
     corpus = program.corpus
@@ -272,13 +272,17 @@ def _batches(program, source, seed, now: _Progress) -> Iterator[tuple[Any, np.nd
 def _save_source(source: sequences.Source, folder: pathlib.Path, step: int) -> None:
     """Saves where a stream is beside the checkpoint of the same step."""
     place = folder / str(step)
-    if place.exists():
-        shutil.rmtree(place)
-    place.mkdir(parents=True)
+    if processes.is_first():
+        if place.exists():
+            paths.remove_tree(place)
+        place.mkdir(parents=True, exist_ok=True)
+        # As many stay as there are checkpoints to go back to. Later ones are of checkpoints that
+        # couldn't be read.
+        earlier = sorted(n for path in folder.glob("*") if (n := int(path.name)) < step)
+        for old in earlier[:-2]:
+            paths.remove_tree(folder / str(old))
+    processes.wait_for_all("stream")
     source.save(place)
-    # As many as there are checkpoints to go back to, and one that is being written.
-    for old in sorted(folder.iterdir(), key=lambda path: int(path.name))[:-3]:
-        shutil.rmtree(old)
 
 
 def _evaluation(program, step, split, losses) -> results.Evaluation:

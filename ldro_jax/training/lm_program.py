@@ -276,7 +276,7 @@ class LanguageModelProgram:
             probabilities = np.bincount(draw.tasks, None, num_tasks) / self.batch_size
             if self.batch_size % num_tasks and self.method.uses_interaction:
                 by_task = sequences.rows_by_task(draw.tasks, num_tasks)
-                by_task = jax.device_put(by_task, self._replicated)
+                by_task = _put(by_task, self._replicated)
         elif self.method.uses_interaction:
             # Random rows need not hold every task. These don't count as drawn.
             balanced = sequences.draw_balanced(np.zeros_like(draw.drawn), self._measured_rows)
@@ -284,8 +284,8 @@ class LanguageModelProgram:
             extra = self._place(source, balanced, self._replicated)
         return lm_step.Batch(
             tokens=self._place(source, draw, self._rows),
-            tasks=jax.device_put(draw.tasks, self._rows),
-            probabilities=jax.device_put(probabilities.astype(np.float32), self._replicated),
+            tasks=_put(draw.tasks, self._rows),
+            probabilities=_put(probabilities.astype(np.float32), self._replicated),
             interaction_tokens=extra,
             by_task=by_task,
         )
@@ -381,13 +381,10 @@ class LanguageModelProgram:
             max_tokens=max_tokens,
         )
         for batch in batches:
-            placed = jax.tree.map(self._put_rows, batch)
+            placed = jax.tree.map(lambda array: _put(array, self._rows), batch)
             sums += np.asarray(self._evaluate(params, placed), np.float64)
             counts += np.bincount(batch.tasks, batch.lengths, self.corpus.num_tasks)
         return sums / counts
-
-    def _put_rows(self, array):
-        return jax.make_array_from_callback(array.shape, self._rows, lambda index: array[index])
 
     def _task_sums(self, params, batch):
         losses = self._model.apply({"params": params}, batch.tokens)
@@ -395,6 +392,15 @@ class LanguageModelProgram:
         positions = jnp.arange(batch.tokens.shape[1])[None, :]
         sums = jnp.sum(jnp.where(positions < batch.lengths[:, None], losses, 0), axis=1)
         return jax.ops.segment_sum(sums, batch.tasks, self.corpus.num_tasks)
+
+
+def _put(array: np.ndarray, where: NamedSharding) -> jax.Array:
+    """What all processes have, on the devices.
+
+    ``jax.device_put`` would first compare it between the processes. Batches are made in a thread,
+    and these messages would come between those of the training step, elsewhere in each process.
+    """
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
 
 
 def prefetched(items: Iterator[Any], depth: int = 2) -> Generator[Any, None, None]:

@@ -14,7 +14,7 @@ import optax
 from ldro_jax import reporting, transform
 from ldro_jax.reporting import results
 from ldro_jax.tasks import synthetic
-from ldro_jax.training import experiment
+from ldro_jax.training import experiment, processes
 from ldro_jax.training.method import Method
 
 
@@ -113,9 +113,11 @@ def trajectories(
       The record, as it is in ``results.json``.
 
     Raises:
-      ValueError: if there is no step to record, or a method is in two panels under one name.
+      ValueError: if there is no step to record, a method is in two panels under one name, or
+        several processes run it together.
     """
     del data_dir
+    processes.require_one()
     if not 1 <= eval_interval <= train_steps:
         raise ValueError(
             f"eval_interval must be from 1 to train_steps, {train_steps}, but it is "

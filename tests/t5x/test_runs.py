@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import jax
@@ -40,7 +41,7 @@ def data_dir(tmp_path_factory):
     return folder
 
 
-def start(mode, file, *bindings, gin_files=()):
+def start(mode, file, *bindings, gin_files=(), output):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
@@ -51,17 +52,20 @@ def start(mode, file, *bindings, gin_files=()):
         [sys.executable, "-m", "t5x.main", f"--run_mode={mode}", *files, *bindings],
         cwd=ROOT,
         env=environment,
-        stdout=subprocess.PIPE,
+        # T5X writes more than a pipe that nobody reads would hold.
+        stdout=output,
         stderr=subprocess.STDOUT,
-        text=True,
     )
 
 
 def run(*args, fails=False, **options):
-    process = start(*args, **options)
-    output, _ = process.communicate(timeout=SECONDS)
-    assert (process.returncode != 0) == fails, output[-4000:]
-    return output
+    with tempfile.TemporaryFile("w+") as output:
+        process = start(*args, **options, output=output)
+        process.wait(SECONDS)
+        output.seek(0)
+        written = output.read()
+    assert (process.returncode != 0) == fails, written[-4000:]
+    return written
 
 
 def training(model_dir, data_dir, *bindings):
@@ -95,13 +99,13 @@ def assert_equal(found, expected):
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit(full, data_dir, tmp_path):
     arguments = ("train", "text_tiny", *training(tmp_path, data_dir))
-    process = start(*arguments)
+    process = start(*arguments, output=subprocess.DEVNULL)
     began = time.monotonic()
     while not (tmp_path / "checkpoint_10" / "commit_success.txt").exists():
         assert process.poll() is None and time.monotonic() - began < SECONDS
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.wait()
     shutil.rmtree(tmp_path / "checkpoint_20", ignore_errors=True)
     run(*arguments)
     assert_equal(restored(tmp_path, 20), restored(full, 20))

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back is what went in, and a damaged one is passed over."""
+"""Checkpoints: what comes back is what went in, and a damaged one is passed over and kept."""
 
 import shutil
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldro_jax.training import checkpoints
+from ldro_jax.training import checkpoints, processes
 
 RECORD = {"seed": 0, "values": [0.1, None, 1e-30], "name": "L-DRO"}
 
@@ -74,6 +74,10 @@ def _files(directory):
     return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
+def contents(directory):
+    return {str(path.relative_to(directory)): path.read_bytes() for path in _files(directory)}
+
+
 def _truncate(checkpoint):
     for path in _files(checkpoint / "state"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -104,8 +108,11 @@ DAMAGES = [_truncate, _garbage, _no_record, _cut_record, _empty]
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(saved, damage, caplog):
     damage(saved / "2")
+    damaged = contents(saved / "2")
     check(restore(saved), 1)
     assert "The checkpoint of step 2" in caplog.text and "can't be read" in caplog.text
+    assert f"is now {saved / 'unreadable-2'}. Falling back" in caplog.text
+    assert contents(saved / "unreadable-2") == damaged
     # The run goes on from step 1 and comes to step 2 again.
     writer = checkpoints.Checkpoints(saved)
     writer.save(2, state(2), RECORD | {"seed": 2})
@@ -118,3 +125,49 @@ def test_without_a_good_one_the_run_starts_again(saved, caplog):
         _garbage(saved / name)
     assert restore(saved) is None
     assert "step 2" in caplog.text and "step 1" in caplog.text
+    assert {path.name for path in saved.iterdir()} == {"unreadable-1", "unreadable-2"}
+
+
+def test_what_was_moved_aside_stays_however_often_it_happens(saved):
+    everything = [contents(saved / "1")]
+    for _ in range(3):
+        (saved / "2" / "record" / "metadata").write_text("damaged")
+        everything.append(contents(saved / "2"))
+        writer = checkpoints.Checkpoints(saved)
+        check(writer.restore(state(0)), 1)
+        # The manager that moved it knows of it: it would not save a step that it has.
+        writer.save(2, state(2), RECORD | {"seed": 2})
+        writer.close()
+        check(restore(saved), 2)
+    names = ["1", "unreadable-2", "unreadable-2-2", "unreadable-2-3"]
+    assert {path.name for path in saved.iterdir()} == {*names, "2"}
+    assert [contents(saved / name) for name in names] == everything
+
+
+def test_one_that_another_process_cannot_read_is_moved_aside_by_the_first(saved, monkeypatch):
+    answers, waited = iter([False, True]), []
+    monkeypatch.setattr(processes, "all_agree", lambda readable: readable and next(answers))
+    monkeypatch.setattr(processes, "wait_for_all", waited.append)
+    check(restore(saved), 1)
+    assert waited == ["moved aside"] and (saved / "unreadable-2").is_dir()
+
+
+def test_only_the_first_process_moves(saved, monkeypatch):
+    _garbage(saved / "2")
+    before = contents(saved)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    check(restore(saved), 1)
+    assert contents(saved) == before
+
+
+def test_two_at_a_time_have_messages_of_their_own(tmp_path, monkeypatch):
+    # Both save the same step, in the background.
+    made = []
+
+    def record(directory, options):
+        made.append(options.multiprocessing_options.barrier_sync_key_prefix)
+
+    monkeypatch.setattr(checkpoints, "_Manager", record)
+    for name in ("latest", "best"):
+        checkpoints.Checkpoints(tmp_path / name)
+    assert made == ["latest", "best"]

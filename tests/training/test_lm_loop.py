@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -257,17 +258,19 @@ def test_a_run_that_is_asked_to_stop_while_it_evaluates_stops_after_that(
 
 
 def test_several_processes_agree_on_a_step_and_remember_it(monkeypatch):
-    # What jax says of them is true at that step alone, which may be one where a run can't stop.
+    # What jax says is true of one number alone, which may be that of a step where a run can't stop.
     monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(preemption, "_questions", itertools.count(1))
     monkeypatch.setattr(
-        preemption.multihost_utils, "reached_preemption_sync_point", lambda step: step == 3
+        preemption.multihost_utils, "reached_preemption_sync_point", lambda number: number == 3
     )
     before = signal.getsignal(signal.SIGTERM)
     with preemption.watch() as preempted:
         assert [preempted(step) for step in range(1, 6)] == [False, False, True, True, True]
         assert signal.getsignal(signal.SIGTERM) is before
+    # The steps of the next run begin anew, the numbers don't.
     with preemption.watch() as preempted:
-        assert not preempted(1)
+        assert not any(preempted(step) for step in range(1, 6))
 
 
 def test_outside_the_main_thread_there_are_no_signals_to_watch_for():
@@ -322,6 +325,8 @@ def test_a_damaged_checkpoint_costs_time_but_changes_nothing(whole, tmp_path, ca
     progress = tiny_lm.Progress()
     run = tiny_lm.train(recorded.program, tmp_path, progress=progress)
     assert "The checkpoint of step 20" in caplog.text
+    aside = tmp_path / "checkpoints" / "latest" / "unreadable-20"
+    assert str(aside) in caplog.text and (aside / "record" / "metadata").read_bytes() == b"damaged"
     assert progress.lines == [f"{run.method}, seed 0: resumed at step 10."]
     same(run, expected)
     identical(recorded, original)

@@ -1,0 +1,276 @@
+"""Several processes: they find each other, train as one would, and write everything once."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import tiny_lm
+
+from ldro_jax import configuration
+from ldro_jax.tasks import sequences
+from ldro_jax.training import lm_loop, processes
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """What jax.distributed.initialize is called with."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: calls.append(given))
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+def test_a_cluster_that_jax_knows_needs_no_variables(initialized):
+    processes.join()
+    assert initialized == [{"num_processes": None, "process_id": None}]
+
+
+def test_elsewhere_variables_say_who_is_who(initialized, monkeypatch):
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    processes.join()
+    assert initialized == [{"num_processes": 2, "process_id": 0}]
+    monkeypatch.setenv("JAX_PROCESS_ID", "first")
+    with pytest.raises(ValueError, match=r"aren't known \(JAX_PROCESS_ID is 'first', not a number"):
+        processes.join()
+
+
+def test_without_variables_or_a_cluster_the_error_names_them(run_python):
+    said = run_python(
+        "from ldro_jax.training import processes\n"
+        "try:\n    processes.join()\nexcept ValueError as error:\n    print(error)",
+        JAX_COORDINATOR_ADDRESS=None,
+        JAX_NUM_PROCESSES=None,
+        JAX_PROCESS_ID=None,
+    )
+    for name in ("JAX_COORDINATOR_ADDRESS=HOST:PORT", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        assert name in said
+
+
+def test_one_process_is_the_first_and_waits_for_nobody():
+    assert processes.is_first() and processes.all_agree(True) and not processes.all_agree(False)
+    processes.wait_for_all("nobody")
+    processes.require_one()
+
+
+def test_classifiers_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="Only language models are trained by several processes"):
+        tiny.run(tmp_path)
+
+
+def test_making_a_batch_compares_nothing_between_processes(monkeypatch):
+    # It is made in a thread, and the messages would come between those of the training step.
+    def put(*args, **options):
+        raise AssertionError("jax.device_put compares what all processes hold.")
+
+    uneven = dataclasses.replace(tiny_lm.corpus(3), task_names=("a", "b", "c"))
+    for program in (
+        tiny_lm.program(tiny_lm.LDRO),
+        tiny_lm.program(tiny_lm.DRAWN),
+        tiny_lm.make_program(tiny_lm.LDRO, uneven),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(jax, "device_put", put)
+            num_tasks = program.corpus.num_tasks
+            even = np.full(num_tasks, 1 / num_tasks, np.float32)
+            draw = program.draw(np.zeros(num_tasks, np.int64), even, 0, 0)
+            batch = program.batch(program.source(0), draw, even)
+        np.testing.assert_array_equal(batch.tasks, draw.tasks)
+        np.testing.assert_allclose(batch.probabilities.sum(), 1, rtol=1e-6)
+
+
+class Place(sequences.ShuffledSequences):
+    """A source that saves a file of its own for each process."""
+
+    name = "0"
+
+    def save(self, directory):
+        (directory / self.name).write_text(directory.name)
+
+
+def test_every_process_saves_its_part_of_a_stream(tmp_path, monkeypatch):
+    source, waited = Place([], 8, 0), []
+    monkeypatch.setattr(processes, "wait_for_all", waited.append)
+    for step in (10, 20, 30, 20, 40):
+        for name in ("0", "1"):
+            source.name = name
+            monkeypatch.setattr(processes, "is_first", lambda name=name: name == "0")
+            lm_loop._save_source(source, tmp_path / "stream", step)
+    # One for each checkpoint, and one for that being written.
+    files = {str(f.relative_to(tmp_path / "stream")) for f in (tmp_path / "stream").glob("*/*")}
+    assert files == {f"{step}/{name}" for step in (20, 30, 40) for name in ("0", "1")}
+    assert waited == ["stream"] * 10
+
+
+def test_a_stream_that_goes_on_earlier_keeps_the_place_it_saves(tmp_path):
+    # As after checkpoints that could not be read, all of which are later.
+    for step in (30, 40, 50, 10):
+        lm_loop._save_source(Place([], 8, 0), tmp_path, step)
+    assert (tmp_path / "10" / "0").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "30", "40", "50"}
+
+
+_BINDINGS = [
+    "TRAIN_STEPS=20",
+    "WARMUP_STEPS=1",
+    "EVAL_INTERVAL=10",
+    "BATCH_SIZE=8",
+    "LENGTH=8",
+    "SEEDS=(0,)",
+    "Decoder.num_layers=1",
+    "Decoder.embed_dim=16",
+    "Decoder.num_heads=2",
+    "Decoder.mlp_dim=16",
+    "Decoder.scan_layers=False",
+    "Decoder.remat=False",
+    "Decoder.dtype='float32'",
+    "Layout.model=2",
+    "Layout.fully_sharded=True",
+    "text.load.languages=None",
+    "text.load.vocabulary_size=None",
+    "multilingual.methods=[@ldro/Method()]",
+    "multilingual.max_test_tokens=200",
+    "multilingual.max_validation_tokens=100",
+    "alone/monolingual.max_test_tokens=200",
+    "alone/LanguageModelProgram.batch_size=8",
+]
+_RUN = "L-DRO-seed0"
+
+
+@pytest.fixture
+def text_dir(tmp_path):
+    rng = np.random.default_rng(0)
+    for language, words in {"aa": "alpha beta gamma", "bb": "uno dos tres cuatro"}.items():
+        (tmp_path / "text" / language).mkdir(parents=True)
+        for split, count in (("train", 60), ("validation", 40)):
+            lines = [" ".join(rng.choice(words.split(), 5)) + "\n" for _ in range(count)]
+            (tmp_path / "text" / language / f"{split}.txt").write_text("".join(lines))
+    return tmp_path / "text"
+
+
+class Command:
+    """The command line in processes of their own; what each says goes to a file."""
+
+    def __init__(self, text_dir, folder):
+        self._text_dir, self._folder, self._count = text_dir, folder, 0
+
+    def start(self, output_dir, number):
+        """Starts so many processes, with eight devices in all."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        variables = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(number),
+            "PYTHONPATH": str(_ROOT),
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            "XDG_CACHE_HOME": str(self._folder / "cache"),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // number}",
+        }
+        command = [sys.executable, "-m", "ldro_jax.main"]
+        command += ["--gin_file=gin_configs/experiments/multilingual_lm_small.gin"]
+        command += [f"--data_dir={self._text_dir}", f"--output_dir={output_dir}"]
+        command += configuration.rewrite_gin_flags([f"--gin.{b}" for b in _BINDINGS])
+        command += ["--distributed"] if number > 1 else []
+        self._count += 1
+        self.outputs = [self._folder / f"{self._count}.{i}.log" for i in range(number)]
+        started = []
+        for i, output in enumerate(self.outputs):
+            with output.open("wb") as file:
+                started.append(
+                    subprocess.Popen(
+                        command,
+                        cwd=_ROOT,
+                        env=variables | {"JAX_PROCESS_ID": str(i)},
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        return started
+
+    def said(self):
+        return [output.read_text(errors="replace") for output in self.outputs]
+
+    def end(self, started, expected):
+        try:
+            statuses = [process.wait(timeout=600) for process in started]
+            assert statuses == [expected] * len(started), [text[-3000:] for text in self.said()]
+        finally:
+            for process in started:
+                process.kill()
+                process.wait()
+
+
+def values(output_dir):
+    (run,) = json.loads((output_dir / "results.json").read_text())["runs"]
+    series = {name: run[name]["values"] for name in ("losses", "weights", "interaction")}
+    series["perplexities"] = [list(e["per_task"].values()) for e in run["evaluations"]]
+    return series
+
+
+@pytest.mark.heavy
+def test_two_processes_train_as_one_does(text_dir, tmp_path):
+    pytest.importorskip("seqio")
+    command = Command(text_dir, tmp_path)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    command.end(command.start(alone, 1), 0)
+
+    # While a run starts, one is asked to stop, as a machine that is taken away is. Both do.
+    started = command.start(together, 2)
+    latest = together / "checkpoints" / _RUN / "latest"
+    deadline = time.monotonic() + 600
+    while not latest.is_dir() and time.monotonic() < deadline:
+        assert all(process.poll() is None for process in started), command.said()
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    command.end(started, 143)
+    assert all("asked to stop, saved at step" in text for text in command.said())
+    assert not (together / "results.json").exists()
+    command.end(command.start(together, 2), 0)
+    assert all("resumed at step" in text for text in command.said())
+    same(alone, together)
+    # The first process alone writes records, the report, and the events of each start.
+    assert ["Everything is in" in text for text in command.said()] == [True, False]
+    events = [len(list((f / "tensorboard" / _RUN).iterdir())) for f in (alone, together)]
+    assert events[1] == 2 * events[0]
+    assert {path.name for path in alone.iterdir()} == {path.name for path in together.iterdir()}
+
+    # The record and the newest checkpoint are lost; the checkpoint before it serves.
+    (together / "results.json").unlink()
+    (together / "runs" / f"{_RUN}.json").unlink()
+    (latest / "20" / "record" / "metadata").write_text("damaged")
+    command.end(command.start(together, 2), 0)
+    assert all("resumed at step 10" in text for text in command.said())
+    assert (latest / "unreadable-20").is_dir() and (latest / "20").is_dir()
+    same(alone, together)
+
+
+def same(alone, together):
+    """The records are those of the same runs."""
+    # Sums of float32 in another order.
+    expected, found = values(alone), values(together)
+    assert expected.keys() == found.keys()
+    for name, numbers in expected.items():
+        np.testing.assert_allclose(found[name], numbers, rtol=1e-4, err_msg=name)
+    references = [
+        json.loads((folder / "monolingual" / "references.json").read_text())["losses"]
+        for folder in (alone, together)
+    ]
+    for split, losses in references[0].items():
+        assert references[1][split] == pytest.approx(losses, rel=1e-4)
