@@ -3,8 +3,9 @@
 #
 #   bash scripts/launch_tpu_pod.sh --name NAME --zone ZONE --type TYPE [OPTIONS] -- ARGUMENTS
 #
-# ARGUMENTS are those of python -m ldro_jax.main, and arrive as they are. Only language models are
-# trained by several workers together. For example:
+# ARGUMENTS are those of python -m ldro_jax.main, or with --trainer t5x of python -m t5x.main without
+# --run_mode, and arrive as they are. Only language models are trained by several workers together.
+# For example:
 #
 #   bash scripts/launch_tpu_pod.sh --name ldro --zone us-central2-b --type v4-128 --spot -- \
 #     --gin_file=gin_configs/experiments/multilingual_lm_mc4.gin \
@@ -13,13 +14,14 @@
 # Options:
 #   --dry_run             print the commands, as one gives them in the clone, and run none; it takes
 #                         the slice not to exist, and all to go well
+#   --trainer TRAINER     native (the default) or t5x, which names its directory --gin.MODEL_DIR
 #   --project PROJECT     where it isn't gcloud's own
 #   --version VERSION     TPU software; by default Google's choice for the type
 #   --spot                cheaper, but Google may take the slice away at any time
 #   --extras EXTRAS       what to install besides gcs and plots: lm (the default), vision, or vision,lm
 #   --action ACTION       all (the default), create, install, run, follow or delete
 #   --keep                all doesn't delete the slice
-#   --allow_local_output  accept an --output_dir that isn't gs://...; all keeps the slice then
+#   --allow_local_output  accept a directory that isn't gs://...; all keeps the slice then
 #
 # Needs gcloud, logged in (gcloud auth login) and with its ssh key at hand
 # (ssh-add ~/.ssh/google_compute_engine). The slice's service account must be able to write to the
@@ -69,7 +71,7 @@ say() {
 
 # ---- On this machine ----------------------------------------------------------------------------
 
-name="" zone="" type="" project="" version="" extras=lm action=all
+name="" zone="" type="" project="" version="" extras=lm action=all trainer=native
 spot="" dry_run=false keep=false allow_local_output=false
 arguments=()
 
@@ -88,11 +90,11 @@ parse_options() {
         printf -v "${1#--}" true
         shift
         ;;
-      --name=* | --zone=* | --type=* | --project=* | --version=* | --extras=* | --action=*)
+      --name=* | --zone=* | --type=* | --project=* | --version=* | --extras=* | --action=* | --trainer=*)
         set_option "${1%%=*}" "${1#*=}"
         shift
         ;;
-      --name | --zone | --type | --project | --version | --extras | --action)
+      --name | --zone | --type | --project | --version | --extras | --action | --trainer)
         set_option "$1" "${2-}"
         shift 2
         ;;
@@ -109,6 +111,10 @@ set_option() {
 }
 
 check_options() {
+  case "$trainer" in
+    native | t5x) ;;
+    *) usage_error "--trainer must be native or t5x, but it is $trainer." ;;
+  esac
   case "$action" in
     all | create | install | run | follow | delete) ;;
     *) usage_error "There is no action $action." ;;
@@ -128,7 +134,7 @@ check_options() {
 
 check_arguments() {
   ((${#arguments[@]} > 0)) ||
-    usage_error "The command is missing: the arguments of python -m ldro_jax.main, after --."
+    usage_error "The command is missing: the arguments of the training, after --."
   local output_dir="" distributed=false i argument
   for i in "${!arguments[@]}"; do
     argument="${arguments[i]}"
@@ -136,17 +142,27 @@ check_arguments() {
     case "${argument/#--/-}" in
       -output_dir=*) output_dir="${argument#*=}" ;;
       -output_dir) output_dir="${arguments[i + 1]-}" ;;
+      -gin.MODEL_DIR=*) output_dir="${argument#*=}" ;;
       -distributed | -distributed=* | -nodistributed) distributed=true ;;
     esac
   done
+  # gin takes a string in quotes.
+  output_dir="${output_dir//[\"\']/}"
   if [[ "$output_dir" == gs://?* ]]; then
     allow_local_output=false
   elif [[ "$allow_local_output" == false ]]; then
-    usage_error "--output_dir must be gs://..., but it is '$output_dir'. All workers write there," \
+    local option=--output_dir
+    [[ "$trainer" == native ]] || option=--gin.MODEL_DIR
+    usage_error "$option must be gs://..., but it is '$output_dir'. All workers write there," \
       "and it must outlive the slice: a directory of a worker is deleted with it." \
       "--allow_local_output accepts one, such as a shared file system that the workers mount."
   fi
-  [[ "$distributed" == true ]] || arguments+=(--distributed)
+  if [[ "$trainer" == t5x ]]; then
+    arguments=(t5x.main --run_mode=train "${arguments[@]}")
+  else
+    [[ "$distributed" == true ]] || arguments+=(--distributed)
+    arguments=(ldro_jax.main "${arguments[@]}")
+  fi
 }
 
 # The versions that Google names for JAX: https://cloud.google.com/tpu/docs/runtimes
@@ -220,7 +236,7 @@ install() {
     --exclude='.*_cache' .
   tpu_vm scp "$archive" scripts/launch_tpu_pod.sh "$name:" --worker=all
   say "Installing it on every worker"
-  on_workers all install "launch_$name.tar.gz" "$extras"
+  on_workers all install "launch_$name.tar.gz" "$extras" "$trainer"
 }
 
 start() {
@@ -324,7 +340,7 @@ worker_install_python() {
   "${apt_get[@]}" install --yes python3.11 python3.11-venv
 }
 
-# Usage: worker_install ARCHIVE EXTRAS
+# Usage: worker_install ARCHIVE EXTRAS TRAINER
 worker_install() {
   local python
   flock --nonblock "$worker_lock" true ||
@@ -341,9 +357,12 @@ worker_install() {
   fi
   "$worker_venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     ".[$2,gcs,plots]" 'jax[tpu]'
+  if [[ "$3" == t5x ]]; then
+    VIRTUAL_ENV="$worker_venv" PATH="$worker_venv/bin:$PATH" bash scripts/install_t5x.sh
+  fi
 }
 
-# Usage: worker_start ARGUMENTS...
+# Usage: worker_start MODULE ARGUMENTS...
 worker_start() {
   local command
   command="$(printf '%q ' "$@")"
@@ -368,13 +387,13 @@ worker_start() {
   echo "The training is running on $(hostname)."
 }
 
-# Usage: worker_train ARGUMENTS...
+# Usage: worker_train MODULE ARGUMENTS...
 worker_train() {
   local status=0
   # A machine that shuts down sends SIGTERM to all its processes; this one outlives the training, to
   # note how it ended.
   trap : TERM
-  PYTHONUNBUFFERED=1 "$worker_venv/bin/python" -m ldro_jax.main "$@" 9>&- || status=$?
+  PYTHONUNBUFFERED=1 "$worker_venv/bin/python" -m "$@" 9>&- || status=$?
   echo "$status" >"$worker_status"
 }
 

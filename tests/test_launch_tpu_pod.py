@@ -215,8 +215,9 @@ def test_a_dry_run_prints_every_command_in_order(pod):
         "mkdir -p results_local",
         "gcloud compute tpus tpu-vm scp results_local/launch_slice.tar.gz "
         f"scripts/launch_tpu_pod.sh slice: --worker=all {zone}",
-        rf"{ssh} {worker}install\ launch_slice.tar.gz\ lm {zone}",
-        rf"{ssh} {worker}start\ --gin_file=a.gin\ --output_dir=gs://bucket/run\ --distributed "
+        rf"{ssh} {worker}install\ launch_slice.tar.gz\ lm\ native {zone}",
+        rf"{ssh} {worker}start\ ldro_jax.main\ --gin_file=a.gin\ --output_dir=gs://bucket/run"
+        rf"\ --distributed "
         f"{zone}",
         rf"{ssh.replace('all', '0')} {worker}follow {zone}",
         f"gcloud compute tpus tpu-vm delete slice --quiet {zone}",
@@ -268,6 +269,19 @@ def test_arguments_arrive_unchanged(pod):
     pod.launch(*LAUNCH, *arguments)
     expected = ["-m", "ldro_jax.main", *ARGUMENTS, *arguments, "--distributed"]
     assert pod.trained() == [expected] * WORKERS
+
+
+def test_t5x_is_installed_and_trained_with(pod):
+    scripts = pod.clone / "scripts"
+    (scripts / "install_t5x.sh").write_text('echo "$VIRTUAL_ENV" >~/t5x\n')
+    arguments = ["--gin_file=gin_configs/t5x/mc4_base.gin", '--gin.MODEL_DIR="gs://bucket/run"']
+    pod.launch(*OPTIONS, "--trainer=t5x", "--", *arguments)
+    assert pod.verbs() == EVERYTHING
+    assert pod.trained() == [["-m", "t5x.main", "--run_mode=train", *arguments]] * WORKERS
+    for home in pod.homes:
+        assert (home / "t5x").read_text().strip() == f"{home}/ldro_jax_venv"
+    done = pod.launch(*OPTIONS, "--trainer=t5x", "--", arguments[0], check=False)
+    assert done.returncode == 2 and "--gin.MODEL_DIR must be gs://..." in done.stderr
 
 
 def test_the_printed_command_can_be_decoded_twice(pod):

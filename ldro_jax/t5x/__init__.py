@@ -4,7 +4,7 @@ See ``docs/t5x.md``. T5X is not on the package index: ``scripts/install_t5x.sh``
 """
 
 try:
-    import t5x as _t5x  # noqa: F401
+    import t5x.trainer  # noqa: F401
 except ImportError as error:
     raise ImportError(
         f"ldro_jax.t5x needs T5X, but it can't be imported ({error}). Install it with "
