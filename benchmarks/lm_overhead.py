@@ -19,8 +19,9 @@ from ldro_jax import _xla_flags
 from ldro_jax.models.decoder import Decoder
 from ldro_jax.tasks import sequences
 from ldro_jax.training import optimizers
-from ldro_jax.training.lm_program import LanguageModelProgram, prefetched
+from ldro_jax.training.lm_program import LanguageModelProgram
 from ldro_jax.training.method import Method
+from ldro_jax.training.prefetch import prefetched
 
 BASELINE = "average loss"
 # Measured by the paper at N = 40 on its TPU (appendix C).

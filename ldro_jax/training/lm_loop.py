@@ -18,7 +18,8 @@ from ldro_jax.evaluation import perplexity
 from ldro_jax.reporting import files, results
 from ldro_jax.tasks import sequences
 from ldro_jax.training import checkpoints, preemption, processes, records, writers
-from ldro_jax.training.lm_program import LanguageModelProgram, prefetched
+from ldro_jax.training.lm_program import LanguageModelProgram
+from ldro_jax.training.prefetch import prefetched
 from ldro_jax.training.program import Trial
 from ldro_jax.training.schedule import Schedule
 

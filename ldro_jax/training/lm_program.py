@@ -1,9 +1,7 @@
 """A language model, its text and a method as compiled programs: start, train, evaluate."""
 
 import copy
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -401,53 +399,6 @@ def _put(array: np.ndarray, where: NamedSharding) -> jax.Array:
     and these messages would come between those of the training step, elsewhere in each process.
     """
     return jax.make_array_from_callback(array.shape, where, lambda index: array[index])
-
-
-def prefetched(items: Iterator[Any], depth: int = 2) -> Generator[Any, None, None]:
-    """Makes items in a thread of its own, a few ahead of their use.
-
-    Args:
-      items: made in the thread.
-      depth: how many to hold.
-
-    Yields:
-      The items, in order; what the thread raises is raised here.
-    """
-    ready: queue.Queue = queue.Queue(depth)
-    stop = threading.Event()
-    end = object()
-
-    def put(item):
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def produce():
-        try:
-            for item in items:
-                put((item, None))
-                if stop.is_set():
-                    return
-            put((end, None))
-        except BaseException as error:
-            put((end, error))
-
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is end:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _check_batch(batch_size: int, microbatches: int, num_tasks: int, data_size: int) -> None:

@@ -23,7 +23,8 @@ from ldro_jax.evaluation import perplexity
 from ldro_jax.reporting import results
 from ldro_jax.tasks import sequences
 from ldro_jax.training import checkpoints, preemption
-from ldro_jax.training.lm_program import LanguageModelProgram, prefetched
+from ldro_jax.training.lm_program import LanguageModelProgram
+from ldro_jax.training.prefetch import prefetched
 from ldro_jax.training.sharding import Layout
 
 METHODS = [tiny_lm.LDRO, tiny_lm.DRAWN]
