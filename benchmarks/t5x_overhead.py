@@ -9,6 +9,8 @@ simulated devices; steps are timed in turns. Needs T5X (scripts/install_t5x.sh).
 import os
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# With few threads simulated devices may wait for each other forever.
+os.environ.setdefault("PJRT_NPROC", "64")
 
 import argparse
 

@@ -10,6 +10,7 @@ from t5x.examples.decoder_only import network
 from ldro_jax import ldro
 from ldro_jax.t5x import data  # noqa: F401
 from ldro_jax.t5x import model as model_lib
+from ldro_jax.t5x import network as network_lib  # noqa: F401
 from ldro_jax.t5x import optimizer as optimizer_lib
 from ldro_jax.t5x import trainer as trainer_lib
 from ldro_jax.tasks import vocabulary

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.core import freeze, meta
+from flax.core import freeze, meta, unfreeze
 from flax.linen import partitioning as flax_partitioning
 
 from ldro_jax.models.decoder import Decoder
@@ -92,5 +92,5 @@ def with_params_axes(variables: Any) -> Any:
             for key, value in tree.items()
         }
 
-    params = variables["params"]
-    return freeze({"params": meta.unbox(params), "params_axes": named(dict(params))})
+    params = unfreeze(variables["params"])
+    return freeze({"params": meta.unbox(params), "params_axes": named(params)})

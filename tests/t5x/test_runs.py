@@ -46,6 +46,8 @@ def start(mode, file, *bindings, gin_files=(), output):
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "JAX_PLATFORMS": "cpu",
+        # With few threads simulated devices may wait for each other forever.
+        "PJRT_NPROC": "64",
     }
     files = [f"--gin_file=gin_configs/t5x/{name}.gin" for name in (file, *gin_files)]
     return subprocess.Popen(
