@@ -182,6 +182,7 @@ class _Entropic(NamedTuple):
     w: jax.Array
     mu: jax.Array
     pull: jax.Array
+    damping: jax.Array
 
 
 def _maximise_entropy(payoff, used, tight):
@@ -199,16 +200,15 @@ def _maximise_entropy(payoff, used, tight):
 
     def advance(carry):
         point, best_w, best, stalled, step = carry
-        u, s, t, w, mu, pull = point
+        u, s, t, w, mu, pull, damping = point
         residual = payoff @ w + s - t
         # A tight row has no slack, and its multiplier may have either sign.
         row = jnp.where(tight, 1, u)
         # In proportion to the second moment of the row under w, the size of its Hessian block: a
-        # task of small payoffs must not be damped by the large payoffs of the others. A few times
-        # the rounding, or the pivot between two duplicated rows would be noise.
+        # task of small payoffs must not be damped by the large payoffs of the others.
         moment = jnp.square(payoff) @ w
         eps = jnp.finfo(dtype).eps
-        solve = _newton_solver(payoff, w, jnp.ones_like(w), row, s, 128 * eps * (moment + eps))
+        solve = _newton_solver(payoff, w, jnp.ones_like(w), row, s, damping * (moment + eps))
         us = jnp.where(tight, 0, mu - s * u)
         zero = jnp.zeros_like(w)
         dw, du, dtheta, dt = solve(zero, -us - row * residual, jnp.sum(zero), pull - jnp.sum(u))
@@ -231,13 +231,17 @@ def _maximise_entropy(payoff, used, tight):
         near = length > 0.5
         harder = near & (change < 0.01) & (mu < 1e-4) & (excess > excess_tolerance / 4)
         new = _Entropic(
-            u, s, t, w, jnp.where(near, 0.2 * mu, mu), jnp.where(harder, 3 * pull, pull)
+            u, s, t, w, jnp.where(near, 0.2 * mu, mu), jnp.where(harder, 3 * pull, pull), damping
         )
         valid = jnp.isfinite(score)
         better = valid & (score < best)
-        stalled = jnp.where(better, 0, jnp.where(valid, stalled + 1, _PATIENCE))
+        stalled = jnp.where(better, 0, stalled + 1)
         best_w, best = _select(better, (w, score), (best_w, best))
-        return _select(valid, new, point), best_w, best, stalled, step + 1
+        point = _select(valid, new, point)
+        # The pivot between two duplicated rows was rounding: no step at all, or one far too long.
+        lost = ~valid | (length < 0.01)
+        point = point._replace(damping=jnp.where(lost, jnp.minimum(64 * damping, 0.01), damping))
+        return point, best_w, best, stalled, step + 1
 
     u = jnp.where(tight, 0, jnp.full(payoff.shape[0], 1 / payoff.shape[0], dtype))
     w = strategy(u)
@@ -245,7 +249,9 @@ def _maximise_entropy(payoff, used, tight):
     t = jnp.max(rows) + 0.5
     s = jnp.where(tight, 0, t - rows)
     mu = u @ s / jnp.maximum(jnp.sum(~tight), 1).astype(dtype)
-    point = _Entropic(u, s, t, w, mu, jnp.ones_like(t))
+    # A few times the rounding, or the pivot between two duplicated rows would be noise.
+    damping = 128 * jnp.finfo(dtype).eps * jnp.ones_like(t)
+    point = _Entropic(u, s, t, w, mu, jnp.ones_like(t), damping)
     carry = (point, w, jnp.full_like(t, jnp.inf), 0, 0)
     _, best_w, _, _, _ = lax.while_loop(unfinished, advance, carry)
     return best_w
