@@ -10,7 +10,7 @@ from flax.training import common_utils
 from t5x import losses as losses_lib
 from t5x import models
 
-from ldro_jax.t5x.network import with_params_axes
+from ldro_jax.t5x.network import DecoderNetwork, with_params_axes
 
 
 class LDRODecoderOnlyModel(models.DecoderOnlyModel):
@@ -30,8 +30,11 @@ class LDRODecoderOnlyModel(models.DecoderOnlyModel):
             )
 
     def get_initial_variables(self, *args, **kwargs) -> Any:
-        """T5X's: the variables, also of a module that names its axes as Flax does today."""
-        return with_params_axes(super().get_initial_variables(*args, **kwargs))
+        """T5X's: the parameters, and the names of their axes."""
+        variables = super().get_initial_variables(*args, **kwargs)
+        if isinstance(self.module, DecoderNetwork):
+            variables = with_params_axes(variables)
+        return variables
 
     def row_losses(
         self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None

@@ -63,24 +63,20 @@ class DecoderNetwork(nn.Module):
                 "ldro_jax's decoder can't decode or take prefixes. Choose a network of T5X's own "
                 "(gin_configs/t5x/models/t5x_base.gin)."
             )
-        return self.decoder.logits(decoder_target_tokens.astype(jnp.int32))
+        # Flax looks at kernels of several axes as flat ones first, which T5X's rules don't fit.
+        with nn.logical_axis_rules(()):
+            return self.decoder.logits(decoder_target_tokens.astype(jnp.int32))
 
 
 def with_params_axes(variables: Any) -> Any:
     """Variables as T5X expects them: arrays, with the names of their axes in a collection apart.
 
     Args:
-      variables: from ``module.init``; parameters may be boxed with logical axes by Flax.
+      variables: from ``module.init``, parameters boxed with logical axes by Flax.
 
     Returns:
-      The same arrays without boxes, and the collection ``params_axes`` if there were any.
+      The same arrays without boxes, and the collection ``params_axes``.
     """
-
-    def is_box(leaf):
-        return isinstance(leaf, nn.LogicallyPartitioned)
-
-    if not any(map(is_box, jax.tree.leaves(variables["params"], is_leaf=is_box))):
-        return variables
 
     def named(tree):
         return {
