@@ -180,15 +180,18 @@ def _scalars(folder: str) -> Mapping[str, dict[int, float]]:
             "T5X's summaries are read with TensorFlow, which can't be imported "
             f"({error}). Install it with: pip install 'ldro-jax[lm]'."
         ) from error
+    events = [
+        event
+        for file in tf.io.gfile.glob(f"{folder}/events.out.tfevents.*")
+        for event in tf.compat.v1.train.summary_iterator(file)
+    ]
     found: Any = collections.defaultdict(dict)
-    files = tf.io.gfile.glob(f"{folder}/events.out.tfevents.*")
-    for file in sorted(files, key=lambda path: tf.io.gfile.stat(path).mtime_nsec):
-        for event in tf.compat.v1.train.summary_iterator(file):
-            for value in event.summary.value:
-                if value.HasField("tensor"):
-                    number = tf.make_ndarray(value.tensor)
-                    if number.dtype.kind in "fiu" and number.ndim == 0:
-                        found[value.tag][event.step] = float(number)
+    for event in sorted(events, key=lambda event: event.wall_time):
+        for value in event.summary.value:
+            if value.HasField("tensor"):
+                number = tf.make_ndarray(value.tensor)
+                if number.dtype.kind in "fiu" and number.ndim == 0:
+                    found[value.tag][event.step] = float(number)
     return found
 
 
