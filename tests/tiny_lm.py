@@ -23,6 +23,19 @@ from ldro_jax.training.schedule import Schedule
 
 VOCAB_SIZE, LENGTH, BATCH_SIZE = 61, 8, 16
 ONE = sharding.Layout(data=1)
+# Makes a gin file of the language models small.
+BINDINGS = (
+    "BATCH_SIZE=8",
+    "LENGTH=8",
+    "SEEDS=(0,)",
+    "Decoder.num_layers=1",
+    "Decoder.embed_dim=16",
+    "Decoder.num_heads=2",
+    "Decoder.mlp_dim=16",
+    "Decoder.scan_layers=False",
+    "Decoder.remat=False",
+    "Decoder.dtype='float32'",
+)
 PADDED_VOCAB = 128
 AVERAGE = Method("Average", "average")
 GROUP_DRO = Method("Group DRO", "group_dro", {"weight_lr": 0.3})

@@ -6,6 +6,7 @@ import gin
 import jax
 import numpy as np
 import pytest
+import tiny_lm
 
 from ldro_jax import configuration
 from ldro_jax.reporting import results
@@ -19,16 +20,7 @@ _TINY = [
     "TRAIN_STEPS=4",
     "WARMUP_STEPS=1",
     "EVAL_INTERVAL=2",
-    "BATCH_SIZE=8",
-    "LENGTH=8",
-    "SEEDS=(0,)",
-    "Decoder.num_layers=1",
-    "Decoder.embed_dim=16",
-    "Decoder.num_heads=2",
-    "Decoder.mlp_dim=16",
-    "Decoder.scan_layers=False",
-    "Decoder.remat=False",
-    "Decoder.dtype='float32'",
+    *tiny_lm.BINDINGS,
     "multilingual.max_test_tokens=200",
     "multilingual.max_validation_tokens=100",
 ]
