@@ -25,8 +25,9 @@ from ldro_jax.training import experiment
 METRIC = "perplexity"
 # T5X evaluates on the split validation; see train_eval/DatasetConfig in its pretrain.gin.
 _SPLIT = "validation"
-_TASKS_FILE = "ldro_tasks.json"
-_MIXTURES = ("ldro_text", "ldro_mc4")
+# What ldro_jax.t5x.data, which needs T5X, writes and registers.
+TASKS_FILE = "ldro_tasks.json"
+TEXT_MIXTURE, MC4_MIXTURE = "ldro_text", "ldro_mc4"
 
 
 def read(
@@ -196,11 +197,11 @@ def _scalars(folder: str) -> Mapping[str, dict[int, float]]:
 
 
 def _task_names(model_dir: str, found: Mapping[str, Any]) -> list[str]:
-    file = paths.make(model_dir) / _TASKS_FILE
+    file = paths.make(model_dir) / TASKS_FILE
     if file.exists():
         return json.loads(file.read_text(encoding="utf-8"))["tasks"]
     # T5X evaluates the mixture as well.
-    return [name for name in found if name not in _MIXTURES]
+    return [name for name in found if name not in (TEXT_MIXTURE, MC4_MIXTURE)]
 
 
 def _shortened(names: Sequence[str]) -> list[str]:

@@ -6,7 +6,9 @@ the batches of several hosts are put side by side.
 """
 
 import dataclasses
+import functools
 import json
+import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +17,8 @@ import seqio
 import tensorflow as tf
 from t5x import utils
 
+from ldro_jax.reporting.t5x import MC4_MIXTURE, TASKS_FILE, TEXT_MIXTURE
 from ldro_jax.tasks import mc4, text, text_files
-
-TASKS_FILE = "ldro_tasks.json"
 
 
 def task_names(mixture_or_task_name: Any, module: str | None = None) -> tuple[str, ...]:
@@ -143,14 +144,12 @@ def text_mixture(
     """
     rates = {}
     for language in languages or text_files.languages(data_dir):
-        # TensorFlow would take text that isn't UTF-8.
-        text_files.check(text_files.find(data_dir, language, "validation"))
-        lines = text_files.read_lines(text_files.find(data_dir, language, "train"))
-        size = sum(len(line.encode()) for line in lines)
+        files = [text_files.find(data_dir, language, split) for split in ("validation", "train")]
+        _, size = (_size(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
         task = _full_rows(text.seqio_task(data_dir, language, vocabulary))
         # seqio draws rows. They are full, so that rates of rows are rates of tokens.
         rates[task] = float(size) ** exponent
-    return _register("ldro_text", rates)
+    return _register(TEXT_MIXTURE, rates)
 
 
 def mc4_mixture(*, vocabulary: seqio.Vocabulary, languages: Sequence[str] | None = None) -> str:
@@ -158,7 +157,7 @@ def mc4_mixture(*, vocabulary: seqio.Vocabulary, languages: Sequence[str] | None
 
     Args:
       vocabulary: of the model.
-      languages: which ones; by default the 40 of XTREME that mC4 has.
+      languages: which ones; by default the 39 of XTREME that mC4 has.
 
     Returns:
       The name of the mixture, for ``MIXTURE_OR_TASK_NAME``.
@@ -169,7 +168,7 @@ def mc4_mixture(*, vocabulary: seqio.Vocabulary, languages: Sequence[str] | None
     """
     names = languages or [name for name in mc4.LANGUAGES if name not in mc4.ABSENT]
     tasks = [_full_rows(mc4.seqio_task(name, vocabulary)) for name in names]
-    return _register("ldro_mc4", dict.fromkeys(tasks, 1.0))
+    return _register(MC4_MIXTURE, dict.fromkeys(tasks, 1.0))
 
 
 def perplexity(targets: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
@@ -184,6 +183,14 @@ def perplexity(targets: Sequence[int], scores: Sequence[float]) -> dict[str, flo
     """
     loss = -float(np.sum(scores, dtype=np.float64)) / sum(targets)
     return {"perplexity": float(np.exp(loss)), "nats_per_token": loss}
+
+
+@functools.cache
+def _size(file: pathlib.Path, *version: int) -> int:
+    """Bytes of text in a file; read once, though gin calls anew for each use of a macro."""
+    del version
+    # Both files are read: TensorFlow would take text that isn't UTF-8.
+    return sum(len(line.encode()) for line in text_files.read_lines(file))
 
 
 def _full_rows(task: seqio.Task) -> seqio.Task:
