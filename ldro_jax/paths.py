@@ -4,11 +4,16 @@ A path in cloud storage has the methods of a ``pathlib.Path`` that an output dir
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
+
+# What a file is called while it is written; one that is left by a killed process is of no use.
+TEMPORARY = ".ldro_jax-"
 
 
 def make(path: str | os.PathLike) -> pathlib.Path:
@@ -60,19 +65,90 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def write(path: pathlib.Path, content: bytes | str) -> None:
+    """Writes a file, so that a reader sees either the old one or the whole new one.
+
+    In cloud storage any file is written so.
+
+    Args:
+      path: the file; missing folders are made.
+      content: text is written as UTF-8.
+
+    Raises:
+      OSError: if it can't be written. The old file, if there is one, stays.
+    """
+    if isinstance(content, str):
+        content = content.encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if is_remote(path):
+        path.write_bytes(content)
+        return
+    # The temporary file must be on the same file system for the replacement to be atomic.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            # Otherwise a machine that loses power may keep the new name and not what is in it.
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; it should be as readable as other files.
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def move_aside(path: pathlib.Path) -> pathlib.Path:
+    """Renames what can't be read, so that it is neither used nor lost.
+
+    Args:
+      path: a file or a folder.
+
+    Returns:
+      What it is called now: ``unreadable-NAME``, with a number if there is one already.
+    """
+    name = f"unreadable-{path.name}"
+    names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    aside = next(p for n in names if not (p := path.with_name(n)).exists())
+    path.rename(aside)
+    return aside
+
+
 def remove_tree(folder: pathlib.Path) -> None:
     """Deletes a folder and all that is in it.
+
+    Symbolic links are deleted, and what they point to stays. A folder that is a mount point is
+    emptied.
 
     Args:
       folder: one that exists.
     """
-    if not is_remote(folder):
+    if is_remote(folder):
+        remote: Any = folder
+        remote.rmtree()
+        # The first time TensorFlow may delete no more than the object that stands for the folder.
+        remote.rmtree(missing_ok=True)
+    elif folder.is_symlink():
+        folder.unlink()
+    elif os.path.ismount(folder):
+        for path in folder.iterdir():
+            remove(path)
+    else:
         shutil.rmtree(folder)
-        return
-    remote: Any = folder
-    remote.rmtree()
-    # The first time TensorFlow may delete no more than the object that stands for the folder.
-    remote.rmtree(missing_ok=True)
+
+
+def remove(path: pathlib.Path) -> None:
+    """Deletes a file, a link, or a folder as :func:`remove_tree` does.
+
+    Args:
+      path: what exists.
+    """
+    if path.is_dir():
+        remove_tree(path)
+    else:
+        path.unlink()
 
 
 @contextlib.contextmanager

@@ -1,13 +1,15 @@
-"""JSON files that are never half-written, and clear errors for those that are."""
+"""JSON files that are never half-written, know when they have been altered, and say so clearly."""
 
+import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ldro_jax import paths
+
+_CHECKSUM = "checksum"
 
 
 class ResultsError(ValueError):
@@ -15,45 +17,43 @@ class ResultsError(ValueError):
 
 
 def write_json(record: Mapping[str, Any], path: Path) -> None:
-    """Writes a file, so that a reader sees either the old one or the whole new one.
-
-    In cloud storage any file is written so.
+    """Writes a record and its checksum; a reader sees the old file or the whole new one.
 
     Args:
       record: plain types; numbers are finite.
       path: the file; missing folders are made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {**record, _CHECKSUM: checksum(record)}
     text = json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
-    if paths.is_remote(path):
-        path.write_text(text, encoding="utf-8")
-        return
-    # The temporary file must be on the same file system for the replacement to be atomic.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes the file private; a report's data should be as readable as other files.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    paths.write(path, text)
 
 
-def read_json(path: str | os.PathLike, expected: int) -> dict[str, Any]:
-    """Reads a results file as plain types.
+def checksum(record: Mapping[str, Any]) -> str:
+    """Identifies a record by its content.
+
+    Args:
+      record: plain types; numbers are finite.
+
+    Returns:
+      16 hexadecimal digits, which don't depend on the order of keys.
+    """
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def read_json(path: str | os.PathLike, expected: int | None = None) -> dict[str, Any]:
+    """Reads a file that :func:`write_json` wrote, as plain types.
 
     Args:
       path: the file.
-      expected: its format number.
+      expected: its format number, where it has one.
 
     Returns:
-      The record as it is stored.
+      The record as it was given.
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ResultsError: if it is not valid JSON, or has another format number.
+      ResultsError: if it is not valid JSON, was altered since, or has another format number.
     """
     path = paths.make(path)
     try:
@@ -63,15 +63,22 @@ def read_json(path: str | os.PathLike, expected: int) -> dict[str, Any]:
             f"Expected a results file at {path}; found none. Check the path, or run the experiment "
             "first: it writes results.json into its output folder."
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ResultsError(
             f"Expected JSON in {path}; found something else ({error}). The file is damaged or was "
             "copied half-way: copy it again, or run the experiment again."
         ) from error
-    found = record.get("format") if isinstance(record, dict) else type(record).__name__
-    if found != expected:
+    found = type(record).__name__ if not isinstance(record, dict) else record.get("format")
+    if not isinstance(record, dict) or found != expected:
         raise ResultsError(
             f"Expected a results file of format {expected} in {path}; found format {found!r}. Read "
             "it with the version of ldro_jax that wrote it, or run the experiment again."
+        )
+    # A file that was made or mended by hand has none.
+    written = record.pop(_CHECKSUM, None)
+    if written is not None and written != checksum(record):
+        raise ResultsError(
+            f"{path} is not what was written: its checksum is another one. Copy it again, or run "
+            f'the experiment again. If you have changed it by hand, take "{_CHECKSUM}" out of it.'
         )
     return record

@@ -1,8 +1,10 @@
 """Multitask data sets in memory."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
+import functools
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +22,21 @@ class Split(NamedTuple):
     inputs: np.ndarray | jax.Array
     labels: np.ndarray | jax.Array
     sizes: np.ndarray | jax.Array
+
+
+def content(arrays: Iterable[np.ndarray | jax.Array]) -> str:
+    """Identifies data by what is in it.
+
+    Args:
+      arrays: all of it.
+
+    Returns:
+      16 hexadecimal digits.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(np.asarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _unchanged(inputs: jax.Array) -> jax.Array:
@@ -101,3 +118,12 @@ class MultitaskData:
     def num_tasks(self) -> int:
         """Number of tasks, N."""
         return len(self.task_names)
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells these examples from others of the same tasks, in plain JSON types."""
+        return {
+            "task_names": list(self.task_names),
+            "sizes": np.asarray(self.train.sizes).tolist(),
+            "content": content([*self.train, *self.validation, *self.test]),
+        }

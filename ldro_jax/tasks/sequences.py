@@ -6,12 +6,15 @@ the number of sequences drawn so far, so a run that is resumed repeats and skips
 """
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from absl import logging
+
+from ldro_jax.tasks import base
 
 
 class Source(Protocol):
@@ -19,7 +22,15 @@ class Source(Protocol):
 
     What can be drawn at random, such as :class:`ShuffledSequences`, has no state; a stream of text
     saves its own.
+
+    Attributes:
+      identity: what a run must begin with again to go on, in plain JSON types.
     """
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """See the attributes."""
+        ...
 
     def rows(self, tasks: np.ndarray, indices: np.ndarray) -> np.ndarray:
         """Sequences to train on.
@@ -131,6 +142,19 @@ class Corpus:
             return self.stream.sizes
         return np.array([len(tokens) for tokens in self.train])
 
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """What tells this text from other text of the same languages, in plain JSON types.
+
+        Of a stream, its sizes stand for its training text.
+        """
+        return {
+            "vocabulary": self.vocabulary,
+            "task_names": list(self.task_names),
+            "sizes": self.sizes.tolist(),
+            "content": base.content([*self.train, *self.validation, *self.test]),
+        }
+
     def source(self, length: int, seed: int) -> Source:
         """Where training sequences come from.
 
@@ -174,6 +198,7 @@ class ShuffledSequences:
     """
 
     def __init__(self, tokens: Sequence[np.ndarray], length: int, seed: int):
+        self.identity: dict[str, Any] = {}
         self._tokens, self._length, self._seed = tokens, length, seed
         self._counts = [max(len(t) // length, 1) for t in tokens]
         self._orders: dict[int, tuple[int, int, np.ndarray]] = {}

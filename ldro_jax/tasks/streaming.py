@@ -81,6 +81,7 @@ class StreamingSequences:
             "seed": int(seed),
             "processes": processes,
         }
+        self.identity = {"processes": processes}
         with _few_files():
             pipelines = [self._pipeline(task, seed) for task in tasks]
         self._iterators: list[Any] = [iter(pipeline) for pipeline in pipelines]

@@ -1,113 +1,346 @@
-"""Checkpoints of a run: its training state and its record so far, saved together."""
+"""Checkpoints of a run: its training state and its record so far, saved together.
 
-import itertools
+A checkpoint is one directory that is there as a whole or not at all. It holds checksums of
+everything in it, says what data it was made with, and which earlier one was the best of its run: a
+run goes on from a checkpoint only if that one can be read as well.
+"""
+
+import contextlib
+import errno
+import gc
+import logging as logging_lib
 import pathlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
 from ldro_jax import paths
+from ldro_jax.reporting import files
 from ldro_jax.training import processes
 
 
 class Checkpoints:
-    """Saves and restores one run with Orbax, keeping the newest few.
+    """Saves and restores one run with Orbax, keeping the newest few and the best.
 
     Args:
       directory: where to keep them; made if it isn't there. Its name tells it from others that are
         open at the same time.
-      keep: how many to keep.
+      keep: how many of the newest to keep.
+      identity: what the run is trained on, in plain JSON types; a checkpoint with another is
+        refused.
     """
 
-    def __init__(self, directory: pathlib.Path, *, keep: int = 2):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        keep: int = 2,
+        identity: Mapping[str, Any] | None = None,
+    ):
         self._directory = paths.absolute(directory)
+        self._keep, self._best = keep, None
+        self._identity = dict(identity or {})
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            # Which to delete is decided in _prune: Orbax would count the best among the newest.
+            max_to_keep=None,
             create=True,
             # Under one name jax lets a process wait for the others but once at a time.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=self._directory.name
             ),
         )
-        with paths.clear_errors(self._directory):
+        with self._clear_errors():
             self._manager = _Manager(self._directory, options=options)
 
-    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+    @property
+    def steps(self) -> Sequence[int]:
+        """The steps of the checkpoints that are complete, in order."""
+        return sorted(self._manager.all_steps())
+
+    def save(
+        self, step: int, state: Any, record: Mapping[str, Any], *, best: int | None = None
+    ) -> None:
         """Starts saving; the write goes on in the background.
 
         Args:
           step: number of steps taken; what was saved at that step before is replaced.
           state: a pytree of arrays.
           record: anything that JSON can hold.
-        """
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(record)
-            ),
-        )
+          best: the step of the checkpoint that is to be tested in the end, this one or an earlier
+            one; it is kept.
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Restores the newest checkpoint that can be read.
+        Raises:
+          OSError: if this one or the last one can't be written.
+        """
+        payload = {
+            "record": dict(record),
+            "identity": self._identity,
+            "structure": _structure(state),
+            "state": _digest(state),
+            "best": best,
+        }
+        payload["checksum"] = files.checksum(payload)
+        with self._clear_errors():
+            # The one before must be there as a whole before others are deleted for it.
+            self._manager.wait_until_finished()
+            self._best = best
+            self._prune()
+            if step in self.steps:
+                self._manager.delete(step)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state), record=ocp.args.JsonSave(payload)
+                ),
+            )
+
+    def restore(
+        self, like: Any, and_then: Callable[[int], None] = lambda step: None
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """Restores the newest checkpoint that can be read, along with the best one it names.
 
         One that can't be is reported in the log and moved aside, and the one before it is tried.
 
         Args:
           like: a state with the structure, shapes and dtypes to restore.
+          and_then: called with the step, to restore what belongs to a checkpoint but isn't in it;
+            what it raises counts as damage.
 
         Returns:
           The state and the record, or ``None`` if there is no good checkpoint.
+
+        Raises:
+          ValueError: if a checkpoint was made with other data or with another model.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         self._manager.wait_until_finished()
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            found = None
-            try:
-                found = self._read(self._manager.directory / str(step), abstract)
-            # Whatever a damaged file makes Orbax raise, an older checkpoint is better than none.
-            except Exception as error:
+        for step in reversed(self.steps):
+            if step not in self.steps:  # the best of a later one, which couldn't be read
+                continue
+            found = self._try(step, like, and_then)
+            if found is None:
+                self._move_aside(step)
+                continue
+            best = found[1]["best"]
+            if best not in (None, step) and self._try(best, like) is None:
+                if best in self.steps:
+                    self._move_aside(best)
                 logging.warning(
-                    "The checkpoint of step %d in %s can't be read (%s).",
+                    "The checkpoint of step %d can't be used: the best one of its run, of step %d, "
+                    "can't be read.",
                     step,
-                    self._directory,
-                    str(error).splitlines()[0] if str(error) else type(error).__name__,
+                    best,
                 )
-            if processes.all_agree(found is not None):
-                return found
-            self._move_aside(step)
+                self._move_aside(step)
+                continue
+            self._best = best
+            return found[0], found[1]["record"]
         return None
 
-    def _read(self, folder: Any, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        # The manager's own restore has all processes wait for each other at its end, and one that
-        # fails before would never come.
-        state = ocp.StandardCheckpointHandler().restore(
-            folder / "state", args=ocp.args.StandardRestore(abstract)
+    def restore_best(self, like: Any) -> Any | None:
+        """Restores the checkpoint that the newest one names as the best.
+
+        Args:
+          like: a state with the structure, shapes and dtypes to restore.
+
+        Returns:
+          The state; ``None`` if none was named.
+
+        Raises:
+          OSError: if it can't be read.
+        """
+        with self._clear_errors():
+            self._manager.wait_until_finished()
+        if self._best is None:
+            return None
+        if (found := self._try(self._best, like)) is None:
+            raise OSError(
+                f"The checkpoint of the best step, {self._best}, in {self._directory} can't be "
+                "read any more. Give the same command again: it goes back to where the run can go "
+                "on from."
+            )
+        return found[0]
+
+    def _try(
+        self, step: int, like: Any, and_then: Callable[[int], None] = lambda step: None
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The state and the payload of one checkpoint, ``None`` if it is damaged anywhere."""
+        state, payload, reason = None, {}, "it isn't there"
+        # Whatever a damaged file makes Orbax raise, an older checkpoint is better than none.
+        try:
+            payload = self._payload(step)
+        except Exception as error:
+            reason = _reason(error)
+        if payload:
+            self._check(step, payload, like)
+            try:
+                state = self._state(step, like)
+                and_then(step)
+            except Exception as error:
+                state, reason = None, _reason(error)
+        if processes.all_agree(state is not None):
+            # All processes take part in the sums.
+            if _digest(state) == payload["state"]:
+                return state, payload
+            reason = "it is not what was saved"
+        _forget_unfinished_reads()
+        logging.warning(
+            "The checkpoint of step %d in %s can't be read (%s).", step, self._directory, reason
         )
-        return state, dict(ocp.JsonCheckpointHandler().restore(folder / "record"))
+        return None
+
+    # The manager's own restore has all processes wait for each other at its end, and one that fails
+    # before would never come.
+    def _payload(self, step: int) -> dict[str, Any]:
+        folder: Any = self._manager.directory / str(step) / "record"
+        payload = dict(ocp.JsonCheckpointHandler().restore(folder))
+        written = payload.pop("checksum", None)
+        if written != files.checksum(payload):
+            raise ValueError("its record is not what was saved")
+        return payload
+
+    def _state(self, step: int, like: Any) -> Any:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return ocp.StandardCheckpointHandler().restore(
+            self._manager.directory / str(step) / "state",
+            args=ocp.args.StandardRestore(abstract),
+        )
+
+    def _check(self, step: int, payload: Mapping[str, Any], like: Any) -> None:
+        """Raises ``ValueError`` for a checkpoint of another run."""
+        where = f"The checkpoint of step {step} in {self._directory}"
+        check_identity(where, payload["identity"], self._identity)
+        found, ours = payload["structure"], _structure(like)
+        if found != ours:
+            name = next(n for n in [*ours, *found] if found.get(n) != ours.get(n))
+            raise ValueError(
+                f"{where} was made with another model, optimizer or version of ldro_jax: {name} is "
+                f"{found.get(name, 'not there')} in it, but {ours.get(name, 'not there')} now. "
+                "Give the run what it began with, or choose another --output_dir."
+            )
+
+    def _prune(self) -> None:
+        steps = self.steps
+        for step in steps[: max(len(steps) - self._keep, 0)]:
+            if step != self._best:
+                self._manager.delete(step)
 
     def _move_aside(self, step: int) -> None:
         if processes.is_first():
-            name = f"unreadable-{step}"
-            names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
-            aside = next(p for n in names if not (p := self._directory / n).exists())
-            (self._directory / str(step)).rename(aside)
+            aside = paths.move_aside(self._directory / str(step))
             logging.warning(
                 "The checkpoint of step %d is now %s. Falling back to an older one.", step, aside
             )
         processes.wait_for_all("moved aside")
         self._manager.reload()
 
+    @contextlib.contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            with paths.clear_errors(self._directory):
+                yield
+        except Exception as error:
+            # TensorStore has the reason in its text alone.
+            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+                raise OSError(
+                    errno.ENOSPC, "A checkpoint can't be written: the disk is full", self._directory
+                ) from error
+            raise
+
     def close(self) -> None:
-        """Waits for the writes under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits for the writes under way.
+
+        Raises:
+          OSError: if they fail.
+        """
+        with self._clear_errors():
+            try:
+                self._manager.wait_until_finished()
+                self._prune()
+            finally:
+                self._manager.close()
 
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """Says no: :mod:`ldro_jax.training.preemption` asks jax, and numbers its questions."""
         return False
+
+
+def check_identity(what: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` if something was made with other data.
+
+    Args:
+      what: how to call it.
+      found: the identity that was saved with it, in plain JSON types.
+      ours: the identity of the data now.
+
+    Raises:
+      ValueError: naming the first entry that differs.
+    """
+    for name in [*ours, *found]:
+        if found.get(name) != ours.get(name):
+            raise ValueError(
+                f"{what} was made with other data: {name} was {found.get(name)}, now it is "
+                f"{ours.get(name)}. Give the run the data it began with, or choose another "
+                "--output_dir."
+            )
+
+
+def _structure(state: Any) -> dict[str, str]:
+    """Dtype and shape of each array, by its path."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def _digest(state: Any) -> list[list[int]]:
+    """Two sums over the bits of each array, the same on any devices."""
+    return [[int(x) for x in sums] for sums in _sums(jax.tree.leaves(state))]
+
+
+@jax.jit
+def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
+    return [_weighted_sums(leaf) for leaf in leaves]
+
+
+def _weighted_sums(leaf: jax.Array) -> jax.Array:
+    bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
+    size = min(bits.dtype.itemsize, 4)
+    bits = jax.lax.bitcast_convert_type(bits, f"uint{8 * size}").astype(jnp.uint32)
+    place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
+    for axis in reversed(range(bits.ndim)):
+        index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+        place, stride = place + index * jnp.uint32(stride % 2**32), stride * bits.shape[axis]
+    # A change of one word changes both sums, because odd factors have an inverse modulo 2^32.
+    factors = (place * 2 + 1, (place * jnp.uint32(2654435761)) | 1)
+    return jnp.stack([jnp.sum(bits * factor, dtype=jnp.uint32) for factor in factors])
+
+
+def _reason(error: Exception) -> str:
+    # TensorStore adds all of its settings.
+    first = str(error).partition("\n")[0].partition(" [tensorstore_spec")[0]
+    return first[:300] or type(error).__name__
+
+
+def _forget_unfinished_reads() -> None:
+    """Keeps Python from reporting what Orbax didn't finish reading beside a damaged array."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
+def _is_news(record: logging_lib.LogRecord) -> bool:
+    return "tensorstore" not in record.getMessage()
+
+
+# Of the arrays that can't be read Orbax reports the first. What becomes of the others is said here,
+# at any time later, with all of TensorStore's settings.
+logging_lib.getLogger("asyncio").addFilter(_is_news)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import time
@@ -15,7 +14,7 @@ from absl import logging
 
 from ldro_jax import paths
 from ldro_jax.evaluation import perplexity
-from ldro_jax.reporting import files, results
+from ldro_jax.reporting import results
 from ldro_jax.tasks import sequences
 from ldro_jax.training import checkpoints, preemption, processes, records, writers
 from ldro_jax.training.lm_program import LanguageModelProgram
@@ -64,16 +63,16 @@ def train(
 
     Raises:
       PreemptedError: after SIGTERM, when the state is saved.
-      ValueError: if a checkpoint was made with another vocabulary or other tasks.
+      ValueError: if a checkpoint was made with other text or another model.
     """
-    _check_text(program, checkpoint_dir)
+    source = program.source(trial.seed)
+    is_stream = program.corpus.stream is not None
+    places = checkpoint_dir / _STREAM
     with contextlib.ExitStack() as stack:
-
-        def opened(name, keep):
-            found = checkpoints.Checkpoints(checkpoint_dir / name, keep=keep)
-            return stack.enter_context(contextlib.closing(found))
-
-        latest, best = opened("latest", 2), opened("best", 1)
+        saved = checkpoints.Checkpoints(
+            checkpoint_dir, identity={**program.corpus.identity, **source.identity}
+        )
+        stack.enter_context(contextlib.closing(saved))
         log = writers.NullWriter()
         if processes.is_first():
             log = writers.tensorboard_writer(tensorboard_dir)
@@ -83,27 +82,26 @@ def train(
         now = _Progress(
             records.empty_run(trial, schedule), program.first_probabilities(trial.method)
         )
-        source = program.source(trial.seed)
-        is_stream = program.corpus.stream is not None
-        if (restored := latest.restore(state)) is not None:
-            state, saved = restored
-            now = _Progress.from_record(saved)
-            if is_stream:
-                source.restore(checkpoint_dir / _STREAM / str(now.step))
+        restored = saved.restore(state, lambda step: source.restore(places / str(step)))
+        if restored is not None:
+            state, record = restored
+            now = _Progress.from_record(record)
             progress.write(f"{now.run.method}, seed {now.run.seed}: resumed at step {now.step}.")
             progress.update(now.step)
         last_saved, seconds = now.step, []
 
         def save():
             if is_stream:
-                _save_source(source, checkpoint_dir / _STREAM, now.step)
-            latest.save(now.step, state, now.record())
+                _save_source(source, places / str(now.step))
+            saved.save(now.step, state, now.record(), best=now.best_step)
+            if is_stream and processes.is_first():
+                _remove_places(places, {*saved.steps, now.step})
 
         def stop():
             if last_saved < now.step:
                 save()
             raise preemption.PreemptedError(
-                f"{now.run.method}, seed {now.run.seed}: asked to stop, saved at step {now.step}."
+                f"{now.run.method}, seed {now.run.seed}: stopped, saved at step {now.step}."
             )
 
         while now.step < schedule.train_steps and now.run.stopped is None:
@@ -133,8 +131,7 @@ def train(
             progress.set_postfix_str(records.progress_text(now.run))
             improved = losses.mean() < now.best_loss
             if improved:
-                now.best_loss = float(losses.mean())
-                best.save(now.step, state, now.record())
+                now.best_loss, now.best_step = float(losses.mean()), now.step
             if improved or now.step - last_saved >= schedule.checkpoint_interval:
                 last_saved = now.step
                 save()
@@ -143,14 +140,13 @@ def train(
                 stop()
         if now.run.stopped is not None:
             return now.run
-        if (restored := best.restore(state)) is None:
+        if (final := saved.restore_best(state)) is None:
             logging.warning(
-                "%s, seed %d: there is no good checkpoint of the best step, so the test is of the "
-                "last one.",
+                "%s, seed %d: no validation loss was finite, so the test is of the last step.",
                 now.run.method,
                 now.run.seed,
             )
-        final = state if restored is None else restored[0]
+            final = state
         losses = program.evaluate(final.params, "test", max_test_tokens)
         if preempted(now.step):
             stop()
@@ -170,6 +166,7 @@ class _Progress:
       step: number of steps taken.
       losses: of the steps since the last evaluation, each ``[N]``.
       best_loss: lowest average validation loss.
+      best_step: where that was.
       end: the step before which batches are drawn.
     """
 
@@ -179,6 +176,7 @@ class _Progress:
     step: int = 0
     losses: list[np.ndarray] = dataclasses.field(default_factory=list)
     best_loss: float = math.inf
+    best_step: int | None = None
     end: int = 0
 
     def __post_init__(self):
@@ -194,6 +192,7 @@ class _Progress:
             "step": self.step,
             "losses": [loss.tolist() for loss in self.losses],
             "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+            "best_step": self.best_step,
         }
 
     @classmethod
@@ -205,28 +204,8 @@ class _Progress:
             step=record["step"],
             losses=[np.array(loss, np.float32) for loss in record["losses"]],
             best_loss=math.inf if record["best_loss"] is None else record["best_loss"],
+            best_step=record["best_step"],
         )
-
-
-def _check_text(program, directory: pathlib.Path) -> None:
-    """Raises ``ValueError`` if the checkpoints there, if any, were made with other text.
-
-    Not from the checkpoints themselves: one of another shape counts as damaged, and is moved aside.
-    """
-    file = directory / "text.json"
-    corpus = program.corpus
-    ours = {"vocabulary": corpus.vocabulary, "task_names": list(corpus.task_names)}
-    if file.exists() and any(path.name.isdigit() for path in directory.glob("*/*")):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        for name in ours:
-            if found[name] != ours[name]:
-                raise ValueError(
-                    f"The checkpoints in {directory} were made with other text: {name} was "
-                    f"{found[name]}, now it is {ours[name]}. Give the run the text it began with, "
-                    "or choose another --output_dir."
-                )
-    elif processes.is_first():
-        files.write_json(ours, file)
 
 
 def _stretch(program, source, trial, state, now: _Progress, end, preempted, progress):
@@ -270,20 +249,22 @@ def _batches(program, source, seed, now: _Progress) -> Iterator[tuple[Any, np.nd
         drawn, step = draw.drawn, step + 1
 
 
-def _save_source(source: sequences.Source, folder: pathlib.Path, step: int) -> None:
-    """Saves where a stream is beside the checkpoint of the same step."""
-    place = folder / str(step)
+def _save_source(source: sequences.Source, place: pathlib.Path) -> None:
+    """Saves where a stream is; before the checkpoint of the same step, which can't do without."""
     if processes.is_first():
         if place.exists():
             paths.remove_tree(place)
         place.mkdir(parents=True, exist_ok=True)
-        # As many stay as there are checkpoints to go back to. Later ones are of checkpoints that
-        # couldn't be read.
-        earlier = sorted(n for path in folder.glob("*") if (n := int(path.name)) < step)
-        for old in earlier[:-2]:
-            paths.remove_tree(folder / str(old))
     processes.wait_for_all("stream")
     source.save(place)
+    processes.wait_for_all("stream saved")
+
+
+def _remove_places(places: pathlib.Path, steps: set[int]) -> None:
+    """Removes the places of a stream whose checkpoints are gone."""
+    for place in places.glob("*"):
+        if int(place.name) not in steps:
+            paths.remove_tree(place)
 
 
 def _evaluation(program, step, split, losses) -> results.Evaluation:

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ldro_jax.reporting import results
-from ldro_jax.training import checkpoints, records, writers
+from ldro_jax.training import checkpoints, preemption, records, writers
 from ldro_jax.training.program import Program, Trial
 
 
@@ -35,18 +35,22 @@ def train(
       ``stopped``.
 
     Raises:
-      ValueError: if a method needs another program.
+      PreemptedError: after SIGTERM, at the end of the stretch, when the state is saved.
+      ValueError: if a method needs another program, or a checkpoint was made with other data or
+        another model.
     """
     for method, _ in trials:
         if method.program() != program.method.program():
             raise ValueError(f"{method} can't be trained by the program of {program.method}.")
     schedule = program.schedule
     with contextlib.ExitStack() as stack:
-        saved = stack.enter_context(contextlib.closing(checkpoints.Checkpoints(checkpoint_dir)))
+        saved = checkpoints.Checkpoints(checkpoint_dir, identity=program.data.identity)
+        stack.enter_context(contextlib.closing(saved))
         log = [
             stack.enter_context(contextlib.closing(writers.tensorboard_writer(directory)))
             for directory in tensorboard_dirs
         ]
+        preempted = stack.enter_context(preemption.watch())
         states = program.start(trials)
         runs = [records.empty_run(trial, schedule) for trial in trials]
         if (restored := saved.restore(states)) is not None:
@@ -78,10 +82,16 @@ def train(
                     records.write_scalars(log[index], runs[index])
             progress.update(num_steps * len(runs))
             progress.set_postfix_str(records.progress_text(runs[-1]))
-            if start + num_steps - last_saved >= schedule.checkpoint_interval and _going(runs):
-                last_saved = start + num_steps
+            step = start + num_steps
+            asked = preempted(step)
+            due = step - last_saved >= schedule.checkpoint_interval or asked
+            if due and _going(runs):
+                last_saved = step
                 record = {"runs": [results.run_to_record(run) for run in runs]}
-                saved.save(last_saved, states, record)
+                saved.save(step, states, record)
+            if asked:
+                names = ", ".join(f"{run.method}, seed {run.seed}" for run in runs)
+                raise preemption.PreemptedError(f"{names}: stopped, saved at step {last_saved}.")
     return runs
 
 

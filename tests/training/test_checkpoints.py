@@ -171,3 +171,167 @@ def test_two_at_a_time_have_messages_of_their_own(tmp_path, monkeypatch):
     for name in ("latest", "best"):
         checkpoints.Checkpoints(tmp_path / name)
     assert made == ["latest", "best"]
+
+
+def flipped(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8 % len(content)] ^= 1 << bit % 8
+    path.write_bytes(bytes(content))
+
+
+def large_state(seed):
+    rng = np.random.default_rng(seed)
+    return {
+        "half": jnp.asarray(rng.normal(size=(40, 5)), jnp.bfloat16),
+        "params": jnp.asarray(rng.normal(size=(30, 7)), jnp.float32),
+        "flags": jnp.asarray(rng.integers(0, 2, 40), bool),
+        "step": jnp.int32(seed),
+    }
+
+
+def test_no_flipped_bit_comes_back_unnoticed(tmp_path):
+    writer = checkpoints.Checkpoints(tmp_path / "saved")
+    for step in (1, 2):
+        writer.save(step, large_state(step), RECORD | {"seed": step})
+    writer.close()
+    rng = np.random.default_rng(0)
+    files = [path for path in _files(tmp_path / "saved" / "2") if path.stat().st_size]
+    kept = 0
+    for trial in range(60):
+        directory = tmp_path / str(trial)
+        shutil.copytree(tmp_path / "saved", directory)
+        chosen = rng.choice(files).relative_to(tmp_path / "saved")
+        flipped(directory / chosen, int(rng.integers(2**20)))
+        reader = checkpoints.Checkpoints(directory)
+        restored, record = reader.restore(large_state(0))
+        reader.close()
+        assert record == RECORD | {"seed": int(restored["step"])}
+        jax.tree.map(np.testing.assert_array_equal, restored, large_state(int(restored["step"])))
+        kept += int(restored["step"]) == 2
+    # Some bits are of no use; the others cost the checkpoint.
+    assert 10 < kept < 50
+
+
+def test_sums_over_bits_are_those_of_numpy():
+    state = large_state(3)
+    words = {
+        "half": np.asarray(state["half"]).view(np.uint16),
+        "params": np.asarray(state["params"]).view(np.uint32),
+        "flags": np.asarray(state["flags"]).astype(np.uint8),
+        "step": np.asarray(state["step"]).view(np.uint32),
+    }
+    expected = []
+    for name in sorted(state):
+        bits, place = words[name].reshape(-1).astype(int), np.arange(words[name].size)
+        factors = (2 * place + 1, place * 2654435761 % 2**32 | 1)
+        expected.append(
+            [sum(int(b) * int(f) for b, f in zip(bits, f, strict=True)) % 2**32 for f in factors]
+        )
+    assert checkpoints._digest(state) == expected
+
+
+def test_wide_numbers_are_summed_too():
+    with jax.enable_x64(True):
+        state = {"a": jnp.arange(5.0), "b": jnp.arange(4)}
+        assert state["a"].dtype == jnp.float64
+        found = checkpoints._digest(state)
+        changed = {
+            "a": state["a"].at[3].set(np.nextafter(3.0, 4)),
+            "b": state["b"].at[0].set(2**40),
+        }
+        assert all(x != y for x, y in zip(checkpoints._digest(changed), found, strict=True))
+
+
+def test_sums_are_the_same_on_many_devices():
+    mesh = jax.make_mesh((4, 2), ("a", "b"))
+    array = jax.random.normal(jax.random.key(0), (8, 6))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a", "b"))
+    assert checkpoints._digest([jax.device_put(array, spec)]) == checkpoints._digest([array])
+
+
+def test_the_best_is_kept_and_restored(tmp_path):
+    writer = checkpoints.Checkpoints(tmp_path)
+    for step in range(1, 6):
+        writer.save(step, state(step), RECORD, best=min(step, 2))
+    writer.close()
+    reader = checkpoints.Checkpoints(tmp_path)
+    assert list(reader.steps) == [2, 4, 5]
+    assert reader.restore(state(0))[0]["step"] == 5
+    assert reader.restore_best(state(0))["step"] == 2
+    _garbage(tmp_path / "2")
+    with pytest.raises(OSError, match=r"best step, 2, in .* can't be read any more. Give the same"):
+        reader.restore_best(state(0))
+    reader.close()
+
+
+def test_none_was_the_best(saved):
+    reader = checkpoints.Checkpoints(saved)
+    check(reader.restore(state(0)), 2)
+    assert reader.restore_best(state(0)) is None
+    reader.close()
+
+
+def test_without_its_best_a_checkpoint_is_not_gone_on_from(tmp_path, caplog):
+    writer = checkpoints.Checkpoints(tmp_path, keep=3)
+    for step, best in [(1, 1), (2, 1), (3, 3), (4, 3)]:
+        writer.save(step, state(step), RECORD, best=best)
+    writer.close()
+    _garbage(tmp_path / "3")
+    reader = checkpoints.Checkpoints(tmp_path, keep=3)
+    # Nor from step 2, whose best, that of step 1, was not kept for it.
+    assert reader.restore(state(0)) is None
+    assert "step 4 can't be used: the best one of its run, of step 3" in caplog.text
+    reader.close()
+
+
+def test_what_belongs_to_a_checkpoint_is_restored_with_it(saved, caplog):
+    reader, asked = checkpoints.Checkpoints(saved), []
+
+    def place(step):
+        asked.append(step)
+        if step == 2:
+            raise OSError("the place is gone")
+
+    check(reader.restore(state(0), place), 1)
+    reader.close()
+    assert asked == [2, 1] and "step 2" in caplog.text and "the place is gone" in caplog.text
+
+
+def test_other_data_is_refused_and_nothing_is_moved(tmp_path):
+    writer = checkpoints.Checkpoints(tmp_path / "saved", identity={"sizes": [1, 2], "content": "a"})
+    writer.save(1, state(1), RECORD)
+    writer.close()
+    before = contents(tmp_path)
+    reader = checkpoints.Checkpoints(tmp_path / "saved", identity={"sizes": [1, 2], "content": "b"})
+    with pytest.raises(ValueError, match="made with other data: content was a, now it is b"):
+        reader.restore(state(0))
+    reader.close()
+    assert contents(tmp_path) == before
+
+
+def test_another_structure_is_refused_and_named(saved):
+    before = contents(saved)
+    reader = checkpoints.Checkpoints(saved)
+    other = state(0) | {"params": (jnp.zeros((3, 4)),)}
+    with pytest.raises(
+        ValueError, match=r"\['params'\]\[0\] is float32\[3, 2\] in it, but float32\[3, 4\]"
+    ):
+        reader.restore(other)
+    with pytest.raises(ValueError, match=r"\['new'\] is not there in it"):
+        reader.restore(state(0) | {"new": jnp.zeros(1)})
+    reader.close()
+    assert contents(saved) == before
+
+
+def test_a_full_disk_is_one_message(tmp_path, monkeypatch):
+    writer = checkpoints.Checkpoints(tmp_path)
+
+    def full(*args, **options):
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: Error writing x [OS error 28: No space left on device]"
+        )
+
+    monkeypatch.setattr(writer._manager, "save", full)
+    with pytest.raises(OSError, match="A checkpoint can't be written: the disk is full"):
+        writer.save(1, state(1), RECORD)
+    writer.close()

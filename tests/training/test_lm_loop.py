@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dataclasses
 import itertools
-import json
 import os
 import signal
 import threading
@@ -94,8 +93,8 @@ def whole(tmp_path_factory):
     return find
 
 
-def saved_steps(directory, name="latest"):
-    return sorted(int(p.name) for p in (directory / "checkpoints" / name).glob("[0-9]*"))
+def saved_steps(directory):
+    return sorted(int(p.name) for p in (directory / "checkpoints").glob("[0-9]*"))
 
 
 def _ask_to_stop():
@@ -210,7 +209,7 @@ def test_a_run_that_is_asked_to_stop_saves_first(method, whole, tmp_path):
     former = signal.signal(signal.SIGTERM, earlier_handler)
     try:
         for at in (3, 24):
-            with pytest.raises(preemption.PreemptedError, match="asked to stop, saved") as error:
+            with pytest.raises(preemption.PreemptedError, match="stopped, saved") as error:
                 progress = tiny_lm.Progress(at=at, action=_ask_to_stop)
                 tiny_lm.train(recorded.program, tmp_path, progress=progress)
             assert signal.getsignal(signal.SIGTERM) is earlier_handler
@@ -320,29 +319,17 @@ def test_a_damaged_checkpoint_costs_time_but_changes_nothing(whole, tmp_path, ca
     with pytest.raises(KeyboardInterrupt):
         tiny_lm.train(recorded.program, tmp_path, progress=tiny_lm.Progress(stop_after=3))
     assert saved_steps(tmp_path) == [10, 20]
-    for path in (tmp_path / "checkpoints" / "latest" / "20").rglob("*"):
+    for path in (tmp_path / "checkpoints" / "20").rglob("*"):
         if path.is_file():
             path.write_bytes(b"damaged")
     progress = tiny_lm.Progress()
     run = tiny_lm.train(recorded.program, tmp_path, progress=progress)
     assert "The checkpoint of step 20" in caplog.text
-    aside = tmp_path / "checkpoints" / "latest" / "unreadable-20"
+    aside = tmp_path / "checkpoints" / "unreadable-20"
     assert str(aside) in caplog.text and (aside / "record" / "metadata").read_bytes() == b"damaged"
     assert progress.lines == [f"{run.method}, seed 0: resumed at step 10."]
     same(run, expected)
     identical(recorded, original)
-
-
-def test_without_the_best_checkpoint_the_last_one_is_tested(tmp_path, caplog):
-    a_program = tiny_lm.program()
-    schedule = tiny_lm.schedule(10)
-    expected = tiny_lm.train(a_program, tmp_path, schedule)
-    assert expected.evaluations[-1].step == 10
-    for path in (tmp_path / "checkpoints" / "best" / "10").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"damaged")
-    same(tiny_lm.train(a_program, tmp_path, schedule), expected)
-    assert "no good checkpoint of the best step" in caplog.text
 
 
 OTHER_TEXT = {
@@ -353,6 +340,10 @@ OTHER_TEXT = {
     ),
     "names": dataclasses.replace(tiny_lm.corpus(), task_names=("a", "b", "c", "d")),
     "number": tiny_lm.corpus(2),
+    # The same languages and sizes, and another word.
+    "content": dataclasses.replace(
+        tiny_lm.corpus(), test=[*tiny_lm.corpus().test[:-1], tiny_lm.corpus().test[-1][::-1]]
+    ),
 }
 
 
@@ -367,24 +358,20 @@ def interrupted(tmp_path_factory):
 @pytest.mark.parametrize("name", OTHER_TEXT)
 def test_other_text_is_refused_and_nothing_is_deleted(name, interrupted):
     before = sorted(path for path in interrupted.rglob("*") if path.is_file())
-    corpus, ours = OTHER_TEXT[name], tiny_lm.corpus()
-    words = (ours.vocabulary, corpus.vocabulary)
-    if words[0] == words[1]:
-        words = (str(list(ours.task_names)), str(list(corpus.task_names)))
-    with pytest.raises(ValueError, match="made with other text") as error:
-        tiny_lm.train(tiny_lm.make_program(tiny_lm.AVERAGE, corpus), interrupted)
-    assert f"was {words[0]}, now it is {words[1]}." in str(error.value)
+    other, ours = OTHER_TEXT[name].identity, tiny_lm.corpus().identity
+    differs = next(key for key in ours if other[key] != ours[key])
+    with pytest.raises(ValueError, match="made with other data") as error:
+        tiny_lm.train(tiny_lm.make_program(tiny_lm.AVERAGE, OTHER_TEXT[name]), interrupted)
+    assert f"{differs} was {ours[differs]}, now it is {other[differs]}." in str(error.value)
     assert sorted(path for path in interrupted.rglob("*") if path.is_file()) == before
 
 
-def test_text_may_be_changed_while_there_is_no_checkpoint(tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "text.json").write_text(
-        json.dumps({"vocabulary": "other", "task_names": ["a"]})
-    )
-    tiny_lm.train(tiny_lm.program(), tmp_path, tiny_lm.schedule(10))
-    found = json.loads((tmp_path / "checkpoints" / "text.json").read_text())
-    assert found["vocabulary"] == "tiny"
+def test_another_model_is_refused_and_nothing_is_moved(interrupted):
+    before = sorted(path for path in interrupted.rglob("*") if path.is_file())
+    other = tiny_lm.make_program(tiny_lm.AVERAGE, tiny_lm.corpus(), optimizer=optax.adam(0.1))
+    with pytest.raises(ValueError, match="made with another model, optimizer or version"):
+        tiny_lm.train(other, interrupted)
+    assert sorted(path for path in interrupted.rglob("*") if path.is_file()) == before
 
 
 def _unstable(count):
@@ -412,6 +399,18 @@ def test_the_test_is_of_the_best_checkpoint(unstable, tmp_path):
     np.testing.assert_allclose(list(tested.per_task.values()), expected, rtol=1e-6)
 
 
+def test_a_damaged_best_checkpoint_costs_time_but_changes_nothing(unstable, tmp_path, caplog):
+    schedule = tiny_lm.schedule(30)
+    expected = tiny_lm.train(unstable, tmp_path, schedule)
+    assert expected.evaluations[-1].step == 20 and saved_steps(tmp_path) == [20, 30]
+    for path in (tmp_path / "checkpoints" / "20" / "state").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    # The newest is whole, but what it calls the best is gone; an older one must not be tested.
+    same(tiny_lm.train(unstable, tmp_path, schedule), expected)
+    assert "step 30 can't be used: the best one of its run, of step 20" in caplog.text
+
+
 def test_losses_that_stay_nan_stop_a_run_and_nothing_is_lost(unstable, tmp_path, caplog):
     schedule = tiny_lm.schedule(80, max_nonfinite_steps=5)
     run = tiny_lm.train(unstable, tmp_path, schedule)
@@ -424,9 +423,13 @@ def test_losses_that_stay_nan_stop_a_run_and_nothing_is_lost(unstable, tmp_path,
     assert np.isfinite([averages[step] for step in (10, 20, 30)]).all()
     # Weights and losses are the last ones that were finite.
     assert np.isfinite(run.losses.values).all() and np.isfinite(run.weights.values).all()
-    assert saved_steps(tmp_path, "best") == [20]
-    with contextlib.closing(checkpoints.Checkpoints(tmp_path / "checkpoints" / "best")) as best:
-        state, _ = best.restore(unstable.init(0))
+    assert saved_steps(tmp_path) == [20, 30, 40]
+    identity = unstable.corpus.identity
+    saved = checkpoints.Checkpoints(tmp_path / "checkpoints", identity=identity)
+    with contextlib.closing(saved):
+        assert saved.restore(unstable.init(0))[0].step == 40
+        state = saved.restore_best(unstable.init(0))
+    assert state.step == 20
     assert np.isfinite(flatten_util.ravel_pytree(state.params)[0]).all()
     # Started again it is over at once, with the same record.
     progress = tiny_lm.Progress()
@@ -440,7 +443,6 @@ def test_a_checkpoint_comes_with_every_improvement_and_else_at_its_interval(unst
     assert saved_steps(tmp_path / "rarely") == [10, 20]
     tiny_lm.train(unstable, tmp_path / "often", tiny_lm.schedule(30, 10, 10))
     assert saved_steps(tmp_path / "often") == [20, 30]
-    assert saved_steps(tmp_path / "often", "best") == [20]
 
 
 def test_a_schedule_that_does_not_divide_has_a_shorter_last_stretch(tmp_path):
