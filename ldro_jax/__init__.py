@@ -1,7 +1,18 @@
 """Multitask learning in JAX that balances average and worst-task accuracy."""
 
-from ldro_jax import games, interaction, ldro, transform, weighting
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ldro_jax import games, interaction, ldro, transform, weighting
 
 __version__ = "0.1.0"
 
 __all__ = ["games", "interaction", "ldro", "transform", "weighting"]
+
+
+def __getattr__(name: str) -> Any:
+    # Importing JAX takes a second, in which the command line must already heed Ctrl-C.
+    if name in __all__:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

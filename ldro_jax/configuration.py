@@ -1,14 +1,12 @@
-"""What gin files can name, and the directory an experiment writes to.
+"""What gin files can name.
 
 The rest of the library knows nothing of gin: this module makes it configurable from outside.
 """
 
-import difflib
 import functools
 import inspect
 import pathlib
 import re
-import tempfile
 import tokenize
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +15,6 @@ import gin
 import optax
 from gin import config as gin_config
 
-from ldro_jax import paths
 from ldro_jax.models import cnn, decoder, mlp
 from ldro_jax.tasks import cifar100, digits, mc4
 from ldro_jax.tasks import synthetic as synthetic_tasks
@@ -154,73 +151,6 @@ def rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
         f"--gin_bindings={arg.removeprefix(prefix)}" if arg.startswith(prefix) else arg
         for arg in argv
     ]
-
-
-def prepare_output_dir(
-    directory: pathlib.Path, config_text: str, *, overwrite: bool = False
-) -> pathlib.Path:
-    """Makes the output directory, or finds that an interrupted run can go on in it.
-
-    Args:
-      directory: the directory.
-      config_text: the resolved configuration; it is written to ``config.gin``.
-      overwrite: delete what an earlier run left there.
-
-    Returns:
-      The directory, absolute.
-
-    Raises:
-      FileExistsError: if it holds a finished experiment, an unfinished one with another
-        configuration, or something that isn't an experiment.
-      PermissionError: if it can't be written to.
-      OSError: if it is in cloud storage that can't be reached.
-    """
-    directory = paths.absolute(directory)
-    with paths.clear_errors(directory):
-        _make_room(directory, config_text, overwrite)
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            if not paths.is_remote(directory):
-                with tempfile.TemporaryFile(dir=directory) as probe:
-                    # On a full disk an empty file can still be made.
-                    probe.write(config_text.encode())
-                    probe.flush()
-            (directory / "config.gin").write_text(config_text)
-        except OSError as error:
-            raise PermissionError(
-                f"The output directory {directory} can't be written to "
-                f"({error.strerror or error}). Choose another --output_dir."
-            ) from error
-    return directory
-
-
-def _make_room(directory: pathlib.Path, config_text: str, overwrite: bool) -> None:
-    """Raises ``FileExistsError`` where something is there that must stay."""
-    config = directory / "config.gin"
-    if directory.exists() and not directory.is_dir():
-        raise FileExistsError(f"{directory} is a file. Choose a directory for --output_dir.")
-    if directory.exists() and any(directory.iterdir()):
-        if not config.exists():
-            raise FileExistsError(
-                f"{directory} holds files, but no experiment (no config.gin). Choose another "
-                "--output_dir."
-            )
-        if overwrite:
-            paths.remove_tree(directory)
-        elif (directory / "results.json").exists():
-            raise FileExistsError(
-                f"{directory} holds a finished experiment. Choose another --output_dir, or pass "
-                "--overwrite to delete it."
-            )
-        elif (earlier := config.read_text()) != config_text:
-            changes = difflib.unified_diff(
-                earlier.splitlines(), config_text.splitlines(), "there", "now", n=0, lineterm=""
-            )
-            raise FileExistsError(
-                f"{directory} holds an unfinished experiment with another configuration. Go on "
-                "with that one, choose another --output_dir, or pass --overwrite to delete it.\n"
-                + "\n".join(changes)
-            )
 
 
 def _known_experiments() -> str:

@@ -5,20 +5,27 @@ For example::
     python -m ldro_jax.main --gin_file=gin_configs/experiments/digits.gin --output_dir=/tmp/digits
 
 A run that was interrupted goes on where it stopped: give the same command again.
+
+Gin files are code: they can import modules and call functions. Run only those that you trust.
 """
+
+from ldro_jax import _signals
+
+if __name__ == "__main__":
+    _signals.end_at_once()
 
 import os
 import re
 import sys
-from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from ldro_jax import _xla_flags, configuration, paths
-from ldro_jax.training import preemption, processes
-
 _GIN_FILE = flags.DEFINE_multi_string(
-    "gin_file", None, "A gin file, a path from here or from the clone; repeatable.", required=True
+    "gin_file",
+    None,
+    "A gin file, a path from here or from the clone; repeatable. Gin files are code, which can "
+    "import and call: run only those that you trust.",
+    required=True,
 )
 _GIN_BINDINGS = flags.DEFINE_multi_string(
     "gin_bindings", [], "A gin binding, NAME=VALUE; also written --gin.NAME=VALUE; repeatable."
@@ -33,36 +40,32 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "This is one of several processes that train together. On a TPU pod slice and under Slurm they "
     "find each other; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say.",
 )
-_OVERWRITE = flags.DEFINE_bool("overwrite", False, "Delete what an earlier run left in output_dir.")
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite",
+    False,
+    "Delete what an earlier run left in output_dir, when everything else is found to be right.",
+)
 
 
 def main(argv: list[str]) -> None:
     """Runs the experiment; errors that a user can mend are one line, without a traceback."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
+    # They take seconds, in which a signal must already be heeded.
+    from ldro_jax import _xla_flags
+    from ldro_jax.training import preemption
+
     # Orbax describes every save at the level INFO.
     logging.set_verbosity(logging.WARNING)
     _xla_flags.set_cpu_defaults()
-    advice = ""
     try:
-        if _DISTRIBUTED.value:
-            processes.join()
-        experiment: Callable = configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)
-        config_text = configuration.text()
-        output_dir = paths.absolute(_OUTPUT_DIR.value)
-        if processes.is_first():
-            output_dir = configuration.prepare_output_dir(
-                output_dir, config_text, overwrite=_OVERWRITE.value
-            )
-        processes.wait_for_all("output_dir")
-        advice = f"What is in {output_dir} is kept; the same command goes on from there."
-        experiment(output_dir=output_dir, data_dir=_DATA_DIR.value, config_text=config_text)
+        _run()
     except KeyboardInterrupt:
-        print(f"\nInterrupted. {advice}", file=sys.stderr)
+        print("\nInterrupted.", file=sys.stderr)
         # As a shell reports a process that Ctrl-C ended.
         sys.exit(130)
     except preemption.PreemptedError as error:
-        print(f"{error} {advice}", file=sys.stderr)
+        print(f"\n{error} The same command goes on from there.", file=sys.stderr)
         # As a shell reports a process that SIGTERM ended.
         sys.exit(143)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
@@ -70,13 +73,44 @@ def main(argv: list[str]) -> None:
             raise
         # gin adds the function that was called, with its address in memory.
         message = re.sub(r" \(<.*>\)", "", str(error))
-        if isinstance(error, OSError) and advice:
-            message = f"{message}\n{advice}"
         sys.exit(f"Error: {message}\n(LDRO_JAX_TRACEBACK=1 shows where.)")
+
+
+def _run() -> None:
+    from ldro_jax import configuration, output_dir
+    from ldro_jax.training import processes
+
+    if _DISTRIBUTED.value:
+        processes.join()
+    experiment = configuration.load(_GIN_FILE.value, _GIN_BINDINGS.value)
+    config_text = configuration.text()
+    output = output_dir.OutputDir(_OUTPUT_DIR.value, config_text, overwrite=_OVERWRITE.value)
+    if (data_dir := _DATA_DIR.value) is not None and not data_dir.strip():
+        raise ValueError("--data_dir is empty. Is it a variable that isn't set? Name a directory.")
+    if (record := output.check()) is not None:
+        print(
+            f"The experiment in {output.path} is finished; look at {output.path / 'report.html'}."
+        )
+        record.require_finished()
+        return
+
+    def ready():
+        if processes.is_first():
+            output.claim()
+        processes.wait_for_all("output_dir")
+        _signals.advise(f"What is in {output.path} is kept; the same command goes on from there.")
+
+    try:
+        experiment(output_dir=output.path, data_dir=data_dir, config_text=config_text, ready=ready)
+    finally:
+        output.close()
 
 
 def run() -> None:
     """Entry point of the console script."""
+    _signals.end_at_once()
+    from ldro_jax import configuration
+
     app.run(main, argv=configuration.rewrite_gin_flags(sys.argv))
 
 

@@ -64,10 +64,11 @@ def load(
             raise ValueError("Give vocabulary_path or vocabulary_size, not both.")
         text_digest = hashlib.sha256(b"".join(contents[n] for n in sorted(names)))
         path = cache / f"vocabulary-{vocabulary_size}-{text_digest.hexdigest()[:24]}.model"
-        if not path.exists():
+        if not token_cache.is_whole(path):
             vocabulary.train_sentencepiece(
                 data_dir, path, vocab_size=vocabulary_size, languages=names
             )
+            token_cache.seal(path)
         vocabulary_path = str(path)
     vocab = vocabulary.load(vocabulary_path)
     identity = vocabulary.fingerprint(vocab)

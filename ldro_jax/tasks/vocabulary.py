@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ldro_jax import paths
 from ldro_jax.tasks import text_files
 
 # seqio pads with 0, whatever a model says; the other marks are where T5 has them.
@@ -165,7 +166,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise ValueError(_explanation(str(error), vocab_size)) from error
-    _write(path, model.getvalue())
+    paths.write(path, model.getvalue())
     return path
 
 
@@ -285,18 +286,3 @@ def _require_writable(path: pathlib.Path) -> None:
         raise OSError(
             f"The model can't be written to {path} ({error.strerror}). Choose another output."
         ) from error
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that is either whole or not there."""
-    # The temporary file must be on the same file system for the replacement to be atomic.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        # mkstemp makes the file private.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

@@ -43,7 +43,14 @@ def watch() -> Iterator[Callable[[int], bool]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda step: False
         return
-    earlier = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def ask(number, frame):
+        # Who asks twice doesn't want to wait.
+        if asked.is_set() and callable(earlier):
+            earlier(number, frame)
+        asked.set()
+
+    earlier = signal.signal(signal.SIGTERM, ask)
     try:
         yield lambda step: asked.is_set()
     finally:

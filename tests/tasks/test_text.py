@@ -1,6 +1,7 @@
 """Text becomes the tokens of its lines, once, and none is lost between the splits."""
 
 import gzip
+import os
 
 import numpy as np
 import pytest
@@ -177,15 +178,42 @@ def test_a_vocabulary_of_a_size_is_trained_once(seqio, data_dir, monkeypatch, tm
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing(seqio, data_dir, monkeypatch, tmp_path):
-    def save(file, array):
-        file.write(array.tobytes()[:10])
+    def fsync(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", save)
+    monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match=r"\(No space left on device\)\. Make room, or") as raised:
         text.load(data_dir=str(data_dir), cache_dir=str(tmp_path / "cache"))
     assert str(tmp_path / "cache") in str(raised.value)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "no checksum"])
+def test_damaged_tokens_are_made_again(data_dir, tokenised, tmp_path, caplog, damage):
+    options = {"data_dir": str(data_dir), "cache_dir": str(tmp_path)}
+    expected = text.load(**options).identity
+    tokenised.clear()
+    (file,) = tmp_path.glob("zh-train-*.npy")
+    content = file.read_bytes()
+    if damage == "flip":
+        file.write_bytes(content[:-5] + bytes([content[-5] ^ 4]) + content[-4:])
+    elif damage == "cut":
+        file.write_bytes(content[:-5])
+    else:
+        file.with_name(f"{file.name}.sha256").unlink()
+    assert text.load(**options).identity == expected
+    assert tokenised == [("zh", "train")] and file.read_bytes() == content
+    assert (f"{file} is not what was written" in caplog.text) == (damage != "no checksum")
+
+
+def test_a_damaged_vocabulary_is_made_again(seqio, data_dir, tmp_path, caplog):
+    options = {"data_dir": str(data_dir), "cache_dir": str(tmp_path), "vocabulary_size": 310}
+    expected = text.load(**options).identity
+    (file,) = tmp_path.glob("vocabulary-*.model")
+    content = file.read_bytes()
+    file.write_bytes(content[:-5] + bytes([content[-5] ^ 4]) + content[-4:])
+    assert text.load(**options).identity == expected
+    assert file.read_bytes() == content and f"{file} is not what was written" in caplog.text
 
 
 def test_text_that_is_not_utf8_is_an_error_with_its_place(seqio, tmp_path):

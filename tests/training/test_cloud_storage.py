@@ -13,7 +13,7 @@ import pytest
 import tiny
 import tiny_lm
 
-from ldro_jax import configuration, main, paths, reporting
+from ldro_jax import configuration, main, output_dir, paths, reporting
 from ldro_jax.reporting import files, results
 from ldro_jax.tasks import sequences, streaming
 from ldro_jax.training import checkpoints
@@ -117,21 +117,28 @@ def test_an_address_stays_what_it_is():
         paths.make("ftp://x/y")
 
 
-def test_an_output_directory_is_made_resumed_and_guarded(storage):
-    output_dir = paths.make("gs://bucket/a/b")
+def test_an_output_directory_is_made_resumed_and_guarded(storage, record):
+    def claim(text, directory="gs://bucket/a/b", **options):
+        output = output_dir.OutputDir(directory, text, **options)
+        found = output.check()
+        output.claim()
+        return found
+
+    config = f"{output_dir.MARK} = 1\n"
     for _ in range(2):
-        made = configuration.prepare_output_dir(output_dir, "x = 1\n")
-        assert str(made) == "gs://bucket/a/b"
-        assert contents(storage) == {"bucket/a/b/config.gin": b"x = 1\n"}
+        assert claim(config) is None
+        assert contents(storage) == {"bucket/a/b/config.gin": config.encode()}
     with pytest.raises(FileExistsError, match="gs://bucket/a/b holds an unfinished experiment"):
-        configuration.prepare_output_dir(output_dir, "x = 2\n")
-    (output_dir / "results.json").write_text("{}")
+        claim(f"{config}x = 2\n")
+    results.save_results(record, "gs://bucket/a/b/results.json")
+    paths.make("gs://bucket/a/b/report.html").write_text("report")
     with pytest.raises(FileExistsError, match="holds a finished experiment"):
-        configuration.prepare_output_dir(output_dir, "x = 1\n")
-    configuration.prepare_output_dir(output_dir, "x = 2\n", overwrite=True)
-    assert contents(storage) == {"bucket/a/b/config.gin": b"x = 2\n"}
+        claim(f"{config}x = 2\n")
+    assert output_dir.OutputDir("gs://bucket/a/b", config).check().experiment == record.experiment
+    claim(f"{config}x = 2\n", overwrite=True)
+    assert contents(storage) == {"bucket/a/b/config.gin": f"{config}x = 2\n".encode()}
     with pytest.raises(FileExistsError, match="no experiment"):
-        configuration.prepare_output_dir(paths.make("gs://bucket/a"), "x = 2\n", overwrite=True)
+        claim(config, "gs://bucket/a", overwrite=True)
 
 
 class Refusing(Storage):
@@ -151,7 +158,7 @@ def test_storage_that_cannot_be_reached_is_one_line(error, monkeypatch, tmp_path
     monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Refusing(error))
     reason = str(error).splitlines()[0]
     with pytest.raises(OSError) as raised:
-        configuration.prepare_output_dir(paths.make("gs://bucket/a"), "x = 1\n")
+        output_dir.OutputDir("gs://bucket/a", "x = 1\n").check()
     assert str(raised.value).startswith(f"gs://bucket/a can't be used ({reason}). Cloud storage")
     assert "ldro-jax[gcs]" in str(raised.value) and "\n" not in str(raised.value)
     with pytest.raises(type(error)), paths.clear_errors(tmp_path):
@@ -194,9 +201,9 @@ def test_a_report_is_made_again_from_a_bucket(storage, record, capsys):
 
 
 def test_a_classification_experiment_ends_in_a_bucket(orbax_too, storage, tmp_path):
-    for output_dir in (tmp_path / "here", paths.make("gs://bucket/there")):
-        output_dir.mkdir()
-        found = tiny.run(output_dir, schedule=tiny.schedule(20, 5, 5))
+    for folder in (tmp_path / "here", paths.make("gs://bucket/there")):
+        folder.mkdir()
+        found = tiny.run(folder, schedule=tiny.schedule(20, 5, 5))
         assert found.runs[0].evaluations
     names = [set(contents(folder)) for folder in (tmp_path / "here", storage / "bucket" / "there")]
     written = [{name for name in some if "checkpoints" not in name} for some in names]
@@ -234,8 +241,8 @@ def test_a_language_model_is_interrupted_and_goes_on_in_a_bucket(orbax_too, tmp_
     folder = paths.make("gs://bucket/run")
     with pytest.raises(KeyboardInterrupt):
         tiny_lm.train(program, folder, progress=tiny_lm.Progress(stop_after=3))
-    latest = folder / "checkpoints" / "latest"
-    (latest / "20" / "record" / "metadata").write_text("damaged")
+    saved = folder / "checkpoints"
+    (saved / "20" / "record" / "metadata").write_text("damaged")
     progress = tiny_lm.Progress()
     run = tiny_lm.train(program, folder, progress=progress)
     assert progress.lines == ["L-DRO, seed 0: resumed at step 10."]
@@ -244,11 +251,10 @@ def test_a_language_model_is_interrupted_and_goes_on_in_a_bucket(orbax_too, tmp_
         for r in (run, expected)
     ]
     assert same[0] == same[1]
-    assert f"is now {latest}/unreadable-20" in caplog.text
-    assert {path.name for path in latest.iterdir()} == {"30", "40", "unreadable-20"}
-    assert (latest / "unreadable-20" / "state").is_dir()
-    stream = folder / "checkpoints" / "stream"
-    assert {path.name for path in stream.iterdir()} == {"20", "30", "40"}
+    assert f"is now {saved}/unreadable-20" in caplog.text
+    assert {path.name for path in saved.iterdir()} == {"30", "40", "stream", "unreadable-20"}
+    assert (saved / "unreadable-20" / "state").is_dir()
+    assert {path.name for path in (saved / "stream").iterdir()} == {"20", "30", "40"}
 
 
 def test_without_googles_library_a_checkpoint_says_what_is_missing(storage, monkeypatch):
@@ -323,6 +329,7 @@ def test_the_command_line_takes_an_address(storage, monkeypatch):
 
     def experiment(**options):
         given.append(options["output_dir"])
+        options["ready"]()
 
     monkeypatch.setattr(configuration, "load", lambda *args: experiment)
     with flagsaver.flagsaver():

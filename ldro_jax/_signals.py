@@ -1,0 +1,45 @@
+"""Ctrl-C and SIGTERM from the first line of a program on; imports nothing that takes time.
+
+Python would raise an exception wherever the program is: inside an import, which may swallow it, or
+in a callback of a C++ library, which may crash. What an experiment writes is whole at any time, so
+the program can end at once. :mod:`ldro_jax.training.preemption` takes SIGTERM over where there is
+something to save.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+from types import FrameType
+
+_WORDS = {signal.SIGINT: "Interrupted.", signal.SIGTERM: "Terminated."}
+_advice = ""
+
+
+def end_at_once() -> None:
+    """Makes both signals end the process, with one line and the exit status that a shell expects.
+
+    For the main thread of a program; the library never calls it on import.
+    """
+    for number in _WORDS:
+        signal.signal(number, _end)
+
+
+def advise(text: str) -> None:
+    """Sets what to say besides.
+
+    Args:
+      text: a sentence.
+    """
+    global _advice
+    _advice = text
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    del frame
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    # sys.stderr may be in the middle of a line of its own.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{_WORDS[signal.Signals(number)]} {_advice}".rstrip().encode() + b"\n")
+    os._exit(128 + number)
