@@ -1,7 +1,19 @@
-"""Leaves out modules that need T5X where it is absent: pytest imports all for doctests."""
+"""Leaves out modules that need T5X where it is absent, and says how many faults were survived.
+
+pytest imports all modules for doctests.
+"""
 
 import importlib.util
 
 # The tests' own directory of that name is a package without a file.
 _T5X = importlib.util.find_spec("t5x")
 collect_ignore_glob = [] if _T5X and _T5X.origin else ["ldro_jax/t5x/*", "tests/tiny_t5x.py"]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Prints what the tests of faults have counted, from all processes."""
+    reports = [r for found in terminalreporter.stats.values() for r in found]
+    properties = [p for r in reports for p in getattr(r, "user_properties", ()) if r.when == "call"]
+    for name, line in properties:
+        if name == "faults":
+            terminalreporter.write_line(line)

@@ -49,6 +49,8 @@ class Checkpoints:
             # Which to delete is decided in _prune: Orbax would count the best among the newest.
             max_to_keep=None,
             create=True,
+            # What a killed process was writing.
+            cleanup_tmp_directories=True,
             # Under one name jax lets a process wait for the others but once at a time.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=self._directory.name

@@ -1,4 +1,4 @@
-"""Tiny experiments that are killed and damaged, and whether they still end with the right numbers."""
+"""Tiny experiments that are killed and damaged, and whether their numbers are still right."""
 
 import concurrent.futures
 import contextlib
@@ -91,7 +91,7 @@ class Runners:
     """Programs that fork tiny runs, as many as there are cores; see :mod:`runner`."""
 
     def __init__(self, folder: pathlib.Path, size: int = 0):
-        self._folder, self._free, self._made = folder, queue.Queue(), 0
+        self._folder, self._free = folder, queue.Queue()
         self.size = size or os.cpu_count() or 1
         self._all = [self._start(number) for number in range(self.size)]
 
@@ -103,16 +103,17 @@ class Runners:
             "JAX_COMPILATION_CACHE_DIR": str(self._folder / "compiled"),
             "TF_CPP_MIN_LOG_LEVEL": "3",
         }
-        errors = (self._folder / f"runner{number}.log").open("w")
-        process = subprocess.Popen(
-            [sys.executable, str(pathlib.Path(__file__).with_name("runner.py"))],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-        )
+        program = str(pathlib.Path(__file__).with_name("runner.py"))
+        with (self._folder / f"runner{number}.log").open("w") as errors:
+            process = subprocess.Popen(
+                [sys.executable, program],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
         self._free.put((number, process))
         return process
 
@@ -179,8 +180,13 @@ def errors(said: str) -> list[str]:
     return lines[-2:] if len(lines) > 1 and lines[-2].startswith("Error: ") else []
 
 
-def copied(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+def remove(output_dir: pathlib.Path) -> None:
+    """Deletes a directory that is of no more use: hundreds of them would fill a disk."""
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(target)
+        shutil.rmtree(output_dir)
+
+
+def copied(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+    remove(target)
     shutil.copytree(source, target, symlinks=True)
     return target

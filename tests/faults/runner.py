@@ -10,9 +10,9 @@ one job a line, a JSON object, and answers each with a line when that has ended:
 * ``delay``: seconds after which it is killed.
 * ``report``: whether to draw the report, which takes longer than everything else.
 
-The answer has the process's ``status`` and ``operations``, how many there were. Operations are those
-of Python: what TensorStore does in between, in a directory that isn't there under its name yet, is
-hit by delays alone.
+The answer has the process's ``status`` and ``operations``, how many there were. Operations are
+those of Python: what TensorStore does in between, in a directory that isn't there under its name
+yet, is hit by delays alone.
 """
 
 import json
@@ -75,10 +75,10 @@ def _run(job) -> None:
 
 def _import_everything() -> None:
     import jax
-    import tensorflow  # noqa: F401
-    import tensorflow_datasets  # noqa: F401
     import seqio  # noqa: F401
     import sklearn.datasets  # noqa: F401
+    import tensorflow  # noqa: F401
+    import tensorflow_datasets  # noqa: F401
 
     from ldro_jax import configuration, main, output_dir  # noqa: F401
 

@@ -8,6 +8,7 @@ import gin
 import jax
 import numpy as np
 import pytest
+import tiny_mc4
 
 from ldro_jax import configuration
 from ldro_jax.reporting import results
@@ -19,9 +20,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 END = 1
 LENGTH = 32
-NUM_PAGES, NUM_FILES, NUM_HELD_OUT = 24, 3, 9
-# By mC4's names.
-WORDS = {"sw": "habari", "iw": "שלום", "zh": "你好"}
 LANGUAGES = ("zh", "he", "sw")
 
 
@@ -32,60 +30,9 @@ def tfds():
     return pytest.importorskip("tensorflow_datasets")
 
 
-def pages_of(name, split="train"):
-    count = NUM_PAGES if split == "train" else NUM_HELD_OUT
-    return [f"{name} {split} {n}: {WORDS[name] * (n * 7919 % 13)}\n." for n in range(count)]
-
-
-def write_split(tfds, folder, name, files):
-    """Files of examples as TFDS writes them, and what it notes about them."""
-    import tensorflow as tf
-
-    features = features_of(tfds)
-    for number, pages in enumerate(files):
-        path = folder / f"c4-{name}.tfrecord-{number:05d}-of-{len(files):05d}"
-        with tf.io.TFRecordWriter(str(path)) as writer:
-            for page in pages:
-                example = {"text": page, "url": "http://", "timestamp": "2022-08-01T00:00:00Z"}
-                example |= {"content-type": "text/plain", "content-length": str(len(page))}
-                writer.write(features.serialize_example(example))
-    return tfds.core.SplitInfo(
-        name=name,
-        shard_lengths=[len(pages) for pages in files],
-        num_bytes=sum(len(page.encode()) for pages in files for page in pages),
-        filename_template=tfds.core.ShardedFileTemplate(
-            data_dir=folder, dataset_name="c4", filetype_suffix="tfrecord"
-        ),
-    )
-
-
-def features_of(tfds):
-    names = ("text", "url", "content-type", "content-length", "timestamp")
-    return tfds.features.FeaturesDict({name: tfds.features.Text() for name in names})
-
-
-def make_data(tfds, root, names=tuple(WORDS), num_held_out=NUM_HELD_OUT, features=None):
-    folder = root / "c4" / "multilingual" / mc4.VERSION
-    folder.mkdir(parents=True)
-    splits = []
-    for name in names:
-        pages = pages_of(name)
-        files = [pages[number::NUM_FILES] for number in range(NUM_FILES)]
-        held_out = [pages_of(name, "validation")[:num_held_out]]
-        splits.append(write_split(tfds, folder, name, files))
-        splits.append(write_split(tfds, folder, f"{name}-validation", held_out))
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder,
-        features=features or features_of(tfds),
-        split_infos=splits,
-        check_data=False,
-    )
-    return root
-
-
 @pytest.fixture(scope="module")
 def data_dir(tfds, tmp_path_factory):
-    return make_data(tfds, tmp_path_factory.mktemp("tfds"))
+    return tiny_mc4.make_data(tfds, tmp_path_factory.mktemp("tfds"))
 
 
 @pytest.fixture(scope="module")
@@ -127,18 +74,18 @@ def test_all_languages_of_xtreme_but_tagalog_are_in_mc4(tfds):
 
 def test_training_text_is_streamed_in_every_language(corpus):
     assert corpus.task_names == LANGUAGES and corpus.vocab_size == 259
-    assert corpus.sizes.tolist() == [NUM_PAGES] * 3
+    assert corpus.sizes.tolist() == [tiny_mc4.NUM_PAGES] * 3
     source = corpus.source(LENGTH, 0)
     for task, name in enumerate(("zh", "iw", "sw")):
         counts = collections.Counter(pages_in(read(source, 300, task)))
-        assert set(counts) == set(pages_of(name))
+        assert set(counts) == set(tiny_mc4.pages_of(name))
 
 
 def test_validation_and_test_share_the_pages_held_out(corpus):
     for task, name in enumerate(("zh", "iw", "sw")):
         parts = [pages_in(split[task]) for split in (corpus.validation, corpus.test)]
         assert [len(part) for part in parts] in ([4, 5], [5, 4])
-        assert parts[0] + parts[1] == pages_of(name, "validation")
+        assert parts[0] + parts[1] == tiny_mc4.pages_of(name, "validation")
 
 
 def test_held_out_text_is_tokenised_once(corpus, data_dir, cache_dir, monkeypatch):
@@ -176,11 +123,11 @@ def test_a_resumed_stream_goes_on_where_the_files_were_left(corpus, tmp_path):
 
 
 def test_processes_read_different_files(corpus, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: NUM_FILES)
-    for process in range(NUM_FILES):
+    monkeypatch.setattr(jax, "process_count", lambda: tiny_mc4.NUM_FILES)
+    for process in range(tiny_mc4.NUM_FILES):
         monkeypatch.setattr(jax, "process_index", lambda number=process: number)
         found = set(pages_in(read(corpus.only(2).source(LENGTH, 0), 150)))
-        assert found == set(pages_of("sw")[process::NUM_FILES])
+        assert found == set(tiny_mc4.pages_of("sw")[process :: tiny_mc4.NUM_FILES])
 
 
 def test_the_task_of_a_language_serves_other_trainers(tfds, data_dir):
@@ -189,7 +136,7 @@ def test_the_task_of_a_language_serves_other_trainers(tfds, data_dir):
     vocab = seqio.ByteVocabulary()
     task = mc4.seqio_task("he", vocab, data_dir=str(data_dir))
     assert set(task.splits) == {"train", "validation", "test"}
-    assert task.num_input_examples("train") == NUM_PAGES
+    assert task.num_input_examples("train") == tiny_mc4.NUM_PAGES
     (first,) = task.get_dataset({"targets": 10}, split="train", shuffle=False).take(1)
     assert set(first) == {"targets"} and first["targets"].shape == [10]
     assert vocab.decode(first["targets"].numpy().tolist()) == "iw train 0"
@@ -204,7 +151,9 @@ def test_nothing_is_looked_for_elsewhere(tfds, data_dir, tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError):
         mc4.load(cache_dir=str(tmp_path))
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-    assert mc4.load(languages=["sw"], cache_dir=str(tmp_path)).sizes.tolist() == [NUM_PAGES]
+    assert mc4.load(languages=["sw"], cache_dir=str(tmp_path)).sizes.tolist() == [
+        tiny_mc4.NUM_PAGES
+    ]
 
 
 def test_a_directory_without_mc4_is_explained(tfds, tmp_path):
@@ -250,14 +199,14 @@ def test_languages_that_are_missing_are_named(tfds, data_dir, tmp_path):
 
 
 def test_too_little_to_hold_out_is_an_error(tfds, tmp_path):
-    make_data(tfds, tmp_path, names=["sw"], num_held_out=1)
+    tiny_mc4.make_data(tfds, tmp_path, names=["sw"], num_held_out=1)
     with pytest.raises(ValueError, match="but in sw it has less than two pages"):
         load(tmp_path, tmp_path, languages=["sw"])
 
 
 def test_another_data_set_is_an_error(tfds, tmp_path):
     features = tfds.features.FeaturesDict({"body": tfds.features.Text()})
-    make_data(tfds, tmp_path, names=["sw"], features=features)
+    tiny_mc4.make_data(tfds, tmp_path, names=["sw"], features=features)
     with pytest.raises(ValueError, match="Expected the feature text in .*, but found body"):
         load(tmp_path, tmp_path, languages=["sw"])
 

@@ -1,0 +1,93 @@
+"""Killed at any operation on files, a run goes on and ends with the same numbers to the bit."""
+
+import functools
+import random
+
+import harness
+import pytest
+import tiny_mc4
+
+pytestmark = pytest.mark.faults
+
+EXPERIMENTS = ["digits", "synthetic", "multilingual", "streamed"]
+
+
+def arguments(name, folder):
+    """The command line of a tiny experiment, but for the output directory."""
+    if name == "digits":
+        return harness.DIGITS
+    if name == "synthetic":
+        return harness.SYNTHETIC
+    pytest.importorskip("seqio")
+    if name == "multilingual":
+        return harness.multilingual(folder / "text")
+    tfds = pytest.importorskip("tensorflow_datasets")
+    return harness.streamed(tiny_mc4.make_data(tfds, folder / "tfds"), ("zh", "sw"))
+
+
+def whole(runners, args, folder):
+    """What an uninterrupted run comes to, and how many operations it takes."""
+    status, operations, said = runners.run(args, folder / "whole")
+    assert status == 0, said
+    return harness.outcome(folder / "whole"), operations
+
+
+def survives(runners, args, expected, output_dir, **kill):
+    """Nothing, or what went wrong when a run was killed and started again."""
+    status, _, said = runners.run(args, output_dir, **kill)
+    if status not in (-9, 0):
+        return f"{kill}: it ended with {status} instead of being killed: {said[-500:]}"
+    status, _, said = runners.run(args, output_dir)
+    if status:
+        return f"{kill}: started again it ended with {status}: {said[-500:]}"
+    if harness.outcome(output_dir) != expected:
+        return f"{kill}: it came to other numbers"
+    if left := harness.leftovers(output_dir):
+        return f"{kill}: it left {left}"
+    harness.remove(output_dir)
+    return None
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_killed_before_each_operation(name, runners, tmp_path, survived):
+    args = arguments(name, tmp_path)
+    expected, operations = whole(runners, args, tmp_path)
+
+    def one(number):
+        output_dir = tmp_path / f"killed{number}"
+        return survives(runners, args, expected, output_dir, kill=number)
+
+    assert operations > 10
+    survived(f"kill points of {name}", runners.map(one, range(1, operations + 1)))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["digits", "multilingual"])
+def test_killed_at_any_moment(name, runners, tmp_path, survived):
+    # Between operations of Python as well, while TensorStore writes.
+    args = arguments(name, tmp_path)
+    expected, _ = whole(runners, args, tmp_path)
+    moments = random.Random(0)
+
+    def one(number):
+        delay = moments.uniform(0.2, 6)
+        return survives(runners, args, expected, tmp_path / f"killed{number}", delay=delay)
+
+    survived(f"kill moments of {name}", runners.map(one, range(40)))
+
+
+def test_killed_again_and_again(runners, tmp_path, survived):
+    """A short form: one run, killed at a later operation each time."""
+    args = harness.DIGITS
+    expected, operations = whole(runners, args, tmp_path)
+    kill = functools.partial(runners.run, args, tmp_path / "killed")
+    points = [3, 9, 21, 34, 48, 63, 79, 96]
+    assert points[-1] < operations
+    problems = []
+    for point in points:
+        status, _, said = kill(kill=point)
+        # What is done already isn't done again, so the last ones may come to the end.
+        problems.append(None if status in (-9, 0) else f"kill={point}: {status}: {said[-500:]}")
+    problems.append(survives(runners, args, expected, tmp_path / "killed", kill=operations))
+    survived("kill points in a row", problems)
