@@ -24,7 +24,7 @@ def transform(
     *,
     lookahead_lr: optax.ScalarOrSchedule,
     weight_lr: optax.ScalarOrSchedule | None = None,
-    interaction_interval: int = 100,
+    interaction_interval: int | None = None,
     exact: bool = False,
     normalize_interaction: bool = True,
     interaction: str | interaction_base.Interaction = "auto",
@@ -45,7 +45,8 @@ def transform(
       lookahead_lr: λ, the size of the step that is looked ahead. A number or an Optax schedule.
       weight_lr: η, the learning rate of the weights. A number or an Optax schedule. Needed unless
         ``exact``. Only the product ηλ moves the weights.
-      interaction_interval: k, the number of steps between two measurements of A.
+      interaction_interval: k, the number of steps between two measurements of A; by default 100,
+        and 1 if ``exact``.
       exact: solve the matrix game anew in every step (Algorithm 1) instead. For problems without
         noise.
       normalize_interaction: divide column j of A by ‖∇ℓ_j‖, as the paper does.

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import _forms, _wrappers
+from ldro_jax import _forms, _wrappers, checks
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.weighting import base as weighting_base
@@ -52,7 +52,7 @@ def weighted(
     num_tasks: int,
     *,
     interaction: str | interaction_base.Interaction = "auto",
-    interaction_interval: int = 1,
+    interaction_interval: int | None = None,
     lagged: bool = False,
     floor: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -87,9 +87,10 @@ def weighted(
       interaction: how to measure the interaction in the form "tasks": a name from
         :data:`ldro_jax.interaction.STRATEGIES`, "auto", or an
         :class:`~ldro_jax.interaction.Interaction`.
-      interaction_interval: k, the interaction is measured in every k-th step, from the first.
-        Ignored by weightings that don't use it. With 1 and a strategy that holds all gradients, the
-        training gradient comes from the same pass.
+      interaction_interval: k, the interaction is measured in every k-th step, from the first; by
+        default as often as the weighting says (:attr:`Weighting.default_interval`). Ignored by
+        weightings that don't use it. With 1 and a strategy that holds all gradients, the training
+        gradient comes from the same pass.
       lagged: with an interval of 1, let the weights use the matrix of the step before. The N
         gradients of a parameter can then be freed one by one, which saves most of the memory.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
@@ -118,8 +119,13 @@ def weighted(
       >>> [round(float(w), 3) for w in transform.find_state(state).weights]
       [0.31, 0.69]
     """
-    _check_static(num_tasks, interaction_interval)
+    if interaction_interval is None:
+        interaction_interval = weighting.default_interval
+    _check_num_tasks(num_tasks)
     num_tasks = operator.index(num_tasks)
+    if not isinstance(interaction_interval, jax.Array):
+        interaction_interval = checks.integer("interaction_interval", interaction_interval)
+    checks.flag("lagged", lagged)
     weighting = weighting_base.with_floor(weighting, floor)
     strategy = interaction_lib.get(interaction)
     every_step = isinstance(interaction_interval, int) and interaction_interval == 1
@@ -271,7 +277,7 @@ def _refresh(measure, state, known, interval) -> jax.Array:
     return jax.lax.cond(state.count % interval == 0, fresh, lambda: state.interaction)
 
 
-def _check_static(num_tasks, interval) -> None:
+def _check_num_tasks(num_tasks) -> None:
     try:
         # An array would be traced inside update, where the number of tasks must be known.
         if isinstance(num_tasks, (bool, jax.Array)) or operator.index(num_tasks) < 1:
@@ -282,9 +288,3 @@ def _check_static(num_tasks, interval) -> None:
             "optax.inject_hyperparams, name it in static_args: "
             "static_args=('num_tasks', 'interaction_interval')."
         ) from None
-    if isinstance(interval, jax.Array):
-        return
-    if not isinstance(interval, int) or isinstance(interval, bool) or interval < 1:
-        raise ValueError(
-            f"interaction_interval must be a positive integer, but it is {interval!r}."
-        )

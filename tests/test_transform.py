@@ -25,7 +25,7 @@ WEIGHTINGS = {
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_the_four_forms_agree(name):
     problem = problems.mlp()
-    tx = transform.weighted(WEIGHTINGS[name], 5)
+    tx = transform.weighted(WEIGHTINGS[name], 5, interaction_interval=1)
 
     def two_steps(form):
         # Without jit here, so that the game solver is compiled once for all forms.
@@ -84,7 +84,7 @@ def test_the_fused_step_is_the_plain_one(lagged):
     weights = weighting.lookahead_online(0.1, 0.5)
     plain_strategy = interaction.Interaction(interaction.vmap().matrix)
     fused, plain = (
-        transform.weighted(weights, 5, interaction=strategy, lagged=lagged)
+        transform.weighted(weights, 5, interaction=strategy, interaction_interval=1, lagged=lagged)
         for strategy in (interaction.vmap(), plain_strategy)
     )
     problems.assert_trees_close(

@@ -99,7 +99,9 @@ N = 5
 
 def update(updates=None, *, weights=None, pass_params=True, **arguments):
     problem = problems.mlp()
-    tx = transform.weighted(weights or weighting.lookahead_online(0.1, 0.5), N)
+    tx = transform.weighted(
+        weights or weighting.lookahead_online(0.1, 0.5), N, interaction_interval=1
+    )
     state = tx.init(problem.params)
     return tx.update(updates, state, problem.params if pass_params else None, **arguments)
 
@@ -233,8 +235,12 @@ def test_a_wrong_number_of_tasks_is_named(num_tasks):
         ({"interaction_interval": 2.5}, r"interaction_interval must be .* 2\.5"),
         ({"interaction_interval": True}, "interaction_interval must be .* True"),
         ({"lagged": True, "interaction_interval": 2}, "lagged needs interaction_interval=1.* 2"),
+        ({"lagged": 1}, "lagged must be True or False.* 1"),
         ({"floor": 1.5}, r"floor must be a number in \[0, 1\].* 1\.5"),
-        ({"interaction": "nothing"}, "Unknown interaction strategy 'nothing'"),
+        (
+            {"interaction": "nothing"},
+            "interaction must be an Interaction or one of auto, .* 'nothing'",
+        ),
     ],
 )
 def test_wrong_options_are_named(options, message):

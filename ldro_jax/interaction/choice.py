@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 
+from ldro_jax import checks
 from ldro_jax.interaction import base
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
@@ -36,11 +37,9 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
         return strategy
     if strategy == "auto":
         return auto()
-    if strategy not in STRATEGIES:
-        known = ", ".join(["auto", *STRATEGIES])
-        raise ValueError(
-            f"Unknown interaction strategy {strategy!r}. Known: {known}; or pass an Interaction."
-        )
+    names = ["auto", *STRATEGIES]
+    expected = f"an Interaction or one of {', '.join(names)}"
+    checks.require(strategy in names, "interaction", expected, strategy)
     return STRATEGIES[strategy]()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from ldro_jax import paths
+from ldro_jax import paths, weighting
 from ldro_jax.evaluation import perplexity
 from ldro_jax.reporting import files, relative, results
 from ldro_jax.tasks import sequences
@@ -58,8 +58,8 @@ def multilingual(
       description: a paragraph for the report.
       load_data: ``(data_dir=...) -> Corpus``.
       make_program: ``(method, corpus) -> LanguageModelProgram``.
-      methods: what to compare. Static mixing gets the number of training tokens as ``sizes``, and
-        Baselined-DRO the losses of the references, where they aren't given.
+      methods: what to compare. One that takes ``sizes`` gets the numbers of training tokens, and
+        one that takes ``reference_losses`` those of the references, where they aren't given.
       seeds: a run for each.
       schedule: lengths and intervals.
       references: losses of models of one language each: a ``references.json``, or a function of
@@ -81,9 +81,8 @@ def multilingual(
     corpus = load_data(data_dir=data_dir)
     if references is None and any(map(_needs_references, settings)):
         raise ValueError(
-            "Baselined-DRO needs the losses of models of one language each. Bind "
-            "multilingual.references to a references.json or to @monolingual, or give "
-            "reference_losses."
+            "references must be a references.json, or @monolingual which makes one, for a method "
+            "that needs reference_losses and isn't given them, but it is None."
         )
     sizes = corpus.sizes / corpus.sizes.sum()
     # Each setting is tried, so that one out of range is found before anything is trained. The
@@ -240,16 +239,14 @@ def _train(program, trial, schedule, output_dir, run_name, done, **options) -> r
 
 
 def _needs_references(method: Method) -> bool:
-    return method.weighting == "baselined_dro" and "reference_losses" not in method.hyperparameters
+    return "reference_losses" in weighting.from_data(method.weighting, method.hyperparameters)
 
 
 def _resolved(method: Method, sizes: np.ndarray, losses: Mapping[str, float]) -> Method:
     """The method with what only the text and the references can tell."""
-    given = dict(method.hyperparameters)
-    if method.weighting == "static_mixing":
-        given.setdefault("sizes", tuple(sizes.tolist()))
-    if _needs_references(method):
-        given["reference_losses"] = tuple(losses.values())
+    known = {"sizes": tuple(sizes.tolist()), "reference_losses": tuple(losses.values())}
+    lacking = weighting.from_data(method.weighting, method.hyperparameters)
+    given = {**method.hyperparameters, **{name: known[name] for name in lacking}}
     return dataclasses.replace(method, hyperparameters=given)
 
 

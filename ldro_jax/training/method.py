@@ -1,13 +1,15 @@
 """What is compared in an experiment: a weighting with its settings, under a name."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optax
 
-from ldro_jax import transform, weighting
+from ldro_jax import checks, transform, weighting
+from ldro_jax.weighting import Weighting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,28 +21,41 @@ class Method:
       weighting: a key of :data:`ldro_jax.weighting.METHODS`.
       hyperparameters: its arguments.
       interaction: how to measure the interaction, as in :func:`ldro_jax.transform.weighted`.
-      interaction_interval: every how many steps to measure it.
+      interaction_interval: every how many steps to measure it; by default as the weighting says.
       lagged: with an interval of 1, let the weights use the matrix of the step before.
       floor: share of the weight that is spread evenly.
       sampling: how language models draw the rows of a batch: ``"uniform"``, the same number of each
         task, or ``"weights"``, at random with the task weights as probabilities; the loss of a row
         then counts ``w / q``, with the weights w now and those q that it was drawn with.
+
+    Raises:
+      ValueError: if one of these is unknown or out of range.
     """
 
     name: str
     weighting: str
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     interaction: str = "auto"
-    interaction_interval: int = 100
+    interaction_interval: int | None = None
     lagged: bool = False
     floor: float = 0.0
     sampling: str = "uniform"
 
     def __post_init__(self):
-        if self.sampling not in ("uniform", "weights"):
-            raise ValueError(
-                f"sampling must be 'uniform' or 'weights', but it is {self.sampling!r}."
-            )
+        checks.text("name", self.name)
+        checks.one_of("weighting", self.weighting, sorted(weighting.METHODS))
+        checks.one_of("sampling", self.sampling, ("uniform", "weights"))
+        given = self.hyperparameters
+        checks.require(isinstance(given, Mapping), "hyperparameters", "a dictionary", given)
+        made = weighting.average()
+        # A grid may give what is lacking.
+        lacking = weighting.lacking(self.weighting, given)
+        if set(lacking) <= set(weighting.FROM_DATA):
+            try:
+                made = self._outline
+            except ValueError as error:
+                raise ValueError(f"hyperparameters: {error}") from error
+        self._weighted(made, 1)
 
     def transform(
         self, num_tasks: int, rates: Mapping[str, Any] | None = None
@@ -58,8 +73,12 @@ class Method:
         Raises:
           ValueError: if the method or one of its settings is unknown or out of range.
         """
+        made = weighting.create(self.weighting, {**self.hyperparameters, **(rates or {})})
+        return self._weighted(made, num_tasks)
+
+    def _weighted(self, made: Weighting, num_tasks: int):
         return transform.weighted(
-            weighting.create(self.weighting, {**self.hyperparameters, **(rates or {})}),
+            made,
             num_tasks,
             interaction=self.interaction,
             interaction_interval=self.interaction_interval,
@@ -67,13 +86,24 @@ class Method:
             floor=self.floor,
         )
 
+    @functools.cached_property
+    def _outline(self) -> Weighting:
+        return weighting.outline(self.weighting, self.hyperparameters)
+
+    @property
+    def _plain(self) -> dict[str, Any]:
+        """The hyperparameters with NumPy's numbers and arrays as Python's, for records and keys."""
+        given = self.hyperparameters
+        return {k: v.tolist() if hasattr(v, "tolist") else v for k, v in given.items()}
+
+    @functools.cached_property
+    def _rates(self) -> dict[str, float]:
+        names = weighting.rates(self.weighting, self.hyperparameters)
+        return {k: float(v) for k, v in self.hyperparameters.items() if k in names}
+
     def rates(self) -> dict[str, float]:
         """The hyperparameters that one program can take many values of, where they are numbers."""
-        names = weighting.rates(self.weighting)
-        numbers = {k: v for k, v in self.hyperparameters.items() if not isinstance(v, bool)}
-        return {
-            k: float(v) for k, v in numbers.items() if k in names and isinstance(v, (int, float))
-        }
+        return dict(self._rates)
 
     def program(self) -> tuple[Any, ...]:
         """What methods have in common that the same compiled program can train.
@@ -81,10 +111,10 @@ class Method:
         Returns:
           A hashable key: everything but the name and the values of :meth:`rates`.
         """
-        static = {k: v for k, v in self.hyperparameters.items() if k not in self.rates()}
+        static = {k: v for k, v in self._plain.items() if k not in self.rates()}
         others = (
             self.interaction,
-            self.interaction_interval,
+            self.interval,
             self.lagged,
             self.floor,
             self.sampling,
@@ -94,18 +124,25 @@ class Method:
     @property
     def uses_interaction(self) -> bool:
         """Whether the weights depend on the interaction matrix."""
-        return weighting.uses_interaction(self.weighting)
+        return self._outline.uses_interaction
+
+    @property
+    def interval(self) -> int:
+        """Every how many steps the interaction matrix is measured, if it is."""
+        if self.interaction_interval is None:
+            return self._outline.default_interval
+        return int(self.interaction_interval)
 
     @property
     def measures_every_step(self) -> bool:
         """Whether the interaction matrix is measured in every step."""
-        return self.uses_interaction and self.interaction_interval == 1
+        return self.uses_interaction and self.interval == 1
 
     def settings(self) -> dict[str, Any]:
         """All that a record needs to tell this method from others: its non-default settings."""
-        settings = dict(self.hyperparameters)
+        settings = dict(self._plain)
         if self.uses_interaction:
-            settings["interaction_interval"] = self.interaction_interval
+            settings["interaction_interval"] = self.interval
         for name, default in [("lagged", False), ("floor", 0.0), ("sampling", "uniform")]:
             if getattr(self, name) != default:
                 settings[name] = getattr(self, name)
@@ -123,18 +160,21 @@ def grid(method: Method, values: Mapping[str, Sequence[Any]]) -> list[Method]:
       The methods, of the same name, the last setting varying fastest.
 
     Raises:
-      ValueError: if a setting has no values, or one that isn't a sequence.
+      ValueError: if a setting has no values, isn't a sequence of them, or has one that the method
+        doesn't take.
     """
+    checks.instance("method", method, Method, "@ldro/Method()")
+    checks.require(isinstance(values, Mapping), "values", "a dictionary", values)
     for name, options in values.items():
-        if isinstance(options, str) or not isinstance(options, Sequence) or not options:
-            raise ValueError(
-                f"A grid needs a sequence of values for each setting, but {name} has {options!r}."
-            )
+        checks.sequence(f"values[{name!r}]", options, "values, such as (0.01, 0.1)")
     fields = {field.name for field in dataclasses.fields(Method)}
     found = []
     for combination in itertools.product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
         own = {name: chosen.pop(name) for name in fields & chosen.keys()}
         hyperparameters = {**method.hyperparameters, **chosen}
-        found.append(dataclasses.replace(method, **{"hyperparameters": hyperparameters, **own}))
+        try:
+            found.append(dataclasses.replace(method, **{"hyperparameters": hyperparameters, **own}))
+        except ValueError as error:
+            raise ValueError(f"values: {error}") from error
     return found

@@ -13,10 +13,19 @@ from ldro_jax.weighting.interpolated import interpolated
 from ldro_jax.weighting.lookahead import exact as lookahead_exact
 from ldro_jax.weighting.lookahead import online as lookahead_online
 from ldro_jax.weighting.pcgrad import pcgrad
-from ldro_jax.weighting.registry import METHODS, create, rates, uses_interaction
+from ldro_jax.weighting.registry import (
+    FROM_DATA,
+    METHODS,
+    create,
+    from_data,
+    lacking,
+    outline,
+    rates,
+)
 from ldro_jax.weighting.static import average, static_mixing
 
 __all__ = [
+    "FROM_DATA",
     "METHODS",
     "Statistics",
     "Weighting",
@@ -24,14 +33,16 @@ __all__ = [
     "baselined_dro",
     "create",
     "exponentiated_gradient",
+    "from_data",
     "group_dro",
     "interpolated",
+    "lacking",
     "lookahead_exact",
     "lookahead_online",
+    "outline",
     "pcgrad",
     "rates",
     "stateless",
     "static_mixing",
-    "uses_interaction",
     "with_floor",
 ]

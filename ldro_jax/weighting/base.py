@@ -14,7 +14,6 @@ reference)`` and Lookahead-DRO along ``η λ A[i*, :]``, the row of the interact
 belongs to the task that would be worst after the step.
 """
 
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from ldro_jax import checks
 
 
 class Statistics(NamedTuple):
@@ -47,6 +48,7 @@ class Weighting(NamedTuple):
       init: ``(num_tasks, dtype) -> state``, a pytree of small arrays.
       update: ``(statistics, state) -> (weights [N], state)``.
       uses_interaction: whether ``update`` reads ``statistics.interaction``.
+      default_interval: every how many steps to measure the interaction where nothing else is said.
       expected_losses: ``(statistics, weights [N]) -> [N]``, the losses after the step by which it
         judges weights; ``None`` if it looks at the losses as they are.
     """
@@ -54,6 +56,7 @@ class Weighting(NamedTuple):
     init: Callable[[int, Any], Any]
     update: Callable[[Statistics, Any], tuple[jax.Array, Any]]
     uses_interaction: bool = False
+    default_interval: int = 1
     expected_losses: Callable[[Statistics, jax.Array], jax.Array] | None = None
 
 
@@ -131,7 +134,7 @@ def with_floor(weighting: Weighting, floor: optax.ScalarOrSchedule) -> Weighting
     Raises:
       ValueError: if ``floor`` is a number outside [0, 1].
     """
-    check_range("floor", floor, 0.0, 1.0)
+    check_range("floor", floor, "[0, 1]")
 
     def update(statistics, state):
         weights, state = weighting.update(statistics, state)
@@ -155,8 +158,8 @@ def value_at(value: optax.ScalarOrSchedule, statistics: Statistics) -> jax.Array
     return jnp.asarray(current, statistics.losses.dtype)
 
 
-def check_range(name: str, value: Any, low: float, high: float = float("inf")) -> None:
-    """Raises ``ValueError`` unless ``value`` lies in [low, high].
+def check_range(name: str, value: Any, interval: str = "[0, inf)") -> None:
+    """Raises ``ValueError`` unless ``value`` lies in an interval.
 
     Schedules and arrays (hyperparameters injected by Optax) are let through: their values are not
     known while the transformation is built.
@@ -164,17 +167,38 @@ def check_range(name: str, value: Any, low: float, high: float = float("inf")) -
     Args:
       name: what to call the value in the error.
       value: the hyperparameter.
-      low: smallest value allowed.
-      high: largest value allowed.
+      interval: as :func:`ldro_jax.checks.number` takes it.
 
     Raises:
-      ValueError: if it is a number outside the range, or not a number at all.
+      ValueError: if it is a number elsewhere, or not a number at all.
     """
-    if callable(value) or isinstance(value, jax.Array):
-        return
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_number or not low <= float(value) <= high:
-        raise ValueError(f"{name} must be a number in [{low:g}, {high:g}], but it is {value!r}.")
+    if not callable(value) and not isinstance(value, jax.Array):
+        checks.number(name, value, interval)
+
+
+def numbers_per_task(name: str, values: Any, *, positive: bool = False) -> np.ndarray:
+    """The numbers that a method takes for each task.
+
+    Args:
+      name: what to call the values in the error.
+      values: a sequence of N numbers.
+      positive: whether they must be positive.
+
+    Returns:
+      float64 ``[N]``.
+
+    Raises:
+      ValueError: if they aren't finite numbers in one dimension.
+    """
+    try:
+        found = np.asarray(values)
+    except (TypeError, ValueError):  # ragged, or traced
+        found = np.array(None)
+    usable = found.dtype.kind in "iuf" and found.ndim == 1 and found.size
+    usable = usable and np.isfinite(found).all() and (not positive or (found > 0).all())
+    expected = f"one finite{' positive' if positive else ''} number for each task"
+    checks.require(usable, name, expected, values)
+    return found.astype(np.float64)
 
 
 def check_per_task(name: str, values: jax.Array | np.ndarray, num_tasks: int) -> None:

@@ -8,7 +8,6 @@ References:
 from collections.abc import Sequence
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from ldro_jax.weighting import base
@@ -31,13 +30,8 @@ def baselined_dro(
       ValueError: if the rate is negative, if a reference is not finite, or if their number isn't
         that of the tasks.
     """
-    base.check_range("weight_lr", weight_lr, 0.0)
-    references = np.asarray(reference_losses, np.float64)
-    if references.ndim != 1 or not np.isfinite(references).all():
-        raise ValueError(
-            "reference_losses must be one finite number for each task, found "
-            f"{references.tolist()}."
-        )
+    base.check_range("weight_lr", weight_lr)
+    references = base.numbers_per_task("reference_losses", reference_losses)
 
     def direction(statistics, weights):
         del weights

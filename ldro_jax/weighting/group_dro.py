@@ -35,19 +35,14 @@ def group_dro(
       ValueError: if the rate is negative, if a group size is not positive, if their number isn't
         that of the tasks, or if there is an adjustment and no sizes.
     """
-    base.check_range("weight_lr", weight_lr, 0.0)
-    base.check_range("adjustment", adjustment, 0.0)
+    base.check_range("weight_lr", weight_lr)
+    base.check_range("adjustment", adjustment)
     if group_sizes is None:
         if not isinstance(adjustment, (int, float)) or adjustment != 0:
-            raise ValueError("An adjustment needs group_sizes, one number for each task.")
+            raise ValueError("adjustment needs group_sizes, one number for each task.")
         scale = None
     else:
-        sizes = np.asarray(group_sizes, np.float64)
-        if sizes.ndim != 1 or not (sizes > 0).all():
-            raise ValueError(
-                f"group_sizes must be one positive number for each task, found {sizes.tolist()}."
-            )
-        scale = 1 / np.sqrt(sizes)
+        scale = 1 / np.sqrt(base.numbers_per_task("group_sizes", group_sizes, positive=True))
 
     def direction(statistics, weights):
         del weights

@@ -24,7 +24,7 @@ def interpolated(alpha: optax.ScalarOrSchedule) -> base.Weighting:
     Raises:
       ValueError: if α lies outside [0, 1].
     """
-    base.check_range("alpha", alpha, 0.0, 1.0)
+    base.check_range("alpha", alpha, "[0, 1]")
 
     def weights(statistics):
         losses = statistics.losses

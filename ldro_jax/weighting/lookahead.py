@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import games
+from ldro_jax import checks, games
 from ldro_jax.weighting import base
 
 
@@ -52,7 +52,7 @@ def online(
     .. math:: w_j ∝ w_j \exp(−η (ℓ_{i^*} − λ A_{i^*j})) ∝ w_j \exp(ηλ A_{i^*j}),
 
     because the loss is the same for every j and cancels in the normalisation. Robust to the noise
-    of minibatches, and A may be refreshed only now and then.
+    of minibatches, and A may be refreshed only now and then: by default every 100 steps.
 
     Args:
       lookahead_lr: λ, the size of the step that is looked ahead: with the normalised interaction a
@@ -66,11 +66,10 @@ def online(
       The :class:`~ldro_jax.weighting.base.Weighting`.
 
     Raises:
-      ValueError: if a rate is negative.
+      ValueError: if a rate is negative or not finite.
     """
-    base.check_range("lookahead_lr", lookahead_lr, 0.0)
-    base.check_range("weight_lr", weight_lr, 0.0)
-    game = _Game(lookahead_lr, normalize_interaction)
+    base.check_range("weight_lr", weight_lr)
+    game = _game(lookahead_lr, normalize_interaction)
 
     def direction(statistics, weights):
         eta = base.value_at(weight_lr, statistics)
@@ -78,7 +77,7 @@ def online(
         return eta * game.step_size(statistics) * game.interaction(statistics)[worst]
 
     return base.exponentiated_gradient(direction, uses_interaction=True)._replace(
-        expected_losses=game.expected_losses
+        default_interval=100, expected_losses=game.expected_losses
     )
 
 
@@ -88,7 +87,8 @@ def exact(
     """Exact Lookahead-DRO (Algorithm 1 of the paper): the maximum-entropy equilibrium, every step.
 
     Right when losses and gradients are measured without noise (small or full-batch problems). On
-    minibatches the equilibrium jumps with the noise; use :func:`online` there.
+    minibatches the equilibrium jumps with the noise; use :func:`online` there. By default A is
+    measured in every step.
 
     Args:
       lookahead_lr: λ, as in :func:`online`.
@@ -98,10 +98,9 @@ def exact(
       The :class:`~ldro_jax.weighting.base.Weighting`, stateless.
 
     Raises:
-      ValueError: if the rate is negative.
+      ValueError: if the rate is negative or not finite.
     """
-    base.check_range("lookahead_lr", lookahead_lr, 0.0)
-    game = _Game(lookahead_lr, normalize_interaction)
+    game = _game(lookahead_lr, normalize_interaction)
 
     def weights(statistics):
         decrease = game.step_size(statistics) * game.interaction(statistics)
@@ -110,6 +109,12 @@ def exact(
     return base.stateless(weights)._replace(
         uses_interaction=True, expected_losses=game.expected_losses
     )
+
+
+def _game(lookahead_lr, normalize_interaction) -> "_Game":
+    base.check_range("lookahead_lr", lookahead_lr)
+    checks.flag("normalize_interaction", normalize_interaction)
+    return _Game(lookahead_lr, normalize_interaction)
 
 
 class _Game(NamedTuple):

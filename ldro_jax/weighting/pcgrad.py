@@ -8,6 +8,7 @@ References:
 import jax
 import jax.numpy as jnp
 
+from ldro_jax import checks
 from ldro_jax.weighting import base
 
 
@@ -21,8 +22,8 @@ def pcgrad(*, seed: int = 0) -> base.Weighting:
     negative, at least 1 / N, and may sum to more than one. Without conflicts they are uniform; the
     paper takes the sum instead of the mean, which is N times the learning rate.
 
-    Measure the interaction in every step (``interaction_interval=1``): the projections are meant
-    for the gradients of this batch.
+    By default the interaction is measured in every step: the projections are meant for the
+    gradients of this batch.
 
     Args:
       seed: of the orders, which are a function of it and of the step.
@@ -31,10 +32,9 @@ def pcgrad(*, seed: int = 0) -> base.Weighting:
       The :class:`~ldro_jax.weighting.base.Weighting`, stateless.
 
     Raises:
-      ValueError: if the seed is not an integer.
+      ValueError: if the seed is not an integer of 32 bits.
     """
-    if not isinstance(seed, int) or isinstance(seed, bool):
-        raise ValueError(f"seed must be an integer, but it is {seed!r}.")
+    seed = checks.seed("seed", seed)
 
     def weights(statistics):
         interaction = statistics.interaction

@@ -1,11 +1,15 @@
 """Weightings by name, for configurations and command lines."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import numbers
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import optax
+import jax
+import jax.numpy as jnp
+import numpy as np
 
+from ldro_jax import checks
 from ldro_jax.weighting import base
 from ldro_jax.weighting.baselined_dro import baselined_dro
 from ldro_jax.weighting.group_dro import group_dro
@@ -25,8 +29,8 @@ METHODS: dict[str, Callable[..., base.Weighting]] = {
     "static_mixing": static_mixing,
 }
 
-# Those whose weights depend on the interaction matrix.
-_INTERACTING = {"lookahead_exact", "lookahead_online", "pcgrad"}
+# Arguments of a factory that the data can give, one number for each task.
+FROM_DATA = ("reference_losses", "sizes")
 
 
 def create(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.Weighting:
@@ -40,58 +44,136 @@ def create(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.
       The :class:`~ldro_jax.weighting.base.Weighting`.
 
     Raises:
-      ValueError: if there is no method of that name, or it has no such hyperparameter, or lacks
-        one.
+      ValueError: if there is no method of that name, or it has no such hyperparameter, lacks one,
+        or doesn't take one's value.
     """
     hyperparameters = dict(hyperparameters or {})
-    signature = _signature(name)
-    try:
-        signature.bind(**hyperparameters)
-    except TypeError as error:
-        expected = ", ".join(str(p).split(":")[0] for p in signature.parameters.values())
+    parameters = _parameters(name)
+    unknown = [key for key in hyperparameters if key not in parameters]
+    if unknown or lacking(name, hyperparameters):
+        reason = (
+            f"{', '.join(map(str, unknown))} is unknown"
+            if unknown
+            else f"{', '.join(lacking(name, hyperparameters))} is missing"
+        )
         raise ValueError(
-            f"The method {name!r} takes the hyperparameters ({expected or 'none'}), but was given "
-            f"{hyperparameters}: {error}."
-        ) from error
+            f"The method {name!r} takes the hyperparameters ({', '.join(parameters) or 'none'}), "
+            f"but was given {hyperparameters}: {reason}."
+        )
     return METHODS[name](**hyperparameters)
 
 
-def rates(name: str) -> set[str]:
+def outline(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.Weighting:
+    """Makes a weighting for its properties, before the data is known.
+
+    Args:
+      name: a key of ``METHODS``.
+      hyperparameters: keyword arguments of that factory. Those of :data:`FROM_DATA` that it takes
+        and that aren't given are filled in.
+
+    Returns:
+      A :class:`~ldro_jax.weighting.base.Weighting` whose weights mean nothing.
+
+    Raises:
+      ValueError: see :func:`create`.
+    """
+    return create(name, _filled(name, hyperparameters or {}))
+
+
+def lacking(name: str, hyperparameters: Mapping[str, Any]) -> list[str]:
+    """The hyperparameters that a method needs and wasn't given.
+
+    Args:
+      name: a key of ``METHODS``.
+      hyperparameters: what it was given.
+
+    Returns:
+      Their names.
+
+    Raises:
+      ValueError: if there is no method of that name.
+    """
+    parameters = _parameters(name).values()
+    return [p.name for p in parameters if p.default is p.empty and p.name not in hyperparameters]
+
+
+def from_data(name: str, hyperparameters: Mapping[str, Any]) -> list[str]:
+    """The arguments that the data has to give, since the hyperparameters don't.
+
+    Args:
+      name: a key of ``METHODS``.
+      hyperparameters: what it was given.
+
+    Returns:
+      Those of :data:`FROM_DATA` that the method takes.
+
+    Raises:
+      ValueError: if there is no method of that name.
+    """
+    return [n for n in FROM_DATA if n in _parameters(name) and n not in hyperparameters]
+
+
+def rates(name: str, hyperparameters: Mapping[str, Any]) -> set[str]:
     """Names of the hyperparameters that a method computes with on the device.
 
     They may be arrays, so one compiled program can take many values of them; the others are needed
-    while the weighting is made.
+    while the weighting is made. Which they are is found by tracing it with one of them unknown.
 
     Args:
       name: a key of ``METHODS``.
+      hyperparameters: keyword arguments of that factory, numbers among them.
 
     Returns:
-      Those that the factory takes as numbers or Optax schedules.
+      The names of those numbers.
 
     Raises:
-      ValueError: if there is no method of that name.
+      ValueError: see :func:`create`.
     """
-    parameters = _signature(name).parameters.values()
-    return {p.name for p in parameters if p.annotation == optax.ScalarOrSchedule}
+    filled = _filled(name, hyperparameters)
+    create(name, filled)
+    given = [k for k, v in hyperparameters.items() if isinstance(v, numbers.Real)]
+    return {
+        k for k in given if not isinstance(hyperparameters[k], bool) and _traces(name, filled, k)
+    }
 
 
-def uses_interaction(name: str) -> bool:
-    """Whether the weights of a method depend on the interaction matrix.
+def _traces(name: str, hyperparameters: dict[str, Any], rate: str) -> bool:
+    num_tasks = _num_tasks(hyperparameters)
 
-    Args:
-      name: a key of ``METHODS``.
+    def weights(value):
+        weighting = create(name, hyperparameters | {rate: value})
+        zeros = jnp.zeros(num_tasks, jnp.float32)
+        square = jnp.zeros((num_tasks, num_tasks), jnp.float32)
+        statistics = base.Statistics(jnp.zeros([], jnp.int32), zeros, square)
+        found, _ = weighting.update(statistics, weighting.init(num_tasks, jnp.float32))
+        if weighting.expected_losses is not None:
+            weighting.expected_losses(statistics, found)
+        return found
 
-    Returns:
-      The same as :attr:`~ldro_jax.weighting.base.Weighting.uses_interaction`, without making one.
-
-    Raises:
-      ValueError: if there is no method of that name.
-    """
-    _signature(name)
-    return name in _INTERACTING
+    try:
+        jax.eval_shape(weights, jax.ShapeDtypeStruct((), jnp.float32))
+    # A factory that needs a number may fail with any error where there is none.
+    except Exception:
+        return False
+    return True
 
 
-def _signature(name: str) -> inspect.Signature:
-    if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}. Known methods: {', '.join(sorted(METHODS))}.")
-    return inspect.signature(METHODS[name])
+def _filled(name: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The hyperparameters with something in the place of what only the data can tell."""
+    ones = (1.0,) * _num_tasks(hyperparameters)
+    return {**hyperparameters, **dict.fromkeys(from_data(name, hyperparameters), ones)}
+
+
+def _num_tasks(hyperparameters: Mapping[str, Any]) -> int:
+    """As many tasks as the longest of the hyperparameters has numbers, or one."""
+    lists = [
+        v
+        for v in hyperparameters.values()
+        if isinstance(v, (Sequence, np.ndarray)) and not isinstance(v, str)
+    ]
+    return max([1, *map(len, lists)])
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    checks.one_of("weighting", name, sorted(METHODS))
+    return inspect.signature(METHODS[name]).parameters

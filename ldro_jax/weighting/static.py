@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from ldro_jax import checks
 from ldro_jax.weighting import base
 
 
@@ -35,13 +36,11 @@ def static_mixing(sizes: Sequence[float], *, exponent: float = 0.3) -> base.Weig
       The :class:`~ldro_jax.weighting.base.Weighting`.
 
     Raises:
-      ValueError: if a size is not positive and finite, or their number isn't that of the tasks.
+      ValueError: if a size is not positive and finite, if their number isn't that of the tasks, or
+        if the exponent is negative.
     """
-    amounts = np.asarray(sizes, np.float64)
-    if amounts.ndim != 1 or not (np.isfinite(amounts) & (amounts > 0)).all():
-        raise ValueError(
-            f"sizes must be one positive number for each task, but they are {amounts.tolist()}."
-        )
+    amounts = base.numbers_per_task("sizes", sizes, positive=True)
+    checks.number("exponent", exponent, "[0, inf)")
     # In logarithms, since |D|^α overflows float32 for sizes in bytes and α > 1.
     logits = exponent * np.log(amounts)
     weights = np.exp(logits - logits.max())

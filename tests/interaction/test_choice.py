@@ -71,7 +71,9 @@ def test_other_backends_convolve_side_by_side(monkeypatch):
 
 def test_an_unknown_name_lists_the_known_ones():
     known = "auto, columns, jacrev, scan, tiled, vmap"
-    with pytest.raises(ValueError, match=f"Unknown interaction strategy 'vmpa'. Known: {known}"):
+    with pytest.raises(
+        ValueError, match=f"interaction must be an Interaction or one of {known}, .* 'vmpa'"
+    ):
         interaction.get("vmpa")
 
 

@@ -222,7 +222,7 @@ def test_jit_with_a_traced_step_is_eager():
     assert update(3)._cache_size() == 1
 
 
-@pytest.mark.parametrize("seed", [1.0, "0", None, True])
+@pytest.mark.parametrize("seed", [1.0, "0", None, True, -1, 2**32])
 def test_a_seed_must_be_an_integer(seed):
     with pytest.raises(ValueError, match="seed must be an integer"):
         weighting.pcgrad(seed=seed)

@@ -1,0 +1,213 @@
+"""Checks of arguments: one line that says what was expected and what was found instead.
+
+``name`` is how the user knows the argument. Each line begins with it.
+"""
+
+import inspect
+import numbers
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+# JAX takes more than 32 bits of a seed as another seed.
+_MAX_SEED = 2**32 - 1
+
+
+def shown(value: Any) -> str:
+    """How an error shows a value.
+
+    Args:
+      value: any.
+
+    Returns:
+      At most about a line, without places in memory.
+    """
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return f"the {'class' if inspect.isclass(value) else 'function'} {value.__name__}"
+    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def require(holds: Any, name: str, expected: str, value: Any) -> None:
+    """Raises ``ValueError`` unless a condition holds.
+
+    Args:
+      holds: the condition.
+      name: of the argument.
+      expected: what it must be, as in "a positive integer".
+      value: what it is.
+
+    Raises:
+      ValueError: if it doesn't hold.
+    """
+    if not holds:
+        raise ValueError(f"{name} must be {expected}, but it is {shown(value)}.")
+
+
+def integer(name: str, value: Any, *, low: int = 1, high: int | None = None) -> int:
+    """Checks an integer, Python's or NumPy's.
+
+    Args:
+      name: of the argument.
+      value: what it is.
+      low: smallest value allowed.
+      high: largest value allowed; any if not given.
+
+    Returns:
+      A Python integer.
+
+    Raises:
+      ValueError: if it is something else, or out of range.
+    """
+    if high is not None:
+        expected = f"an integer from {low} to {high}"
+    else:
+        expected = "a positive integer" if low == 1 else f"an integer of at least {low}"
+    found = None
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        found = int(value)
+    fits = found is not None and found >= low and (high is None or found <= high)
+    require(fits, name, expected, value)
+    return int(value)
+
+
+def number(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
+    """Checks a real number, Python's or NumPy's.
+
+    Args:
+      name: of the argument.
+      value: what it is.
+      interval: where it must lie, such as ``"[0, 1)"``, which has 0 and not 1.
+
+    Raises:
+      ValueError: if it is something else, or lies elsewhere.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    found: Any = value if is_number else float("nan")
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    inside = (low <= found if interval[0] == "[" else low < found) and (
+        found <= high if interval[-1] == "]" else found < high
+    )
+    require(inside, name, f"a number in {interval}", value)
+
+
+def seed(name: str, value: Any) -> int:
+    """Checks a seed of JAX's and NumPy's random numbers.
+
+    Args:
+      name: of the argument.
+      value: what it is.
+
+    Returns:
+      A Python integer.
+
+    Raises:
+      ValueError: if it isn't an integer of 32 bits.
+    """
+    return integer(name, value, low=0, high=_MAX_SEED)
+
+
+def seeds(name: str, values: Any) -> list[int]:
+    """Checks the seeds of several runs.
+
+    Args:
+      name: of the argument.
+      values: what they are.
+
+    Returns:
+      Python integers.
+
+    Raises:
+      ValueError: if they aren't a sequence of seeds, each once.
+    """
+    sequence(name, values, "seeds, such as (0, 1, 2)")
+    found = [seed(name, value) for value in values]
+    require(len(set(found)) == len(found), name, "seeds that are all different", values)
+    return found
+
+
+def flag(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless the value is ``True`` or ``False``.
+
+    Args:
+      name: of the argument.
+      value: what it is.
+    """
+    require(isinstance(value, (bool, np.bool_)), name, "True or False", value)
+
+
+def text(name: str, value: Any) -> None:
+    """Raises ``ValueError`` unless the value is a text that isn't empty.
+
+    Args:
+      name: of the argument.
+      value: what it is.
+    """
+    require(isinstance(value, str) and value.strip(), name, "a text in quotes", value)
+
+
+def one_of(name: str, value: Any, known: Collection[str]) -> None:
+    """Raises ``ValueError`` unless the value is one of some names.
+
+    Args:
+      name: of the argument.
+      value: what it is.
+      known: the names.
+    """
+    expected = f"one of {', '.join(map(repr, known))}"
+    require(isinstance(value, str) and value in known, name, expected, value)
+
+
+def sequence(name: str, value: Any, of: str) -> None:
+    """Raises ``ValueError`` unless the value is a list or a tuple that isn't empty.
+
+    Args:
+      name: of the argument.
+      value: what it is.
+      of: what it holds, such as "numbers, such as (0, 1)".
+    """
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    require(is_sequence and len(value), name, f"a list of {of}", value)
+
+
+def instance(name: str, value: Any, kind: type, example: str) -> None:
+    """Raises ``ValueError`` unless the value is of a class.
+
+    Args:
+      name: of the argument.
+      value: what it is.
+      kind: the class.
+      example: of such a value, as a gin file has it.
+    """
+    expected = f"a {kind.__name__}, such as {example}"
+    require(isinstance(value, kind), name, expected, value)
+
+
+def function(name: str, value: Any, *arguments: str, example: str) -> Callable[..., Any]:
+    """Checks a function by what it can be called with.
+
+    Args:
+      name: of the argument.
+      value: what it is.
+      *arguments: names of keyword arguments that it must take.
+      example: of such a function, as a gin file has it.
+
+    Returns:
+      The function.
+
+    Raises:
+      ValueError: if it can't be called, or not with these.
+    """
+    fits = callable(value)
+    if fits and arguments:
+        try:
+            parameters = inspect.signature(value).parameters
+        except ValueError:  # of what isn't written in Python
+            parameters = dict.fromkeys(arguments)
+        any_keyword = any(p is not None and p.kind == p.VAR_KEYWORD for p in parameters.values())
+        fits = any_keyword or all(argument in parameters for argument in arguments)
+    takes = f" of {' and '.join(arguments)}" if arguments else ""
+    require(fits, name, f"a function{takes}, such as {example}", value)
+    return value

@@ -1,0 +1,146 @@
+"""What is known of a method by its name is what its weighting says."""
+
+# Annotations are strings here, which must make no difference.
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_lm
+
+from ldro_jax import ldro, transform, weighting
+from ldro_jax.training.method import Method
+from ldro_jax.weighting import base
+
+# Every method with all its numbers, and which of them one program can take many values of.
+RATES = {
+    "average": ({}, set()),
+    "baselined_dro": ({"weight_lr": 1}, {"weight_lr"}),
+    "group_dro": (
+        {"weight_lr": 0.1, "adjustment": 0.5, "group_sizes": (1, 2, 3)},
+        {"weight_lr", "adjustment"},
+    ),
+    "interpolated": ({"alpha": 0.5}, {"alpha"}),
+    "lookahead_exact": ({"lookahead_lr": 0.1, "normalize_interaction": True}, {"lookahead_lr"}),
+    "lookahead_online": (
+        {"lookahead_lr": 0.1, "weight_lr": 1, "normalize_interaction": False},
+        {"lookahead_lr", "weight_lr"},
+    ),
+    "pcgrad": ({"seed": 1}, set()),
+    "static_mixing": ({"exponent": 0.3}, set()),
+}
+INTERVALS = {"lookahead_exact": 1, "lookahead_online": 100, "pcgrad": 1}
+
+
+def test_every_method_is_here():
+    assert set(RATES) == set(weighting.METHODS)
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_rates_are_the_numbers_that_can_be_traced(name, dtype):
+    hyperparameters, expected = RATES[name]
+    assert weighting.rates(name, hyperparameters) == expected
+    assert Method("a", name, hyperparameters).rates().keys() == expected
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_the_interaction_is_measured_as_the_weighting_says(name):
+    method = Method("a", name, RATES[name][0])
+    assert method.uses_interaction == (name in INTERVALS)
+    assert method.interval == INTERVALS.get(name, 1)
+    assert method.settings().get("interaction_interval") == INTERVALS.get(name)
+
+
+def test_an_adjustment_without_sizes_is_no_rate():
+    # Given as an array it would need the sizes.
+    assert weighting.rates("group_dro", {"weight_lr": 0.1, "adjustment": 0.0}) == {"weight_lr"}
+
+
+def strings(gain: optax.ScalarOrSchedule, order: int = 2, flag: bool = False) -> base.Weighting:
+    return bare(gain, order, flag)
+
+
+def bare(gain, order=2, flag=False):
+    """Moves to the tasks whose gradients are largest; all but ``gain`` is needed in Python."""
+    base.check_range("gain", gain)
+    assert isinstance(order, int) and isinstance(flag, bool)
+
+    def direction(statistics, weights):
+        del weights
+        return base.value_at(gain, statistics) * jnp.diagonal(statistics.interaction) ** order
+
+    made = base.exponentiated_gradient(direction, uses_interaction=True)
+    return made._replace(default_interval=7)
+
+
+@pytest.fixture(params=[strings, bare], ids=["strings", "bare"])
+def mine(request, monkeypatch):
+    monkeypatch.setitem(weighting.METHODS, "mine", request.param)
+    return "mine"
+
+
+def test_annotations_make_no_difference(mine):
+    given = {"gain": 2, "order": 3, "flag": True}
+    assert weighting.rates(mine, given) == {"gain"}
+    method = Method("Mine", mine, given)
+    assert method.uses_interaction and method.interval == 7
+    assert method.rates() == {"gain": 2.0}
+    other = Method("Mine", mine, given | {"gain": 0.5})
+    assert other.program() == method.program()
+    assert Method("Mine", mine, given | {"order": 1}).program() != method.program()
+
+
+def test_a_new_method_measures_on_as_many_rows_of_each_task(mine):
+    method = Method("Mine", mine, {"gain": 0.1}, sampling="weights")
+    program = tiny_lm.make_program(method, tiny_lm.corpus())
+    probabilities = np.array([1, 0, 0, 0], np.float32)
+    draw = program.draw(np.zeros(4, np.int64), probabilities, 0, 0)
+    batch = program.batch(program.source(0), draw, probabilities)
+    # All rows to train on are of one task. Those to measure on are others, of each.
+    assert set(draw.tasks) == {0}
+    assert batch.interaction_tokens is not None
+    assert batch.interaction_tokens.shape == (tiny_lm.BATCH_SIZE, tiny_lm.LENGTH)
+    assert not (np.asarray(batch.interaction_tokens) == np.asarray(batch.tokens)).all()
+
+
+def measured(tx, *, steps=3):
+    """In which steps the interaction of gradients that change is measured."""
+    params, state, found = jnp.zeros(2), None, []
+    state = tx.init(params)
+    for step in range(steps):
+        before = transform.find_state(state).interaction
+        gradients = jnp.eye(2) * (step + 1.0)
+        _, state = tx.update(gradients, state, params, losses=jnp.array([1.0, 2.0]))
+        found.append(bool((transform.find_state(state).interaction != before).any()))
+    return found
+
+
+@pytest.mark.parametrize("name", INTERVALS)
+def test_every_door_has_the_same_default(name):
+    hyperparameters = RATES[name][0]
+    made = weighting.create(name, hyperparameters)
+    expected = [True, *[INTERVALS[name] == 1] * 2]
+    assert measured(transform.weighted(made, 2)) == expected
+    floored = weighting.with_floor(made, 0.1)
+    assert measured(transform.weighted(floored, 2)) == expected
+    assert measured(Method("a", name, hyperparameters, floor=0.1).transform(2)) == expected
+    if name != "pcgrad":
+        exact = name == "lookahead_exact"
+        front = ldro.transform(2, lookahead_lr=0.1, weight_lr=0.1, exact=exact)
+        assert measured(front) == expected
+
+
+def test_an_interval_of_numpy_is_an_interval():
+    method = Method("a", "lookahead_exact", {"lookahead_lr": 0.1}, interaction_interval=np.int64(2))
+    assert measured(method.transform(2)) == [True, False, True]
+    assert type(method.settings()["interaction_interval"]) is int
+
+
+def test_what_the_data_gives():
+    assert weighting.from_data("static_mixing", {"exponent": 1.0}) == ["sizes"]
+    assert weighting.from_data("static_mixing", {"sizes": (1.0, 2.0)}) == []
+    assert weighting.from_data("baselined_dro", {}) == ["reference_losses"]
+    assert weighting.lacking("baselined_dro", {}) == ["reference_losses", "weight_lr"]
+    with pytest.raises(ValueError, match="exponent must be a number"):
+        weighting.outline("static_mixing", {"exponent": "0.3"})
