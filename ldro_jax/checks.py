@@ -73,6 +73,19 @@ def integer(name: str, value: Any, *, low: int = 1, high: int | None = None) -> 
     return int(value)
 
 
+def integers(name: str, values: Any) -> None:
+    """Raises ``ValueError`` unless the values are a list of positive integers.
+
+    Args:
+      name: of the argument.
+      values: what they are.
+    """
+    is_list = isinstance(values, (list, tuple))
+    require(is_list, name, "a list of positive integers, such as (32, 16)", values)
+    for value in values:
+        integer(name, value)
+
+
 def number(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
     """Checks a real number, Python's or NumPy's.
 
@@ -203,7 +216,9 @@ def function(name: str, value: Any, *arguments: str, example: str) -> Callable[.
     fits = callable(value)
     if fits and arguments:
         try:
-            parameters = inspect.signature(value).parameters
+            # A metaclass, such as gin's, may hide what the class itself takes.
+            made = value.__init__ if inspect.isclass(value) else value
+            parameters = inspect.signature(made).parameters
         except ValueError:  # of what isn't written in Python
             parameters = dict.fromkeys(arguments)
         any_keyword = any(p is not None and p.kind == p.VAR_KEYWORD for p in parameters.values())

@@ -3,6 +3,7 @@
 The rest of the library knows nothing of gin: this module makes it configurable from outside.
 """
 
+import collections
 import functools
 import inspect
 import pathlib
@@ -46,7 +47,10 @@ _CONFIGURABLES = {
     ],
     "mc4": [mc4.load],
     "models": [cnn.CNN, decoder.Decoder, mlp.MLP],
-    "optax": [optax.adam, optax.adamw, optax.cosine_decay_schedule, optax.sgd],
+    "optax": [
+        optimizers.checked(function)
+        for function in (optax.adam, optax.adamw, optax.cosine_decay_schedule, optax.sgd)
+    ],
     "synthetic": [
         synthetic_tasks.points,
         synthetic_training.Panel,
@@ -60,6 +64,15 @@ _CONFIGURABLES = {
         method.Method,
         method.grid,
     ],
+}
+
+
+# By gin's description of a function: its name in gin files, with the module where that is needed.
+_ALL = [(module, function) for module, found in _CONFIGURABLES.items() for function in found]
+_TIMES = collections.Counter(function.__name__ for _, function in _ALL)
+_CALLED = {
+    str(f): (f"{m}.{f.__name__}" if m == "optax" or _TIMES[f.__name__] > 1 else f.__name__, f)
+    for m, f in _ALL
 }
 
 
@@ -115,6 +128,8 @@ def load(gin_files: Sequence[str], gin_bindings: Sequence[str]) -> Callable:
     except (ValueError, SyntaxError, tokenize.TokenError) as error:
         # gin quotes the whole configuration where a macro is missing.
         reason = str(error).partition(" in config string:")[0]
+        # It shows the line as well, and points to the place.
+        reason = re.sub(r"\n  In .*? line \d+\n +(.*)(\n +\^)?", r" (\1)", reason)
         raise ValueError(
             f"The gin configuration can't be used. {reason}{_known_names(reason)}"
         ) from error
@@ -135,6 +150,34 @@ def load(gin_files: Sequence[str], gin_bindings: Sequence[str]) -> Callable:
 def text() -> str:
     """The resolved configuration, every binding and macro, as gin text."""
     return gin.config_str()
+
+
+def explain(error: Exception) -> str:
+    """What an error says on one line, beginning with the gin name of the argument that is wrong.
+
+    Args:
+      error: what a function of a gin file raised. gin has appended which function that was; if the
+        message begins with one of its arguments, it gets the name of the function in front.
+
+    Returns:
+      The line.
+    """
+    message, *calls = re.split(r"\n  In call to configurable ", str(error))
+    # gin's list of the arguments that it has; Python has said which one is missing.
+    message = message.partition("\n  No values supplied by Gin")[0]
+    first = re.match(r"\w*", message)[0]  # pyright: ignore[reportOptionalSubscript]
+    for call in calls:
+        described = re.match(r"'\S+' \((.*)\)(?: in scope '(\S+)')?$", call)
+        name, function = _CALLED.get(described[1] if described else "", (None, None))
+        if described is None or function is None:
+            continue
+        scoped = f"{described[2]}/{name}" if described[2] else name
+        if missing := re.search(r"missing \d+ required .*arguments?: (.*)", message):
+            return f"{scoped} needs {missing[1]}, which nothing binds."
+        if first in inspect.signature(function).parameters:
+            message = f"{scoped}.{message}"
+            break
+    return " ".join(message.split())
 
 
 def rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
@@ -165,10 +208,10 @@ def _known_names(error: str) -> str:
         name = match[1].split(".")[-1]
         functions = [f for fs in _CONFIGURABLES.values() for f in fs if f.__name__ == name]
         parameters = ", ".join(inspect.signature(functions[0]).parameters) if functions else ""
-        return f"\nKnown parameters: {parameters}." if parameters else ""
+        return f" Known parameters: {parameters}." if parameters else ""
     if "No configurable matching" in error:
         names = sorted(f"{m}.{f.__name__}" for m, fs in _CONFIGURABLES.items() for f in fs)
-        return f"\nKnown names: {', '.join(names)}, run."
+        return f" Known names: {', '.join(names)}, run."
     return ""
 
 

@@ -15,7 +15,6 @@ if __name__ == "__main__":
     _signals.end_at_once()
 
 import os
-import re
 import sys
 
 from absl import app, flags, logging
@@ -52,7 +51,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     # They take seconds, in which a signal must already be heeded.
-    from ldro_jax import _xla_flags
+    from ldro_jax import _xla_flags, configuration
     from ldro_jax.training import preemption
 
     # Orbax describes every save at the level INFO.
@@ -71,13 +70,13 @@ def main(argv: list[str]) -> None:
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("LDRO_JAX_TRACEBACK"):
             raise
-        # gin adds the function that was called, with its address in memory.
-        message = re.sub(r" \(<.*>\)", "", str(error))
+        message = configuration.explain(error)
         sys.exit(f"Error: {message}\n(LDRO_JAX_TRACEBACK=1 shows where.)")
 
 
 def _run() -> None:
     from ldro_jax import configuration, output_dir
+    from ldro_jax.training import experiment as experiment_lib
     from ldro_jax.training import processes
 
     if _DISTRIBUTED.value:
@@ -91,7 +90,7 @@ def _run() -> None:
         print(
             f"The experiment in {output.path} is finished; look at {output.path / 'report.html'}."
         )
-        record.require_finished()
+        experiment_lib.require_complete(record)
         return
 
     def ready():

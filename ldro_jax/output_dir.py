@@ -128,15 +128,12 @@ class OutputDir:
             return None
         finished = (directory / RESULTS).exists()
         if found != self._config_text:
-            changes = difflib.unified_diff(
-                found.splitlines(), self._config_text.splitlines(), "there", "now", n=0, lineterm=""
-            )
             kind = "a finished" if finished else "an unfinished"
-            advice = "" if finished else "Go on with that one, "
+            advice = "Choose" if finished else "Go on with that one, choose"
             raise FileExistsError(
-                f"{directory} holds {kind} experiment with another configuration. {advice}"
-                f"{'choose' if advice else 'Choose'} another --output_dir, or pass --overwrite to "
-                "delete it.\n" + "\n".join(changes)
+                f"{directory} holds {kind} experiment with another configuration: "
+                f"{_difference(found, self._config_text)}. {advice} another --output_dir, or pass "
+                "--overwrite to delete it."
             )
         if finished and (directory / REPORT).exists():
             return _load(directory / RESULTS)
@@ -191,6 +188,14 @@ class OutputDir:
                 return f"process {found['process']} on {found['host']} since {found['since']}"
             except (ValueError, KeyError, TypeError):
                 return "another process"
+
+
+def _difference(found: str, ours: str) -> str:
+    """The bindings that differ, on one line."""
+    changes = difflib.ndiff(found.splitlines(), ours.splitlines())
+    lines = [change for change in changes if change[:2] in ("- ", "+ ") and change[2:].strip()]
+    there, now = ("; ".join(x[2:] for x in lines if x[0] == sign) or "nothing" for sign in "-+")
+    return f"{there} there, {now} now"
 
 
 def _flock(file: Any) -> bool:

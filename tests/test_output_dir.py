@@ -106,11 +106,11 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
     [
         (
             {"config.gin": OTHER, "results.json": "{}"},
-            "finished experiment with another configuration. Choose.*--overwrite",
+            "a finished experiment with another configuration: .* now. Choose.*--overwrite",
         ),
         (
             {"config.gin": OTHER},
-            r"unfinished experiment with another configuration.*-x = 2.*-y = 1.*\+x = 1",
+            "unfinished experiment with another configuration: x = 2; y = 1 there, x = 1 now. Go on",
         ),
         ({"thesis.txt": "precious"}, "holds files, but no experiment"),
         # Another program's, such as T5X's.

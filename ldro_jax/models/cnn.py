@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from ldro_jax import checks
 from ldro_jax.models import convolution
 
 
@@ -23,11 +24,20 @@ class CNN(nn.Module):
       num_classes: number of outputs.
       filters: 3×3 filters of each convolution; each is followed by a ReLU and 2×2 max-pooling.
       features: width of each fully connected layer, with ReLU, before the outputs.
+
+    Raises:
+      ValueError: if one of these isn't a positive integer.
     """
 
     num_classes: int
     filters: Sequence[int] = (32, 32, 32, 32)
     features: Sequence[int] = (128, 128, 128)
+
+    def __post_init__(self):
+        checks.integer("num_classes", self.num_classes)
+        checks.integers("filters", self.filters)
+        checks.integers("features", self.features)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:

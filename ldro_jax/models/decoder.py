@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ldro_jax import checks
 from ldro_jax.models.cross_entropy import token_losses
 
 
@@ -42,6 +43,9 @@ class Decoder(nn.Module):
       logits_chunk: positions to have logits of at a time, see
         :func:`~ldro_jax.models.cross_entropy.token_losses`.
       constrain: applied to the activations ``[B, L, D]`` of every layer, to keep them sharded.
+
+    Raises:
+      ValueError: if one of these is out of range, or they don't fit together.
     """
 
     vocab_size: int
@@ -57,17 +61,27 @@ class Decoder(nn.Module):
     logits_chunk: int | None = None
     constrain: Callable[[jax.Array], jax.Array] = _unchanged
 
-    def setup(self):
-        """Makes the parameters and layers."""
-        if self.positions not in ("rotary", "learned"):
-            raise ValueError(
-                f"positions must be 'rotary' or 'learned', but it is {self.positions!r}."
-            )
+    def __post_init__(self):
+        sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "context")
+        for name in sizes:
+            checks.integer(name, getattr(self, name))
+        if self.logits_chunk is not None:
+            checks.integer("logits_chunk", self.logits_chunk)
+        checks.one_of("positions", self.positions, ("rotary", "learned"))
+        checks.flag("scan_layers", self.scan_layers)
+        checks.flag("remat", self.remat)
+        floating = ("float32", "bfloat16", "float16", "float64")
+        dtype = getattr(self.dtype, "__name__", str(self.dtype))
+        checks.one_of("dtype", dtype, floating)
         if self.embed_dim % (2 * self.num_heads):
             raise ValueError(
                 f"embed_dim must be a multiple of twice num_heads, but they are {self.embed_dim} "
                 f"and {self.num_heads}."
             )
+        super().__post_init__()
+
+    def setup(self):
+        """Makes the parameters and layers."""
         self.embedding_VxD: Any = self.param(
             "embedding",
             _init(("vocab", "embed"), 0.02),

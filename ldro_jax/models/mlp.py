@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from ldro_jax import checks
+
 
 class MLP(nn.Module):
     """Flattens its input and applies fully connected layers with ReLU between them.
@@ -12,10 +14,18 @@ class MLP(nn.Module):
     Attributes:
       num_classes: number of outputs.
       features: width of each hidden layer.
+
+    Raises:
+      ValueError: if a width isn't a positive integer.
     """
 
     num_classes: int
     features: Sequence[int] = (32,)
+
+    def __post_init__(self):
+        checks.integer("num_classes", self.num_classes)
+        checks.integers("features", self.features)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x_BxHxW: jax.Array) -> jax.Array:

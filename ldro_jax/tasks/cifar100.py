@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldro_jax import checks
 from ldro_jax.tasks import base
 
 # Published means and standard deviations of the channels of the training images, in [0, 1].
@@ -45,8 +46,16 @@ def load(
     Raises:
       ImportError: if TFDS is not installed.
       FileNotFoundError: if the data set is not there.
-      ValueError: if it can't be read, is not complete, or has no coarse labels.
+      ValueError: if it can't be read, is not complete, or has no coarse labels, or if an argument
+        is not what it must be.
     """
+    checks.text("dataset", dataset)
+    checks.integer("validation_per_class", validation_per_class)
+    limits = {"max_train_per_class": max_train_per_class, "max_test_per_class": max_test_per_class}
+    for name, value in limits.items():
+        if value is not None:
+            checks.integer(name, value)
+    checks.seed("seed", seed)
     arrays = _read(dataset, data_dir)
     return from_arrays(
         arrays["train"],
@@ -102,8 +111,8 @@ def from_arrays(
         members = order[train["label"][order] == label]
         if len(members) <= validation_per_class or validation_per_class < 1:
             raise ValueError(
-                f"Class {label} has {len(members)} training images, so validation_per_class must "
-                f"be from 1 to {len(members) - 1}, but it is {validation_per_class}."
+                f"validation_per_class must be from 1 to {len(members) - 1}, since class {label} "
+                f"has {len(members)} training images, but it is {validation_per_class}."
             )
         held_out.append(members[:validation_per_class][:max_test_per_class])
         kept.append(members[validation_per_class:][:max_train_per_class])

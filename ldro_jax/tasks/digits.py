@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ldro_jax import checks
 from ldro_jax.tasks import base
 
 _SIDE = 8
@@ -66,8 +67,10 @@ def load(*, data_dir: str | None = None, seed: int = 0) -> base.MultitaskData:
 
     Raises:
       ImportError: if scikit-learn is not installed.
+      ValueError: if the seed isn't an integer of 32 bits.
     """
     del data_dir
+    checks.seed("seed", seed)
     try:
         from sklearn import datasets
     except ImportError as error:

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax.tasks import sequences, streaming, token_cache, vocabulary
+from ldro_jax import checks
+from ldro_jax.tasks import sequences, streaming, text_files, token_cache, vocabulary
 
 # fmt: off
 LANGUAGES = (
@@ -69,11 +70,12 @@ def load(
       ImportError: if TFDS or seqio is not installed.
       ValueError: if a language is unknown, or its text can't be read.
     """
+    text_files.check_languages(languages)
     names = tuple(languages)
-    if not names:
-        raise ValueError("Expected at least one language, but languages is empty.")
-    if max_heldout_tokens is not None and max_heldout_tokens < 1:
-        raise ValueError(f"max_heldout_tokens must be at least 1, but it is {max_heldout_tokens}.")
+    if max_heldout_tokens is not None:
+        checks.integer("max_heldout_tokens", max_heldout_tokens)
+    text_files.check_paths(vocabulary_path, cache_dir)
+    checks.text("version", version)
     for name in names:
         _check_language(name)
     folder = _folder(data_dir, version)
@@ -161,12 +163,12 @@ def _split(language: str) -> str:
 def _check_language(language: str) -> None:
     if language in ABSENT:
         raise ValueError(
-            f"Tagalog ({language}) is absent from mC4, which has Filipino (fil) instead. Leave it "
-            "out."
+            f"languages can't have Tagalog ({language}), which is absent from mC4: it has Filipino "
+            "(fil) instead. Leave it out."
         )
     if language not in LANGUAGES:
         raise ValueError(
-            f"Expected languages of XTREME, but found {language!r}. Known are "
+            f"languages must be of XTREME, but {language!r} is not. Known are "
             f"{', '.join(name for name in LANGUAGES if name not in ABSENT)}."
         )
 

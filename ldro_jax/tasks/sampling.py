@@ -54,8 +54,8 @@ def balanced(
     num_tasks = sizes.size
     if batch_size < num_tasks:
         raise ValueError(
-            f"A task-balanced batch needs an example of each task, so at least {num_tasks}, but "
-            f"batch_size is {batch_size}."
+            f"batch_size must be at least {num_tasks}, an example of each task, but it is "
+            f"{batch_size}."
         )
     share, extra = divmod(batch_size, num_tasks)
     capacity = share + bool(extra)

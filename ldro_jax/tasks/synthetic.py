@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldro_jax import checks
+
 OUTLIER = (1.0, 0.0)
 RADIUS = 1.25
 
@@ -27,7 +29,13 @@ def points(*, num_similar: int = 9, spread: float = 0.1, seed: int = 4) -> np.nd
 
     Returns:
       ``[num_similar + 1, 2]``, float32.
+
+    Raises:
+      ValueError: if a number is out of range.
     """
+    checks.integer("num_similar", num_similar)
+    checks.number("spread", spread, "[0, inf)")
+    checks.seed("seed", seed)
     rng = np.random.default_rng(seed)
     similar = np.array([-1.0, 0.0]) + spread * rng.normal(size=(num_similar, 2))
     return np.concatenate([similar, [OUTLIER]]).astype(np.float32)

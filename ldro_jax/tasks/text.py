@@ -7,11 +7,13 @@ line. Half of the validation lines are the test split, as in the L-DRO paper (se
 import functools
 import hashlib
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ldro_jax import checks
 from ldro_jax.tasks import sequences, streaming, text_files, token_cache, vocabulary
 
 # Neighbouring lines may come from one document, and kinds of text from one stretch of a file: runs
@@ -45,14 +47,22 @@ def load(
 
     Raises:
       FileNotFoundError: if a language or one of its files is not there.
-      ValueError: if a file isn't UTF-8 or has no text, or both a path and a size are given.
+      ValueError: if a file isn't UTF-8 or has no text, both a path and a size are given, or an
+        argument is not what it must be.
     """
+    if languages is not None:
+        text_files.check_languages(languages)
+    text_files.check_paths(vocabulary_path, cache_dir)
+    if vocabulary_size is not None:
+        checks.integer("vocabulary_size", vocabulary_size, low=vocabulary.MIN_SIZE)
+        if vocabulary_path is not None:
+            raise ValueError("vocabulary_size must be None where vocabulary_path is given.")
     if data_dir is None:
         raise FileNotFoundError(
             "No --data_dir was given. Expected a directory that holds <language>/train.txt and "
             "<language>/validation.txt (or .txt.gz) for each language."
         )
-    names = tuple(languages) if languages else text_files.languages(data_dir)
+    names = text_files.languages(data_dir) if languages is None else tuple(languages)
     # What is missing is found before anything is tokenised.
     files = {
         n: [text_files.find(data_dir, n, split) for split in ("train", "validation")] for n in names
@@ -60,8 +70,6 @@ def load(
     cache = token_cache.folder(cache_dir)
     contents = {n: hashlib.sha256(b"".join(map(_digest, files[n]))).digest() for n in names}
     if vocabulary_size is not None:
-        if vocabulary_path is not None:
-            raise ValueError("Give vocabulary_path or vocabulary_size, not both.")
         text_digest = hashlib.sha256(b"".join(contents[n] for n in sorted(names)))
         path = cache / f"vocabulary-{vocabulary_size}-{text_digest.hexdigest()[:24]}.model"
         if not token_cache.is_whole(path):
@@ -110,7 +118,8 @@ def seqio_task(data_dir: str | pathlib.Path, language: str, vocab: Any) -> Any:
 
     Returns:
       A ``seqio.Task`` with the splits train, validation and test, whose feature ``targets`` holds
-      the tokens of a line and the end of a document.
+      the tokens of a line and the end of a document. It is called ``ldro_text_<language>``, with a
+      dot for a hyphen (``ldro_text_sr.Latn``).
 
     Raises:
       FileNotFoundError: if a file is not there.
@@ -137,11 +146,16 @@ def seqio_task(data_dir: str | pathlib.Path, language: str, vocab: Any) -> Any:
         return lines.map(lambda line: {"targets": line})
 
     return seqio.Task(
-        f"ldro_text_{language}",
+        f"ldro_text_{_safe(language)}",
         source=seqio.FunctionDataSource(dataset_fn, splits=tuple(paths)),
         preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
         output_features={"targets": seqio.Feature(vocab, add_eos=True)},
     )
+
+
+def _safe(language: str) -> str:
+    """The name of a directory without what seqio doesn't take in names; no two have the same."""
+    return re.sub(r"\W", lambda c: "." if c[0] == "-" else f"#{ord(c[0]):x}#", language)
 
 
 def _digest(file: pathlib.Path) -> bytes:

@@ -1,9 +1,13 @@
 """Files of text: ``<directory>/<language>/{train,validation}.txt`` or ``.txt.gz``, UTF-8."""
 
 import gzip
+import os
 import pathlib
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ldro_jax import checks
 
 _SUFFIXES = (".txt", ".txt.gz")
 
@@ -33,6 +37,36 @@ def languages(data_dir: str | pathlib.Path) -> tuple[str, ...]:
             "train.txt.gz, named by the language."
         )
     return tuple(found)
+
+
+def check_languages(names: Any) -> None:
+    """Checks the languages that a run is given.
+
+    Args:
+      names: what is given.
+
+    Raises:
+      ValueError: if they aren't a list of different names.
+    """
+    checks.sequence("languages", names, "names, such as ('de', 'sr-Latn')")
+    is_name = all(isinstance(name, str) and name.strip() for name in names)
+    expected = "a list of names, such as ('de', 'sr-Latn'), that are all different"
+    checks.require(is_name and len(set(names)) == len(names), "languages", expected, names)
+
+
+def check_paths(vocabulary_path: Any, cache_dir: Any) -> None:
+    """Checks the paths of a vocabulary and of a cache.
+
+    Args:
+      vocabulary_path: what is given, ``None`` for bytes.
+      cache_dir: what is given, ``None`` for the default.
+
+    Raises:
+      ValueError: if one is no path.
+    """
+    for name, value in {"vocabulary_path": vocabulary_path, "cache_dir": cache_dir}.items():
+        is_path = value is None or (isinstance(value, (str, os.PathLike)) and str(value))
+        checks.require(is_path, name, "a path in quotes, or None", value)
 
 
 def find(data_dir: str | pathlib.Path, language: str, split: str) -> pathlib.Path:

@@ -27,6 +27,8 @@ from ldro_jax.tasks import text_files
 # seqio pads with 0, whatever a model says; the other marks are where T5 has them.
 _MARKS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 _FIXED_IDS = 3 + 256
+# The smallest vocabulary to train.
+MIN_SIZE = _FIXED_IDS + 1
 
 
 def load(path: str | os.PathLike | None) -> Any:

@@ -6,7 +6,6 @@ import importlib.metadata
 import itertools
 import os
 import pathlib
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +15,11 @@ import tqdm
 from absl import logging
 from flax import linen as nn
 
-from ldro_jax import reporting
+from ldro_jax import checks, reporting
 from ldro_jax.reporting import results, tables
-from ldro_jax.tasks import base
+from ldro_jax.tasks import base, sampling
 from ldro_jax.training import loop, processes
+from ldro_jax.training import runs as runs_lib
 from ldro_jax.training.method import Method
 from ldro_jax.training.program import Program, Trial
 from ldro_jax.training.schedule import Schedule
@@ -45,6 +45,7 @@ def multitask_classification(
     schedule: Schedule,
     sampler: str = "balanced",
     runs_together: int | None = None,
+    ready: Callable[[], None] | None = None,
 ) -> results.Results:
     """Trains a classifier on many tasks with several methods, and compares them.
 
@@ -69,6 +70,7 @@ def multitask_classification(
       runs_together: how many runs that differ in rates and seeds alone to train at a time, as one
         program; halved while they don't fit into memory. By default all of them on an accelerator,
         and one on CPU, where it makes no difference to the speed.
+      ready: called once, when all is checked and before anything is written.
 
     Returns:
       The record, as it is in ``results.json``.
@@ -76,27 +78,38 @@ def multitask_classification(
     Raises:
       RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
         are not finite.
-      ValueError: if there is nothing to run, two runs would have the same name, or several
-        processes run it together.
+      ValueError: if there is nothing to run, an argument is not what it must be, two runs would
+        have the same name, or several processes run it together.
     """
     processes.require_one()
-    settings, runs_of = list_runs(methods, seeds)
+    runs_lib.check_description(name, description, schedule)
+    checks.function("load_data", load_data, "data_dir", example="@digits.load")
+    checks.function("model", model, "num_classes", example="@MLP")
+    checks.instance("optimizer", optimizer, optax.GradientTransformation, "@optax.sgd()")
+    checks.integer("batch_size", batch_size)
+    checks.one_of("sampler", sampler, sorted(sampling.SAMPLERS))
+    settings, runs_of = runs_lib.list_runs(methods, seeds)
     if runs_together is None:
         runs_together = 1 if jax.default_backend() == "cpu" else len(runs_of)
-    if not isinstance(runs_together, int) or runs_together < 1:
-        raise ValueError(f"runs_together must be a positive integer, not {runs_together!r}.")
+    checks.integer("runs_together", runs_together)
     data = load_data(data_dir=data_dir)
+    gives_data = "a function that gives a MultitaskData, such as @digits.load"
+    checks.require(isinstance(data, base.MultitaskData), "load_data", gives_data, load_data)
+    network = model(num_classes=data.num_classes)
+    gives_module = "a function that gives a flax.linen.Module, such as @MLP"
+    checks.require(isinstance(network, nn.Module), "model", gives_module, model)
     first = Program(
-        settings[0],
+        runs_lib.AVERAGE,
         data,
-        model(num_classes=data.num_classes),
+        network,
         optimizer,
         batch_size=batch_size,
         sampler=sampler,
         schedule=schedule,
     )
-    # Each setting is tried, so that one out of range is found before anything is trained.
-    programs = {method.program(): first.for_method(method) for method in settings}
+    programs = runs_lib.programs_of(settings, first)
+    if ready is not None:
+        ready()
 
     def record(runs):
         return results.Results(
@@ -134,40 +147,6 @@ def multitask_classification(
             results.save_results(record([run]), files[run_name])
             finished[run_name] = run
     return finish(record([finished[n] for n in runs_of]), output_dir, config_text)
-
-
-def list_runs(
-    methods: Sequence[Method | Sequence[Method]], seeds: Sequence[int]
-) -> tuple[list[Method], dict[str, Trial]]:
-    """The runs of an experiment, each with a name for its files.
-
-    Args:
-      methods: what to compare; a sequence among them (a grid) counts as its elements.
-      seeds: a run for each.
-
-    Returns:
-      All methods, and the runs by name.
-
-    Raises:
-      ValueError: if there is nothing to run, or two runs would have the same name.
-    """
-    if isinstance(seeds, int) or not all(isinstance(seed, int) for seed in seeds):
-        raise ValueError(f"The seeds must be integers, such as (0, 1, 2), but they are {seeds!r}.")
-    settings = [m for entry in methods for m in ([entry] if isinstance(entry, Method) else entry)]
-    if not settings or not seeds:
-        raise ValueError("An experiment needs at least one method and one seed.")
-    names = collections.Counter(method.name for method in settings)
-    runs_of = {
-        _run_name(method, seed, several=names[method.name] > 1): Trial(method, seed)
-        for seed in seeds
-        for method in settings
-    }
-    if len(runs_of) < len(settings) * len(seeds):
-        raise ValueError(
-            "Two runs have the same name. Give each method its own name or setting, and list each "
-            f"seed once: methods {[m.name for m in settings]}, seeds {list(seeds)}."
-        )
-    return settings, runs_of
 
 
 def _groups(trials: Mapping[str, Trial], size: int) -> collections.deque[dict[str, Trial]]:
@@ -289,9 +268,3 @@ def finished_run(file: pathlib.Path) -> results.Run | None:
     except (results.ResultsError, IndexError) as error:
         logging.warning("The record of a finished run can't be used, so it runs again. %s", error)
         return None
-
-
-def _run_name(method: Method, seed: int, *, several: bool) -> str:
-    """A name for files: the method's, without what a file system may not like."""
-    setting = "".join(f"-{k}={v}" for k, v in method.settings().items()) if several else ""
-    return f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', method.name + setting)}-seed{seed}"

@@ -6,7 +6,6 @@ that language alone. :func:`monolingual` trains those models and writes their lo
 """
 
 import dataclasses
-import json
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +14,17 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from ldro_jax import paths, weighting
-from ldro_jax.evaluation import perplexity
+from ldro_jax import checks, paths, weighting
 from ldro_jax.reporting import files, relative, results
 from ldro_jax.tasks import sequences
 from ldro_jax.training import experiment, lm_loop, processes
+from ldro_jax.training import references as references_lib
+from ldro_jax.training import runs as runs_lib
 from ldro_jax.training.lm_program import LanguageModelProgram
 from ldro_jax.training.method import Method
 from ldro_jax.training.program import Trial
 from ldro_jax.training.schedule import Schedule
 
-REFERENCES = "references.json"
 _MONOLINGUAL = Method("Monolingual", "average")
 
 
@@ -44,6 +43,7 @@ def multilingual(
     references: str | Callable[..., dict[str, Any]] | None = None,
     max_validation_tokens: int | None = None,
     max_test_tokens: int | None = 5_000_000,
+    ready: Callable[[], None] | None = None,
 ) -> results.Results:
     """Trains a language model on many languages with several methods, and compares them.
 
@@ -63,10 +63,11 @@ def multilingual(
       seeds: a run for each.
       schedule: lengths and intervals.
       references: losses of models of one language each: a ``references.json``, or a function of
-        ``output_dir`` and ``data_dir`` that makes it first, such as :func:`monolingual` with its
-        other arguments bound. Without them there are no relative perplexities.
+        ``output_dir``, ``data_dir`` and ``ready`` that makes it first, such as :func:`monolingual`
+        with its other arguments bound. Without them there are no relative perplexities.
       max_validation_tokens: take only so many tokens of each language for validation.
       max_test_tokens: the same for the test at the end.
+      ready: called once, when all is checked and before anything is written.
 
     Returns:
       The record, as it is in ``results.json``.
@@ -74,29 +75,45 @@ def multilingual(
     Raises:
       RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
         are not finite.
-      ValueError: if there is nothing to run, two runs would have the same name, or the references
-        are those of other languages or another vocabulary.
+      ValueError: if there is nothing to run, an argument is not what it must be, two runs would
+        have the same name, or the references are those of other languages or another vocabulary.
     """
-    settings, runs_of = experiment.list_runs(methods, seeds)
-    corpus = load_data(data_dir=data_dir)
-    if references is None and any(map(_needs_references, settings)):
+    runs_lib.check_description(name, description, schedule)
+    limits = {"max_validation_tokens": max_validation_tokens, "max_test_tokens": max_test_tokens}
+    _check_functions(load_data, make_program, limits)
+    settings, runs_of = runs_lib.list_runs(methods, seeds, from_data=weighting.FROM_DATA)
+    if callable(references):
+        arguments = ("output_dir", "data_dir", "ready")
+        checks.function("references", references, *arguments, example="@monolingual")
+    elif references is not None:
+        checks.text("references", references)
+    elif any(map(_needs_references, settings)):
         raise ValueError(
             "references must be a references.json, or @monolingual which makes one, for a method "
             "that needs reference_losses and isn't given them, but it is None."
         )
+    corpus = _load(load_data, data_dir)
     sizes = corpus.sizes / corpus.sizes.sum()
-    # Each setting is tried, so that one out of range is found before anything is trained. The
-    # values of the references don't matter for that.
+    first = _make(make_program, corpus)
+    # One compiled program for all that differ in rates and seeds alone. Those with references are
+    # made again when these are known.
     unknown = dict.fromkeys(corpus.task_names, 0.0)
-    first = make_program(_resolved(settings[0], sizes, unknown), corpus)
-    for method in settings:
-        _resolved(method, sizes, unknown).transform(corpus.num_tasks)
+    programs = runs_lib.programs_of([_resolved(m, sizes, unknown) for m in settings], first)
     if corpus.stream is None:
         sequences.warn_of_repeats(corpus, first.length, first.batch_size / corpus.num_tasks)
-    alone = _references(references, corpus, first, output_dir, data_dir)
+    alone = None
+    if callable(references):
+        folder = output_dir / "monolingual"
+        # It calls ready, since its own arguments are to be checked before that as well.
+        references(output_dir=folder, data_dir=data_dir, ready=ready)
+        alone = references_lib.read_for(folder / references_lib.FILE, corpus, first)
+    else:
+        if references is not None:
+            file = paths.make(references).expanduser()
+            alone = references_lib.read_for(file, corpus, first)
+        if ready is not None:
+            ready()
     losses = {n: alone["losses"]["validation"][n] for n in corpus.task_names} if alone else unknown
-    # One compiled program for all that differ in rates and seeds alone.
-    programs: dict[tuple, LanguageModelProgram] = {}
 
     def record(runs):
         return results.Results(
@@ -108,7 +125,7 @@ def multilingual(
             runs=runs,
             versions=experiment.versions(),
             device=experiment.device(),
-            references=_perplexities(alone, corpus.task_names),
+            references=references_lib.perplexities(alone, corpus.task_names),
             task_sizes=dict(zip(corpus.task_names, corpus.sizes.tolist(), strict=True)),
             select_by="average",
         )
@@ -129,8 +146,7 @@ def multilingual(
                 output_dir,
                 run_name,
                 f"{len(finished)}/{len(runs_of)}",
-                max_validation_tokens=max_validation_tokens,
-                max_test_tokens=max_test_tokens,
+                **limits,
             )
             run = dataclasses.replace(run, hyperparameters=trial.method.settings())
             if processes.is_first():
@@ -155,6 +171,7 @@ def monolingual(
     seed: int = 0,
     max_validation_tokens: int | None = None,
     max_test_tokens: int | None = 5_000_000,
+    ready: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Trains one model for each language, and writes their losses to ``references.json``.
 
@@ -162,7 +179,7 @@ def monolingual(
     its newest checkpoint.
 
     Args:
-      output_dir: where everything goes; it exists.
+      output_dir: where everything goes; it is made if it doesn't exist.
       data_dir: passed to ``load_data``.
       load_data: ``(data_dir=...) -> Corpus``.
       make_program: ``(method, corpus) -> LanguageModelProgram``; compiled once for all languages.
@@ -171,6 +188,7 @@ def monolingual(
       seed: of all models.
       max_validation_tokens: take only so many tokens of each language for validation.
       max_test_tokens: the same for the test.
+      ready: called once, when all is checked and before anything is written.
 
     Returns:
       What ``references.json`` holds: ``vocabulary``, ``eval_length``, and ``losses``, from split
@@ -178,11 +196,23 @@ def monolingual(
 
     Raises:
       RunsStoppedError: if the losses of a model never became finite again.
+      ValueError: if an argument is not what it must be, or a ``references.json`` that is there
+        can't be read.
     """
     del config_text
-    corpus = load_data(data_dir=data_dir)
+    checks.instance("schedule", schedule, Schedule, "@Schedule()")
+    limits = {"max_validation_tokens": max_validation_tokens, "max_test_tokens": max_test_tokens}
+    _check_functions(load_data, make_program, limits)
+    seed = checks.seed("seed", seed)
+    corpus = _load(load_data, data_dir)
+    program = _make(make_program, corpus.only(0)).for_method(_MONOLINGUAL)
+    program.check()
+    if ready is not None:
+        ready()
+    if (output_dir / references_lib.FILE).exists():
+        return references_lib.read(output_dir / references_lib.FILE)
+    output_dir.mkdir(parents=True, exist_ok=True)
     losses: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
-    program = make_program(_MONOLINGUAL, corpus.only(0))
     for index, language in enumerate(corpus.task_names):
         run_name = f"Monolingual-{language}-seed{seed}"
         file = output_dir / "runs" / f"{run_name}.json"
@@ -195,8 +225,7 @@ def monolingual(
                 output_dir,
                 run_name,
                 f"{index}/{corpus.num_tasks}",
-                max_validation_tokens=max_validation_tokens,
-                max_test_tokens=max_test_tokens,
+                **limits,
             )
             if run.stopped is not None:
                 raise experiment.RunsStoppedError(f"Monolingual {language}: {run.stopped}")
@@ -218,9 +247,9 @@ def monolingual(
         "losses": losses,
     }
     if processes.is_first():
-        files.write_json(found, output_dir / REFERENCES)
+        files.write_json(found, output_dir / references_lib.FILE)
     processes.wait_for_all("references")
-    print(f"The losses of one model for each language are in {output_dir / REFERENCES}.")
+    print(f"The losses of one model for each language are in {output_dir / references_lib.FILE}.")
     return found
 
 
@@ -250,53 +279,24 @@ def _resolved(method: Method, sizes: np.ndarray, losses: Mapping[str, float]) ->
     return dataclasses.replace(method, hyperparameters=given)
 
 
-def _references(references, corpus, program, output_dir, data_dir):
-    if references is None:
-        return None
-    if callable(references):
-        folder = output_dir / "monolingual"
-        file = folder / REFERENCES
-        if not file.exists():
-            folder.mkdir(exist_ok=True)
-            references(output_dir=folder, data_dir=data_dir)
-    else:
-        file = paths.make(references).expanduser()
-    try:
-        found = json.loads(file.read_text())
-        known = {split: set(found["losses"][split]) for split in ("validation", "test")}
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"There is no file {file}. Expected the {REFERENCES} that the experiment monolingual "
-            "writes."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"Expected the {REFERENCES} of the experiment monolingual in {file}, but it can't be "
-            f"read ({type(error).__name__}: {error}). Make it again."
-        ) from error
-    missing = [n for n in corpus.task_names if any(n not in names for names in known.values())]
-    if missing:
-        raise ValueError(
-            f"{file} has no losses for {', '.join(missing)}, but for "
-            f"{', '.join(sorted(known['test']))}. Train the models of the languages that are "
-            "missing, or leave them out of this run."
-        )
-    for what, ours in [
-        ("vocabulary", corpus.vocabulary),
-        ("eval_length", program.eval_length),
-    ]:
-        if found.get(what) != ours:
-            raise ValueError(
-                f"The losses in {file} were measured with another {what}, {found.get(what)}, than "
-                f"this run's, {ours}, so they can't be compared."
-            )
-    return found
+def _check_functions(load_data, make_program, limits: Mapping[str, Any]) -> None:
+    checks.function("load_data", load_data, "data_dir", example="@text.load")
+    checks.function("make_program", make_program, example="@LanguageModelProgram")
+    for name, value in limits.items():
+        if value is not None:
+            checks.integer(name, value)
 
 
-def _perplexities(alone, task_names) -> dict[str, dict[str, float]]:
-    if alone is None:
-        return {}
-    return {
-        split: {name: float(perplexity.perplexity([losses[name]])[0]) for name in task_names}
-        for split, losses in alone["losses"].items()
-    }
+def _load(load_data, data_dir) -> sequences.Corpus:
+    corpus = load_data(data_dir=data_dir)
+    expected = "a function that gives a Corpus, such as @text.load"
+    checks.require(isinstance(corpus, sequences.Corpus), "load_data", expected, load_data)
+    return corpus
+
+
+def _make(make_program, corpus) -> LanguageModelProgram:
+    program = make_program(runs_lib.AVERAGE, corpus)
+    expected = "a function that gives a LanguageModelProgram, such as @LanguageModelProgram"
+    fits = isinstance(program, LanguageModelProgram)
+    checks.require(fits, "make_program", expected, make_program)
+    return program

@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ldro_jax import interaction, transform, weighting
+from ldro_jax import checks, interaction, transform, weighting
 from ldro_jax.interaction.scan import scan
 from ldro_jax.tasks import sequences
 from ldro_jax.training import lm_step, sharding
@@ -64,17 +64,21 @@ class LanguageModelProgram:
         self.batch_size, self.length = batch_size, length
         self._optimizer, self._microbatches = optimizer, microbatches
         self._interaction_rows = interaction_rows
+        checks.function("make_model", make_model, "vocab_size", example="@Decoder")
+        checks.instance("optimizer", optimizer, optax.GradientTransformation, "@lm.adam()")
+        checks.instance("layout", layout, sharding.Layout, "@Layout()")
+        checks.integer("length", length)
+        optional = {
+            "eval_length": eval_length,
+            "eval_batch_size": eval_batch_size,
+            "interaction_rows": interaction_rows,
+        }
+        for name, value in optional.items():
+            if value is not None:
+                checks.integer(name, value)
         self.mesh = layout.mesh()
         data_size = self.mesh.shape["data"]
         _check_batch(batch_size, microbatches, corpus.num_tasks, data_size)
-        for name, value in [
-            ("length", length),
-            ("eval_length", eval_length),
-            ("eval_batch_size", eval_batch_size),
-            ("interaction_rows", interaction_rows),
-        ]:
-            if value is not None:
-                _check_positive(name, value)
         self.eval_length = eval_length or 2 * length
         rows = eval_batch_size or max(batch_size * length // self.eval_length, 1)
         self._eval_batch_size = -(-rows // data_size) * data_size
@@ -337,6 +341,22 @@ class LanguageModelProgram:
         Returns:
           A ``jax.stages.Lowered``; nothing is computed and no parameters are made.
         """
+        return self._step.lower(*self._abstract_arguments())
+
+    def check(self) -> None:
+        """Traces a step and an evaluation, so that what doesn't fit is found before training.
+
+        Raises:
+          ValueError: if something doesn't.
+        """
+        jax.eval_shape(self._step, *self._abstract_arguments())
+        row = jax.ShapeDtypeStruct((self._eval_batch_size,), jnp.int32, sharding=self._rows)
+        tokens = jax.ShapeDtypeStruct((row.size, self.eval_length), jnp.int32, sharding=self._rows)
+        batch = sequences.EvaluationBatch(tokens, row, row)  # pyright: ignore[reportArgumentType]
+        jax.eval_shape(self._evaluate, self.abstract_state().params, batch)
+
+    def _abstract_arguments(self) -> tuple[Any, ...]:
+        """Shapes of the rates, the state and the batch of a step."""
         num_tasks, rows = self.corpus.num_tasks, (self.batch_size, self.length)
 
         def shaped(shape, dtype, where) -> Any:
@@ -358,7 +378,7 @@ class LanguageModelProgram:
             by_task=by_task,
         )
         rates = {k: jax.ShapeDtypeStruct((), jnp.float32) for k in self.method.rates()}
-        return self._step.lower(rates, self.abstract_state(), batch)
+        return rates, self.abstract_state(), batch
 
     def evaluate(self, params: Any, split: str, max_tokens: int | None = None) -> np.ndarray:
         """Mean loss of every task on held-out text, each token once.
@@ -402,20 +422,14 @@ def _put(array: np.ndarray, where: NamedSharding) -> jax.Array:
 
 
 def _check_batch(batch_size: int, microbatches: int, num_tasks: int, data_size: int) -> None:
-    _check_positive("batch_size", batch_size)
-    _check_positive("microbatches", microbatches)
+    checks.integer("batch_size", batch_size)
+    checks.integer("microbatches", microbatches)
     if batch_size < num_tasks:
         raise ValueError(
-            f"A batch holds at least one row of each of the {num_tasks} tasks, but batch_size is "
-            f"{batch_size}."
+            f"batch_size must be at least {num_tasks}, a row of each task, but it is {batch_size}."
         )
     if batch_size % (microbatches * data_size):
         raise ValueError(
             f"batch_size must be a multiple of microbatches × the mesh's data axis, "
             f"{microbatches} × {data_size}, but it is {batch_size}."
         )
-
-
-def _check_positive(name: str, value: object) -> None:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a positive integer, but it is {value!r}.")

@@ -1,6 +1,27 @@
-"""The optimizer of language models."""
+"""The optimizer of language models, and Optax's own with their arguments checked."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
 
 import optax
+
+from ldro_jax import checks
+
+# Where the numbers among Optax's arguments must lie.
+_INTERVALS = {
+    "alpha": "[0, 1]",
+    "b1": "[0, 1)",
+    "b2": "[0, 1)",
+    "eps": "[0, inf)",
+    "eps_root": "[0, inf)",
+    "exponent": "(0, inf)",
+    "init_value": "[0, inf)",
+    "learning_rate": "[0, inf)",
+    "momentum": "[0, 1)",
+    "weight_decay": "[0, inf)",
+}
 
 
 def adam(
@@ -30,9 +51,22 @@ def adam(
       An ``optax.GradientTransformation``, to be chained after a weighting.
 
     Raises:
-      ValueError: if the warm-up is not shorter than the run.
+      ValueError: if a number is out of range, or the warm-up not shorter than the run.
     """
-    if not 0 <= warmup_steps < train_steps:
+    numbers = {
+        "learning_rate": learning_rate,
+        "b1": b1,
+        "b2": b2,
+        "weight_decay": weight_decay,
+    }
+    for name, value in numbers.items():
+        checks.number(name, value, _INTERVALS[name])
+    checks.number("final_learning_rate", final_learning_rate, "[0, inf)")
+    if clip_norm is not None:
+        checks.number("clip_norm", clip_norm, "(0, inf)")
+    checks.integer("train_steps", train_steps)
+    checks.integer("warmup_steps", warmup_steps, low=0)
+    if warmup_steps >= train_steps:
         raise ValueError(
             f"warmup_steps must be less than train_steps, but they are {warmup_steps} and "
             f"{train_steps}."
@@ -42,3 +76,32 @@ def adam(
     )
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     return optax.chain(clip, optax.adamw(schedule, b1, b2, weight_decay=weight_decay))
+
+
+def checked(factory: Callable[..., Any]) -> Callable[..., Any]:
+    """One of Optax's optimizers or schedules, whose arguments are checked first.
+
+    Args:
+      factory: such as ``optax.sgd``.
+
+    Returns:
+      A function of the same name and arguments. It raises ``ValueError`` for a number out of
+      range, where Optax would raise while training or not at all. Rates may be schedules.
+    """
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def make(*args, **kwargs):
+        for name, value in signature.bind_partial(*args, **kwargs).arguments.items():
+            may_be_none = signature.parameters[name].default is None
+            if name in _INTERVALS and not callable(value) and not (may_be_none and value is None):
+                checks.number(name, value, _INTERVALS[name])
+            if name == "decay_steps":
+                checks.integer(name, value)
+            if name == "nesterov":
+                checks.flag(name, value)
+        return factory(*args, **kwargs)
+
+    # What reads arguments without following wrappers, as gin does, sees the original's.
+    make.__dict__["__signature__"] = signature
+    return make

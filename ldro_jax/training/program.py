@@ -139,6 +139,31 @@ class Program:
         params = self._init(jax.random.key(seed), self._splits["train"].inputs[0, :1])
         return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx.init(params))
 
+    def check(self) -> None:
+        """Traces a step and an evaluation, so that what doesn't fit is found before training.
+
+        Raises:
+          ValueError: if something doesn't.
+        """
+        train, classes = self._splits["train"], self.data.num_classes
+        shape = train.inputs.shape[2:]
+        try:
+            state = jax.eval_shape(lambda: self.init(0))
+            logits = jax.eval_shape(self.apply, state.params, train.inputs[0, :1])
+        # Whatever the model says, it isn't made for these inputs.
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(
+                f"model must take inputs of the shape {shape}, but it doesn't ({reason})."
+            ) from error
+        if logits.shape != (1, classes):
+            raise ValueError(
+                f"model must give {classes} logits for each input, but it gives {logits.shape[1:]}."
+            )
+        stretch = step_lib.train_steps(self.apply, self.make_tx, self.method, 1, self.batches)
+        rates = {name: jnp.zeros([], float) for name in self.method.rates()}
+        jax.eval_shape(stretch, rates, state, train, jax.random.key(0))
+
     def start(self, trials: Sequence[Trial]) -> step_lib.TrainState:
         """The states of several runs before their first step.
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from ldro_jax import checks
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -11,8 +13,8 @@ class Schedule:
       train_steps: number of steps of a run.
       eval_interval: steps between two evaluations; what happens between them is one program.
       checkpoint_interval: steps between two checkpoints, made at the next evaluation.
-      max_nonfinite_steps: a run stops after so many steps in a row whose losses aren't all finite,
-        or after ``train_steps`` of them if that is fewer.
+      max_nonfinite_steps: a run stops after so many steps in a row whose losses aren't all finite.
+        At its end two of them in a row are enough to count as stopped, or one if it has no more.
     """
 
     train_steps: int
@@ -22,9 +24,8 @@ class Schedule:
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{field.name} must be a positive integer, but it is {value!r}.")
+            value = checks.integer(field.name, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
 
 
 def epochs(num_epochs: int, steps_per_epoch: int, *, checkpoint_epochs: int = 1) -> Schedule:
@@ -37,7 +38,13 @@ def epochs(num_epochs: int, steps_per_epoch: int, *, checkpoint_epochs: int = 1)
 
     Returns:
       The :class:`Schedule`.
+
+    Raises:
+      ValueError: if one of these isn't a positive integer.
     """
+    checks.integer("num_epochs", num_epochs)
+    checks.integer("steps_per_epoch", steps_per_epoch)
+    checks.integer("checkpoint_epochs", checkpoint_epochs)
     return Schedule(
         train_steps=num_epochs * steps_per_epoch,
         eval_interval=steps_per_epoch,

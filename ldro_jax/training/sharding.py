@@ -15,6 +15,8 @@ from flax.core import meta
 from flax.linen import spmd
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ldro_jax import checks
+
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
@@ -24,11 +26,20 @@ class Layout:
       data: number of parts that batches are split into; by default as many as there are devices.
       model: number of parts that attention heads, MLPs and the vocabulary are split into.
       fully_sharded: split parameters and optimizer state over the data axis as well.
+
+    Raises:
+      ValueError: if a number of parts isn't a positive integer.
     """
 
     data: int | None = None
     model: int = 1
     fully_sharded: bool = False
+
+    def __post_init__(self):
+        if self.data is not None:
+            checks.integer("data", self.data)
+        checks.integer("model", self.model)
+        checks.flag("fully_sharded", self.fully_sharded)
 
     def mesh(self) -> Mesh:
         """The mesh, with the axes ``data`` and ``model``.
@@ -40,16 +51,16 @@ class Layout:
           ValueError: if there are fewer devices.
         """
         available = jax.device_count()
-        data = available // max(self.model, 1) if self.data is None else self.data
-        if data < 1 or self.model < 1 or data * self.model > available:
+        data = max(available // self.model, 1) if self.data is None else self.data
+        if data * self.model > available:
             raise ValueError(
-                f"A mesh of {data} × {self.model} devices (data × model) was asked for, but there "
-                f"are {available}. Set Layout.data and Layout.model so that both are "
-                "positive and their product is at most that."
+                f"layout asks for a mesh of {data} × {self.model} devices (data × model), but "
+                f"there are {available}. Set Layout.data and Layout.model so that their product "
+                "is at most that."
             )
         if jax.process_count() > 1 and data * self.model < available:
             raise ValueError(
-                f"With several processes the mesh must hold all {available} devices, but it has "
+                f"layout must hold all {available} devices of several processes, but its mesh has "
                 f"{data} × {self.model} (data × model)."
             )
         devices = np.asarray(jax.devices()[: data * self.model]).reshape(data, self.model)
@@ -93,9 +104,10 @@ def shardings(boxed: Any, mesh: Mesh, rules: list[tuple[str, str | None]]) -> An
         for size, axis in zip(leaf.shape, sharding.spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise ValueError(
-                    f"The parameter {jax.tree_util.keystr(path)} has the shape {leaf.shape}, whose "
-                    f"axis of size {size} can't be split evenly over the {mesh.shape[axis]} "
-                    f"devices of the mesh axis {axis!r}. Choose another mesh or other model sizes."
+                    f"layout can't be used: the parameter {jax.tree_util.keystr(path)} has the "
+                    f"shape {leaf.shape}, whose axis of size {size} can't be split evenly over the "
+                    f"{mesh.shape[axis]} devices of the mesh axis {axis!r}. Choose another mesh or "
+                    "other model sizes."
                 )
     return found
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldro_jax import interaction, transform
+from ldro_jax import checks, interaction, transform
 from ldro_jax.tasks import base, sampling
 from ldro_jax.training.method import Method
 
@@ -44,10 +44,8 @@ class Batches(NamedTuple):
 
     def check(self) -> None:
         """Raises ``ValueError`` if no such batches can be drawn."""
-        if self.sampler not in sampling.SAMPLERS:
-            raise ValueError(
-                f"Unknown sampler {self.sampler!r}. Known: {', '.join(sorted(sampling.SAMPLERS))}."
-            )
+        checks.one_of("sampler", self.sampler, sorted(sampling.SAMPLERS))
+        checks.integer("batch_size", self.batch_size)
         jax.eval_shape(lambda: self.draw(jax.random.key(0), jnp.int32(0), 1))
 
     def draw(self, key: jax.Array, start: jax.Array, num_steps: int) -> sampling.Draw:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldro_jax import reporting, transform
+from ldro_jax import checks, reporting, transform
 from ldro_jax.reporting import results
 from ldro_jax.tasks import synthetic
 from ldro_jax.training import experiment, processes
+from ldro_jax.training import runs as runs_lib
 from ldro_jax.training.method import Method
 
 
@@ -27,12 +28,22 @@ class Panel:
       methods: whose paths it shows.
       noise: standard deviation of the Gaussian noise on losses and gradients.
       seeds: of the noise; the panel shows the first, the table all of them.
+
+    Raises:
+      ValueError: if one of these is not what it must be.
     """
 
     title: str
     methods: Sequence[Method]
     noise: float = 0.0
     seeds: Sequence[int] = (0,)
+
+    def __post_init__(self):
+        checks.text("title", self.title)
+        checks.number("noise", self.noise, "[0, inf)")
+        runs_lib.list_runs(self.methods, self.seeds)
+        single = all(isinstance(method, Method) for method in self.methods)
+        checks.require(single, "methods", "a list of methods, without grids", self.methods)
 
 
 def trajectory_fn(
@@ -43,8 +54,8 @@ def trajectory_fn(
     learning_rate: float,
     train_steps: int,
     noise: float = 0.0,
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """Compiles gradient descent on the weighted losses of the synthetic tasks.
+) -> Any:
+    """Traces gradient descent on the weighted losses of the synthetic tasks.
 
     Args:
       method: how to weigh the tasks.
@@ -55,8 +66,8 @@ def trajectory_fn(
       noise: standard deviation of the Gaussian noise on losses and gradients.
 
     Returns:
-      A function of a key for the noise, which returns the parameters ``[T + 1, 2]``, with the start
-      first, and the weights ``[T, N]``.
+      A ``jax.stages.Traced``, to be lowered and compiled: a function of a key for the noise, which
+      returns the parameters ``[T + 1, 2]``, with the start first, and the weights ``[T, N]``.
     """
     tx = optax.chain(method.transform(len(points)), optax.sgd(learning_rate))
     per_task = jax.vmap(jax.value_and_grad(synthetic.task_loss), in_axes=(None, 0))
@@ -77,7 +88,7 @@ def trajectory_fn(
         params, weights = jax.lax.scan(step, (first, tx.init(first)), keys)[1]
         return jnp.concatenate([first[None], params]), weights
 
-    return jax.jit(run).lower(jax.random.key(0)).compile()
+    return jax.jit(run).trace(jax.random.key(0))
 
 
 def trajectories(
@@ -93,6 +104,7 @@ def trajectories(
     learning_rate: float,
     train_steps: int,
     eval_interval: int,
+    ready: Callable[[], None] | None = None,
 ) -> results.Results:
     """Follows every method of every panel, and reports the paths and where they end.
 
@@ -108,42 +120,57 @@ def trajectories(
       learning_rate: of the gradient descent.
       train_steps: number of steps of each run.
       eval_interval: steps between two entries of the record.
+      ready: called once, when all is checked and before anything is written.
 
     Returns:
       The record, as it is in ``results.json``.
 
     Raises:
-      ValueError: if there is no step to record, a method is in two panels under one name, or
-        several processes run it together.
+      ValueError: if an argument is not what it must be, there is no step to record, a method is in
+        two panels under one name, or several processes run it together.
     """
     del data_dir
     processes.require_one()
-    if not 1 <= eval_interval <= train_steps:
-        raise ValueError(
-            f"eval_interval must be from 1 to train_steps, {train_steps}, but it is "
-            f"{eval_interval}."
-        )
+    checks.text("name", name)
+    checks.require(isinstance(description, str), "description", "a text", description)
+    checks.sequence("panels", panels, "panels, such as [@a/Panel()]")
+    for panel in panels:
+        checks.instance("panels", panel, Panel, "@a/Panel()")
+    _check_array("points", points, (None, 2))
+    _check_array("start", start, (2,))
+    checks.number("learning_rate", learning_rate, "(0, inf)")
+    checks.integer("train_steps", train_steps)
+    checks.integer("eval_interval", eval_interval, high=train_steps)
     method_names = [method.name for panel in panels for method in panel.methods]
     if len(set(method_names)) < len(method_names):
-        raise ValueError(f"Give each method its own name. They are called {method_names}.")
+        raise ValueError(
+            f"panels must have methods that each have their own name, but these are {method_names}."
+        )
     points = jnp.asarray(points)
     names = [f"task {i + 1}" for i in range(len(points) - 1)] + ["outlier"]
     all_losses = jax.jit(
         jax.vmap(jax.vmap(synthetic.task_loss, in_axes=(None, 0)), in_axes=(0, None))
     )
+    traced = {
+        method.name: trajectory_fn(
+            method,
+            points,
+            start=start,
+            learning_rate=learning_rate,
+            train_steps=train_steps,
+            noise=panel.noise,
+        )
+        for panel in panels
+        for method in panel.methods
+    }
+    if ready is not None:
+        ready()
     runs, drawn = [], []
     for panel in panels:
         paths = {}
         for method in panel.methods:
             print(f"{panel.title}: {method.name}", flush=True)
-            follow = trajectory_fn(
-                method,
-                points,
-                start=start,
-                learning_rate=learning_rate,
-                train_steps=train_steps,
-                noise=panel.noise,
-            )
+            follow = traced[method.name].lower().compile()
             for seed in panel.seeds:
                 began = time.perf_counter()
                 params, weights = jax.block_until_ready(follow(jax.random.key(seed)))
@@ -181,6 +208,20 @@ def trajectories(
     return experiment.finish(
         record, output_dir, config_text, _figure(drawn, points, panels, record)
     )
+
+
+def _check_array(name: str, values: Any, shape: tuple[int | None, ...]) -> None:
+    """Raises ``ValueError`` unless the values are finite numbers of a shape, ``None`` for any."""
+    try:
+        found = np.asarray(values)
+    except ValueError:  # ragged
+        found = np.array(None)
+    fits = found.dtype.kind in "iuf" and found.ndim == len(shape)
+    sizes = zip(found.shape, shape, strict=False)
+    fits = fits and all(expected in (None, size) for size, expected in sizes)
+    size = str(list(shape)).replace("None", "N")
+    expected = f"finite numbers of the shape {size}"
+    checks.require(fits and found.size and np.isfinite(found).all(), name, expected, values)
 
 
 def _figure(drawn, points, panels, record):

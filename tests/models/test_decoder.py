@@ -373,8 +373,14 @@ def test_layers_with_the_same_axes_are_split_the_same_way():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"positions": "absolute"}, "'rotary' or 'learned', but it is 'absolute'"),
+        ({"positions": "absolute"}, "one of 'rotary', 'learned', but it is 'absolute'"),
         ({"num_heads": 3}, "multiple of twice num_heads, but they are 16 and 3"),
+        ({"mlp_dim": 0}, "mlp_dim must be a positive integer, but it is 0"),
+        ({"num_layers": 1.5}, "num_layers must be a positive integer, but it is 1.5"),
+        ({"dtype": "int32"}, "dtype must be one of 'float32', .*, but it is 'int32'"),
+        ({"dtype": 3}, "dtype must be one of"),
+        ({"remat": "yes"}, "remat must be True or False"),
+        ({"logits_chunk": 0}, "logits_chunk must be a positive integer"),
         # Rotary positions turn pairs.
         ({"num_heads": 16}, "multiple of twice num_heads, but they are 16 and 16"),
     ],

@@ -177,9 +177,9 @@ def test_another_version_is_named(tfds, data_dir, tmp_path):
 @pytest.mark.parametrize(
     ("languages", "message"),
     [
-        (["sw", "tl"], r"Tagalog \(tl\) is absent from mC4, which has Filipino \(fil\)"),
-        (["sw", "iw"], "languages of XTREME, but found 'iw'. Known are af, .* he, .*, zh"),
-        ([], "at least one language"),
+        (["sw", "tl"], r"Tagalog \(tl\), which is absent from mC4: it has Filipino \(fil\)"),
+        (["sw", "iw"], "languages must be of XTREME, but 'iw' is not. Known are af, .* he, .*, zh"),
+        ([], "languages must be a list of names"),
     ],
 )
 def test_unknown_languages_are_an_error(languages, message):
@@ -188,7 +188,9 @@ def test_unknown_languages_are_an_error(languages, message):
 
 
 def test_limits_out_of_range_are_an_error():
-    with pytest.raises(ValueError, match="max_heldout_tokens must be at least 1, but it is 0"):
+    with pytest.raises(
+        ValueError, match="max_heldout_tokens must be a positive integer, but it is 0"
+    ):
         mc4.load(data_dir="/nowhere", max_heldout_tokens=0)
 
 

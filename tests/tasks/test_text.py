@@ -173,7 +173,7 @@ def test_a_vocabulary_of_a_size_is_trained_once(seqio, data_dir, monkeypatch, tm
     assert first.vocab_size == 310
     monkeypatch.delattr(vocabulary, "train_sentencepiece")
     assert text.load(**options, languages=["zh", "el", "de"]).vocabulary == first.vocabulary
-    with pytest.raises(ValueError, match="vocabulary_path or vocabulary_size, not both"):
+    with pytest.raises(ValueError, match="vocabulary_size must be None where vocabulary_path"):
         text.load(**options, vocabulary_path="a.model")
 
 

@@ -6,11 +6,14 @@ import json
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
 import tiny
 
+from ldro_jax.models import cnn, mlp
 from ldro_jax.reporting import results
-from ldro_jax.training import experiment, loop
+from ldro_jax.training import experiment, loop, runs
+from ldro_jax.training.method import Method
 from ldro_jax.training.program import Program
 
 
@@ -21,17 +24,58 @@ def _no_data(data_dir):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": []}, "at least one method"),
-        ({"seeds": ()}, "at least one method and one seed"),
-        ({"methods": [tiny.AVERAGE, tiny.AVERAGE]}, "its own name.*'Average', 'Average'"),
-        ({"seeds": (0, 1, 0)}, r"each seed once.*\[0, 1, 0\]"),
-        ({"seeds": (0.5,)}, "seeds must be integers"),
-        ({"seeds": 3}, "seeds must be integers"),
+        ({"methods": []}, "methods must be a list of methods and grids"),
+        ({"seeds": ()}, "seeds must be a list of seeds"),
+        ({"methods": [tiny.AVERAGE, tiny.AVERAGE]}, "their own name.*'Average', 'Average'"),
+        ({"seeds": (0, 1, 0)}, r"all different, but it is \(0, 1, 0\)"),
+        ({"seeds": (0.5,)}, "seeds must be an integer"),
+        ({"seeds": 3}, "seeds must be a list of seeds"),
     ],
 )
 def test_experiments_that_cannot_run_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         tiny.run(tmp_path, load_data=_no_data, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "MLP"}, "model must be a function of num_classes, such as @MLP"),
+        ({"model": lambda num_classes: 3}, "model must be a function that gives a flax"),
+        (
+            {"model": lambda num_classes: mlp.MLP(num_classes=5)},
+            "model must give 2 logits for each input, but it gives \\(5,\\)",
+        ),
+        (
+            {"model": lambda num_classes: cnn.CNN(num_classes=2)},
+            "model must take inputs of the shape \\(2,\\), but it doesn't",
+        ),
+        ({"load_data": lambda data_dir: "data"}, "load_data must be a function that gives a Multi"),
+        ({"optimizer": optax.sgd}, "optimizer must be a GradientTransformation.*the function sgd"),
+        ({"batch_size": 2}, "batch_size must be at least 3, an example of each task, but it is 2"),
+        ({"batch_size": 24.0}, "batch_size must be a positive integer, but it is 24.0"),
+        ({"schedule": 10}, "schedule must be a Schedule"),
+        ({"methods": [Method("S", "static_mixing")]}, "methods: 'S' lacks sizes in its hyperp"),
+        (
+            {"methods": [Method("S", "static_mixing", {"sizes": (1.0, 2.0)})]},
+            "methods: 'S' can't be trained. sizes must hold one number for each of the 3 tasks",
+        ),
+    ],
+)
+def test_everything_is_checked_before_anything_is_written(options, message, tmp_path):
+    def ready():
+        raise AssertionError("It isn't.")
+
+    with pytest.raises(ValueError, match=message):
+        tiny.run(tmp_path, ready=ready, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ready_is_called_once_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(experiment.reporting, "write_report", lambda *args, **options: None)
+    seen = []
+    tiny.run(tmp_path, ready=lambda: seen.append(list(tmp_path.iterdir())))
+    assert seen == [[]] and (tmp_path / "results.json").exists()
 
 
 def _broken_start(self, seed, init=Program.init):
@@ -103,5 +147,5 @@ def test_versions_and_device_are_those_of_this_machine(tmp_path):
 
 @pytest.mark.parametrize("name", ["a/b c", "L-DRO λ=0.1", ".."])
 def test_a_method_may_have_any_name(name, tmp_path):
-    file = experiment._run_name(dataclasses.replace(tiny.AVERAGE, name=name), 3, several=True)
+    file = runs._run_name(dataclasses.replace(tiny.AVERAGE, name=name), 3, several=True)
     assert file.endswith("-seed3") and "/" not in file and file.isascii()

@@ -133,8 +133,15 @@ def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         trained = Trained(patch)
-        multilingual(directory, methods=ALL, seeds=(0, 1), references=monolingual)
+        ready = functools.partial(_note, directory, seen := [])
+        multilingual(directory, methods=ALL, seeds=(0, 1), references=monolingual, ready=ready)
+    # The references are part of what is checked before it is called, and of what is written after.
+    assert seen == [[]]
     return directory, trained
+
+
+def _note(directory, seen):
+    seen.append(list(directory.iterdir()))
 
 
 def final(run):
@@ -354,6 +361,25 @@ def test_references_that_do_not_fit_are_refused_before_training(
     assert trained.trials == []
 
 
+def test_the_models_of_one_language_are_checked_before_anything_is_written(tmp_path, trained):
+    def ready():
+        raise AssertionError("It isn't.")
+
+    def too_long(method, corpus):
+        return tiny_lm.make_program(method, corpus, batch_size=0)
+
+    for options, message in [
+        ({"make_program": too_long}, "batch_size must be a positive integer, but it is 0"),
+        ({"seed": -1}, "seed must be an integer from 0"),
+        ({"max_test_tokens": 0}, "max_test_tokens must be a positive integer"),
+        ({"load_data": lambda data_dir: 3}, "load_data must be a function that gives a Corpus"),
+    ]:
+        references = functools.partial(monolingual, **options)
+        with pytest.raises(ValueError, match=message):
+            multilingual(tmp_path, references=references, ready=ready)
+    assert trained.trials == [] and list(tmp_path.iterdir()) == []
+
+
 def _no_references(**options):
     raise AssertionError("Nothing must be trained for an experiment that can't run.")
 
@@ -361,17 +387,26 @@ def _no_references(**options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": [BASELINED], "references": None}, "Bind multilingual.references to a"),
-        ({"methods": []}, "at least one method"),
-        ({"methods": [tiny_lm.AVERAGE] * 2}, "its own name"),
-        ({"seeds": 3}, "seeds must be integers"),
         (
-            {"methods": [tiny_lm.AVERAGE, Method("L", "lookahead_online", {"lookahead_lr": -1})]},
-            "takes the hyperparameters",
+            {"methods": [BASELINED], "references": None},
+            "references must be a references.json, or @monolingual",
+        ),
+        ({"references": 3}, "references must be a text in quotes"),
+        ({"references": lambda output_dir: 3}, "references must be a function of output_dir"),
+        ({"max_validation_tokens": 0}, "max_validation_tokens must be a positive integer"),
+        ({"load_data": "text"}, "load_data must be a function of data_dir, such as @text.load"),
+        ({"make_program": lambda method, corpus: 3}, "make_program must be a function that gives"),
+        ({"schedule": None}, "schedule must be a Schedule"),
+        ({"methods": []}, "methods must be a list of methods and grids"),
+        ({"methods": [tiny_lm.AVERAGE] * 2}, "their own name"),
+        ({"seeds": 3}, "seeds must be a list of seeds"),
+        (
+            {"methods": [tiny_lm.AVERAGE, Method("L", "lookahead_online", {"lookahead_lr": 1})]},
+            r"methods: 'L' lacks weight_lr in its hyperparameters, {'lookahead_lr': 1}",
         ),
         (
-            {"methods": [tiny_lm.AVERAGE, Method("G", "group_dro", {"weight_lr": -1.0})]},
-            r"weight_lr must be a number in \[0, inf\]",
+            {"methods": [Method("S", "static_mixing", {"sizes": (1.0, 2.0)})]},
+            r"methods: 'S' can't be trained\. sizes must hold one number for each of the 4 tasks",
         ),
     ],
 )

@@ -223,12 +223,20 @@ def test_the_gradients_of_the_tasks_are_split_over_the_data_axis():
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(data=4, model=4), Layout(data=16), Layout(model=9), Layout(data=0), Layout(model=0)],
+    [Layout(data=4, model=4), Layout(data=16), Layout(model=9)],
     ids=str,
 )
 def test_a_mesh_needs_devices_and_there_are_eight(layout):
-    with pytest.raises(ValueError, match="mesh of .* was asked for, but there are 8.*at most that"):
+    with pytest.raises(
+        ValueError, match="layout asks for a mesh .*, but there are 8.*at most that"
+    ):
         layout.mesh()
+
+
+@pytest.mark.parametrize("options", [{"data": 0}, {"model": 0}, {"model": 2.0}], ids=str)
+def test_a_layout_has_positive_numbers_of_parts(options):
+    with pytest.raises(ValueError, match="(data|model) must be a positive integer"):
+        Layout(**options)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +251,7 @@ def test_by_default_the_data_axis_takes_the_devices_that_are_left(layout, shape)
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 7}, "at least one row of each of the 8 tasks, but batch_size is 7"),
+        ({"batch_size": 7}, "batch_size must be at least 8, a row of each task, but it is 7"),
         ({"layout": LAYOUTS["data"], "microbatches": 4}, "data axis, 4 × 8, but it is 16"),
         ({"microbatches": 3}, "data axis, 3 × 1, but it is 16"),
         ({"microbatches": 0}, "microbatches must be a positive integer, but it is 0"),

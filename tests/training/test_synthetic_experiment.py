@@ -19,23 +19,36 @@ _FILE = pathlib.Path(__file__).parents[2] / "gin_configs" / "experiments" / "syn
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     directory = tmp_path_factory.mktemp("synthetic")
-    weights = {}
+    weights, ready = {}, []
 
-    def spying(method, *args, **options):
-        follow = trajectory_fn(method, *args, **options)
+    class Spy:
+        def __init__(self, method, *args, **options):
+            self._name, self._traced = method.name, trajectory_fn(method, *args, **options)
 
-        def spy(key):
-            path = follow(key)
-            weights.setdefault(method.name, []).append(np.asarray(path[1]))
-            return path
+        def lower(self):
+            return self
 
-        return spy
+        def compile(self):
+            follow = self._traced.lower().compile()
+
+            def spy(key):
+                path = follow(key)
+                weights.setdefault(self._name, []).append(np.asarray(path[1]))
+                return path
+
+            return spy
 
     trajectory_fn = synthetic.trajectory_fn
     experiment = configuration.load([str(_FILE)], [])
     with pytest.MonkeyPatch.context() as context:
-        context.setattr(synthetic, "trajectory_fn", spying)
-        found = experiment(output_dir=directory, data_dir=None, config_text=configuration.text())
+        context.setattr(synthetic, "trajectory_fn", Spy)
+        found = experiment(
+            output_dir=directory,
+            data_dir=None,
+            config_text=configuration.text(),
+            ready=lambda: ready.append(list(directory.iterdir())),
+        )
+    assert ready == [[]]
     gin.clear_config()
     return found, directory, weights
 
@@ -88,9 +101,10 @@ def test_the_record_is_complete(record):
 
 def test_a_path_is_gradient_descent_on_the_average():
     points = tasks.points()
-    follow = synthetic.trajectory_fn(
+    traced = synthetic.trajectory_fn(
         tiny.AVERAGE, points, start=(1.0, 1.2), learning_rate=0.01, train_steps=20
     )
+    follow = traced.lower().compile()
     params, weights = follow(jax.random.key(0))
     np.testing.assert_allclose(weights, 0.1, rtol=1e-6)
     expected = [np.array([1.0, 1.2])]
@@ -107,14 +121,37 @@ def test_a_path_is_gradient_descent_on_the_average():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eval_interval": 11}, "from 1 to train_steps, 10, but it is 11"),
-        ({"eval_interval": 0}, "but it is 0"),
-        ({"panels": [synthetic.Panel("a", [tiny.AVERAGE])] * 2}, "its own name"),
+        ({"noise": -0.1}, r"noise must be a number in \[0, inf\)"),
+        ({"seeds": (0, 0)}, "seeds must be seeds that are all different"),
+        ({"methods": tiny.AVERAGE}, "methods must be a list of methods"),
+        ({"methods": [[tiny.AVERAGE]]}, "methods must be a list of methods, without grids"),
     ],
 )
-def test_settings_that_record_nothing_are_refused(options, message, tmp_path):
+def test_panels_that_cannot_be_drawn_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        synthetic.Panel(**{"title": "a", "methods": [tiny.AVERAGE]} | options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"eval_interval": 11}, "eval_interval must be an integer from 1 to 10, but it is 11"),
+        ({"eval_interval": 0}, "but it is 0"),
+        ({"points": np.zeros((3, 3))}, r"points must be finite numbers of the shape \[N, 2\]"),
+        ({"start": (1.0, float("nan"))}, r"start must be finite numbers of the shape \[2\]"),
+        ({"learning_rate": 0.0}, r"learning_rate must be a number in \(0, inf\)"),
+        ({"train_steps": 10.0}, "train_steps must be a positive integer"),
+        ({"panels": []}, "panels must be a list of panels"),
+        ({"panels": [synthetic.Panel("a", [tiny.AVERAGE])] * 2}, "their own name"),
+    ],
+)
+def test_settings_that_cannot_be_followed_are_refused(options, message, tmp_path):
+    def ready():
+        raise AssertionError("It isn't.")
+
     options = {
-        "panels": [],
+        "ready": ready,
+        "panels": [synthetic.Panel("a", [tiny.AVERAGE])],
         "points": tasks.points(),
         "start": (1.0, 1.2),
         "learning_rate": 0.01,

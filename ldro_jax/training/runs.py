@@ -1,0 +1,111 @@
+"""What an experiment trains: its runs, and their programs, checked before anything is written."""
+
+import collections
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from ldro_jax import checks, weighting
+from ldro_jax.training.method import Method
+from ldro_jax.training.program import Trial
+from ldro_jax.training.schedule import Schedule
+
+# Programs are made with it first, so that errors of a model or of batches are no method's.
+AVERAGE = Method("Average", "average")
+
+
+def list_runs(
+    methods: Sequence[Method | Sequence[Method]],
+    seeds: Sequence[int],
+    *,
+    from_data: Collection[str] = (),
+) -> tuple[list[Method], dict[str, Trial]]:
+    """The runs of an experiment, each with a name for its files.
+
+    Args:
+      methods: what to compare; a sequence among them (a grid) counts as its elements.
+      seeds: a run for each.
+      from_data: hyperparameters that the experiment gives the methods that need them.
+
+    Returns:
+      All methods, and the runs by name.
+
+    Raises:
+      ValueError: if there is nothing to run, something else than a method, a method that lacks a
+        hyperparameter, or two runs would have the same name.
+    """
+    seeds = checks.seeds("seeds", seeds)
+    listed = "methods and grids, such as [@average/Method(), @ldro/grid()]"
+    checks.sequence("methods", methods, listed)
+    settings: list[Method] = []
+    entries: Any = methods
+    for entry in entries:
+        for method in entry if isinstance(entry, (list, tuple)) else [entry]:
+            checks.require(isinstance(method, Method), "methods", f"a list of {listed}", entry)
+            given = {**method.hyperparameters, **dict.fromkeys(from_data)}
+            if lacking := weighting.lacking(method.weighting, given):
+                raise ValueError(
+                    f"methods: {method.name!r} lacks {', '.join(lacking)} in its hyperparameters, "
+                    f"{dict(method.hyperparameters)}."
+                )
+            settings.append(method)
+    checks.sequence("methods", settings, listed)
+    names = collections.Counter(method.name for method in settings)
+    runs_of = {
+        _run_name(method, seed, several=names[method.name] > 1): Trial(method, seed)
+        for seed in seeds
+        for method in settings
+    }
+    if len(runs_of) < len(settings) * len(seeds):
+        raise ValueError(
+            "methods must each have their own name or setting, since the runs are named by them, "
+            f"but they are {[m.name for m in settings]}."
+        )
+    return settings, runs_of
+
+
+def programs_of(settings: Iterable[Method], first: Any) -> dict[tuple[Any, ...], Any]:
+    """The programs that some methods need, each traced, so that what doesn't fit is found at once.
+
+    Args:
+      settings: the methods.
+      first: a program of any method for the same model and data.
+
+    Returns:
+      Programs by :meth:`Method.program`.
+
+    Raises:
+      ValueError: if a method can't be trained on this data.
+    """
+    first.check()
+    programs = {}
+    for method in settings:
+        if (key := method.program()) not in programs:
+            try:
+                programs[key] = first.for_method(method)
+                programs[key].check()
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"methods: {method.name!r} can't be trained. {error}") from error
+    return programs
+
+
+def check_description(name: str, description: str, schedule: Schedule) -> None:
+    """Checks what every experiment is given.
+
+    Args:
+      name: of the experiment.
+      description: of the experiment.
+      schedule: lengths and intervals.
+
+    Raises:
+      ValueError: if one of these is of another type.
+    """
+    checks.text("name", name)
+    checks.require(isinstance(description, str), "description", "a text", description)
+    checks.instance("schedule", schedule, Schedule, "@Schedule()")
+
+
+def _run_name(method: Method, seed: int, *, several: bool) -> str:
+    """A name for files: the method's, without what a file system may not like."""
+    setting = "".join(f"-{k}={v}" for k, v in method.settings().items()) if several else ""
+    return f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', method.name + setting)}-seed{seed}"
