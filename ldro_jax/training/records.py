@@ -55,7 +55,8 @@ def extended(
       seconds_per_step: the time of one step so far.
 
     Returns:
-      The record; it is ``stopped`` if losses never became finite again.
+      The record; it is ``stopped`` if losses never became finite again: in the last
+      ``max_nonfinite_steps`` steps, or at the end of the run in the last two.
     """
     weighting = transform.find_state(state.opt_state)
     step = int(state.step)
@@ -72,11 +73,17 @@ def extended(
             ", ".join(f"{name} {n}" for name, n in new.items()),
         )
     stopped = None
-    if weighting.nonfinite_streak >= min(schedule.max_nonfinite_steps, schedule.train_steps):
+    streak = int(weighting.nonfinite_streak)
+    # At the end two in a row are no accident of one batch, and there is nothing to wait for.
+    enough = schedule.max_nonfinite_steps
+    if step >= schedule.train_steps:
+        enough = min(enough, step, 2)
+    if streak >= enough:
+        last = f"{streak} steps" if streak > 1 else "step"
         stopped = (
-            f"stopped at step {step}: for the last {int(weighting.nonfinite_streak)} steps the "
-            f"loss of a task was not finite ({', '.join(new)}). Look at the data of that task, or "
-            "try a smaller learning rate."
+            f"stopped at step {step}: for the last {last} the loss of a task was not finite "
+            f"({', '.join(new)}). Look at the data of that task, or try a smaller "
+            "learning rate."
         )
         logging.error("%s, seed %d: %s", run.method, run.seed, stopped)
     interaction = None

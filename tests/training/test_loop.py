@@ -154,6 +154,35 @@ def test_a_short_run_without_one_good_step_has_stopped(tmp_path):
     assert run.stopped.startswith("stopped at step 10") and run.nonfinite_losses == {"middle": 10}
 
 
+@pytest.mark.parametrize(
+    ("train_steps", "streak", "stopped"),
+    [
+        (10, 1, None),
+        (10, 2, "for the last 2 steps the loss of a task was not finite"),
+        (1, 1, "for the last step the loss of a task was not finite"),
+        # It may still recover.
+        (20, 9, None),
+    ],
+)
+def test_a_run_that_ends_without_finite_losses_has_stopped(train_steps, streak, stopped):
+    a_program = program(train_steps=train_steps)
+    state = a_program.init(0)
+    weighted = state.opt_state[0]._replace(
+        nonfinite=jnp.array([0, streak, 0], jnp.int32), nonfinite_streak=jnp.int32(streak)
+    )
+    taken = min(train_steps, 10)
+    run = records.extended(
+        records.empty_run(Trial(a_program.method, 0), a_program.schedule),
+        tiny.NAMES,
+        a_program.schedule,
+        state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:])),
+        losses=jnp.zeros(3),
+        evaluations=[dataclasses.replace(EVALUATION, step=taken)],
+        seconds_per_step=0.1,
+    )
+    assert run.stopped is None if stopped is None else stopped in run.stopped
+
+
 def test_a_task_that_broke_once_is_not_blamed_for_another():
     a_program = program(eval_interval=1, max_nonfinite_steps=3)
     names = [["middle"], [], ["left"], ["left"], ["left"]]
