@@ -13,7 +13,8 @@ import sys
 from types import FrameType
 
 _WORDS = {signal.SIGINT: "Interrupted.", signal.SIGTERM: "Terminated."}
-_advice = ""
+# A sentence to say besides.
+advice = ""
 
 
 def end_at_once() -> None:
@@ -25,21 +26,11 @@ def end_at_once() -> None:
         signal.signal(number, _end)
 
 
-def advise(text: str) -> None:
-    """Sets what to say besides.
-
-    Args:
-      text: a sentence.
-    """
-    global _advice
-    _advice = text
-
-
 def _end(number: int, frame: FrameType | None) -> None:
     del frame
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     # sys.stderr may be in the middle of a line of its own.
     with contextlib.suppress(OSError):
-        os.write(2, f"\n{_WORDS[signal.Signals(number)]} {_advice}".rstrip().encode() + b"\n")
+        os.write(2, f"\n{_WORDS[signal.Signals(number)]} {advice}".rstrip().encode() + b"\n")
     os._exit(128 + number)

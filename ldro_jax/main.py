@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
     try:
         _run()
     except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
+        print(f"\nInterrupted. {_signals.advice}", file=sys.stderr)
         # As a shell reports a process that Ctrl-C ended.
         sys.exit(130)
     except preemption.PreemptedError as error:
@@ -97,7 +97,8 @@ def _run() -> None:
         if processes.is_first():
             output.claim()
         processes.wait_for_all("output_dir")
-        _signals.advise(f"What is in {output.path} is kept; the same command goes on from there.")
+        kept = f"What is in {output.path} is kept; the same command goes on from there."
+        _signals.advice = kept
 
     try:
         experiment(output_dir=output.path, data_dir=data_dir, config_text=config_text, ready=ready)

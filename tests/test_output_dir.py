@@ -110,7 +110,7 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
         ),
         (
             {"config.gin": OTHER},
-            "unfinished experiment with another configuration: x = 2; y = 1 there, x = 1 now. Go on",
+            "unfinished experiment with another configuration: x = 2; y = 1 there, x = 1 now. Go",
         ),
         ({"thesis.txt": "precious"}, "holds files, but no experiment"),
         # Another program's, such as T5X's.

@@ -121,6 +121,7 @@ class Results:
       task_sizes: how much training data each task has, by name, e.g. in tokens.
       select_by: "worst" or "average": what on validation decides which setting of each method the
         report shows.
+      data: what tells the data from other data of the same tasks.
 
     Raises:
       ValueError: if `select_by` is neither.
@@ -137,6 +138,7 @@ class Results:
     references: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     task_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     select_by: str = "worst"
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.select_by not in ("worst", "average"):
@@ -192,18 +194,21 @@ def summarise_evaluation(
     )
 
 
-def save_results(results: Results, path: str | os.PathLike) -> Path:
+def save_results(
+    results: Results, path: str | os.PathLike, more: Mapping[str, Any] | None = None
+) -> Path:
     """Writes a record, so that a reader sees either the old file or the whole new one.
 
     Args:
       results: the record.
       path: the file, usually `.../results.json`; missing folders are made.
+      more: plain types to keep beside it, which `load_results` passes over.
 
     Returns:
       The path written.
     """
     path = paths.make(path)
-    write_json({"format": FORMAT, **plain(results)}, path)
+    write_json({"format": FORMAT, **plain(results), **(more or {})}, path)
     return path
 
 
@@ -246,6 +251,7 @@ def load_results(path: str | os.PathLike) -> Results:
     """
     record = read_json(path, FORMAT)
     try:
+        _check_types(record, _RESULTS_TYPES)
         parts = {
             "runs": [_run(r) for r in record["runs"]],
             "references": {k: _numbers(v) for k, v in record.get("references", {}).items()},
@@ -265,7 +271,24 @@ def _known(cls, record):
     return {f.name: record[f.name] for f in dataclasses.fields(cls) if f.name in record}
 
 
+_RESULTS_TYPES = {
+    "experiment": str,
+    "task_names": list,
+    "metric": str,
+    "higher_is_better": bool,
+    "runs": list,
+}
+_RUN_TYPES = {"method": str, "seed": int, "num_steps": int, "evaluations": list}
+
+
+def _check_types(record, types):
+    for name, kind in types.items():
+        if not isinstance(record[name], kind):
+            raise TypeError(f"{name} is of type {type(record[name]).__name__}")
+
+
 def _run(record):
+    _check_types(record, _RUN_TYPES)
     parts = {name: _series(record.get(name)) for name in ("weights", "losses", "interaction")}
     evaluations = [_evaluation(e) for e in record["evaluations"]]
     return Run(**{**_known(Run, record), **parts, "evaluations": evaluations})

@@ -121,10 +121,15 @@ def multitask_classification(
             runs=runs,
             versions=versions(),
             device=device(),
+            data=data.identity,
         )
 
+    def earlier(run_name):
+        file, trial = files[run_name], runs_of[run_name]
+        return runs_lib.finished_run(file, trial, schedule.train_steps, data.identity)
+
     files = {run_name: output_dir / "runs" / f"{run_name}.json" for run_name in runs_of}
-    finished = {n: run for n, file in files.items() if (run := finished_run(file)) is not None}
+    finished = {n: run for n in files if (run := earlier(n)) is not None}
     waiting = _groups({n: t for n, t in runs_of.items() if n not in finished}, runs_together)
     while waiting:
         group = waiting.popleft()
@@ -216,10 +221,22 @@ def finish(
     results.save_results(record, output_dir / "results.json")
     print(tables.headline_text(record))
     print(f"Everything is in {output_dir}; look at {output_dir / 'report.html'}.")
+    require_complete(record)
+    return record
+
+
+def require_complete(record: results.Results) -> None:
+    """Raises ``RunsStoppedError`` if a run of a record ended before its last step.
+
+    Args:
+      record: of an experiment.
+
+    Raises:
+      RunsStoppedError: naming all of them.
+    """
     stopped = [f"{r.method}, seed {r.seed}: {r.stopped}" for r in record.runs if r.stopped]
     if stopped:
         raise RunsStoppedError("Some runs ended early.\n" + "\n".join(stopped))
-    return record
 
 
 def versions() -> dict[str, str]:
@@ -250,21 +267,3 @@ def device() -> dict[str, Any]:
         "count": jax.device_count(),
         "cpu_cores": os.cpu_count(),
     }
-
-
-def finished_run(file: pathlib.Path) -> results.Run | None:
-    """The record of a run that an earlier start of the experiment finished.
-
-    Args:
-      file: where it would be.
-
-    Returns:
-      The run, or ``None`` if it isn't there or can't be read.
-    """
-    if not file.exists():
-        return None
-    try:
-        return results.load_results(file).runs[0]
-    except (results.ResultsError, IndexError) as error:
-        logging.warning("The record of a finished run can't be used, so it runs again. %s", error)
-        return None

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import tqdm
+from absl import logging
 
 from ldro_jax import checks, paths, weighting
 from ldro_jax.reporting import files, relative, results
 from ldro_jax.tasks import sequences
-from ldro_jax.training import experiment, lm_loop, processes
+from ldro_jax.training import checkpoints, experiment, lm_loop, processes
 from ldro_jax.training import references as references_lib
 from ldro_jax.training import runs as runs_lib
 from ldro_jax.training.lm_program import LanguageModelProgram
@@ -128,13 +129,14 @@ def multilingual(
             references=references_lib.perplexities(alone, corpus.task_names),
             task_sizes=dict(zip(corpus.task_names, corpus.sizes.tolist(), strict=True)),
             select_by="average",
+            data=corpus.identity,
         )
 
     finished = {}
     for run_name, trial in runs_of.items():
         resolved = Trial(_resolved(trial.method, sizes, losses), trial.seed)
         file = output_dir / "runs" / f"{run_name}.json"
-        run = experiment.finished_run(file)
+        run = runs_lib.finished_run(file, trial, schedule.train_steps, corpus.identity)
         if run is None:
             key = resolved.method.program()
             if key not in programs:
@@ -209,18 +211,20 @@ def monolingual(
     program.check()
     if ready is not None:
         ready()
-    if (output_dir / references_lib.FILE).exists():
-        return references_lib.read(output_dir / references_lib.FILE)
+    if (found := _finished_references(output_dir / references_lib.FILE, corpus)) is not None:
+        return found
     output_dir.mkdir(parents=True, exist_ok=True)
     losses: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
     for index, language in enumerate(corpus.task_names):
         run_name = f"Monolingual-{language}-seed{seed}"
         file = output_dir / "runs" / f"{run_name}.json"
-        run = experiment.finished_run(file)
+        alone = corpus.only(index)
+        trial = Trial(dataclasses.replace(_MONOLINGUAL, name=f"Monolingual {language}"), seed)
+        run = runs_lib.finished_run(file, trial, schedule.train_steps, alone.identity)
         if run is None:
             run = _train(
-                program.for_corpus(corpus.only(index)),
-                Trial(dataclasses.replace(_MONOLINGUAL, name=f"Monolingual {language}"), seed),
+                program.for_corpus(alone),
+                trial,
                 schedule,
                 output_dir,
                 run_name,
@@ -230,7 +234,12 @@ def monolingual(
             if run.stopped is not None:
                 raise experiment.RunsStoppedError(f"Monolingual {language}: {run.stopped}")
             record = results.Results(
-                f"monolingual {language}", [language], lm_loop.METRIC, False, [run]
+                f"monolingual {language}",
+                [language],
+                lm_loop.METRIC,
+                False,
+                [run],
+                data=alone.identity,
             )
             if processes.is_first():
                 results.save_results(record, file)
@@ -245,11 +254,28 @@ def monolingual(
         "vocabulary": corpus.vocabulary,
         "eval_length": program.eval_length,
         "losses": losses,
+        "data": corpus.identity,
     }
     if processes.is_first():
         files.write_json(found, output_dir / references_lib.FILE)
     processes.wait_for_all("references")
     print(f"The losses of one model for each language are in {output_dir / references_lib.FILE}.")
+    return found
+
+
+def _finished_references(file: pathlib.Path, corpus: sequences.Corpus) -> dict[str, Any] | None:
+    """What an earlier start wrote; what can't be read is made again from the models' records."""
+    if not file.exists():
+        return None
+    try:
+        found = references_lib.read(file)
+    except FileNotFoundError:  # another process has just moved it
+        return None
+    except ValueError as error:
+        if processes.is_first():
+            logging.warning("%s It is now %s.", error, paths.move_aside(file))
+        return None
+    checkpoints.check_identity(str(file), found.get("data", {}), corpus.identity)
     return found
 
 

@@ -1,11 +1,11 @@
 """Losses of models of one language each, to compare with: the file that holds them."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from ldro_jax.evaluation import perplexity
+from ldro_jax.reporting import files
 from ldro_jax.tasks import sequences
 from ldro_jax.training.lm_program import LanguageModelProgram
 
@@ -19,14 +19,15 @@ def read(file: pathlib.Path) -> dict[str, Any]:
       file: a ``references.json``.
 
     Returns:
-      ``vocabulary``, ``eval_length``, and ``losses``, from split and language to nats a token.
+      ``vocabulary``, ``eval_length``, ``losses``, from split and language to nats a token, and
+      ``data``, what tells their text from other text.
 
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if it is something else.
     """
     try:
-        found = json.loads(file.read_text())
+        found = files.read_json(file)
         for split in ("validation", "test"):
             [float(loss) for loss in found["losses"][split].values()]
         return found

@@ -1,11 +1,16 @@
-"""What an experiment trains: its runs, and their programs, checked before anything is written."""
+"""What an experiment trains: its runs and their programs, checked before anything is written."""
 
 import collections
+import pathlib
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from ldro_jax import checks, weighting
+from absl import logging
+
+from ldro_jax import checks, paths, weighting
+from ldro_jax.reporting import json_types, results
+from ldro_jax.training import checkpoints, processes
 from ldro_jax.training.method import Method
 from ldro_jax.training.program import Trial
 from ldro_jax.training.schedule import Schedule
@@ -52,7 +57,7 @@ def list_runs(
     checks.sequence("methods", settings, listed)
     names = collections.Counter(method.name for method in settings)
     runs_of = {
-        _run_name(method, seed, several=names[method.name] > 1): Trial(method, seed)
+        run_name(method, seed, several=names[method.name] > 1): Trial(method, seed)
         for seed in seeds
         for method in settings
     }
@@ -89,6 +94,47 @@ def programs_of(settings: Iterable[Method], first: Any) -> dict[tuple[Any, ...],
     return programs
 
 
+def finished_run(
+    file: pathlib.Path, trial: Trial, num_steps: int, identity: Mapping[str, Any]
+) -> results.Run | None:
+    """The record of a run that an earlier start of the experiment finished.
+
+    One that can't be read, or is that of another run, is moved aside.
+
+    Args:
+      file: where it would be.
+      trial: the method and the seed.
+      num_steps: of the run.
+      identity: what tells its data from other data, in plain JSON types.
+
+    Returns:
+      The run, or ``None`` if there is none that can be used.
+
+    Raises:
+      ValueError: if it was made with other data.
+    """
+    if not file.exists():
+        return None
+    try:
+        found = results.load_results(file)
+        run = found.runs[0]
+    except FileNotFoundError:  # another process has just moved it
+        return None
+    except (results.ResultsError, IndexError) as error:
+        reason = str(error) or "it holds no run"
+    else:
+        checkpoints.check_identity(f"The record {file}", found.data, json_types.plain(identity))
+        ours = (trial.method.name, json_types.plain(trial.method.settings()), trial.seed, num_steps)
+        theirs = (run.method, dict(run.hyperparameters), run.seed, run.num_steps)
+        if theirs == ours:
+            return run
+        reason = f"It is that of another run: {theirs} instead of {ours}."
+    logging.warning("The record %s can't be used, so the run is trained again. %s", file, reason)
+    if processes.is_first():
+        logging.warning("It is now %s.", paths.move_aside(file))
+    return None
+
+
 def check_description(name: str, description: str, schedule: Schedule) -> None:
     """Checks what every experiment is given.
 
@@ -105,7 +151,16 @@ def check_description(name: str, description: str, schedule: Schedule) -> None:
     checks.instance("schedule", schedule, Schedule, "@Schedule()")
 
 
-def _run_name(method: Method, seed: int, *, several: bool) -> str:
-    """A name for files: the method's, without what a file system may not like."""
+def run_name(method: Method, seed: int, *, several: bool = False) -> str:
+    """A name for files: the method's, without what a file system may not like.
+
+    Args:
+      method: of the run.
+      seed: of the run.
+      several: whether there are several settings of the method.
+
+    Returns:
+      The name.
+    """
     setting = "".join(f"-{k}={v}" for k, v in method.settings().items()) if several else ""
     return f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', method.name + setting)}-seed{seed}"

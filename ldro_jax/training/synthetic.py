@@ -12,11 +12,12 @@ import numpy as np
 import optax
 
 from ldro_jax import checks, reporting, transform
-from ldro_jax.reporting import results
-from ldro_jax.tasks import synthetic
-from ldro_jax.training import experiment, processes
+from ldro_jax.reporting import files, results
+from ldro_jax.tasks import base, synthetic
+from ldro_jax.training import experiment, preemption, processes
 from ldro_jax.training import runs as runs_lib
 from ldro_jax.training.method import Method
+from ldro_jax.training.program import Trial
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +148,7 @@ def trajectories(
             f"panels must have methods that each have their own name, but these are {method_names}."
         )
     points = jnp.asarray(points)
+    identity = {"content": base.content([points])}
     names = [f"task {i + 1}" for i in range(len(points) - 1)] + ["outlier"]
     all_losses = jax.jit(
         jax.vmap(jax.vmap(synthetic.task_loss, in_axes=(None, 0)), in_axes=(0, None))
@@ -165,49 +167,68 @@ def trajectories(
     }
     if ready is not None:
         ready()
-    runs, drawn = [], []
-    for panel in panels:
-        paths = {}
-        for method in panel.methods:
-            print(f"{panel.title}: {method.name}", flush=True)
-            follow = traced[method.name].lower().compile()
-            for seed in panel.seeds:
-                began = time.perf_counter()
-                params, weights = jax.block_until_ready(follow(jax.random.key(seed)))
-                seconds = (time.perf_counter() - began) / train_steps
-                paths.setdefault(method.name, np.asarray(jax.vmap(synthetic.position)(params)))
-                steps = np.arange(eval_interval, train_steps + 1, eval_interval)
-                losses = np.asarray(all_losses(params[steps], points))
-                runs.append(
-                    results.Run(
-                        method=method.name,
-                        hyperparameters=method.settings(),
-                        seed=seed,
-                        num_steps=train_steps,
-                        seconds_per_step=seconds,
-                        evaluations=[
-                            results.summarise_evaluation(
-                                int(step), "train", "loss", names, values, higher_is_better=False
-                            )
-                            for step, values in zip(steps, losses, strict=True)
-                        ],
-                        weights=results.Series(steps, np.asarray(weights)[steps - 1]),
-                    )
+    steps = np.arange(eval_interval, train_steps + 1, eval_interval)
+
+    def record(runs):
+        return results.Results(
+            experiment=name,
+            description=description,
+            task_names=names,
+            metric="loss",
+            higher_is_better=False,
+            runs=runs,
+            versions=experiment.versions(),
+            device=experiment.device(),
+            data=identity,
+        )
+
+    def follow(method, seed):
+        """The run and its path over the plane, from an earlier start if there was one."""
+        file = output_dir / "runs" / f"{runs_lib.run_name(method, seed)}.json"
+        run = runs_lib.finished_run(file, Trial(method, seed), train_steps, identity)
+        if run is not None:
+            return run, np.asarray(files.read_json(file, results.FORMAT)["path"], np.float32)
+        if method.name not in compiled:
+            compiled[method.name] = traced[method.name].lower().compile()
+        began = time.perf_counter()
+        params, weights = jax.block_until_ready(compiled[method.name](jax.random.key(seed)))
+        seconds = (time.perf_counter() - began) / train_steps
+        losses = np.asarray(all_losses(params[steps], points))
+        run = results.Run(
+            method=method.name,
+            hyperparameters=method.settings(),
+            seed=seed,
+            num_steps=train_steps,
+            seconds_per_step=seconds,
+            evaluations=[
+                results.summarise_evaluation(
+                    int(step), "train", "loss", names, values, higher_is_better=False
                 )
-        drawn.append((panel.title, paths))
-    record = results.Results(
-        experiment=name,
-        description=description,
-        task_names=names,
-        metric="loss",
-        higher_is_better=False,
-        runs=runs,
-        versions=experiment.versions(),
-        device=experiment.device(),
-    )
-    return experiment.finish(
-        record, output_dir, config_text, _figure(drawn, points, panels, record)
-    )
+                for step, values in zip(steps, losses, strict=True)
+            ],
+            weights=results.Series(steps, np.asarray(weights)[steps - 1]),
+        )
+        path = np.asarray(jax.vmap(synthetic.position)(params))
+        results.save_results(record([run]), file, {"path": path.tolist()})
+        return run, path
+
+    compiled, runs, drawn = {}, [], []
+    with preemption.watch() as preempted:
+        for panel in panels:
+            paths = {}
+            for method in panel.methods:
+                print(f"{panel.title}: {method.name}", flush=True)
+                for seed in panel.seeds:
+                    run, path = follow(method, seed)
+                    runs.append(run)
+                    paths.setdefault(method.name, path)
+                    if preempted(train_steps):
+                        raise preemption.PreemptedError(
+                            f"{method.name}, seed {seed}: stopped, saved at step {train_steps}."
+                        )
+            drawn.append((panel.title, paths))
+    found = record(runs)
+    return experiment.finish(found, output_dir, config_text, _figure(drawn, points, panels, found))
 
 
 def _check_array(name: str, values: Any, shape: tuple[int | None, ...]) -> None:

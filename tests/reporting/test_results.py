@@ -58,6 +58,13 @@ def test_a_series_needs_one_value_per_step():
         Series([0, 1], [[1], [2], [3]])
 
 
+def by_hand(path):
+    """A record as somebody would edit it, who takes the checksum out."""
+    record = json.loads(path.read_text())
+    del record["checksum"]
+    return record
+
+
 def test_a_record_survives_the_round_trip(full, tmp_path):
     path = reporting.save_results(full, tmp_path / "new" / "results.json")
     assert plain(reporting.load_results(path)) == plain(full)
@@ -69,7 +76,7 @@ def test_numbers_are_compact_and_not_finite_ones_become_null(made_up, tmp_path):
     weights = Series([0], [[np.nan, 0.5]])
     run = Run("m", 0, 5, {"rate": np.float32(0.1), "k": np.int64(3)}, math.nan, [entry], weights)
     path = reporting.save_results(made_up.results([run]), tmp_path / "results.json")
-    record = json.loads(path.read_text())
+    record = by_hand(path)
     stored = record["runs"][0]
     assert record["format"] == 1
     assert stored["evaluations"][0]["per_task"] == {"task 0": 0.333333, "task 1": None}
@@ -123,6 +130,33 @@ def test_a_damaged_file_is_explained(tmp_path, content):
         reporting.load_results(path)
 
 
+def test_a_record_that_was_altered_is_explained(made_up, tmp_path):
+    path = reporting.save_results(made_up.results([]), tmp_path / "results.json")
+    text = path.read_text()
+    for place in range(0, len(text) - 1, 7):
+        flipped = text[:place] + chr(ord(text[place]) ^ 1) + text[place + 1 :]
+        path.write_text(flipped)
+        try:
+            # A bit of the name of the checksum is of no use.
+            assert plain(reporting.load_results(path)) == plain(made_up.results([]))
+        except ResultsError as error:
+            assert str(path) in str(error)
+    path.write_text(text.replace('"loss"', '"lost"').replace('"accuracy"', '"accuracx"'))
+    with pytest.raises(ResultsError, match='its checksum is another.*take "checksum" out of it'):
+        reporting.load_results(path)
+    # A NaN is no JSON, but Python reads it.
+    path.write_text(text.replace('"runs":[]', '"runs":[NaN]'))
+    with pytest.raises(ResultsError, match="its checksum is another"):
+        reporting.load_results(path)
+
+
+def test_the_order_of_the_keys_makes_no_difference(made_up, tmp_path):
+    path = reporting.save_results(made_up.results([]), tmp_path / "results.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(record.items())), indent=1))
+    assert plain(reporting.load_results(path)) == plain(made_up.results([]))
+
+
 @pytest.mark.parametrize("record, found", [({"format": 2}, "2"), ({}, "None"), ([1], "'list'")])
 def test_another_format_is_explained(tmp_path, record, found):
     path = tmp_path / "results.json"
@@ -145,7 +179,7 @@ def test_another_format_is_explained(tmp_path, record, found):
 def test_an_incomplete_record_says_which_part(made_up, tmp_path, change, named):
     path = tmp_path / "results.json"
     reporting.save_results(made_up.results([made_up.run("m", 0, [0.1, 0.2])]), path)
-    record = json.loads(path.read_text())
+    record = by_hand(path)
     change(record)
     path.write_text(json.dumps(record))
     with pytest.raises(ResultsError, match=f"does not fit.*{named}"):
@@ -155,7 +189,7 @@ def test_an_incomplete_record_says_which_part(made_up, tmp_path, change, named):
 def test_an_unknown_key_is_ignored(tmp_path):
     path = tmp_path / "results.json"
     reporting.save_results(Results("x", NAMES, "loss", False, [Run("m", 0, 1)]), path)
-    record = json.loads(path.read_text())
+    record = by_hand(path)
     record["added_later"] = record["runs"][0]["added_later"] = 1
     path.write_text(json.dumps(record))
     assert reporting.load_results(path).runs[0].method == "m"
@@ -183,7 +217,7 @@ def test_references_and_sizes_survive_and_a_missing_number_is_nan(tmp_path):
 
 def test_a_record_from_before_there_were_references_is_read(tmp_path):
     path = reporting.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
-    record = json.loads(path.read_text())
+    record = by_hand(path)
     for name in ("references", "task_sizes", "select_by"):
         record.pop(name)
     path.write_text(json.dumps(record))
@@ -195,7 +229,7 @@ def test_a_setting_is_selected_by_the_worst_task_or_the_average(tmp_path):
     with pytest.raises(ValueError, match="'worst' or 'average'; found 'best'"):
         Results("x", NAMES, "m", True, [], select_by="best")
     path = reporting.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
-    path.write_text(path.read_text().replace('"worst"', '"best"'))
+    path.write_text(json.dumps(by_hand(path)).replace('"worst"', '"best"'))
     with pytest.raises(ResultsError, match="does not fit.*found 'best'"):
         reporting.load_results(path)
 
@@ -203,6 +237,6 @@ def test_a_setting_is_selected_by_the_worst_task_or_the_average(tmp_path):
 @pytest.mark.parametrize("change", [{"references": [1]}, {"task_sizes": {"a": "many"}}])
 def test_references_of_another_kind_are_explained(tmp_path, change):
     path = reporting.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    path.write_text(json.dumps({**by_hand(path), **change}))
     with pytest.raises(ResultsError, match="does not fit"):
         reporting.load_results(path)

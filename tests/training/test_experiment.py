@@ -147,5 +147,5 @@ def test_versions_and_device_are_those_of_this_machine(tmp_path):
 
 @pytest.mark.parametrize("name", ["a/b c", "L-DRO λ=0.1", ".."])
 def test_a_method_may_have_any_name(name, tmp_path):
-    file = runs._run_name(dataclasses.replace(tiny.AVERAGE, name=name), 3, several=True)
+    file = runs.run_name(dataclasses.replace(tiny.AVERAGE, name=name), 3, several=True)
     assert file.endswith("-seed3") and "/" not in file and file.isascii()
