@@ -12,17 +12,15 @@ import time
 import gin
 import numpy as np
 import pytest
-from absl import flags, logging
-from absl.testing import flagsaver
+from command_line import DIGITS, command, fails, snapshot
 
-from ldro_jax import configuration, main
+from ldro_jax import configuration
 from ldro_jax.reporting import results
 from ldro_jax.training import experiment, loop, writers
 
 pytest.importorskip("sklearn")
 
 _ROOT = pathlib.Path(__file__).parents[1]
-DIGITS = f"--gin_file={_ROOT / 'gin_configs' / 'experiments' / 'digits.gin'}"
 _METHODS = ["Average", "Group DRO", "Interpolated", "L-DRO"]
 SHORT = (
     DIGITS,
@@ -31,29 +29,6 @@ SHORT = (
     "--gin.Schedule.eval_interval=10",
     "--gin.Schedule.checkpoint_interval=10",
 )
-
-
-def command(*args):
-    """Runs the command line in this process."""
-    verbosity = logging.get_verbosity()
-    try:
-        with flagsaver.flagsaver():
-            flags.FLAGS(["ldro-jax", *configuration.rewrite_gin_flags(args)])
-            main.main(["ldro-jax"])
-    finally:
-        gin.clear_config()
-        logging.set_verbosity(verbosity)
-
-
-def fails(*args):
-    """Runs a command that must fail, and returns what it says."""
-    with pytest.raises(SystemExit) as error:
-        command(*args)
-    return str(error.value)
-
-
-def snapshot(directory):
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -173,10 +148,16 @@ def no_training(monkeypatch):
     ("args", "said"),
     [
         (["--gin.Schedul.train_steps=1"], "Known names: cifar100.load, digits.load"),
-        (["--gin.ldro/Method.weighting='ldro'"], "'ldro'"),
-        (["--gin.ldro/Method.hyperparameters={'lr': 1}"], "lacks lookahead_lr, weight_lr in its"),
-        (["--gin.SEEDS=3"], "multitask_classification.seeds must be"),
-        (["--gin.TRAIN_STEPS=0"], "train_steps must be a positive integer"),
+        (
+            ["--gin.ldro/Method.weighting='ldro'"],
+            "ldro/Method.weighting must be one of 'average', ",
+        ),
+        (["--gin.ldro/Method.hyperparameters={'lr': 1}"], "(lookahead_lr, weight_lr, normalize_"),
+        (
+            ["--gin.SEEDS=3"],
+            "multitask_classification.seeds must be a list of seeds, such as (0, 1, 2), but it is 3.",
+        ),
+        (["--gin.TRAIN_STEPS=0"], "Error: Schedule.train_steps must be a positive integer"),
         (["--gin_file=nope.gin"], "There is no gin file nope.gin. Known experiments: gin_configs"),
         (["--output_dir=/proc/self/nope"], "The output directory /proc/self/nope can't be written"),
     ],

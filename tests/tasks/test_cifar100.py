@@ -135,7 +135,7 @@ def test_a_class_in_two_tasks_is_an_error(split):
 
 @pytest.mark.parametrize("wrong", [0, -1, 10, 11])
 def test_validation_must_leave_images_to_train_on(wrong):
-    message = f"Class 0 has 10 training images.*from 1 to 9, but it is {wrong}"
+    message = f"must be from 1 to 9, since class 0 has 10 training images, but it is {wrong}"
     with pytest.raises(ValueError, match=message):
         from_arrays(validation_per_class=wrong)
 

@@ -247,6 +247,41 @@ def test_a_task_of_seqio_has_all_splits(seqio, data_dir):
     assert sorted(examples) == sorted(firsts)
 
 
+NAMED = ("sr-Latn", "sr-Cyrl", "sr.Latn", "sr_Latn", "de-x 1", "日本語")
+
+
+def test_languages_may_have_any_name(seqio, tmp_path):
+    for number, name in enumerate(NAMED):
+        write(tmp_path / name / "train.txt", f"{name}\n".encode() * (number + 1))
+        write(tmp_path / name / "validation.txt", f"{name}\n".encode() * 20)
+    options = {"data_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    corpus = text.load(**options, languages=("sr-Latn", "sr-Cyrl"))
+    assert corpus.task_names == ("sr-Latn", "sr-Cyrl")
+    for number, name in enumerate(corpus.task_names):
+        assert documents(corpus.train[number]) == [name] * (number + 1)
+    tasks = [text.seqio_task(tmp_path, name, seqio.ByteVocabulary()).name for name in NAMED]
+    assert tasks[:2] == ["ldro_text_sr.Latn", "ldro_text_sr.Cyrl"]
+    assert tasks[3] == "ldro_text_sr_Latn" and len(set(tasks)) == len(NAMED)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"languages": "sr"}, "languages must be a list of names"),
+        ({"languages": ()}, "languages must be a list of names"),
+        ({"languages": ("sr", "sr")}, "that are all different, but it is"),
+        ({"languages": (1, 2)}, "languages must be a list of names"),
+        ({"vocabulary_size": 259}, "vocabulary_size must be an integer of at least 260"),
+        ({"vocabulary_size": "1000"}, "vocabulary_size must be an integer"),
+        ({"vocabulary_path": 3}, "vocabulary_path must be a path in quotes, or None"),
+        ({"cache_dir": ""}, "cache_dir must be a path in quotes, or None"),
+    ],
+)
+def test_arguments_are_checked_first(no_tensorflow, options, message):
+    with pytest.raises(ValueError, match=message):
+        text.load(data_dir="/nowhere", **options)
+
+
 def no_vocabulary(path):
     raise AssertionError("Errors in the arguments are found before TensorFlow is imported.")
 

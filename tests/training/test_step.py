@@ -174,8 +174,11 @@ def batches(sampler, batch_size, sizes=(40, 32, 40)):
             batches("stratified", 10),
             "sampler must be one of 'balanced', 'uniform', .* 'stratified'",
         ),
-        (batches("balanced", 2), "at least 3, but batch_size is 2"),
-        (batches("uniform", 0), "at least 1, but it is 0"),
+        (
+            batches("balanced", 2),
+            "batch_size must be at least 3, an example of each task, but it is 2",
+        ),
+        (batches("uniform", 0), "batch_size must be a positive integer, but it is 0"),
     ],
 )
 def test_batches_that_can_not_be_drawn_are_an_error(wrong, message):

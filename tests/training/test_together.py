@@ -192,7 +192,7 @@ def test_plain_random_batches_train_too(tmp_path):
     ("options", "message"),
     [
         ({"sampler": "random"}, "sampler must be one of 'balanced', 'uniform', .* 'random'"),
-        ({"batch_size": 2}, "at least 3, but batch_size is 2"),
+        ({"batch_size": 2}, "batch_size must be at least 3, .* but it is 2"),
     ],
 )
 def test_batches_that_cannot_be_drawn_are_refused(options, message, tmp_path):
