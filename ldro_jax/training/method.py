@@ -48,13 +48,12 @@ class Method:
         given = self.hyperparameters
         checks.require(isinstance(given, Mapping), "hyperparameters", "a dictionary", given)
         made = weighting.average()
-        # A grid may give what is lacking.
-        lacking = weighting.lacking(self.weighting, given)
-        if set(lacking) <= set(weighting.FROM_DATA):
-            try:
+        try:
+            # A grid may give what is lacking.
+            if set(weighting.lacking(self.weighting, given)) <= set(weighting.FROM_DATA):
                 made = self._outline
-            except ValueError as error:
-                raise ValueError(f"hyperparameters: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"hyperparameters: {error}") from error
         self._weighted(made, 1)
 
     def transform(

@@ -47,8 +47,8 @@ def list_runs(
     for entry in entries:
         for method in entry if isinstance(entry, (list, tuple)) else [entry]:
             checks.require(isinstance(method, Method), "methods", f"a list of {listed}", entry)
-            given = {**method.hyperparameters, **dict.fromkeys(from_data)}
-            if lacking := weighting.lacking(method.weighting, given):
+            lacking = weighting.lacking(method.weighting, method.hyperparameters)
+            if lacking := [name for name in lacking if name not in from_data]:
                 raise ValueError(
                     f"methods: {method.name!r} lacks {', '.join(lacking)} in its hyperparameters, "
                     f"{dict(method.hyperparameters)}."

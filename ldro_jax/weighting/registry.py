@@ -48,18 +48,8 @@ def create(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.
         or doesn't take one's value.
     """
     hyperparameters = dict(hyperparameters or {})
-    parameters = _parameters(name)
-    unknown = [key for key in hyperparameters if key not in parameters]
-    if unknown or lacking(name, hyperparameters):
-        reason = (
-            f"{', '.join(map(str, unknown))} is unknown"
-            if unknown
-            else f"{', '.join(lacking(name, hyperparameters))} is missing"
-        )
-        raise ValueError(
-            f"The method {name!r} takes the hyperparameters ({', '.join(parameters) or 'none'}), "
-            f"but was given {hyperparameters}: {reason}."
-        )
+    if missing := lacking(name, hyperparameters):
+        raise _wrong(name, hyperparameters, f"{', '.join(missing)} is missing")
     return METHODS[name](**hyperparameters)
 
 
@@ -91,9 +81,12 @@ def lacking(name: str, hyperparameters: Mapping[str, Any]) -> list[str]:
       Their names.
 
     Raises:
-      ValueError: if there is no method of that name.
+      ValueError: if there is no method of that name, or it has no such hyperparameter.
     """
     parameters = _parameters(name).values()
+    known = [p.name for p in parameters]
+    if unknown := [str(key) for key in hyperparameters if key not in known]:
+        raise _wrong(name, hyperparameters, f"{', '.join(unknown)} is unknown")
     return [p.name for p in parameters if p.default is p.empty and p.name not in hyperparameters]
 
 
@@ -172,6 +165,14 @@ def _num_tasks(hyperparameters: Mapping[str, Any]) -> int:
         if isinstance(v, (Sequence, np.ndarray)) and not isinstance(v, str)
     ]
     return max([1, *map(len, lists)])
+
+
+def _wrong(name: str, hyperparameters: Mapping[str, Any], reason: str) -> ValueError:
+    known = ", ".join(_parameters(name)) or "none"
+    return ValueError(
+        f"The method {name!r} takes the hyperparameters ({known}), but was given "
+        f"{dict(hyperparameters)}: {reason}."
+    )
 
 
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
