@@ -128,6 +128,7 @@ def load(gin_files: Sequence[str], gin_bindings: Sequence[str]) -> Callable:
     except (ValueError, SyntaxError, tokenize.TokenError) as error:
         # gin quotes the whole configuration where a macro is missing.
         reason = str(error).partition(" in config string:")[0]
+        reason = re.sub(r"No bindings .* '(.*)/gin\.macro'", r"Nothing binds the macro \1.", reason)
         # It shows the line as well, and points to the place.
         reason = re.sub(r"\n  In .*? line \d+\n +(.*)(\n +\^)?", r" (\1)", reason)
         raise ValueError(

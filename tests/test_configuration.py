@@ -69,7 +69,7 @@ def test_files_are_found_from_anywhere(where, tmp_path, monkeypatch):
             "ldr0/Method.floor=0.1",
             "nothing uses the scope 'ldr0'. Known scopes: average, group_dro, interpolated, ldro",
         ),
-        ("MLP.features=%WIDTH", "No bindings specified for 'WIDTH/gin.macro'$"),
+        ("MLP.features=%WIDTH", "Nothing binds the macro WIDTH\\.$"),
         ("SEEDS=(0,", "can't be used"),
         ("SEEDS", "can't be used"),
         ("run.experiment='digits'", "run.experiment must be a function, such as @mult"),
