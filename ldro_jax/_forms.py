@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
@@ -19,8 +20,8 @@ class Step(NamedTuple):
     """One step's measurements, whatever form the statistics came in.
 
     Attributes:
-      losses: ``[N]``.
-      pullback: ``weights [N] -> gradient``.
+      losses: ``[N]``, floating point.
+      pullback: ``weights [N] -> gradient``; doesn't round the weights.
       interaction: ``() -> [N, N]``, or ``None`` if there is no way to measure it.
       is_stacked: whether ``updates`` were the gradients of the tasks, and so are used up.
     """
@@ -38,6 +39,7 @@ def read(
     num_tasks: int,
     strategy: interaction_base.Interaction,
     *,
+    dtype: Any,
     fused: bool,
 ) -> Step:
     """Reads the measurements of one step from the arguments of ``update``.
@@ -48,6 +50,7 @@ def read(
       params: the parameters, or ``None``.
       num_tasks: N.
       strategy: how to measure the interaction.
+      dtype: of the weights.
       fused: whether the interaction is wanted in every step, so that the task gradients may serve
         for the training gradient as well.
 
@@ -55,10 +58,12 @@ def read(
       The :class:`Step`.
 
     Raises:
-      ValueError: if the arguments are in none of the forms, or a shape is not as expected.
+      ValueError: if the arguments are in none of the forms, a shape is not as expected, or the
+        losses aren't floating-point numbers.
     """
     form = _form(arguments)
-    if params is None and form in ("tasks", "layout"):
+    losses = None if arguments["losses"] is None else jnp.asarray(arguments["losses"])
+    if params is None and form != "forward":
         raise ValueError("update needs params, as its third argument.")
     if form == "tasks":
         step = _from_tasks(
@@ -68,20 +73,30 @@ def read(
             arguments["batch"],
             arguments["interaction_batch"],
             num_tasks,
+            dtype,
             fused=fused,
         )
     elif form == "layout":
-        step = _from_losses_fn(arguments["losses_fn"], params, arguments["interaction_fn"])
+        step = _from_losses_fn(arguments["losses_fn"], params, arguments["interaction_fn"], dtype)
     elif form == "forward":
-        step = Step(arguments["losses"], arguments["pullback"], arguments["interaction_fn"])
+        step = _from_pullback(losses, arguments["pullback"], arguments["interaction_fn"], dtype)
     else:
-        step = _from_stacked(updates, arguments["losses"], num_tasks)
+        step = _from_stacked(updates, losses, params, num_tasks)
     if jnp.shape(step.losses) != (num_tasks,):
         raise ValueError(
             f"There must be one loss for each of the {num_tasks} tasks, shape ({num_tasks},), but "
             f"the losses have shape {jnp.shape(step.losses)}."
         )
     return step._replace(is_stacked=form == "stacked")
+
+
+def is_like(tree: Any, other: Any) -> bool:
+    """Whether two trees have the same structure and shapes."""
+    # Not the trees themselves: a container may have no equality, or one of its own.
+    return jax.tree.structure(tree) == jax.tree.structure(other) and all(
+        jnp.shape(x) == jnp.shape(y)
+        for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    )
 
 
 def check_like(what: str, tree: Any, params: Any) -> None:
@@ -95,15 +110,33 @@ def check_like(what: str, tree: Any, params: Any) -> None:
     Raises:
       ValueError: if it has not.
     """
-    # Not the trees themselves: a container may have no equality, or one of its own.
-    same = jax.tree.structure(tree) == jax.tree.structure(params) and all(
-        jnp.shape(x) == jnp.shape(p)
-        for x, p in zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True)
-    )
-    if not same:
+    if not is_like(tree, params):
         raise ValueError(
             f"{what} must have the structure and shapes of the parameters, "
             f"{jax.tree.map(jnp.shape, params)}, but has {jax.tree.map(jnp.shape, tree)}."
+        )
+
+
+def check_real(what: str, tree: Any) -> None:
+    """Raises ``ValueError`` if a tree has complex numbers in it.
+
+    Args:
+      what: how to call it in the error.
+      tree: parameters or gradients.
+
+    Raises:
+      ValueError: if one of its arrays is complex.
+    """
+    found = [
+        what + jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        if jnp.iscomplexobj(leaf)
+    ]
+    if found:
+        raise ValueError(
+            "A task weighting needs real parameters, because the interaction of complex gradients "
+            f"is not defined here, but these are complex: {', '.join(found)}. Hold the real and "
+            "the imaginary part as two real arrays, and put them together in the loss."
         )
 
 
@@ -126,11 +159,13 @@ def _form(arguments: dict[str, Any]) -> str:
         "update needs the task statistics in one of these forms: loss_fn and batch (and "
         "interaction_batch); losses_fn (and interaction_fn); losses and pullback (and "
         "interaction_fn); or losses, with the stacked task gradients as updates. It was given: "
-        f"{', '.join(sorted(given)) or 'none of these arguments'}."
+        f"{', '.join(sorted(given)) or 'none of these (does an Optax wrapper keep them back?)'}."
     )
 
 
-def _from_tasks(strategy, loss_fn, params, batch, interaction_batch, num_tasks, *, fused) -> Step:
+def _from_tasks(
+    strategy, loss_fn, params, batch, interaction_batch, num_tasks, dtype, *, fused
+) -> Step:
     _check_batch("batch", batch, num_tasks)
     _check_scalar_loss(loss_fn, params, batch)
     if interaction_batch is not None:
@@ -139,43 +174,79 @@ def _from_tasks(strategy, loss_fn, params, batch, interaction_batch, num_tasks, 
         return _stacked_step(*strategy.gradients(loss_fn, params, batch))
     else:
         interaction_batch = batch
-    losses, pullback = jax.vjp(lambda p: jax.vmap(loss_fn, in_axes=(None, 0))(p, batch), params)
-    return Step(
-        losses,
-        lambda weights: pullback(weights)[0],
+    return _differentiated(
+        lambda p: jax.vmap(loss_fn, in_axes=(None, 0))(p, batch),
+        params,
         lambda: strategy.matrix(loss_fn, params, interaction_batch),
+        dtype,
     )
 
 
-def _from_losses_fn(losses_fn, params, interaction_fn) -> Step:
-    losses, pullback = jax.vjp(losses_fn, params)
+def _from_losses_fn(losses_fn, params, interaction_fn, dtype) -> Step:
     if interaction_fn is None:
         interaction_fn = functools.partial(interaction_lib.jacobian_gram, losses_fn)
-    return Step(
-        losses, lambda weights: pullback(weights)[0], functools.partial(interaction_fn, params)
+    return _differentiated(losses_fn, params, functools.partial(interaction_fn, params), dtype)
+
+
+def _differentiated(losses_fn, params, interaction, dtype) -> Step:
+    def at_least_dtype(params):
+        losses = jnp.asarray(losses_fn(params))
+        _check_floating(losses)
+        return losses.astype(np.promote_types(losses.dtype, dtype))
+
+    losses, pullback = jax.vjp(at_least_dtype, params)
+    return Step(losses, lambda weights: pullback(weights.astype(losses.dtype))[0], interaction)
+
+
+def _from_pullback(losses, pullback, interaction, dtype) -> Step:
+    _check_floating(losses)
+    if np.promote_types(losses.dtype, dtype) != losses.dtype:
+        raise ValueError(
+            f"The weights are {dtype}, and a pullback takes them in the dtype of its losses, "
+            f"{losses.dtype}, which would round them. Return losses.astype(jnp.{dtype}) from the "
+            "function that jax.vjp differentiates."
+        )
+    return Step(losses, lambda weights: pullback(weights.astype(losses.dtype)), interaction)
+
+
+def _from_stacked(gradients, losses, params, num_tasks) -> Step:
+    expected = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct((num_tasks, *jnp.shape(p)), jnp.result_type(p)), params
     )
-
-
-def _from_stacked(gradients, losses, num_tasks) -> Step:
-    leaves = jax.tree.leaves(gradients)
-    if not leaves or any(g.ndim == 0 or g.shape[0] != num_tasks for g in leaves):
+    if not is_like(gradients, expected):
         raise ValueError(
             "With losses and no pullback, updates must be the gradients of the tasks, each leaf "
-            f"[{num_tasks}, ...], but their shapes are {[g.shape for g in leaves]}."
+            f"[{num_tasks}, ...] with the shape of its parameter: "
+            f"{jax.tree.map(jnp.shape, expected)}, but has {jax.tree.map(jnp.shape, gradients)}."
         )
+    _check_floating(losses)
     return _stacked_step(losses, gradients)
 
 
 def _stacked_step(losses, gradients) -> Step:
-    def pullback(weights):
-        return jax.tree.map(
-            lambda g: jnp.tensordot(
-                weights.astype(g.dtype), g, axes=1, precision=jax.lax.Precision.HIGHEST
-            ),
-            gradients,
+    def combine(weights, gradient):
+        dtype = np.promote_types(weights.dtype, gradient.dtype)
+        total = jnp.tensordot(
+            weights.astype(dtype),
+            gradient.astype(dtype),
+            axes=1,
+            precision=jax.lax.Precision.HIGHEST,
         )
+        return total.astype(gradient.dtype)
 
-    return Step(losses, pullback, lambda: interaction_base.gram(gradients))
+    return Step(
+        losses,
+        lambda weights: jax.tree.map(functools.partial(combine, weights), gradients),
+        lambda: interaction_base.gram(gradients),
+    )
+
+
+def _check_floating(losses) -> None:
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(
+            "The losses must be real floating-point numbers, or no gradient flows through them, "
+            f"but their dtype is {losses.dtype}. Compute them in float32."
+        )
 
 
 def _check_batch(name: str, batch: Any, num_tasks: int) -> None:
@@ -203,3 +274,4 @@ def _check_scalar_loss(loss_fn, params, batch) -> None:
             "loss_fn must return one number, the mean loss of one task, but it returns "
             f"{shapes}. A loss with auxiliary outputs fits the form with losses and pullback."
         )
+    _check_floating(shapes)

@@ -76,7 +76,7 @@ def weighted(
     bool ``[N]``, may name the tasks that have examples in this batch: an absent one keeps its last
     loss and its last interactions, unless those come from an ``interaction_batch`` or
     ``interaction_fn``, and adds no gradient. Losses must be means over the examples or tokens of
-    their task, and that of an absent task any finite number.
+    their task, in floating point, and that of an absent task any finite number.
 
     A step in which a loss is not finite changes nothing: its update is zero, the weights stay, and
     ``nonfinite`` counts the event.
@@ -137,6 +137,7 @@ def weighted(
 
     def init_fn(params):
         _wrappers.refuse(params)
+        _forms.check_real("params", params)
         dtype = interaction_base.statistics_dtype(params)
         return WeightedState(
             count=jnp.zeros([], jnp.int32),
@@ -165,6 +166,7 @@ def weighted(
         **extra_args,
     ):
         del extra_args
+        _forms.check_real("params", params)
         arguments = {
             "loss_fn": loss_fn,
             "batch": batch,
@@ -174,7 +176,9 @@ def weighted(
             "pullback": pullback,
             "interaction_fn": interaction_fn,
         }
-        step = _forms.read(arguments, updates, params, num_tasks, strategy, fused=fused)
+        step = _forms.read(
+            arguments, updates, params, num_tasks, strategy, dtype=state.weights.dtype, fused=fused
+        )
         if weighting.uses_interaction and step.interaction is None:
             raise ValueError(
                 "This weighting uses the interaction matrix, but the losses came with a pullback "
@@ -209,8 +213,8 @@ def weighted(
         if weighting.expected_losses is not None:
             expected = weighting.expected_losses(statistics, weights)
 
-        cotangent = jnp.where(present, weights, 0).astype(step.losses.dtype)
-        gradient = step.pullback(cotangent)
+        gradient = step.pullback(jnp.where(present, weights, 0))
+        _forms.check_real("gradient", gradient)
         if params is not None:
             _forms.check_like("The gradient", gradient, params)
         if updates is not None and not step.is_stacked:
