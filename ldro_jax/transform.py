@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import _forms, _wrappers, checks
+from ldro_jax import _forms, _measuring, _wrappers, checks
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.weighting import base as weighting_base
@@ -34,6 +34,10 @@ class WeightedState(NamedTuple):
         before the first.
       nonfinite: how often the loss of each task was not finite, int32 ``[N]``.
       nonfinite_streak: number of steps in a row, up to the last one, in which one was not, int32.
+      unmeasured: how often the interactions of each task could not be measured when they were due,
+        int32 ``[N]``: its gradient was not finite, or its norm so large or small that the square
+        over- or underflows (above 1e19 or below 1e-19 in float32). What could not be measured keeps
+        its last value.
       weighting: the weighting's own state.
     """
 
@@ -44,6 +48,7 @@ class WeightedState(NamedTuple):
     interaction: jax.Array
     nonfinite: jax.Array
     nonfinite_streak: jax.Array
+    unmeasured: jax.Array
     weighting: Any
 
 
@@ -78,8 +83,9 @@ def weighted(
     ``interaction_fn``, and adds no gradient. Losses must be means over the examples or tokens of
     their task, in floating point, and that of an absent task any finite number.
 
-    A step in which a loss is not finite changes nothing: its update is zero, the weights stay, and
-    ``nonfinite`` counts the event.
+    A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
+    ``nonfinite`` counts the event. Interactions that are not finite keep their last values, and
+    ``unmeasured`` counts the tasks.
 
     Args:
       weighting: how to choose the weights.
@@ -102,8 +108,9 @@ def weighted(
     Raises:
       TypeError: if ``num_tasks`` is not a Python integer.
       ValueError: if an argument is out of range, or no strategy has that name. ``init`` raises it
-        inside an Optax wrapper that would not pass on what the weighting needs, and ``update`` if
-        the arguments are in none of the four forms or a shape is not as expected.
+        inside an Optax wrapper that would not pass on what the weighting needs or if the parameters
+        are complex, and ``update`` if the arguments are in none of the four forms or a shape or
+        dtype is not as expected.
 
     Example:
       >>> import jax.numpy as jnp
@@ -147,6 +154,7 @@ def weighted(
             interaction=jnp.zeros((num_tasks, num_tasks), dtype),
             nonfinite=jnp.zeros((num_tasks,), jnp.int32),
             nonfinite_streak=jnp.zeros([], jnp.int32),
+            unmeasured=jnp.zeros((num_tasks,), jnp.int32),
             weighting=weighting.init(num_tasks, dtype),
         )
 
@@ -179,13 +187,6 @@ def weighted(
         step = _forms.read(
             arguments, updates, params, num_tasks, strategy, dtype=state.weights.dtype, fused=fused
         )
-        if weighting.uses_interaction and step.interaction is None:
-            raise ValueError(
-                "This weighting uses the interaction matrix, but the losses came with a pullback "
-                "and no interaction_fn. Pass interaction_fn, a function without arguments that "
-                f"returns the Gram matrix of the task gradients, [{num_tasks}, {num_tasks}]."
-            )
-
         present = jnp.ones((num_tasks,), bool) if present is None else jnp.asarray(present, bool)
         weighting_base.check_per_task("present", present, num_tasks)
         # An absent task counts as well: in the pullback, zero times a loss that is not finite is
@@ -194,11 +195,14 @@ def weighted(
         good = ~bad.any()
         current = jnp.where(present & ~bad, step.losses.astype(state.losses.dtype), state.losses)
 
-        measured = state.interaction
+        measured, unmeasured = state.interaction, jnp.zeros((num_tasks,), bool)
+        from_batch = interaction_batch is None and interaction_fn is None
+        due = None if every_step else state.count % interaction_interval == 0
         if weighting.uses_interaction:
-            from_batch = interaction_batch is None and interaction_fn is None
             known = present if from_batch else jnp.ones_like(present)
-            measured = _refresh(step.interaction, state, known, interaction_interval)
+            measured, unmeasured = _measuring.measure(
+                step.interaction, state.interaction, known, due
+            )
         statistics = weighting_base.Statistics(
             state.count, current, state.interaction if lagged else measured
         )
@@ -215,6 +219,11 @@ def weighted(
 
         gradient = step.pullback(jnp.where(present, weights, 0))
         _forms.check_real("gradient", gradient)
+        if weighting.uses_interaction and from_batch:
+            lost = _measuring.all_underflow(gradient, jnp.diagonal(measured), present, due)
+            lost &= good & ~unmeasured.any()
+            unmeasured |= lost & present
+            measured = jnp.where(lost, state.interaction, measured)
         if params is not None:
             _forms.check_like("The gradient", gradient, params)
         if updates is not None and not step.is_stacked:
@@ -231,6 +240,7 @@ def weighted(
             interaction=measured,
             nonfinite=state.nonfinite + bad.astype(jnp.int32),
             nonfinite_streak=jnp.where(good, 0, state.nonfinite_streak + 1),
+            unmeasured=state.unmeasured + unmeasured.astype(jnp.int32),
             weighting=inner,
         )
 
@@ -257,28 +267,6 @@ def find_state(opt_state: Any) -> WeightedState:
             "optimizer built with ldro.transform() or another transformation of this library?"
         )
     return found[0]
-
-
-def _refresh(measure, state, known, interval) -> jax.Array:
-    """The interaction matrix for this step: measured if it is due and finite, else the last one.
-
-    ``known``, bool ``[N]``, names the tasks that it can be measured for.
-    """
-
-    def fresh():
-        matrix = jnp.asarray(measure())
-        if matrix.shape != state.interaction.shape:
-            raise ValueError(
-                f"The interaction matrix must have shape {state.interaction.shape}, but it has "
-                f"{matrix.shape}."
-            )
-        matrix = matrix.astype(state.interaction.dtype)
-        usable = jnp.isfinite(matrix).all() & known[:, None] & known[None, :]
-        return jnp.where(usable, matrix, state.interaction)
-
-    if isinstance(interval, int) and interval == 1:
-        return fresh()
-    return jax.lax.cond(state.count % interval == 0, fresh, lambda: state.interaction)
 
 
 def _check_num_tasks(num_tasks) -> None:

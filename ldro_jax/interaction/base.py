@@ -108,6 +108,39 @@ def products_by_slices(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
     return jax.lax.fori_loop(0, whole, add_slice, total) if whole else total
 
 
+def refreshed(
+    last: jax.Array, measured: jax.Array, known: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The interaction matrix with every entry replaced that could be measured.
+
+    An entry that isn't finite keeps its last value. So do all entries of a task whose squared norm
+    underflows: it is below the smallest normal number, though not all of its entries are zero. A
+    gradient that is zero, as that of a converged task, is measured like any other.
+
+    Args:
+      last: the matrix so far, ``[N, N]``.
+      measured: the new one, ``[N, N]``.
+      known: the tasks that the new one was measured for, bool ``[N]``.
+
+    Returns:
+      The matrix ``[N, N]``, and which of the known tasks could not be measured, bool ``[N]``: those
+      whose squared norm isn't finite or underflows, and both tasks of a pair whose norms are finite
+      but whose product is not.
+    """
+    squares = jnp.diagonal(measured)
+    sound = jnp.isfinite(squares)
+    pairs = known[:, None] & known[None, :]
+    finite = pairs & jnp.isfinite(measured)
+    # |A_ij|² ≤ A_ii A_jj: beside a true zero there are only zeros. A processor may round what is
+    # below the smallest normal number to zero.
+    tiny = jnp.abs(squares) < jnp.finfo(measured.dtype).tiny
+    underflows = tiny & (finite & (measured != 0)).any(axis=1)
+    lost = pairs & ~finite & sound[:, None] & sound[None, :]
+    unmeasured = known & (~sound | underflows | (lost | lost.T).any(axis=1))
+    taken = finite & ~underflows[:, None] & ~underflows[None, :]
+    return jnp.where(taken, measured, last), unmeasured
+
+
 def statistics_dtype(tree: Any) -> Any:
     """Dtype for losses, weights and interactions: float32, or wider if the tree has a wider leaf.
 
