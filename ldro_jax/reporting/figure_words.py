@@ -241,7 +241,7 @@ def time_words(results: Results, *, baseline: str | None = None) -> list[str]:
 
 
 def problem_words(results: Results) -> list[str]:
-    """Runs that stopped early and losses that were not finite.
+    """Runs that stopped early, and losses and interactions that were not finite.
 
     Args:
       results: the record.
@@ -255,7 +255,10 @@ def problem_words(results: Results) -> list[str]:
         who = f"{label[id(run)]}, seed {run.seed}"
         if run.stopped is not None:
             sentences.append(f"{who} stopped before step {run.num_steps}: {run.stopped}")
-        if counts := {task: n for task, n in run.nonfinite_losses.items() if n}:
-            tasks = ", ".join(f"{task} ({n})" for task, n in counts.items())
-            sentences.append(f"{who} had losses that were not finite: {tasks}.")
+        for what, counts in [
+            ("losses that were not finite", run.nonfinite_losses),
+            ("interactions that could not be measured", run.unmeasured_interactions),
+        ]:
+            if tasks := ", ".join(f"{task} ({n})" for task, n in counts.items() if n):
+                sentences.append(f"{who} had {what}: {tasks}.")
     return sentences

@@ -87,6 +87,9 @@ class Run:
       losses: the training loss of every task, values [S, N], or None.
       interaction: the raw Gram matrix `A_ij = <grad_i, grad_j>`, values [S, N, N], or None.
       nonfinite_losses: how many non-finite losses each task had, by name; tasks with none left out.
+      unmeasured_interactions: how often the interactions of each task could not be measured, by
+        name: its gradient was not finite or its norm too large or too small; tasks with none left
+        out.
       stopped: the error that ended the run before its last step, or None.
     """
 
@@ -100,6 +103,7 @@ class Run:
     losses: Series | None = None
     interaction: Series | None = None
     nonfinite_losses: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    unmeasured_interactions: Mapping[str, int] = dataclasses.field(default_factory=dict)
     stopped: str | None = None
 
 

@@ -60,18 +60,23 @@ def extended(
     """
     weighting = transform.find_state(state.opt_state)
     step = int(state.step)
-    nonfinite = zip(task_names, np.asarray(weighting.nonfinite), strict=True)
-    counts = {name: int(n) for name, n in nonfinite if n}
-    new = {name: n for name, n in counts.items() if n > run.nonfinite_losses.get(name, 0)}
-    if new:
-        logging.warning(
-            "%s, seed %d, step %d: losses that are not finite so far, and steps left out for them: "
-            "%s.",
-            run.method,
-            run.seed,
-            step,
-            ", ".join(f"{name} {n}" for name, n in new.items()),
-        )
+    nonfinite, new = _counts(task_names, weighting.nonfinite, run.nonfinite_losses)
+    unmeasured, unmeasured_now = _counts(
+        task_names, weighting.unmeasured, run.unmeasured_interactions
+    )
+    for what, found in [
+        ("losses that are not finite so far, and steps left out for them", new),
+        (
+            "interactions that could not be measured so far, because a gradient was not finite or "
+            "its norm too large or too small",
+            unmeasured_now,
+        ),
+    ]:
+        if found:
+            tasks = ", ".join(f"{name} {n}" for name, n in found.items())
+            logging.warning(
+                "%s, seed %d, step %d: %s: %s.", run.method, run.seed, step, what, tasks
+            )
     stopped = None
     streak = int(weighting.nonfinite_streak)
     # At the end two in a row are no accident of one batch, and there is nothing to wait for.
@@ -96,9 +101,17 @@ def extended(
         weights=_append(run.weights, step, weighting.weights),
         losses=_append(run.losses, step, losses),
         interaction=interaction,
-        nonfinite_losses=counts,
+        nonfinite_losses=nonfinite,
+        unmeasured_interactions=unmeasured,
         stopped=stopped,
     )
+
+
+def _counts(task_names, counts, before) -> tuple[dict[str, int], dict[str, int]]:
+    """The counts that aren't zero by task, and those of them that have grown."""
+    pairs = zip(task_names, np.asarray(counts), strict=True)
+    found = {name: int(n) for name, n in pairs if n}
+    return found, {name: n for name, n in found.items() if n > before.get(name, 0)}
 
 
 def _append(

@@ -142,6 +142,15 @@ def test_a_nan_loss_in_one_batch_leaves_the_weights_and_is_counted(tmp_path, cap
     assert f"seed 0, step {bad[0] + 1}" in caplog.text and "middle 1" in caplog.text
 
 
+def test_interactions_that_can_not_be_measured_are_counted_and_named(tmp_path, caplog):
+    options = {"train_steps": 8, "eval_interval": 4, "checkpoint_interval": 8}
+    run = tiny.train(program(tiny.METHODS[-1], broken=1, **options), tmp_path)
+    # Of the same batches as above, in each of which A is measured.
+    assert run.nonfinite_losses == run.unmeasured_interactions == {"middle": 2}
+    assert "interactions that could not be measured so far" in caplog.text
+    assert np.isfinite(run.interaction.values).all()
+
+
 def test_a_task_that_never_recovers_stops_the_run_and_is_named(tmp_path, caplog):
     run = tiny.train(program(broken=32, max_nonfinite_steps=15), tmp_path)
     assert run.stopped.startswith("stopped at step 20: for the last 20 steps")
