@@ -107,10 +107,10 @@ def weighted(
 
     Raises:
       TypeError: if ``num_tasks`` is not a Python integer.
-      ValueError: if an argument is out of range, or no strategy has that name. ``init`` raises it
-        inside an Optax wrapper that would not pass on what the weighting needs or if the parameters
-        are complex, and ``update`` if the arguments are in none of the four forms or a shape or
-        dtype is not as expected.
+      ValueError: if an argument is out of range, or no strategy has that name. ``init`` and
+        ``update`` raise it inside an Optax wrapper that would not pass on what the weighting needs,
+        or if the parameters are complex, and ``update`` if the arguments are in none of the four
+        forms or a shape or dtype is not as expected.
 
     Example:
       >>> import jax.numpy as jnp
@@ -143,7 +143,7 @@ def weighted(
     fused = weighting.uses_interaction and every_step
 
     def init_fn(params):
-        _wrappers.refuse(params)
+        _wrappers.check(params)
         _forms.check_real("params", params)
         dtype = interaction_base.statistics_dtype(params)
         return WeightedState(
@@ -174,7 +174,10 @@ def weighted(
         **extra_args,
     ):
         del extra_args
+        _wrappers.check_update(updates, params)
         _forms.check_real("params", params)
+        # What flax.nnx.Optimizer makes of None.
+        updates = updates if jax.tree.leaves(updates) else None
         arguments = {
             "loss_fn": loss_fn,
             "batch": batch,
@@ -251,10 +254,10 @@ def find_state(opt_state: Any) -> WeightedState:
     """The state of :func:`weighted`, wherever it sits in an optimizer's state.
 
     Args:
-      opt_state: the state of a chain or wrapper that holds one.
+      opt_state: the state of a chain or wrapper that holds one, or of a ``flax.nnx.Optimizer``.
 
     Returns:
-      The :class:`WeightedState`.
+      The :class:`WeightedState`; of arrays, where Flax NNX holds them in variables.
 
     Raises:
       ValueError: if there is none, or more than one.
@@ -266,7 +269,14 @@ def find_state(opt_state: Any) -> WeightedState:
             f"Expected one WeightedState in the optimizer state, but found {len(found)}. Was the "
             "optimizer built with ldro.transform() or another transformation of this library?"
         )
-    return found[0]
+    return jax.tree.map(
+        lambda x: x.get_value() if _is_variable(x) else x, found[0], is_leaf=_is_variable
+    )
+
+
+def _is_variable(leaf) -> bool:
+    # Of Flax NNX, which isn't needed otherwise.
+    return hasattr(leaf, "get_value")
 
 
 def _check_num_tasks(num_tasks) -> None:

@@ -9,11 +9,27 @@ import numpy as np
 import optax
 import problems
 import pytest
+from flax import nnx
+from wrapped import (
+    ALL,
+    CONDITIONAL,
+    LINE_SEARCHES,
+    MASK,
+    ONLY_AROUND,
+    REFUSED,
+    WITH_VALUE,
+    one_update,
+    problem,
+    weighted,
+)
 
 from ldro_jax import ldro, transform
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs" / "optax.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+TEXT = DOCS.read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+CHAINS = [code for code in EXAMPLES if "for batch in batches" not in code]
+LOOPS = [code for code in EXAMPLES if code not in CHAINS]
 
 
 @pytest.fixture(autouse=True)
@@ -23,26 +39,11 @@ def implicit_promotion():
         yield
 
 
-def weighted(**options):
-    options = {"lookahead_lr": 0.1, "weight_lr": 0.5, "interaction_interval": 2} | options
-    return ldro.transform(3, **options)
-
-
-def problem():
-    """Two parameters, so that one of them can be masked."""
-    base = problems.least_squares()
-
-    def loss_fn(params, task):
-        return base.loss_fn({"w": params["w"]}, {"x": task["x"], "y": task["y"] - params["b"]})
-
-    return base._replace(loss_fn=loss_fn, params=base.params | {"b": jnp.float32(0.5)})
-
-
 def weights_after(tx, steps=3):
     return ldro.weights(problems.train(tx, problem(), steps)[-1][1])
 
 
-@pytest.mark.parametrize("code", EXAMPLES)
+@pytest.mark.parametrize("code", CHAINS)
 def test_the_examples_of_the_documentation_train(code):
     names = {
         "jnp": jnp,
@@ -58,6 +59,61 @@ def test_the_examples_of_the_documentation_train(code):
     assert ldro.weights(trajectory[-1][1]).shape == (3,)
     if "labels" in code:
         assert trajectory[-1][0]["b"] == 0.5
+
+
+@pytest.mark.parametrize("code", LOOPS)
+def test_the_loops_of_the_documentation_train(code):
+    p = problem()
+    names = {
+        "jax": jax,
+        "jnp": jnp,
+        "ldro": ldro,
+        "nnx": nnx,
+        "optax": optax,
+        "params": p.params,
+        "loss_fn": p.loss_fn,
+        "model": nnx.Linear(4, 1, rngs=nnx.Rngs(0)),
+        "batches": [p.batch] * 10,
+    }
+    exec(code, names)
+
+    def loss():
+        if "nnx" not in code:
+            return p.losses(names["params"]).mean()
+        outputs = names["model"](p.batch["x"])[..., 0]
+        return jnp.mean((outputs - p.batch["y"]) ** 2)
+
+    after = loss()
+    names |= {"params": p.params, "model": nnx.Linear(4, 1, rngs=nnx.Rngs(0))}
+    assert after < loss()
+
+
+def test_the_state_of_an_nnx_optimizer_is_read_as_arrays():
+    p = problem()
+
+    def linear():
+        return nnx.Linear(4, 1, rngs=nnx.Rngs(0))
+
+    def loss_fn(params, task):
+        outputs = nnx.merge(nnx.graphdef(linear()), params)(task["x"])
+        return jnp.mean((outputs[:, 0] - task["y"]) ** 2)
+
+    def one_step(gradient):
+        model = linear()
+        tx = optax.chain(weighted(), optax.sgd(0.1))
+        optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+        optimizer.update(model, gradient, loss_fn=loss_fn, batch=p.batch)
+        return model.kernel[...], optimizer.opt_state
+
+    kernel, state = one_step(None)
+    for read, shape in [(ldro.weights, (3,)), (ldro.losses, (3,)), (ldro.interaction, (3, 3))]:
+        assert isinstance(read(state), jax.Array) and read(state).shape == shape
+    leaves = jax.tree.leaves(transform.find_state(state), is_leaf=lambda x: hasattr(x, "get_value"))
+    assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+    assert not np.array_equal(kernel, linear().kernel[...])
+    # A tree of zeros, as for the wrappers of Optax, is the same.
+    zeros = jax.tree.map(jnp.zeros_like, nnx.state(linear()))
+    np.testing.assert_array_equal(one_step(zeros)[0], kernel)
 
 
 def test_first_in_a_chain_before_what_works_on_gradients():
@@ -134,41 +190,106 @@ def test_inject_hyperparams_without_static_arguments_is_refused():
         tx.init(problem().params)
 
 
-MASK = {"w": True, "b": False}
+def test_every_row_of_the_table_is_tested():
+    cells = re.findall(r"^\| (`.*?) \|", TEXT, re.MULTILINE)
+    names = {name for cell in cells for name in re.findall(r"`(.*?)`", cell)}
+    tested_by_name = {
+        "chain",
+        "named_chain",
+        "inject_hyperparams",
+        "contrib.schedule_free",
+        "contrib.differentially_private_aggregate",
+        "contrib.muon",
+        "experimental.aggregating.process",
+        "flax.nnx.Optimizer",
+        'tree.get(state, "weights")',
+    }
+    tables = [REFUSED, ONLY_AROUND, CONDITIONAL, WITH_VALUE, LINE_SEARCHES]
+    assert names == tested_by_name.union(*tables)
 
 
-@pytest.mark.parametrize(
-    "wrap, advice",
-    [
-        (lambda tx: optax.masked(tx, MASK), r"optax\.masked\(optimizer, mask\)"),
-        (lambda tx: optax.masked(tx, {"w": True, "b": True}), r"optax\.masked\(optimizer, mask\)"),
-        (
-            lambda tx: optax.partition({True: tx, False: optax.sgd(0.1)}, MASK),
-            "optax.partition hide parameters",
-        ),
-        (
-            lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
-            r"optax\.MultiSteps\(optimizer, k\)",
-        ),
-        (lambda tx: optax.apply_if_finite(tx, 5), r"optax\.apply_if_finite\(optimizer, n\)"),
-    ],
-)
-@pytest.mark.parametrize("chained", [False, True])
+def test_what_is_refused_around_the_weighting_works_behind_it():
+    start = problem().losses(problem().params).mean()
+    for name, (wrap, _) in REFUSED.items():
+        # Mechanize starts with tiny steps.
+        steps = 100 if name == "contrib.mechanize" else 4
+        if name == "partition":
+            wrapped = optax.partition({True: optax.sgd(0.1), False: optax.sgd(0.1)}, MASK)
+        else:
+            wrapped = wrap(optax.sgd(0.1))
+        params, state = problems.train(optax.chain(weighted(), wrapped), problem(), steps)[-1]
+        assert problem().losses(params).mean() < start, name
+        assert transform.find_state(state).count == steps
+
+
+def test_a_mask_that_hides_nothing_works():
+    expected, _ = one_update(weighted())
+    for tx in (optax.masked(weighted(), ALL), optax.partition({True: weighted()}, ALL)):
+        problems.assert_trees_close(one_update(tx)[0], expected, 1e-6)
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
 @pytest.mark.parametrize("jitted", [False, True])
-def test_a_wrapper_that_would_hold_back_something_is_refused(wrap, advice, chained, jitted):
-    tx = optax.chain(weighted(), optax.sgd(0.1)) if chained else weighted()
-    init = wrap(tx).init
-    pattern = rf"doesn't work inside this wrapper.*optax\.chain\(ldro\.transform.*{advice}"
-    if "partition" in advice:
-        pattern = f"doesn't work inside this wrapper.*{advice}"
-    with pytest.raises(ValueError, match=pattern):
-        (jax.jit(init) if jitted else init)(problem().params)
+def test_conditional_wrappers_take_a_tree_of_zeros(name, jitted):
+    tx = CONDITIONAL[name](weighted())
+
+    def update(state, updates="zeros"):
+        return one_update(tx, state, updates)
+
+    if jitted:
+        update = jax.jit(update, static_argnames="updates")
+    state = tx.init(problem().params)
+    with pytest.raises(ValueError, match=r"conditionally_mask and .* Pass a tree of zeros"):
+        update(state, None)
+    expected, _ = one_update(weighted())
+    taken, state = update(state)
+    problems.assert_trees_close(taken, expected, 1e-6)
+    left_out, state = update(state)
+    problems.assert_trees_close(left_out, jax.tree.map(jnp.zeros_like, expected), 0)
+    assert transform.find_state(state).count == 1
 
 
-def test_masked_parameters_are_refused_from_any_wrapper():
-    params = problem().params | {"b": optax.MaskedNode()}
-    with pytest.raises(ValueError, match=r"Some parameters are masked.*optax\.chain"):
-        weighted().init(params)
+@pytest.mark.parametrize("name", [*CONDITIONAL, *WITH_VALUE, "contrib.muon"])
+def test_works_behind_the_weighting(name):
+    behind = {
+        **{
+            key: optax.chain(wrap(optax.clip(1.0)), optax.sgd(0.1))
+            for key, wrap in CONDITIONAL.items()
+        },
+        **WITH_VALUE,
+        "contrib.muon": optax.contrib.muon(0.1),
+    }
+    tx = optax.chain(weighted(), behind[name])
+    params, _ = problems.train(tx, problem(), 3, value=jnp.float32(2.0))[-1]
+    assert problem().losses(params).mean() < problem().losses(problem().params).mean()
+
+
+@pytest.mark.parametrize("name", LINE_SEARCHES)
+def test_a_line_search_wants_the_gradient_beforehand(name):
+    with pytest.raises(TypeError, match="'value', 'grad', and 'value_fn'"):
+        one_update(optax.chain(weighted(), LINE_SEARCHES[name]))
+
+
+def test_private_aggregation_takes_the_first_axis_for_examples():
+    p = problems.least_squares()
+    private = optax.contrib.differentially_private_aggregate(1.0, 0.1, key=0)
+    tx = optax.chain(weighted(), private)
+    updates, _ = tx.update(None, tx.init(p.params), p.params, loss_fn=p.loss_fn, batch=p.batch)
+    assert updates["w"].shape != p.params["w"].shape
+
+
+def test_as_the_aggregator_of_stacked_gradients():
+    p = problem()
+    gradients, arguments = problems.form_arguments("stacked", p, p.params)
+    aggregating = pytest.importorskip("optax.experimental.aggregating")
+    tx = aggregating.process(
+        optax.with_extra_args_support(optax.identity()),
+        weighted(),
+        optax.with_extra_args_support(optax.sgd(1.0)),
+    )
+    found, _ = tx.update(gradients, tx.init(p.params), p.params, **arguments)
+    expected, _ = one_update(weighted())
+    problems.assert_trees_close(found, jax.tree.map(jnp.negative, expected), 1e-6)
 
 
 def test_schedule_free_inside_and_before():
