@@ -192,6 +192,8 @@ def _differentiated(losses_fn, params, interaction, dtype) -> Step:
     def at_least_dtype(params):
         losses = jnp.asarray(losses_fn(params))
         _check_floating(losses)
+        # The pullback then takes the weights as they are; a loss in half precision still
+        # differentiates in half precision what it computes in it.
         return losses.astype(np.promote_types(losses.dtype, dtype))
 
     losses, pullback = jax.vjp(at_least_dtype, params)
