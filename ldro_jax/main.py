@@ -64,7 +64,8 @@ def main(argv: list[str]) -> None:
         # As a shell reports a process that Ctrl-C ended.
         sys.exit(130)
     except preemption.PreemptedError as error:
-        print(f"\n{error} The same command goes on from there.", file=sys.stderr)
+        message = configuration.explain(error)
+        print(f"\n{message} The same command goes on from there.", file=sys.stderr)
         # As a shell reports a process that SIGTERM ended.
         sys.exit(143)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:

@@ -145,12 +145,17 @@ class Runners:
             process.communicate()
 
 
+def record(output_dir: pathlib.Path) -> dict:
+    """The record of an experiment, but for what clocks say."""
+    return _without_clocks(_read(output_dir / "results.json"))
+
+
 def outcome(output_dir: pathlib.Path) -> dict:
     """The record of an experiment and what its last checkpoints hold, but for what clocks say.
 
     Two equal ones have the same parameters to the bit: the checkpoints name sums over all bits.
     """
-    found = {"record": _without_clocks(_read(output_dir / "results.json"))}
+    found = {"record": record(output_dir)}
     for folder in sorted(output_dir.glob("**/checkpoints/*")):
         steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
         if steps:

@@ -56,7 +56,7 @@ def survives(runners, args, expected, source, path, damage, seed, target):
             harness.remove(target)
             return None
         return f"{what}: it ended with {status}: {said[-700:]}"
-    if harness.outcome(target)["record"] != expected:
+    if harness.record(target) != expected:
         return f"{what}: it came to other numbers"
     harness.remove(target)
     return None
