@@ -5,13 +5,15 @@ For example::
     python -m ldro_jax.reporting.t5x --output_dir=/tmp/report "L-DRO=/tmp/ldro" "DRO=/tmp/dro"
 
 A name that is given several times has several seeds. ``--alone ar=/tmp/arabic`` names a run of one
-language alone, for relative perplexities.
+language alone, for relative perplexities. ``--tasks NAME,NAME`` says what the tasks are where the
+runs themselves don't.
 """
 
 import argparse
 import collections
 import itertools
 import json
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,7 +33,10 @@ TEXT_MIXTURE, MC4_MIXTURE = "ldro_text", "ldro_mc4"
 
 
 def read(
-    model_dirs: Sequence[tuple[str, str]], alone: Sequence[tuple[str, str]] = ()
+    model_dirs: Sequence[tuple[str, str]],
+    alone: Sequence[tuple[str, str]] = (),
+    *,
+    tasks: Sequence[str] | None = None,
 ) -> results.Results:
     """Reads the evaluations and the task weights of runs.
 
@@ -42,6 +47,9 @@ def read(
       model_dirs: pairs of a method's name and T5X's ``MODEL_DIR``; a seed for each.
       alone: pairs of a task's name, with or without what all names begin with, and the
         ``MODEL_DIR`` of a run of that task alone.
+      tasks: the names of the tasks, as T5X evaluates them. By default those that a run with L-DRO
+        has saved; else those that the first run evaluates, without the mixture, which its
+        ``config.gin`` names.
 
     Returns:
       The record.
@@ -49,23 +57,22 @@ def read(
     Raises:
       FileNotFoundError: if a directory has no evaluations.
       ImportError: if TensorFlow is not installed.
-      ValueError: if two runs have other tasks, or a task that is unknown is named.
+      ValueError: if two runs have other tasks, a task that is unknown is named, or it can't be told
+        what the tasks are.
     """
     seeds: collections.Counter[str] = collections.Counter()
-    runs, names = [], None
-    for method, model_dir in model_dirs:
-        found = _losses(model_dir)
-        if names is None:
-            names = _task_names(model_dir, found)
+    evaluated = [_losses(model_dir) for _, model_dir in model_dirs]
+    names = tasks or _task_names([model_dir for _, model_dir in model_dirs], list(evaluated[0]))
+    runs = []
+    for (method, model_dir), found in zip(model_dirs, evaluated, strict=True):
         missing = [n for n in names if n not in found]
         if missing:
             raise ValueError(
-                f"All runs must have the tasks of the first, {', '.join(names)}, but {model_dir} "
-                f"has no evaluation of {', '.join(missing)}."
+                f"All runs must have the tasks {', '.join(names)}, but {model_dir} has no "
+                f"evaluation of {', '.join(missing)}. It has {', '.join(found)}."
             )
         runs.append(_run(method, seeds[method], model_dir, names, found))
         seeds[method] += 1
-    assert names is not None
     shorter = _shortened(names)
     references = {}
     for task, model_dir in alone:
@@ -88,6 +95,31 @@ def read(
     )
 
 
+def saved_tasks(text: str, path: str) -> list[str]:
+    """The names of the tasks that a run with L-DRO began with.
+
+    Args:
+      text: what is in ``ldro_tasks.json``.
+      path: where it is.
+
+    Returns:
+      The names, in the order of the weights.
+
+    Raises:
+      ValueError: if there is something else in it.
+    """
+    try:
+        names = json.loads(text)["tasks"]
+    except (ValueError, TypeError, KeyError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            f"Expected the names of the tasks in {path}, but found {text[:80]!r}. Write them: "
+            '{"tasks": ["NAME", "NAME"]}, in the order of seqio, by name.'
+        )
+    return names
+
+
 def main(argv: list[str] | None = None) -> None:
     """Reads the command line; writes ``results.json``, ``report.html`` and the figures."""
     parser = argparse.ArgumentParser(
@@ -96,13 +128,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("runs", nargs="+", metavar="NAME=MODEL_DIR", type=_pair)
     parser.add_argument("--output_dir", required=True, help="where the report goes")
     parser.add_argument("--alone", action="append", default=[], metavar="TASK=DIR", type=_pair)
+    parser.add_argument("--tasks", help="their names, with commas between them", type=_names)
     args = parser.parse_args(argv)
     try:
         output_dir = paths.make(args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
         config = paths.make(args.runs[0][1]) / "config.gin"
         text = config.read_text(encoding="utf-8") if config.exists() else ""
-        experiment.finish(read(args.runs, args.alone), output_dir, text)
+        experiment.finish(read(args.runs, args.alone, tasks=args.tasks), output_dir, text)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
 
@@ -112,6 +145,10 @@ def _pair(text: str) -> tuple[str, str]:
     if not name or not folder:
         raise argparse.ArgumentTypeError(f"expected NAME=DIRECTORY, but it is {text!r}")
     return name, folder
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.replace(" ", "").split(",") if name]
 
 
 def _run(method, seed, model_dir, names, losses) -> results.Run:
@@ -196,12 +233,41 @@ def _scalars(folder: str) -> Mapping[str, dict[int, float]]:
     return found
 
 
-def _task_names(model_dir: str, found: Mapping[str, Any]) -> list[str]:
-    file = paths.make(model_dir) / TASKS_FILE
-    if file.exists():
-        return json.loads(file.read_text(encoding="utf-8"))["tasks"]
-    # T5X evaluates the mixture as well.
-    return [name for name in found if name not in (TEXT_MIXTURE, MC4_MIXTURE)]
+def _task_names(model_dirs: Sequence[str], evaluated: Sequence[str]) -> Sequence[str]:
+    for model_dir in model_dirs:
+        file = paths.make(model_dir) / TASKS_FILE
+        if file.exists():
+            return saved_tasks(file.read_text(encoding="utf-8"), str(file))
+    # T5X evaluates the tasks of a mixture and the mixture itself.
+    if len(evaluated) == 1:
+        return evaluated
+    mixture = _mixture(model_dirs[0])
+    mixtures = [name for name in evaluated if name in (mixture, TEXT_MIXTURE, MC4_MIXTURE)]
+    if len(mixtures) != 1:
+        raise ValueError(
+            f"{model_dirs[0]} has evaluations of {', '.join(evaluated)}, but its config.gin does "
+            "not say which of them is the mixture. Give the names of the tasks: --tasks NAME,NAME."
+        )
+    return [name for name in evaluated if name not in mixtures]
+
+
+def _mixture(model_dir: str) -> str | None:
+    """The name of the mixture that a run was evaluated on, if its ``config.gin`` has it as text."""
+    file = paths.make(model_dir) / "config.gin"
+    config = file.read_text(encoding="utf-8") if file.exists() else ""
+    # gin breaks long lines with a backslash.
+    config = re.sub(r"\\\n\s*", "", config)
+    name = r"^train_eval/(?:\S+\.)?DatasetConfig\.mixture_or_task_name"
+    value = "%"
+    while value.startswith("%"):
+        found = re.search(rf"{name} = (.*)$", config, re.MULTILINE)
+        if found is None:
+            return None
+        # A macro may be another one, further on; each is looked for once.
+        config = config.replace(found[0], "")
+        value = found[1].strip()
+        name = rf"^{re.escape(value[1:])}"
+    return value[1:-1] if value[:1] in "\"'" else None
 
 
 def _shortened(names: Sequence[str]) -> list[str]:

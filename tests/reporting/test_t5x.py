@@ -22,7 +22,7 @@ def write(folder, step, scalars):
 
 @pytest.fixture
 def make_run(tmp_path):
-    def make(name, losses, *, steps=(10, 20, 30), tasks=TASKS, weights=True):
+    def make(name, losses, *, steps=(10, 20, 30), tasks=TASKS, weights=True, mixture="ldro_text"):
         """Losses ``[step, task]`` in nats a token."""
         folder = tmp_path / name
         for step, row in zip(steps, losses, strict=True):
@@ -34,7 +34,7 @@ def make_run(tmp_path):
                     "loss_per_nonpadding_target_token": loss + 1,
                 }
                 write(folder / "training_eval" / task, step, scalars)
-            write(folder / "training_eval" / "ldro_text", step, {"loss": 1.0})
+            write(folder / "training_eval" / mixture, step, scalars)
             scalars = {"timing/steps_per_second": 4.0}
             if weights:
                 for index, task in enumerate(tasks):
@@ -72,6 +72,70 @@ def test_runs_of_one_name_are_seeds_and_stock_runs_have_no_weights(make_run):
     record = t5x.read(runs)
     assert [run.seed for run in record.runs] == [0, 1]
     assert record.runs[0].weights is None and record.task_names == ["ar", "fr"]
+
+
+@pytest.fixture
+def make_stock(make_run, tmp_path):
+    """A run of T5X's own trainer on a mixture that this library doesn't know."""
+
+    def make(config):
+        # Between the tasks by name, and with evaluations like theirs.
+        folder = make_run("stock", [[2, 3]], steps=[10], weights=False, mixture="ldro_text_b")
+        (tmp_path / "stock" / "config.gin").write_text(config)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "train_eval/utils.DatasetConfig.mixture_or_task_name = 'ldro_text_b'\n",
+        "MIX = 'ldro_text_b'\nMIXTURE_OR_TASK_NAME = %MIX\n"
+        "train/utils.DatasetConfig.mixture_or_task_name = 'ldro_text_ar'\n"
+        "train_eval/utils.DatasetConfig.mixture_or_task_name = \\\n    %MIXTURE_OR_TASK_NAME\n",
+    ],
+)
+def test_the_mixture_of_a_stock_run_is_no_task(make_stock, config):
+    assert t5x.read([("Mixing", make_stock(config))]).task_names == ["ar", "fr"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "MIXTURE_OR_TASK_NAME = 'ldro_text_b'\n",
+        "train_eval/utils.DatasetConfig.mixture_or_task_name = @mixtures.make()\n",
+        "train_eval/utils.DatasetConfig.mixture_or_task_name = 'other'\n",
+        "train_eval/utils.DatasetConfig.mixture_or_task_name = %UNKNOWN\n",
+        "train_eval/utils.DatasetConfig.mixture_or_task_name = %A\nA = %B\nB = %A\n",
+    ],
+)
+def test_where_the_mixture_is_not_named_the_tasks_must_be(make_stock, make_run, tmp_path, config):
+    runs = [("Mixing", make_stock(config))]
+    with pytest.raises(ValueError, match="ldro_text_ar, ldro_text_b, .* which of them .* --tasks"):
+        t5x.read(runs)
+    assert t5x.read(runs, tasks=TASKS).task_names == ["ar", "fr"]
+    # A run with L-DRO says it for all.
+    ldro = make_run("ldro", [[3, 4]], steps=[10])
+    assert t5x.read([*runs, ("L-DRO", ldro)]).task_names == ["ar", "fr"]
+
+
+def test_tasks_may_be_given_on_the_command_line(make_stock, tmp_path, capsys):
+    output = tmp_path / "report"
+    arguments = [f"Mixing={make_stock('')}", f"--output_dir={output}"]
+    t5x.main([*arguments, "--tasks=ldro_text_fr, ldro_text_ar"])
+    assert json.loads((output / "results.json").read_text())["task_names"] == ["fr", "ar"]
+    with pytest.raises(SystemExit, match="has no evaluation of de. It has ldro_text_ar"):
+        t5x.main([*arguments, "--tasks=de"])
+
+
+@pytest.mark.parametrize("text", ["", "[1", "[]", '{"tasks": "ar"}', '{"tasks": [1]}'])
+def test_a_damaged_list_of_tasks_is_one_clear_error(make_run, tmp_path, text):
+    folder = make_run("ldro", [[3, 4]], steps=[10])
+    (tmp_path / "ldro" / "ldro_tasks.json").write_text(text)
+    with pytest.raises(ValueError, match="names of the tasks in .*ldro_tasks.json, but"):
+        t5x.read([("L-DRO", folder)])
 
 
 def test_models_of_one_task_are_references(make_run):
