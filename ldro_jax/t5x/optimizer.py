@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from t5x import optimizers
 
 from ldro_jax import transform
+from ldro_jax.weighting import base as weighting_base
 
 
 class WeightedGradient(NamedTuple):
@@ -35,6 +36,9 @@ class WeightedOptimizer(optimizers.OptimizerDef):
       weighting: a transformation of this library, such as :func:`ldro_jax.ldro.transform`.
       optimizer: an Optax optimizer, which brings its own learning rate, or a T5X optimizer such as
         ``t5x.adafactor.Adafactor``, which gets the trainer's.
+
+    Raises:
+      TypeError: if one of them is something else, such as a name.
     """
 
     def __init__(
@@ -42,6 +46,22 @@ class WeightedOptimizer(optimizers.OptimizerDef):
         weighting: optax.GradientTransformationExtraArgs,
         optimizer: optax.GradientTransformation | optimizers.OptimizerDef,
     ):
+        if isinstance(weighting, weighting_base.Weighting):
+            raise TypeError(
+                "WeightedOptimizer.weighting must be a transformation, but it is a Weighting. Bind "
+                "it to @transform.weighted(), and transform.weighted.weighting to what it is now."
+            )
+        if not isinstance(weighting, optax.GradientTransformation):
+            raise TypeError(
+                f"WeightedOptimizer.weighting must be a transformation, but it is {weighting!r}. "
+                "Bind it to @ldro.transform(), or to @transform.weighted() for another weighting."
+            )
+        if not isinstance(optimizer, optax.GradientTransformation | optimizers.OptimizerDef):
+            raise TypeError(
+                "WeightedOptimizer.optimizer must be an optimizer of Optax or T5X, but it is "
+                f"{optimizer!r}. Bind it to @optimizers.adam() of ldro_jax.training, or to "
+                "@adafactor.Adafactor()."
+            )
         if isinstance(optimizer, optax.GradientTransformation):
             optimizer = optimizers.OptaxWrapper(optimizer)
         self._inner: Any = optimizer

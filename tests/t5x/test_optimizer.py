@@ -71,6 +71,23 @@ def test_the_weighting_lies_on_every_device_and_the_rest_as_ever(name):
     assert all(jax.tree.leaves(same)) and found.train_state_axes.step == PartitionSpec()
 
 
+@pytest.mark.parametrize("given", ["lookahead_online", None, tiny_t5x.weighting])
+def test_a_weighting_that_is_none_is_refused(given):
+    with pytest.raises(TypeError, match="must be a transformation, but .* Bind it to @ldro.trans"):
+        tiny_t5x.optimizer_lib.WeightedOptimizer(given, tiny_t5x.sgd())
+
+
+def test_a_weighting_that_is_no_transformation_yet_is_refused():
+    with pytest.raises(TypeError, match="but it is a Weighting. Bind it to @transform.weighted()"):
+        tiny_t5x.optimizer_lib.WeightedOptimizer(weighting.average(), tiny_t5x.sgd())
+
+
+@pytest.mark.parametrize("given", ["adam", None, optax.adam])
+def test_an_optimizer_that_is_none_is_refused(given):
+    with pytest.raises(TypeError, match="of Optax or T5X, but it is .* Bind it to @optimizers.ad"):
+        tiny_t5x.optimizer_lib.WeightedOptimizer(tiny_t5x.weighting(), given)
+
+
 def test_a_plain_gradient_is_refused():
     _, state = start(tiny_t5x.sgd())
     with pytest.raises(TypeError, match="Train with ldro_jax.t5x.trainer.LDROTrainer"):
