@@ -10,23 +10,27 @@ from flax.training import common_utils
 from t5x import losses as losses_lib
 from t5x import models
 
+from ldro_jax.t5x import inheritance
 from ldro_jax.t5x.network import DecoderNetwork, with_params_axes
 
 
 class LDRODecoderOnlyModel(models.DecoderOnlyModel):
     """A ``t5x.models.DecoderOnlyModel`` that :class:`~ldro_jax.t5x.trainer.LDROTrainer` can train.
 
-    Evaluation, scoring and decoding are T5X's own. The training loss of a task is the mean over its
-    target tokens, with label smoothing and z-loss as set; a loss normalising factor would be
-    without effect, and is refused.
+    Evaluation, scoring and decoding are T5X's own. So are the arguments; gin's bindings for
+    ``t5x.models.DecoderOnlyModel`` count for those that aren't given. The training loss of a task
+    is the mean over its target tokens, with label smoothing and z-loss as set; a loss normalising
+    factor would be without effect, and is refused.
     """
 
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        inheritance.refuse_methods(models.DecoderOnlyModel, ["predict_batch_with_aux"])
+        super().__init__(**inheritance.arguments(models.DecoderOnlyModel, args, kwargs))
         if self._loss_normalizing_factor is not None:
             raise ValueError(
                 "The loss of a task is the mean over its tokens, so loss_normalizing_factor must "
-                f"be None, but it is {self._loss_normalizing_factor!r}."
+                f"be None, but it is {self._loss_normalizing_factor!r}. Bind "
+                "LDRODecoderOnlyModel.loss_normalizing_factor = None."
             )
 
     def get_initial_variables(self, *args, **kwargs) -> Any:
@@ -35,6 +39,11 @@ class LDRODecoderOnlyModel(models.DecoderOnlyModel):
         if isinstance(self.module, DecoderNetwork):
             variables = with_params_axes(variables)
         return variables
+
+    def predict_batch_with_aux(self, *args, **kwargs) -> Any:
+        """T5X's: decodes, with gin's bindings for T5X's method."""
+        method = models.DecoderOnlyModel.predict_batch_with_aux
+        return method(**inheritance.arguments(method, (self, *args), kwargs))
 
     def row_losses(
         self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None

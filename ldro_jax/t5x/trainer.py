@@ -16,6 +16,7 @@ from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction.scan import scan
+from ldro_jax.t5x import inheritance
 from ldro_jax.t5x.model import LDRODecoderOnlyModel, token_weights
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 from ldro_jax.training import rows as rows_lib
@@ -41,7 +42,8 @@ class LDROTrainer(trainer_lib.Trainer):
         :data:`ldro_jax.interaction.STRATEGIES`; by default one task after another, with each
         gradient split over the data axis of the mesh as well.
       interaction_rows: measure it on so many rows of each task; by default on all.
-      **kwargs: T5X's own, see ``t5x.trainer.Trainer``.
+      **kwargs: T5X's own, see ``t5x.trainer.Trainer``; gin's bindings for that class count for
+        those that aren't given.
 
     Raises:
       TypeError: if the model or its optimizer doesn't serve for this trainer.
@@ -58,6 +60,8 @@ class LDROTrainer(trainer_lib.Trainer):
         interaction_rows: int | None = None,
         **kwargs,
     ):
+        inheritance.refuse_methods(trainer_lib.Trainer)
+        kwargs = inheritance.arguments(trainer_lib.Trainer, (), kwargs)
         super().__init__(**kwargs)
         self._task_names = tuple(task_names)
         self._interaction_rows = interaction_rows
