@@ -23,6 +23,7 @@ from t5x import trainer as t5x_trainer
 from t5x.examples.decoder_only import network
 
 from ldro_jax import ldro
+from ldro_jax.t5x import tasks
 from ldro_jax.t5x.model import LDRODecoderOnlyModel
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 from ldro_jax.t5x.trainer import LDROTrainer
@@ -30,6 +31,10 @@ from ldro_jax.tasks import vocabulary
 
 BASELINE = "T5X"
 FEATURES = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+
+
+def task_names(args) -> list[str]:
+    return [f"task {i}" for i in range(args.tasks)]
 
 
 def make_trainer(args, interval: int | None):
@@ -62,7 +67,7 @@ def make_trainer(args, interval: int | None):
             ),
             LDRODecoderOnlyModel,
             LDROTrainer,
-            {"task_names": [f"task {i}" for i in range(args.tasks)]},
+            {"task_names": task_names(args)},
         )
     )
     model = model_class(network.DecoderWrapper(config), vocabulary.load(None), optimizer)
@@ -105,6 +110,7 @@ def main():
     rng = np.random.default_rng(0)
     tokens = rng.integers(3, args.vocab, (args.rows * args.tasks, args.length), np.int32)
     batch = dict(zip(FEATURES, (tokens, tokens, np.ones_like(tokens)), strict=True))
+    batch[tasks.MARK] = tasks.marks(task_names(args), len(tokens))
     trainers = {BASELINE: make_trainer(args, None)} | {
         f"L-DRO, k = {interval}": make_trainer(args, interval) for interval in (1000, 10)
     }

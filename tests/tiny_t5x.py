@@ -12,6 +12,7 @@ from ldro_jax.t5x import data  # noqa: F401
 from ldro_jax.t5x import model as model_lib
 from ldro_jax.t5x import network as network_lib  # noqa: F401
 from ldro_jax.t5x import optimizer as optimizer_lib
+from ldro_jax.t5x import tasks as tasks_lib
 from ldro_jax.t5x import trainer as trainer_lib
 from ldro_jax.tasks import vocabulary
 
@@ -72,6 +73,7 @@ def batch(seed=0, rows=ROWS, padding=True):
         "decoder_input_tokens": np.pad(tokens, ((0, 0), (1, 0)))[:, :-1].astype(np.int32),
         "decoder_target_tokens": tokens.astype(np.int32),
         "decoder_loss_weights": weights,
+        tasks_lib.MARK: tasks_lib.marks(NAMES, rows),
     }
 
 
@@ -104,7 +106,7 @@ def make_trainer(a_model, *, state=None, parts=None, rows=ROWS, cls=None, **opti
         partitioner=parts,
         train_state_axes=start.train_state_axes,
         eval_names=[],
-        summary_dir=None,
+        summary_dir=options.pop("summary_dir", None),
         rng=jax.random.PRNGKey(1),
         learning_rate_fn=lambda step: LEARNING_RATE,
         num_microbatches=options.pop("num_microbatches", None),

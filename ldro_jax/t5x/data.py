@@ -7,7 +7,6 @@ the batches of several hosts are put side by side.
 
 import dataclasses
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +16,8 @@ import seqio
 import tensorflow as tf
 from t5x import utils
 
-from ldro_jax.reporting.t5x import MC4_MIXTURE, TASKS_FILE, TEXT_MIXTURE
+from ldro_jax.reporting.t5x import MC4_MIXTURE, TEXT_MIXTURE
+from ldro_jax.t5x import tasks
 from ldro_jax.tasks import mc4, text, text_files
 
 
@@ -64,7 +64,8 @@ def get_dataset(
 ) -> tf.data.Dataset:
     """Task-balanced batches; for ``train.get_dataset_fn``.
 
-    The names of the tasks are kept in ``model_dir``, since weights are known by position alone.
+    T5X calls it before it restores a checkpoint, so that this is where a run that can't go on with
+    these tasks in ``model_dir`` is refused.
 
     Args:
       cfg: T5X's; the rates of the mixture are not used.
@@ -76,7 +77,8 @@ def get_dataset(
       model_dir: the run's.
 
     Returns:
-      Batches of ``cfg.batch_size / num_shards`` rows, row r of task ``r mod N``.
+      Batches of ``cfg.batch_size / num_shards`` rows, row r of task ``r mod N``, with the mark of
+      each row, int32, besides (:mod:`ldro_jax.t5x.tasks`).
 
     Raises:
       ValueError: if the batch doesn't hold as many rows of every task in each shard, or the run was
@@ -84,18 +86,18 @@ def get_dataset(
     """
     if cfg.module:
         utils.import_module(cfg.module)
-    tasks = _tasks(cfg.mixture_or_task_name)
-    names = [task.name for task in tasks]
-    if cfg.batch_size % (len(tasks) * num_shards):
-        step = len(tasks) * num_shards
+    parts = _tasks(cfg.mixture_or_task_name)
+    names = [task.name for task in parts]
+    if cfg.batch_size % (len(parts) * num_shards):
+        step = len(parts) * num_shards
         raise ValueError(
             f"Every shard of a batch holds as many rows of each task, so batch_size must be a "
-            f"multiple of {len(tasks)} tasks × {num_shards} shards of the data = {step}, but it is "
+            f"multiple of {len(parts)} tasks × {num_shards} shards of the data = {step}, but it is "
             f"{cfg.batch_size}. The next one is {-(-cfg.batch_size // step) * step}."
         )
-    _check_tasks(model_dir, names)
-    own = dataclasses.replace(cfg, batch_size=cfg.batch_size // len(tasks))
-    parts = tuple(
+    tasks.check_names(model_dir, names)
+    own = dataclasses.replace(cfg, batch_size=cfg.batch_size // len(parts))
+    datasets = tuple(
         utils.get_dataset(
             dataclasses.replace(own, mixture_or_task_name=task),
             shard_id,
@@ -104,7 +106,7 @@ def get_dataset(
             num_epochs,
             continue_from_last_checkpoint,
         )
-        for task in tasks
+        for task in parts
     )
     rows = cfg.batch_size // num_shards
 
@@ -113,9 +115,10 @@ def get_dataset(
             stacked = tf.stack(features, axis=1)
             return tf.reshape(stacked, (rows, *features[0].shape[1:]))
 
-        return tf.nest.map_structure(join, *batches)
+        joined = tf.nest.map_structure(join, *batches)
+        return {**joined, tasks.MARK: tf.constant(tasks.marks(names, rows))}
 
-    return tf.data.Dataset.zip(parts).map(interleaved)
+    return tf.data.Dataset.zip(datasets).map(interleaved)
 
 
 def text_mixture(
@@ -233,20 +236,3 @@ def _tasks(mixture_or_task: Any) -> list[seqio.Task]:
     if isinstance(mixture_or_task, str):
         mixture_or_task = seqio.get_mixture_or_task(mixture_or_task)
     return seqio.get_subtasks(mixture_or_task)
-
-
-def _check_tasks(model_dir: str, names: list[str]) -> None:
-    path = f"{model_dir}/{TASKS_FILE}"
-    if tf.io.gfile.exists(path):
-        with tf.io.gfile.GFile(path) as file:
-            found = json.load(file)["tasks"]
-        if found != names:
-            raise ValueError(
-                f"The run in {model_dir} was begun with the tasks {', '.join(found)}, but now they "
-                f"are {', '.join(names)}. Give it the tasks it began with, or another MODEL_DIR."
-            )
-        return
-    # Every host writes the same.
-    tf.io.gfile.makedirs(model_dir)
-    with tf.io.gfile.GFile(path, "w") as file:
-        json.dump({"tasks": names}, file)

@@ -1,5 +1,6 @@
 """T5X's trainer with task weights: one forward pass, weights, one backward pass."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction.scan import scan
-from ldro_jax.t5x import inheritance
+from ldro_jax.t5x import inheritance, tasks
 from ldro_jax.t5x.model import LDRODecoderOnlyModel, token_weights
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 from ldro_jax.training import rows as rows_lib
@@ -27,8 +28,10 @@ class LDROTrainer(trainer_lib.Trainer):
     """A ``t5x.trainer.Trainer`` that trains on weighted task losses.
 
     Row r of a batch belongs to task ``r mod N``, as :func:`ldro_jax.t5x.data.get_dataset` gives
-    them. With several microbatches the weights are chosen from the losses of all of them, at the
-    price of a second forward pass.
+    and marks them; other batches are refused. The names of the tasks are saved in the run's
+    directory when the first step is taken, since weights are known by position alone. With several
+    microbatches the weights are chosen from the losses of all of them, at the price of a second
+    forward pass.
 
     T5X's summaries get, by task name, ``ldro/weight``, ``ldro/loss`` (mean over the steps since the
     last summary), ``ldro/token_share`` and ``ldro/nonfinite_losses`` (so far); and
@@ -64,6 +67,7 @@ class LDROTrainer(trainer_lib.Trainer):
         kwargs = inheritance.arguments(trainer_lib.Trainer, (), kwargs)
         super().__init__(**kwargs)
         self._task_names = tuple(task_names)
+        self._model_dir, self._began = kwargs["summary_dir"], False
         self._interaction_rows = interaction_rows
         _check(self._model, self._train_state, self._task_names, checkpoint_cfg)
         if interaction is None:
@@ -87,6 +91,28 @@ class LDROTrainer(trainer_lib.Trainer):
     def _sharded(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(self._partitioner.mesh, spec)
 
+    def train(self, batch_iter: Any, num_steps: int, start_step: int | None = None) -> Any:
+        """T5X's: takes steps.
+
+        Args:
+          batch_iter: of batches.
+          num_steps: how many.
+          start_step: number of steps taken before.
+
+        Returns:
+          The summary, a future.
+
+        Raises:
+          ValueError: if the rows of the first batch don't belong to the tasks in turn.
+        """
+        if not self._began:
+            first = next(batch_iter)
+            tasks.check_rows(first, self._task_names)
+            if self._model_dir is not None:
+                tasks.save_names(self._model_dir, self._task_names)
+            batch_iter, self._began = itertools.chain([first], batch_iter), True
+        return super().train(batch_iter, num_steps, start_step)
+
     @cached_property.cached_property
     def _partitioned_train_step(self):
         return self._partitioner.partition(
@@ -98,7 +124,7 @@ class LDROTrainer(trainer_lib.Trainer):
 
     def _train_step(self, state: Any, batch: Mapping[str, jax.Array]):
         rng = self._get_step_rng(state.step)
-        statistics, metrics, tokens = self._statistics(state.params, batch, rng)
+        statistics, metrics, tokens = self._statistics(state.params, tasks.unmarked(batch), rng)
         weighted = self._model.optimizer_def.weigh(state, **statistics)
         learning_rate = jnp.asarray(self._learning_rate_fn(state.step))
         new_state = state.apply_gradient(weighted, learning_rate=learning_rate)

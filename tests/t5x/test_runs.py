@@ -131,6 +131,7 @@ def test_a_run_begins_from_a_checkpoint_without_ldro(full, data_dir, tmp_path):
     run("train", "text_tiny", *training(stock, data_dir, "--gin.EXPONENT=0.3"), gin_files=mixing)
     before = restored(stock, 20)
     assert "weighting" not in before["state"]["param_states"]
+    assert report.read([("Mixing", str(stock))]).task_names == list(LANGUAGES)
     path = f'--gin.INITIAL_CHECKPOINT_PATH="{stock}/checkpoint_20"'
     run("train", "text_tiny", *training(warm, data_dir, path), gin_files=("warm_start",))
     assert_equal(restored(warm, 0)["target"], before["target"])
@@ -164,6 +165,18 @@ def test_other_tasks_are_refused(full, data_dir, tmp_path):
     fewer = '--gin.LANGUAGES=("ar", "fr")'
     output = run("train", "text_tiny", *training(tmp_path, data_dir, fewer), fails=True)
     assert "was begun with the tasks ldro_text_ar, ldro_text_el" in output
+
+
+def test_t5x_own_batches_are_refused_and_leave_no_tasks(data_dir, tmp_path):
+    stock = tmp_path / "stock_data.gin"
+    stock.write_text(
+        "from __gin__ import dynamic_registration\nimport __main__ as train_script\n"
+        "from t5x import utils\ntrain_script.train.get_dataset_fn = @utils.get_dataset\n"
+    )
+    arguments = training(tmp_path / "run", data_dir, f"--gin_file={stock}")
+    output = run("train", "text_tiny", *arguments, fails=True)
+    assert "Bind train.get_dataset_fn = @data.get_dataset" in output
+    assert not (tmp_path / "run" / "ldro_tasks.json").exists()
 
 
 @pytest.mark.parametrize("model", ["ldro_tiny"])

@@ -39,7 +39,7 @@ def plain_loop(tx, optimizer, batches):
 
     @jax.jit
     def step(params, state, batch):
-        by_task = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, N, x.shape[1]), 1, 0), batch)
+        by_task = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, N, *x.shape[1:]), 1, 0), batch)
         updates, state = chain.update(None, state, params, loss_fn=loss_fn, batch=by_task)
         return optax.apply_updates(params, updates), state
 
