@@ -3,11 +3,12 @@
 import jax
 import numpy as np
 import optax
-from t5x import adafactor, models, optimizers, partitioning, utils  # noqa: F401
+from t5x import adafactor, checkpoints, models, optimizers, partitioning, utils  # noqa: F401
 from t5x import trainer as t5x_trainer
 from t5x.examples.decoder_only import network
 
 from ldro_jax import ldro
+from ldro_jax.t5x import checkpoints as checkpoints_lib  # noqa: F401
 from ldro_jax.t5x import data  # noqa: F401
 from ldro_jax.t5x import model as model_lib
 from ldro_jax.t5x import network as network_lib  # noqa: F401

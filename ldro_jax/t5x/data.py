@@ -17,7 +17,7 @@ import tensorflow as tf
 from t5x import utils
 
 from ldro_jax.reporting.t5x import MC4_MIXTURE, TEXT_MIXTURE
-from ldro_jax.t5x import tasks
+from ldro_jax.t5x import checkpoints, tasks
 from ldro_jax.tasks import mc4, text, text_files
 
 
@@ -61,6 +61,7 @@ def get_dataset(
     continue_from_last_checkpoint: bool = False,
     *,
     model_dir: str,
+    read_checkpoint: bool = True,
 ) -> tf.data.Dataset:
     """Task-balanced batches; for ``train.get_dataset_fn``.
 
@@ -75,6 +76,8 @@ def get_dataset(
       num_epochs: how often to repeat each task; without end if not given.
       continue_from_last_checkpoint: T5X's own functions refuse it too.
       model_dir: the run's.
+      read_checkpoint: whether to read its newest checkpoint in full, to say what to do if it is
+        damaged. It is then read twice; without, T5X's own errors have to do.
 
     Returns:
       Batches of ``cfg.batch_size / num_shards`` rows, row r of task ``r mod N``, with the mark of
@@ -82,7 +85,7 @@ def get_dataset(
 
     Raises:
       ValueError: if the batch doesn't hold as many rows of every task in each shard, or the run was
-        begun with other tasks.
+        begun with other tasks or without L-DRO, or its newest checkpoint is damaged.
     """
     if cfg.module:
         utils.import_module(cfg.module)
@@ -96,6 +99,7 @@ def get_dataset(
             f"{cfg.batch_size}. The next one is {-(-cfg.batch_size // step) * step}."
         )
     tasks.check_names(model_dir, names)
+    checkpoints.check(model_dir, len(parts), read=read_checkpoint)
     own = dataclasses.replace(cfg, batch_size=cfg.batch_size // len(parts))
     datasets = tuple(
         utils.get_dataset(

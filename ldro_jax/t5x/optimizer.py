@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from t5x import optimizers
 
 from ldro_jax import transform
+from ldro_jax.t5x import checkpoints
 from ldro_jax.weighting import base as weighting_base
 
 
@@ -162,8 +163,22 @@ class WeightedOptimizer(optimizers.OptimizerDef):
         )
 
     def restore_state(self, opt_target: Any, opt_state: Any, state_dict: Any) -> Any:
-        """T5X's: target and state from nested dictionaries."""
+        """T5X's: target and state from nested dictionaries.
+
+        Args:
+          opt_target: the parameters as they are.
+          opt_state: the state as it is.
+          state_dict: what to restore.
+
+        Returns:
+          The parameters and the state.
+
+        Raises:
+          ValueError: if it has no task weights.
+        """
         saved = state_dict["state"]["param_states"]
+        if "weighting" not in saved:
+            raise ValueError(checkpoints.without_weighting("What is to be restored"))
         restored = {}
         for name, part, own in self._parts(opt_state):
             own_dict = {"step": state_dict["state"]["step"]}

@@ -71,6 +71,14 @@ def test_the_weighting_lies_on_every_device_and_the_rest_as_ever(name):
     assert all(jax.tree.leaves(same)) and found.train_state_axes.step == PartitionSpec()
 
 
+def test_a_state_without_weights_is_refused():
+    _, state = start(tiny_t5x.sgd())
+    saved = state.state_dict()
+    del saved["state"]["param_states"]["weighting"]
+    with pytest.raises(ValueError, match="without L-DRO: .* another MODEL_DIR; .*warm_start"):
+        state.restore_state(saved)
+
+
 @pytest.mark.parametrize("given", ["lookahead_online", None, tiny_t5x.weighting])
 def test_a_weighting_that_is_none_is_refused(given):
     with pytest.raises(TypeError, match="must be a transformation, but .* Bind it to @ldro.trans"):

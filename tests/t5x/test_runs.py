@@ -132,6 +132,8 @@ def test_a_run_begins_from_a_checkpoint_without_ldro(full, data_dir, tmp_path):
     before = restored(stock, 20)
     assert "weighting" not in before["state"]["param_states"]
     assert report.read([("Mixing", str(stock))]).task_names == list(LANGUAGES)
+    output = run("train", "text_tiny", *training(stock, data_dir), fails=True)
+    assert f"{stock}/checkpoint_20 is a checkpoint of a run without L-DRO" in output
     path = f'--gin.INITIAL_CHECKPOINT_PATH="{stock}/checkpoint_20"'
     run("train", "text_tiny", *training(warm, data_dir, path), gin_files=("warm_start",))
     assert_equal(restored(warm, 0)["target"], before["target"])
@@ -165,6 +167,19 @@ def test_other_tasks_are_refused(full, data_dir, tmp_path):
     fewer = '--gin.LANGUAGES=("ar", "fr")'
     output = run("train", "text_tiny", *training(tmp_path, data_dir, fewer), fails=True)
     assert "was begun with the tasks ldro_text_ar, ldro_text_el" in output
+
+
+def test_a_damaged_checkpoint_is_moved_away(full, data_dir, tmp_path):
+    shutil.copytree(full, tmp_path, dirs_exist_ok=True)
+    newest = tmp_path / "checkpoint_20"
+    arrays = [path for path in newest.glob("state/ocdbt.process_0/d/*") if path.is_file()]
+    largest = max(arrays, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    output = run("train", "text_tiny", *training(tmp_path, data_dir), fails=True)
+    assert f"{newest}, the newest checkpoint of the run, is damaged" in output
+    newest.rename(tmp_path / "moved_away")
+    run("train", "text_tiny", *training(tmp_path, data_dir))
+    assert_equal(restored(tmp_path, 20), restored(full, 20))
 
 
 def test_t5x_own_batches_are_refused_and_leave_no_tasks(data_dir, tmp_path):

@@ -1,0 +1,91 @@
+"""The newest checkpoint of a run, looked at before T5X restores it: one line if it can't be."""
+
+import json
+import os
+import re
+
+import jax
+import tensorflow as tf
+import tensorstore as ts
+from t5x import checkpoints
+
+_WEIGHTS = re.compile(r"state\.param_states\.weighting\.(.+\.)?weights")
+
+
+def check(model_dir: str, num_tasks: int, *, read: bool = True) -> None:
+    """Checks that a run can go on from the newest checkpoint in its directory, if there is one.
+
+    Args:
+      model_dir: the run's.
+      num_tasks: N.
+      read: read all of it, each host a part, to find files that are missing or cut off. Altered
+        bits in an array pass: the format has no checksum of them.
+
+    Raises:
+      ValueError: if it is damaged, if it is from a run without L-DRO, or if it has the weights of
+        another number of tasks.
+    """
+    steps = checkpoints.all_steps(model_dir)
+    if not steps:
+        return
+    newest = f"{model_dir}/checkpoint_{steps[-1]}"
+    if tf.io.gfile.exists(f"{newest}/checkpoint"):
+        # Of T5X without Orbax; WeightedOptimizer looks at it when it is restored.
+        return
+    try:
+        shapes = _read(newest, read)
+    except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
+        reason = repr(error).split("\\n")[0][:300]
+        then = f"goes on from checkpoint_{steps[-2]}" if steps[1:] else "begins anew"
+        raise ValueError(
+            f"{newest}, the newest checkpoint of the run, is damaged ({reason}). Move this "
+            f"directory away: the run then {then}."
+        ) from error
+    weights = [shape for name, shape in shapes.items() if _WEIGHTS.fullmatch(name)]
+    if not weights:
+        raise ValueError(without_weighting(newest))
+    if weights[0] != (num_tasks,):
+        raise ValueError(
+            f"{newest}, the newest checkpoint of the run, has the weights of {weights[0][0]} "
+            f"tasks, but now there are {num_tasks}. Give the run the tasks it began with, or "
+            "another MODEL_DIR."
+        )
+
+
+def without_weighting(path: str) -> str:
+    """What to say of a checkpoint that has no task weights.
+
+    Args:
+      path: of the checkpoint.
+
+    Returns:
+      The message.
+    """
+    return (
+        f"{path} is a checkpoint of a run without L-DRO: it has no task weights, so that no run "
+        "with L-DRO can go on from it. Give another MODEL_DIR; to begin with its parameters, add "
+        "--gin_file=gin_configs/t5x/warm_start.gin with INITIAL_CHECKPOINT_PATH."
+    )
+
+
+def _read(checkpoint: str, all_of_it: bool) -> dict[str, tuple[int, ...]]:
+    """Shapes of the arrays of a checkpoint by name."""
+    state = f"{checkpoint}/state"
+    with tf.io.gfile.GFile(f"{state}/_METADATA") as file:
+        json.load(file)["tree_metadata"]
+    is_url = "://" in state
+    base = f"{state}/" if is_url else {"driver": "file", "path": f"{os.path.abspath(state)}/"}
+    database = {"driver": "ocdbt", "base": base}
+    keys = ts.KvStore.open(database).result().list().result()
+    names = sorted(key.decode().split("/")[0] for key in keys if key.endswith(b"/.zarray"))
+    if not names:
+        # Without its index the database counts as empty.
+        raise ValueError(f"there are no arrays in {state}")
+    shapes = {}
+    for index, name in enumerate(names):
+        kvstore = database | {"path": f"{name}/"}
+        array = ts.open({"driver": "zarr", "kvstore": kvstore}, open=True).result()
+        shapes[name] = tuple(array.shape)
+        if all_of_it and index % jax.process_count() == jax.process_index():
+            array.read().result()
+    return shapes
