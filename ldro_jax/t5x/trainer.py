@@ -34,9 +34,10 @@ class LDROTrainer(trainer_lib.Trainer):
     forward pass.
 
     T5X's summaries get, by task name, ``ldro/weight``, ``ldro/loss`` (mean over the steps since the
-    last summary), ``ldro/token_share`` and ``ldro/nonfinite_losses`` (so far); and
-    ``ldro/worst_task``, ``ldro/worst_loss`` and ``ldro/expected_worst_loss``, the worst loss
-    expected after the step: for Lookahead-DRO the value of the game.
+    last summary), ``ldro/token_share``, ``ldro/nonfinite_losses`` and
+    ``ldro/unmeasured_interactions`` (both so far); and ``ldro/worst_task``, ``ldro/worst_loss`` and
+    ``ldro/expected_worst_loss``, the worst loss expected after the step: for Lookahead-DRO the
+    value of the game.
 
     Args:
       task_names: the names of the tasks, in order.
@@ -234,6 +235,7 @@ def _task_metrics(names, weighting, tokens) -> dict[str, clu.metrics.Metric]:
             f"ldro/loss/{name}": mean(weighting.losses[index]),
             f"ldro/token_share/{name}": mean(tokens[index] / tokens.sum()),
             f"ldro/nonfinite_losses/{name}": last(weighting.nonfinite[index]),
+            f"ldro/unmeasured_interactions/{name}": last(weighting.unmeasured[index]),
         }
     return found
 

@@ -148,6 +148,7 @@ def test_summaries_name_the_tasks():
             ("loss", state.losses[index]),
             ("token_share", weights[index] / weights.sum()),
             ("nonfinite_losses", 0),
+            ("unmeasured_interactions", 0),
         ]:
             np.testing.assert_allclose(summary[f"ldro/{kind}/{name}"].value, expected, rtol=1e-6)
     assert summary["ldro/worst_task"].value == tiny_t5x.NAMES[int(state.losses.argmax())]
