@@ -4,6 +4,7 @@ A path in cloud storage has the methods of a ``pathlib.Path`` that an output dir
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import pathlib
@@ -94,9 +95,12 @@ def write(path: pathlib.Path, content: bytes | str) -> None:
         # mkstemp makes the file private; it should be as readable as other files.
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        # That of a full disk names no file.
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
 
 
@@ -153,7 +157,9 @@ def remove(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def clear_errors(path: pathlib.Path) -> Iterator[None]:
-    """Makes an ``OSError`` of one line of what cloud storage raises, which is of many types.
+    """Makes an ``OSError`` of one line of what libraries raise, which is of many types.
+
+    That is for a full disk, and for anything that cloud storage raises.
 
     Args:
       path: what is read or written.
@@ -161,6 +167,9 @@ def clear_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        # TensorStore has the reason in its text alone.
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if not is_remote(path) or isinstance(error, OSError):
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)

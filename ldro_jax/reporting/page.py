@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from ldro_jax import paths
+
 _CSS = """
 :root { color-scheme: light; }
 body { max-width: 1000px; margin: 0 auto; padding: 1.5rem; background: #fff; color: #1a1a1a;
@@ -57,11 +59,10 @@ class Page:
 
     def figure(self, name: str, figure, caption: str, alt: str) -> str:
         """Writes a matplotlib figure as `name`.png, and returns it as an HTML element."""
-        self.figures.mkdir(exist_ok=True)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", facecolor="white")
         data = buffer.getvalue()
-        (self.figures / f"{name}.png").write_bytes(data)
+        paths.write(self.figures / f"{name}.png", data)
         width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
         source = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
         return (

@@ -60,7 +60,6 @@ def write_report(
       ValueError: if there is no method of the name `baseline`.
     """
     folder = paths.make(output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
     page = Page(folder / "figures")
     shown, selection = results, ""
     if sweep := is_sweep(results):
@@ -91,7 +90,7 @@ def write_report(
     page.section("Configuration", f"<details><summary>As resolved</summary>{config}</details>")
     path = folder / "report.html"
     title = f"{results.experiment}: average and worst task"
-    path.write_text(page.html(title, _introduction(results)), encoding="utf-8")
+    paths.write(path, page.html(title, _introduction(results)))
     return path
 
 

@@ -5,13 +5,11 @@ everything in it, says what data it was made with, and which earlier one was the
 run goes on from a checkpoint only if that one can be read as well.
 """
 
-import contextlib
-import errno
 import gc
 import logging as logging_lib
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -56,7 +54,7 @@ class Checkpoints:
                 barrier_sync_key_prefix=self._directory.name
             ),
         )
-        with self._clear_errors():
+        with paths.clear_errors(self._directory):
             self._manager = _Manager(self._directory, options=options)
 
     @property
@@ -87,7 +85,7 @@ class Checkpoints:
             "best": best,
         }
         payload["checksum"] = files.checksum(payload)
-        with self._clear_errors():
+        with paths.clear_errors(self._directory):
             # The one before must be there as a whole before others are deleted for it.
             self._manager.wait_until_finished()
             self._best = best
@@ -155,7 +153,7 @@ class Checkpoints:
         Raises:
           OSError: if it can't be read.
         """
-        with self._clear_errors():
+        with paths.clear_errors(self._directory):
             self._manager.wait_until_finished()
         if self._best is None:
             return None
@@ -240,26 +238,13 @@ class Checkpoints:
         processes.wait_for_all("moved aside")
         self._manager.reload()
 
-    @contextlib.contextmanager
-    def _clear_errors(self) -> Iterator[None]:
-        try:
-            with paths.clear_errors(self._directory):
-                yield
-        except Exception as error:
-            # TensorStore has the reason in its text alone.
-            if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-                raise OSError(
-                    errno.ENOSPC, "A checkpoint can't be written: the disk is full", self._directory
-                ) from error
-            raise
-
     def close(self) -> None:
         """Waits for the writes under way.
 
         Raises:
           OSError: if they fail.
         """
-        with self._clear_errors():
+        with paths.clear_errors(self._directory):
             try:
                 self._manager.wait_until_finished()
                 self._prune()
@@ -340,9 +325,10 @@ def _forget_unfinished_reads() -> None:
 
 
 def _is_news(record: logging_lib.LogRecord) -> bool:
-    return "tensorstore" not in record.getMessage()
+    from_orbax = "orbax" in pathlib.Path(record.pathname).parts
+    return not from_orbax and "tensorstore_spec" not in record.getMessage()
 
 
-# Of the arrays that can't be read Orbax reports the first. What becomes of the others is said here,
-# at any time later, with all of TensorStore's settings.
-logging_lib.getLogger("asyncio").addFilter(_is_news)
+# What goes wrong in Orbax's threads and reads is raised as well, and said here in a line.
+for _name in ("absl", "asyncio"):
+    logging_lib.getLogger(_name).addFilter(_is_news)
