@@ -87,11 +87,11 @@ def _run() -> None:
     output = output_dir.OutputDir(_OUTPUT_DIR.value, config_text, overwrite=_OVERWRITE.value)
     if (data_dir := _DATA_DIR.value) is not None and not data_dir.strip():
         raise ValueError("--data_dir is empty. Is it a variable that isn't set? Name a directory.")
-    if (record := output.check()) is not None:
-        print(
-            f"The experiment in {output.path} is finished; look at {output.path / 'report.html'}."
-        )
-        experiment_lib.require_complete(record)
+    record = output.check() if processes.is_first() else None
+    if not processes.all_agree(record is None):
+        print(f"The experiment in {output.path} is finished; look at its report.html.")
+        if record is not None:
+            experiment_lib.require_complete(record)
         return
 
     def ready():
