@@ -1,9 +1,9 @@
 """Multitask learning in JAX that balances average and worst-task accuracy."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+import typing
 
-if TYPE_CHECKING:
+if typing.TYPE_CHECKING:
     from ldro_jax import games, interaction, ldro, transform, weighting
 
 __version__ = "0.1.0"
@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 __all__ = ["games", "interaction", "ldro", "transform", "weighting"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> typing.Any:
     # Importing JAX takes a second, in which the command line must already heed Ctrl-C.
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")

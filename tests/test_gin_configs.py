@@ -23,7 +23,7 @@ _RUN = {
             "renormalization",
         )
     },
-    "experiments/digits.gin": "test_main.py",
+    "experiments/digits.gin": "command_line.py",
     "experiments/multilingual_lm_mc4.gin": "tasks/test_mc4.py",
     "experiments/multilingual_lm_small.gin": "training/test_lm_gin.py",
     "experiments/synthetic.gin": "training/test_synthetic_experiment.py",

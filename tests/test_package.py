@@ -12,9 +12,18 @@ _HEAVY = ("clu", "flax", "gin", "matplotlib", "orbax", "sklearn", "tensorflow", 
 
 
 def test_importing_the_library_imports_nothing_heavy(run_python):
-    found = run_python("import sys, ldro_jax; print('\\n'.join(sys.modules))").split()
+    program = "import sys, ldro_jax; {}print('\\n'.join(sys.modules))"
+    found = run_python(program.format("ldro_jax.ldro.transform; ")).split()
     assert "ldro_jax.transform" in found and "optax" in found
     assert not {name.partition(".")[0] for name in found} & set(_HEAVY)
+    # What the command line imports first must not take a second.
+    assert "jax" not in run_python(program.format("")).split()
+    assert "jax" not in run_python(program.format("import ldro_jax.main; ")).split()
+
+
+def test_names_that_are_not_there_are_attribute_errors():
+    with pytest.raises(AttributeError, match="module 'ldro_jax' has no attribute 'nothing'"):
+        _ = ldro_jax.nothing
 
 
 _ROOTS = [ldro_jax, ldro_jax.weighting, ldro_jax.interaction]

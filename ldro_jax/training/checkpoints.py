@@ -47,8 +47,9 @@ class Checkpoints:
             # Which to delete is decided in _prune: Orbax would count the best among the newest.
             max_to_keep=None,
             create=True,
-            # What a killed process was writing.
-            cleanup_tmp_directories=True,
+            # What a killed process was writing. In a bucket Orbax would take all that isn't a
+            # checkpoint for that, such as one that was moved aside.
+            cleanup_tmp_directories=not paths.is_remote(self._directory),
             # Under one name jax lets a process wait for the others but once at a time.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=self._directory.name

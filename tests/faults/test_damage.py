@@ -123,10 +123,10 @@ def test_some_files_are_damaged(runners, tmp_path, survived):
     assert status == -9, said
     files = files_in(source)
     (run,) = (path for path in files if path.parts[0] == "runs")
-    newest = max(p for p in files if p.match("checkpoints/L-DRO*/*/record/metadata"))
-    array = max(
-        (source / newest.parent.parent).glob("state/**/d/*"), key=lambda p: p.stat().st_size
-    )
+    steps = [p for p in files if p.match("checkpoints/L-DRO*/[0-9]/record/metadata")]
+    newest = max(steps)
+    arrays = (source / newest).parents[1].glob("state/**/d/*")
+    array = max(arrays, key=lambda path: path.stat().st_size)
     trials = [(run, flip), (newest, truncate), (array.relative_to(source), flip)]
     trials.append(("config.gin", empty))
 

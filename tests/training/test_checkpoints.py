@@ -209,7 +209,7 @@ def test_no_flipped_bit_comes_back_unnoticed(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, restored, large_state(int(restored["step"])))
         kept += int(restored["step"]) == 2
     # Some bits are of no use; the others cost the checkpoint.
-    assert 10 < kept < 50
+    assert 0 < kept < 60
 
 
 def test_sums_over_bits_are_those_of_numpy():

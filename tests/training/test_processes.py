@@ -109,19 +109,17 @@ def test_every_process_saves_its_part_of_a_stream(tmp_path, monkeypatch):
         for name in ("0", "1"):
             source.name = name
             monkeypatch.setattr(processes, "is_first", lambda name=name: name == "0")
-            lm_loop._save_source(source, tmp_path / "stream", step)
-    # One for each checkpoint, and one for that being written.
-    files = {str(f.relative_to(tmp_path / "stream")) for f in (tmp_path / "stream").glob("*/*")}
-    assert files == {f"{step}/{name}" for step in (20, 30, 40) for name in ("0", "1")}
-    assert waited == ["stream"] * 10
+            lm_loop._save_source(source, tmp_path / str(step))
+    files = {str(f.relative_to(tmp_path)) for f in tmp_path.glob("*/*")}
+    assert files == {f"{step}/{name}" for step in (10, 20, 30, 40) for name in ("0", "1")}
+    assert waited == ["stream", "stream saved"] * 10
 
 
-def test_a_stream_that_goes_on_earlier_keeps_the_place_it_saves(tmp_path):
-    # As after checkpoints that could not be read, all of which are later.
-    for step in (30, 40, 50, 10):
-        lm_loop._save_source(Place([], 8, 0), tmp_path, step)
-    assert (tmp_path / "10" / "0").is_file()
-    assert {path.name for path in tmp_path.iterdir()} == {"10", "30", "40", "50"}
+def test_places_stay_with_their_checkpoints(tmp_path):
+    for step in (10, 30, 40, 50):
+        lm_loop._save_source(Place([], 8, 0), tmp_path / str(step))
+    lm_loop._remove_places(tmp_path, {10, 40, 50, 60})
+    assert {path.name for path in tmp_path.iterdir()} == {"10", "40", "50"}
 
 
 _BINDINGS = [
