@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import logging
 
 from ldro_jax import paths
 from ldro_jax.reporting import files
+from ldro_jax.training import identity as identity_lib
 from ldro_jax.training import processes
 
 
@@ -81,8 +81,8 @@ class Checkpoints:
         payload = {
             "record": dict(record),
             "identity": self._identity,
-            "structure": _structure(state),
-            "state": _digest(state),
+            "structure": identity_lib.structure(state),
+            "state": identity_lib.digest(state),
             "best": best,
         }
         payload["checksum"] = files.checksum(payload)
@@ -185,7 +185,7 @@ class Checkpoints:
                 state, reason = None, _reason(error)
         if processes.all_agree(state is not None):
             # All processes take part in the sums.
-            if _digest(state) == payload["state"]:
+            if identity_lib.digest(state) == payload["state"]:
                 return state, payload
             reason = "it is not what was saved"
         _forget_unfinished_reads()
@@ -214,8 +214,8 @@ class Checkpoints:
     def _check(self, step: int, payload: Mapping[str, Any], like: Any) -> None:
         """Raises ``ValueError`` for a checkpoint of another run."""
         where = f"The checkpoint of step {step} in {self._directory}"
-        check_identity(where, payload["identity"], self._identity)
-        found, ours = payload["structure"], _structure(like)
+        identity_lib.check(where, payload["identity"], self._identity)
+        found, ours = payload["structure"], identity_lib.structure(like)
         if found != ours:
             name = next(n for n in [*ours, *found] if found.get(n) != ours.get(n))
             raise ValueError(
@@ -257,57 +257,6 @@ class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """Says no: :mod:`ldro_jax.training.preemption` asks jax, and numbers its questions."""
         return False
-
-
-def check_identity(what: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` if something was made with other data.
-
-    Args:
-      what: how to call it.
-      found: the identity that was saved with it, in plain JSON types.
-      ours: the identity of the data now.
-
-    Raises:
-      ValueError: naming the first entry that differs.
-    """
-    for name in [*ours, *found]:
-        if found.get(name) != ours.get(name):
-            raise ValueError(
-                f"{what} was made with other data: {name} was {found.get(name)}, now it is "
-                f"{ours.get(name)}. Give the run the data it began with, or choose another "
-                "--output_dir."
-            )
-
-
-def _structure(state: Any) -> dict[str, str]:
-    """Dtype and shape of each array, by its path."""
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }
-
-
-def _digest(state: Any) -> list[list[int]]:
-    """Two sums over the bits of each array, the same on any devices."""
-    return [[int(x) for x in sums] for sums in _sums(jax.tree.leaves(state))]
-
-
-@jax.jit
-def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
-    return [_weighted_sums(leaf) for leaf in leaves]
-
-
-def _weighted_sums(leaf: jax.Array) -> jax.Array:
-    bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else leaf
-    size = min(bits.dtype.itemsize, 4)
-    bits = jax.lax.bitcast_convert_type(bits, f"uint{8 * size}").astype(jnp.uint32)
-    place, stride = jnp.zeros(bits.shape, jnp.uint32), 1
-    for axis in reversed(range(bits.ndim)):
-        index = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
-        place, stride = place + index * jnp.uint32(stride % 2**32), stride * bits.shape[axis]
-    # A change of one word changes both sums, because odd factors have an inverse modulo 2^32.
-    factors = (place * 2 + 1, (place * jnp.uint32(2654435761)) | 1)
-    return jnp.stack([jnp.sum(bits * factor, dtype=jnp.uint32) for factor in factors])
 
 
 def _reason(error: Exception) -> str:

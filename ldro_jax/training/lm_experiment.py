@@ -18,7 +18,8 @@ from absl import logging
 from ldro_jax import checks, paths, weighting
 from ldro_jax.reporting import files, relative, results
 from ldro_jax.tasks import sequences
-from ldro_jax.training import checkpoints, experiment, lm_loop, processes
+from ldro_jax.training import experiment, lm_loop, processes
+from ldro_jax.training import identity as identity_lib
 from ldro_jax.training import references as references_lib
 from ldro_jax.training import runs as runs_lib
 from ldro_jax.training.lm_program import LanguageModelProgram
@@ -275,7 +276,7 @@ def _finished_references(file: pathlib.Path, corpus: sequences.Corpus) -> dict[s
         if processes.is_first():
             logging.warning("%s It is now %s.", error, paths.move_aside(file))
         return None
-    checkpoints.check_identity(str(file), found.get("data", {}), corpus.identity)
+    identity_lib.check(str(file), found.get("data", {}), corpus.identity)
     return found
 
 

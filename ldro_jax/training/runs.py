@@ -10,7 +10,8 @@ from absl import logging
 
 from ldro_jax import checks, paths, weighting
 from ldro_jax.reporting import json_types, results
-from ldro_jax.training import checkpoints, processes
+from ldro_jax.training import identity as identity_lib
+from ldro_jax.training import processes
 from ldro_jax.training.method import Method
 from ldro_jax.training.program import Trial
 from ldro_jax.training.schedule import Schedule
@@ -123,7 +124,7 @@ def finished_run(
     except (results.ResultsError, IndexError) as error:
         reason = str(error) or "it holds no run"
     else:
-        checkpoints.check_identity(f"The record {file}", found.data, json_types.plain(identity))
+        identity_lib.check(f"The record {file}", found.data, json_types.plain(identity))
         ours = (trial.method.name, json_types.plain(trial.method.settings()), trial.seed, num_steps)
         theirs = (run.method, dict(run.hyperparameters), run.seed, run.num_steps)
         if theirs == ours:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldro_jax.training import checkpoints, processes
+from ldro_jax.training import checkpoints, identity, processes
 
 RECORD = {"seed": 0, "values": [0.1, None, 1e-30], "name": "L-DRO"}
 
@@ -227,26 +227,26 @@ def test_sums_over_bits_are_those_of_numpy():
         expected.append(
             [sum(int(b) * int(f) for b, f in zip(bits, f, strict=True)) % 2**32 for f in factors]
         )
-    assert checkpoints._digest(state) == expected
+    assert identity.digest(state) == expected
 
 
 def test_wide_numbers_are_summed_too():
     with jax.enable_x64(True):
         state = {"a": jnp.arange(5.0), "b": jnp.arange(4)}
         assert state["a"].dtype == jnp.float64
-        found = checkpoints._digest(state)
+        found = identity.digest(state)
         changed = {
             "a": state["a"].at[3].set(np.nextafter(3.0, 4)),
             "b": state["b"].at[0].set(2**40),
         }
-        assert all(x != y for x, y in zip(checkpoints._digest(changed), found, strict=True))
+        assert all(x != y for x, y in zip(identity.digest(changed), found, strict=True))
 
 
 def test_sums_are_the_same_on_many_devices():
     mesh = jax.make_mesh((4, 2), ("a", "b"))
     array = jax.random.normal(jax.random.key(0), (8, 6))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a", "b"))
-    assert checkpoints._digest([jax.device_put(array, spec)]) == checkpoints._digest([array])
+    assert identity.digest([jax.device_put(array, spec)]) == identity.digest([array])
 
 
 def test_the_best_is_kept_and_restored(tmp_path):
