@@ -223,6 +223,6 @@ def function(name: str, value: Any, *arguments: str, example: str) -> Callable[.
             parameters = dict.fromkeys(arguments)
         any_keyword = any(p is not None and p.kind == p.VAR_KEYWORD for p in parameters.values())
         fits = any_keyword or all(argument in parameters for argument in arguments)
-    takes = f" of {' and '.join(arguments)}" if arguments else ""
+    takes = f" of {', '.join(arguments)}" if arguments else ""
     require(fits, name, f"a function{takes}, such as {example}", value)
     return value

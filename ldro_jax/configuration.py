@@ -154,14 +154,14 @@ def text() -> str:
 
 
 def explain(error: Exception) -> str:
-    """What an error says on one line, beginning with the gin name of the argument that is wrong.
+    """What an error says, beginning with the gin name of the argument that is wrong.
 
     Args:
       error: what a function of a gin file raised. gin has appended which function that was; if the
         message begins with one of its arguments, it gets the name of the function in front.
 
     Returns:
-      The line.
+      The message, without what gin appended.
     """
     message, *calls = re.split(r"\n  In call to configurable ", str(error))
     # gin's list of the arguments that it has; Python has said which one is missing.
@@ -178,7 +178,7 @@ def explain(error: Exception) -> str:
         if first in inspect.signature(function).parameters:
             message = f"{scoped}.{message}"
             break
-    return " ".join(message.split())
+    return message
 
 
 def rewrite_gin_flags(argv: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """Gin files and the output directory: what is refused, and how that is said."""
 
+import functools
 import pathlib
 import re
 
@@ -41,6 +42,24 @@ def test_bindings_win_over_files_and_the_text_reads_back_the_same(tmp_path):
     # And nothing of it is left for the next one.
     configuration.load([DIGITS], [])
     assert "(7,)" not in configuration.text()
+
+
+def test_what_gin_appends_to_an_error_becomes_the_name_of_the_argument():
+    def failing(said, data_dir):
+        raise ValueError(said)
+
+    experiment = configuration.load([DIGITS], ["SEEDS=(0,)"])
+    for said, expected in [
+        ("batch_size is wrong.", "multitask_classification.batch_size is wrong."),
+        ("batch sizes are wrong.", "batch sizes are wrong."),
+        # What is meant to have several lines keeps them.
+        ("Some runs ended.\nOne.\nTwo.", "Some runs ended.\nOne.\nTwo."),
+    ]:
+        load = functools.partial(failing, said)
+        with pytest.raises(ValueError) as error:
+            experiment(output_dir=None, data_dir=None, config_text="", load_data=load)
+        assert "In call to configurable" in str(error.value)
+        assert configuration.explain(error.value) == expected
 
 
 @pytest.mark.parametrize("where", [".", "gin_configs"])

@@ -83,11 +83,17 @@ def lacking(name: str, hyperparameters: Mapping[str, Any]) -> list[str]:
     Raises:
       ValueError: if there is no method of that name, or it has no such hyperparameter.
     """
-    parameters = _parameters(name).values()
-    known = [p.name for p in parameters]
-    if unknown := [str(key) for key in hyperparameters if key not in known]:
+    parameters = _parameters(name)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [str(key) for key in hyperparameters if key not in parameters]
+    if unknown and not takes_any:
         raise _wrong(name, hyperparameters, f"{', '.join(unknown)} is unknown")
-    return [p.name for p in parameters if p.default is p.empty and p.name not in hyperparameters]
+    needed = [
+        p.name
+        for p in parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    return [each for each in needed if each not in hyperparameters]
 
 
 def from_data(name: str, hyperparameters: Mapping[str, Any]) -> list[str]:

@@ -91,6 +91,12 @@ def test_annotations_make_no_difference(mine):
     assert Method("Mine", mine, given | {"order": 1}).program() != method.program()
 
 
+def test_a_method_may_take_any_hyperparameters(monkeypatch):
+    monkeypatch.setitem(weighting.METHODS, "open", lambda gain, **options: bare(gain, **options))
+    assert weighting.lacking("open", {"order": 1}) == ["gain"]
+    assert weighting.rates("open", {"gain": 0.1, "order": 1}) == {"gain"}
+
+
 def test_a_new_method_measures_on_as_many_rows_of_each_task(mine):
     method = Method("Mine", mine, {"gain": 0.1}, sampling="weights")
     program = tiny_lm.make_program(method, tiny_lm.corpus())
