@@ -78,6 +78,8 @@ class OutputDir:
           PermissionError: if it can't be written to.
         """
         with paths.clear_errors(self.path), contextlib.ExitStack() as stack:
+            # Not even the lock goes where something else is.
+            self._check()
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
                 is_mine = self._take_lock()

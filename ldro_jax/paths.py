@@ -167,10 +167,12 @@ def clear_errors(path: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        is_system_error = isinstance(error, OSError)
         # TensorStore has the reason in its text alone.
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        is_full = error.errno == errno.ENOSPC if is_system_error else "No space left" in str(error)
+        if is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        if not is_remote(path) or isinstance(error, OSError):
+        if not is_remote(path) or is_system_error:
             raise
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise OSError(

@@ -124,7 +124,7 @@ def test_what_is_there_is_refused_and_left_alone(files, message, step, tmp_path)
     before = snapshot(tmp_path)
     with pytest.raises(FileExistsError, match=re.compile(message, re.DOTALL)):
         getattr(OutputDir(tmp_path, CONFIG), step)()
-    assert snapshot(tmp_path) == before
+    assert snapshot(tmp_path) == before and not (tmp_path / f"{paths.TEMPORARY}lock").exists()
 
 
 def test_overwriting_deletes_what_experiments_write_and_nothing_else(tmp_path):
