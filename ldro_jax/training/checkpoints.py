@@ -5,7 +5,7 @@ everything in it, says what data it was made with, and which earlier one was the
 run goes on from a checkpoint only if that one can be read as well.
 """
 
-import gc
+import functools
 import logging as logging_lib
 import pathlib
 import sys
@@ -188,7 +188,7 @@ class Checkpoints:
             if identity_lib.digest(state) == payload["state"]:
                 return state, payload
             reason = "it is not what was saved"
-        _forget_unfinished_reads()
+        _ignore_unfinished_reads()
         logging.warning(
             "The checkpoint of step %d in %s can't be read (%s).", step, self._directory, reason
         )
@@ -265,18 +265,26 @@ def _reason(error: Exception) -> str:
     return first[:300] or type(error).__name__
 
 
-def _forget_unfinished_reads() -> None:
-    """Keeps Python from reporting what Orbax didn't finish reading beside a damaged array."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
+@functools.cache
+def _ignore_unfinished_reads() -> None:
+    """Keeps Python from reporting, at any time later, what Orbax left beside a damaged array."""
+    report = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        code = getattr(unraisable.object, "cr_code", None)
+        is_read = code is not None and _is_of_orbax(code.co_filename)
+        if not is_read and str(unraisable.exc_value) != "Event loop is closed":
+            report(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _is_news(record: logging_lib.LogRecord) -> bool:
-    from_orbax = "orbax" in pathlib.Path(record.pathname).parts
-    return not from_orbax and "tensorstore_spec" not in record.getMessage()
+    return not _is_of_orbax(record.pathname) and "tensorstore_spec" not in record.getMessage()
+
+
+def _is_of_orbax(path: str) -> bool:
+    return "orbax" in pathlib.Path(path).parts
 
 
 # What goes wrong in Orbax's threads and reads is raised as well, and said here in a line.
