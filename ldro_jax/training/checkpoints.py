@@ -5,11 +5,11 @@ everything in it, says what data it was made with, and which earlier one was the
 run goes on from a checkpoint only if that one can be read as well.
 """
 
-import functools
+import asyncio
+import contextlib
 import logging as logging_lib
 import pathlib
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -188,7 +188,6 @@ class Checkpoints:
             if identity_lib.digest(state) == payload["state"]:
                 return state, payload
             reason = "it is not what was saved"
-        _ignore_unfinished_reads()
         logging.warning(
             "The checkpoint of step %d in %s can't be read (%s).", step, self._directory, reason
         )
@@ -206,10 +205,11 @@ class Checkpoints:
 
     def _state(self, step: int, like: Any) -> Any:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return ocp.StandardCheckpointHandler().restore(
-            self._manager.directory / str(step) / "state",
-            args=ocp.args.StandardRestore(abstract),
-        )
+        with _reads_come_to_an_end():
+            return ocp.StandardCheckpointHandler().restore(
+                self._manager.directory / str(step) / "state",
+                args=ocp.args.StandardRestore(abstract),
+            )
 
     def _check(self, step: int, payload: Mapping[str, Any], like: Any) -> None:
         """Raises ``ValueError`` for a checkpoint of another run."""
@@ -265,18 +265,35 @@ def _reason(error: Exception) -> str:
     return first[:300] or type(error).__name__
 
 
-@functools.cache
-def _ignore_unfinished_reads() -> None:
-    """Keeps Python from reporting, at any time later, what Orbax left beside a damaged array."""
-    report = sys.unraisablehook
+@contextlib.contextmanager
+def _reads_come_to_an_end() -> Iterator[None]:
+    """Has Orbax finish what it began to read, where one of many reads fails.
 
-    def hook(unraisable: Any) -> None:
-        code = getattr(unraisable.object, "cr_code", None)
-        is_read = code is not None and _is_of_orbax(code.co_filename)
-        if not is_read and str(unraisable.exc_value) != "Event loop is closed":
-            report(unraisable)
+    It closes its event loop over the others. What reaches a closed loop Python reports at any time
+    later, and it can crash the process.
+    """
+    make_loop = asyncio.new_event_loop
 
-    sys.unraisablehook = hook
+    def make_patient_loop() -> asyncio.AbstractEventLoop:
+        loop: Any = make_loop()
+        close = loop.close
+
+        def finish_and_close():
+            if not loop.is_closed() and (pending := asyncio.all_tasks(loop)):
+                done, _ = loop.run_until_complete(asyncio.wait(pending, timeout=60))
+                for task in done:
+                    # Otherwise asyncio would report what nobody asks for.
+                    _ = task.cancelled() or task.exception()
+            close()
+
+        loop.close = finish_and_close
+        return loop
+
+    asyncio.new_event_loop = make_patient_loop
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = make_loop
 
 
 def _is_news(record: logging_lib.LogRecord) -> bool:
