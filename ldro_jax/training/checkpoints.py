@@ -180,14 +180,19 @@ class Checkpoints:
             self._check(step, payload, like)
             try:
                 state = self._state(step, like)
-                and_then(step)
             except Exception as error:
-                state, reason = None, _reason(error)
+                reason = _reason(error)
         if processes.all_agree(state is not None):
             # All processes take part in the sums.
-            if identity_lib.digest(state) == payload["state"]:
-                return state, payload
+            is_whole = identity_lib.digest(state) == payload["state"]
             reason = "it is not what was saved"
+            if is_whole:
+                try:
+                    and_then(step)
+                except Exception as error:
+                    is_whole, reason = False, _reason(error)
+            if processes.all_agree(is_whole):
+                return state, payload
         logging.warning(
             "The checkpoint of step %d in %s can't be read (%s).", step, self._directory, reason
         )

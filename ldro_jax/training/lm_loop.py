@@ -82,8 +82,16 @@ def train(
         now = _Progress(
             records.empty_run(trial, schedule), program.first_probabilities(trial.method)
         )
-        restored = saved.restore(state, lambda step: source.restore(places / str(step)))
-        if restored is not None:
+
+        def restore_source(step):
+            # Another one each time: what a damaged checkpoint did to it must not stay.
+            nonlocal source
+            source = program.source(trial.seed)
+            source.restore(places / str(step))
+
+        if (restored := saved.restore(state, restore_source)) is None:
+            source = program.source(trial.seed)
+        else:
             state, record = restored
             now = _Progress.from_record(record)
             progress.write(f"{now.run.method}, seed {now.run.seed}: resumed at step {now.step}.")

@@ -145,7 +145,7 @@ def test_what_was_moved_aside_stays_however_often_it_happens(saved):
 
 
 def test_one_that_another_process_cannot_read_is_moved_aside_by_the_first(saved, monkeypatch):
-    answers, waited = iter([False, True]), []
+    answers, waited = iter([False, True, True]), []
     monkeypatch.setattr(processes, "all_agree", lambda readable: readable and next(answers))
     monkeypatch.setattr(processes, "wait_for_all", waited.append)
     check(restore(saved), 1)
@@ -295,6 +295,17 @@ def test_what_belongs_to_a_checkpoint_is_restored_with_it(saved, caplog):
     check(reader.restore(state(0), place), 1)
     reader.close()
     assert asked == [2, 1] and "step 2" in caplog.text and "the place is gone" in caplog.text
+
+
+def test_nothing_is_restored_with_an_array_that_was_altered(saved, monkeypatch):
+    # What belongs to it, the place in a stream of text, would stay there when the run starts again.
+    digests, asked = iter([[[0, 0]]]), []
+    real = identity.digest
+    monkeypatch.setattr(identity, "digest", lambda state: next(digests, None) or real(state))
+    reader = checkpoints.Checkpoints(saved)
+    check(reader.restore(state(0), asked.append), 1)
+    reader.close()
+    assert asked == [1]
 
 
 def test_other_data_is_refused_and_nothing_is_moved(tmp_path):

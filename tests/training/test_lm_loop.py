@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import itertools
 import os
+import shutil
 import signal
 import threading
 import time
@@ -21,7 +22,7 @@ from ldro_jax import transform
 from ldro_jax.evaluation import perplexity
 from ldro_jax.reporting import results
 from ldro_jax.tasks import sequences
-from ldro_jax.training import checkpoints, preemption
+from ldro_jax.training import checkpoints, identity, preemption
 from ldro_jax.training.lm_program import LanguageModelProgram
 from ldro_jax.training.prefetch import prefetched
 from ldro_jax.training.sharding import Layout
@@ -372,6 +373,50 @@ def test_another_model_is_refused_and_nothing_is_moved(interrupted):
     with pytest.raises(ValueError, match="made with another model, optimizer or version"):
         tiny_lm.train(other, interrupted)
     assert sorted(path for path in interrupted.rglob("*") if path.is_file()) == before
+
+
+class Counted(sequences.ShuffledSequences):
+    """A stream: what comes next depends on what it has given, not on what it is asked for."""
+
+    def __init__(self, tokens, length, seed):
+        super().__init__(tokens, length, seed)
+        self._given = np.zeros(len(tokens), np.int64)
+
+    def rows(self, tasks, indices):
+        own = []
+        for task in tasks:
+            own.append(self._given[task])
+            self._given[task] += 1
+        return super().rows(tasks, np.array(own))
+
+    def save(self, directory):
+        (directory / "given").write_text(" ".join(map(str, self._given)))
+
+    def restore(self, directory):
+        self._given[:] = (directory / "given").read_text().split()
+
+
+class CountedText:
+    def __init__(self, tokens):
+        self.sizes, self._tokens = np.array([len(text) for text in tokens]), tokens
+
+    def source(self, length, seed):
+        return Counted(self._tokens, length, seed)
+
+
+def test_a_stream_begins_anew_with_the_run(tmp_path, monkeypatch):
+    tokens = tiny_lm.corpus().train
+    corpus = dataclasses.replace(tiny_lm.corpus(), train=(), stream=CountedText(tokens))
+    program = tiny_lm.make_program(tiny_lm.AVERAGE, corpus)
+    expected = tiny_lm.train(program, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        tiny_lm.train(program, tmp_path / "cut", progress=tiny_lm.Progress(stop_after=2))
+    assert saved_steps(tmp_path / "cut") == [10]
+    same(tiny_lm.train(program, shutil.copytree(tmp_path / "cut", tmp_path / "resumed")), expected)
+    # The only checkpoint can be read, and so can the place beside it, but a bit is another one.
+    real, wrong = identity.digest, iter([[[0, 0]]])
+    monkeypatch.setattr(identity, "digest", lambda state: next(wrong, None) or real(state))
+    same(tiny_lm.train(program, shutil.copytree(tmp_path / "cut", tmp_path / "damaged")), expected)
 
 
 def _unstable(count):
