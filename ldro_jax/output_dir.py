@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from ldro_jax import paths
-from ldro_jax.reporting import results as results_lib
+from ldro_jax.records import results as results_lib
 
 CONFIG, RESULTS, REPORT = "config.gin", "results.json", "report.html"
 # All that an experiment writes, in the order in which it is deleted: without the results it doesn't

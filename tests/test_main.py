@@ -15,7 +15,7 @@ import pytest
 from command_line import DIGITS, command, fails, snapshot
 
 from ldro_jax import configuration
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.training import experiment, loop, writers
 
 pytest.importorskip("sklearn")

@@ -11,7 +11,7 @@ import pytest
 
 from ldro_jax import paths
 from ldro_jax.output_dir import OutputDir
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 
 CONFIG = "x = 1\nrun.experiment = @a\n"
 OTHER = "x = 2\ny = 1\nrun.experiment = @a\n"

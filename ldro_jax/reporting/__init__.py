@@ -1,15 +1,6 @@
 """Records of experiments, and tables, figures and reports made from them."""
 
-from ldro_jax.reporting.comparison import Row, headline_rows, step_seconds, task_order, verdict
-from ldro_jax.reporting.findings import headline_words
-from ldro_jax.reporting.relative import (
-    relative_record,
-    table1_html,
-    table1_text,
-    table1_words,
-)
-from ldro_jax.reporting.report import write_report
-from ldro_jax.reporting.results import (
+from ldro_jax.records.results import (
     Evaluation,
     Results,
     ResultsError,
@@ -21,6 +12,15 @@ from ldro_jax.reporting.results import (
     save_results,
     summarise_evaluation,
 )
+from ldro_jax.reporting.comparison import Row, headline_rows, step_seconds, task_order, verdict
+from ldro_jax.reporting.findings import headline_words
+from ldro_jax.reporting.relative import (
+    relative_record,
+    table1_html,
+    table1_text,
+    table1_words,
+)
+from ldro_jax.reporting.report import write_report
 from ldro_jax.reporting.summary import (
     Difference,
     Group,

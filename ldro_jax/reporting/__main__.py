@@ -13,7 +13,7 @@ import argparse
 import sys
 
 from ldro_jax import paths, reporting
-from ldro_jax.reporting.compact import compact
+from ldro_jax.records.compact import compact
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ldro_jax.records.results import Results
 from ldro_jax.reporting.numbers import MISSING
-from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
     MIN_SEEDS,
     Difference,

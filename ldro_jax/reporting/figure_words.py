@@ -8,10 +8,10 @@ import math
 
 import numpy as np
 
+from ldro_jax.records.results import Results
 from ldro_jax.reporting.comparison import step_seconds
 from ldro_jax.reporting.numbers import decimals_for, number
 from ldro_jax.reporting.plots.balance import checkpoint_means
-from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
     default_baseline,
     final_evaluation,

@@ -8,9 +8,9 @@ else is called not separated, whoever has the higher mean, and whoever wrote the
 import math
 from collections.abc import Sequence
 
+from ldro_jax.records.results import Results
 from ldro_jax.reporting.comparison import judgement, sorted_out
 from ldro_jax.reporting.numbers import decimals_for, mean_and_std, number, with_interval
-from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
     MIN_SEEDS,
     Group,

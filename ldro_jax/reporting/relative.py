@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from ldro_jax.evaluation.perplexity import relative_perplexity
+from ldro_jax.records.results import Results, summarise_evaluation
 from ldro_jax.reporting.comparison import headline_rows, sorted_out
 from ldro_jax.reporting.layout import Table, best_rows
 from ldro_jax.reporting.numbers import MISSING, decimals_for, mean_and_std, number
-from ldro_jax.reporting.results import Results, summarise_evaluation
 from ldro_jax.reporting.summary import (
     MIN_SEEDS,
     Group,

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ldro_jax import paths
+from ldro_jax.records.results import Results
 from ldro_jax.reporting import figure_words, findings, plots, relative, sweep_sections, tables
 from ldro_jax.reporting.page import Page, note, paragraph, slug, table, wide
 from ldro_jax.reporting.plots.balance import checkpoint_means
 from ldro_jax.reporting.plots.interaction import last_interaction
 from ldro_jax.reporting.plots.training import moving_weights
-from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
     MIN_SEEDS,
     default_baseline,

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax.reporting.json_types import plain
-from ldro_jax.reporting.results import Evaluation, Results, Run
+from ldro_jax.records.json_types import plain
+from ldro_jax.records.results import Evaluation, Results, Run
 
 MIN_SEEDS = 3
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom; the last also serves for more.

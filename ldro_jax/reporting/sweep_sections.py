@@ -6,11 +6,11 @@ As in `findings`, a method is called better only where the paired difference ove
 import math
 from collections.abc import Mapping
 
+from ldro_jax.records.results import Results
 from ldro_jax.reporting import plots, sweep_tables
 from ldro_jax.reporting.comparison import sorted_out
 from ldro_jax.reporting.numbers import decimals_for, number
 from ldro_jax.reporting.page import Page, note, paragraph, slug, wide
-from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
     MIN_SEEDS,
     final_evaluation,

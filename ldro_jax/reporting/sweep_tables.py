@@ -3,10 +3,10 @@
 import math
 from collections.abc import Mapping
 
+from ldro_jax.records.results import Results
 from ldro_jax.reporting.comparison import verdict
 from ldro_jax.reporting.layout import Table, best_rows
 from ldro_jax.reporting.numbers import MISSING, decimals_for, mean_and_std, number
-from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
     Difference,
     mean_interval,

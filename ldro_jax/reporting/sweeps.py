@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ldro_jax.evaluation.pareto import hypervolume, non_dominated
-from ldro_jax.reporting.results import Results, Run
+from ldro_jax.records.results import Results, Run
 from ldro_jax.reporting.summary import (
     Group,
     default_baseline,

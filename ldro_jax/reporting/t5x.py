@@ -21,7 +21,7 @@ from typing import Any
 
 from ldro_jax import paths
 from ldro_jax.evaluation.perplexity import perplexity
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.training import experiment
 
 METRIC = "perplexity"

@@ -2,10 +2,10 @@
 
 import math
 
+from ldro_jax.records.results import Results
 from ldro_jax.reporting.comparison import Row, headline_rows, task_order, verdict
 from ldro_jax.reporting.layout import Table, best_rows
 from ldro_jax.reporting.numbers import MISSING, decimals_for, mean_and_std, number, with_interval
-from ldro_jax.reporting.results import Results
 from ldro_jax.reporting.summary import (
     default_baseline,
     final_values,

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ldro_jax import paths
-from ldro_jax.reporting import files
+from ldro_jax.records import files
 from ldro_jax.training import identity as identity_lib
 from ldro_jax.training import processes
 

@@ -2,9 +2,7 @@
 
 import collections
 import hashlib
-import importlib.metadata
 import itertools
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +14,8 @@ from absl import logging
 from flax import linen as nn
 
 from ldro_jax import checks, reporting
-from ldro_jax.reporting import results, tables
+from ldro_jax.records import provenance, results
+from ldro_jax.reporting import tables
 from ldro_jax.tasks import base, sampling
 from ldro_jax.training import loop, processes
 from ldro_jax.training import runs as runs_lib
@@ -119,8 +118,8 @@ def multitask_classification(
             metric="accuracy",
             higher_is_better=True,
             runs=runs,
-            versions=versions(),
-            device=device(),
+            versions=provenance.versions(),
+            device=provenance.device(),
             data=data.identity,
         )
 
@@ -237,33 +236,3 @@ def require_complete(record: results.Results) -> None:
     stopped = [f"{r.method}, seed {r.seed}: {r.stopped}" for r in record.runs if r.stopped]
     if stopped:
         raise RunsStoppedError("Some runs ended early.\n" + "\n".join(stopped))
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that numbers depend on.
-
-    Returns:
-      Versions by package name; packages that aren't installed are left out.
-    """
-    found = {}
-    for package in ("ldro-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def device() -> dict[str, Any]:
-    """What the numbers were computed on.
-
-    Returns:
-      Platform, kind and count of the devices, and the number of processor cores.
-    """
-    first = jax.devices()[0]
-    return {
-        "platform": first.platform,
-        "kind": first.device_kind,
-        "count": jax.device_count(),
-        "cpu_cores": os.cpu_count(),
-    }

@@ -16,7 +16,8 @@ import tqdm
 from absl import logging
 
 from ldro_jax import checks, paths, weighting
-from ldro_jax.reporting import files, relative, results
+from ldro_jax.records import files, provenance, results
+from ldro_jax.reporting import relative
 from ldro_jax.tasks import sequences
 from ldro_jax.training import experiment, lm_loop, processes
 from ldro_jax.training import identity as identity_lib
@@ -125,8 +126,8 @@ def multilingual(
             metric=lm_loop.METRIC,
             higher_is_better=False,
             runs=runs,
-            versions=experiment.versions(),
-            device=experiment.device(),
+            versions=provenance.versions(),
+            device=provenance.device(),
             references=references_lib.perplexities(alone, corpus.task_names),
             task_sizes=dict(zip(corpus.task_names, corpus.sizes.tolist(), strict=True)),
             select_by="average",

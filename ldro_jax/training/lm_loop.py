@@ -14,7 +14,7 @@ from absl import logging
 
 from ldro_jax import paths
 from ldro_jax.evaluation import perplexity
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.tasks import sequences
 from ldro_jax.training import checkpoints, preemption, processes, records, writers
 from ldro_jax.training.lm_program import LanguageModelProgram

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.training import checkpoints, preemption, records, writers
 from ldro_jax.training.program import Program, Trial
 

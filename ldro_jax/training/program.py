@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from ldro_jax import transform
 from ldro_jax.evaluation import accuracy
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.tasks import base
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method

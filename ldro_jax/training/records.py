@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from ldro_jax import transform
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.training.program import Trial
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ldro_jax.evaluation import perplexity
-from ldro_jax.reporting import files
+from ldro_jax.records import files
 from ldro_jax.tasks import sequences
 from ldro_jax.training.lm_program import LanguageModelProgram
 

@@ -9,7 +9,7 @@ from typing import Any
 from absl import logging
 
 from ldro_jax import checks, paths, weighting
-from ldro_jax.reporting import json_types, results
+from ldro_jax.records import json_types, results
 from ldro_jax.training import identity as identity_lib
 from ldro_jax.training import processes
 from ldro_jax.training.method import Method

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from ldro_jax import checks, reporting, transform
-from ldro_jax.reporting import files, results
+from ldro_jax.records import files, provenance, results
 from ldro_jax.tasks import base, synthetic
 from ldro_jax.training import experiment, preemption, processes
 from ldro_jax.training import runs as runs_lib
@@ -177,8 +177,8 @@ def trajectories(
             metric="loss",
             higher_is_better=False,
             runs=runs,
-            versions=experiment.versions(),
-            device=experiment.device(),
+            versions=provenance.versions(),
+            device=provenance.device(),
             data=identity,
         )
 

@@ -9,8 +9,8 @@ import pytest
 
 from ldro_jax import reporting
 from ldro_jax.evaluation.perplexity import perplexity
+from ldro_jax.records.compact import compact
 from ldro_jax.reporting import Results, Run, plots, summarise_evaluation, sweeps
-from ldro_jax.reporting.compact import compact
 
 NAMES = ["<b>English", "German", "Tamil", "Yoruba"]
 STEPS = (10, 20, 30, 40, 50)

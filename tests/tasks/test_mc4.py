@@ -11,7 +11,7 @@ import pytest
 import tiny_mc4
 
 from ldro_jax import configuration
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.tasks import mc4
 from ldro_jax.training import lm_loop, writers
 

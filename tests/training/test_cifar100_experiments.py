@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ldro_jax import configuration
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.tasks import cifar100
 
 _REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "tfds"

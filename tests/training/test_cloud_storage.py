@@ -14,7 +14,7 @@ import tiny
 import tiny_lm
 
 from ldro_jax import configuration, main, output_dir, paths, reporting
-from ldro_jax.reporting import files, results
+from ldro_jax.records import files, results
 from ldro_jax.tasks import sequences, streaming
 from ldro_jax.training import checkpoints
 

@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from ldro_jax.models import cnn, mlp
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.training import experiment, loop, runs
 from ldro_jax.training.method import Method
 from ldro_jax.training.program import Program

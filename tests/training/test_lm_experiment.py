@@ -15,7 +15,8 @@ import pytest
 import tiny_lm
 
 from ldro_jax.evaluation import perplexity
-from ldro_jax.reporting import relative, results
+from ldro_jax.records import results
+from ldro_jax.reporting import relative
 from ldro_jax.training import experiment, lm_experiment, lm_loop, preemption
 from ldro_jax.training.lm_program import LanguageModelProgram
 from ldro_jax.training.method import Method, grid

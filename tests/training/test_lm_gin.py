@@ -9,7 +9,7 @@ import pytest
 import tiny_lm
 
 from ldro_jax import configuration
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.training import writers
 
 # Importing seqio brings TensorFlow, whose packages use what is deprecated.

@@ -20,7 +20,7 @@ from jax import flatten_util
 
 from ldro_jax import transform
 from ldro_jax.evaluation import perplexity
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.tasks import sequences
 from ldro_jax.training import checkpoints, identity, preemption
 from ldro_jax.training.lm_program import LanguageModelProgram

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.tasks import sampling
 from ldro_jax.training import records, step
 from ldro_jax.training.program import Trial

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.training import loop, processes, records, runs
 from ldro_jax.training.program import Trial
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from ldro_jax import configuration
-from ldro_jax.reporting import results
+from ldro_jax.records import results
 from ldro_jax.tasks import synthetic as tasks
 from ldro_jax.training import synthetic
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ldro_jax import reporting
+from ldro_jax.records.compact import compact
 from ldro_jax.reporting import __main__ as command
-from ldro_jax.reporting.compact import compact
 
 NAMES = [f"task {i}" for i in range(12)]
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ldro_jax.reporting.results import Results, Run
+from ldro_jax.records.results import Results, Run
 
 
 def compact(results: Results) -> Results:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ldro_jax import paths
-from ldro_jax.reporting.files import ResultsError, read_json, write_json
-from ldro_jax.reporting.json_types import plain
+from ldro_jax.records.files import ResultsError, read_json, write_json
+from ldro_jax.records.json_types import plain
 
 FORMAT = 1
 
