@@ -18,5 +18,5 @@ use_environment t5x
 # Editable, because T5X's packages leave out its decoder-only network.
 python -m pip install --quiet --disable-pip-version-check --no-deps --editable "$t5x"
 python -m pip install --quiet --disable-pip-version-check --no-deps "$airio" "$jestimator"
-python -c "import t5x.train, t5x.examples.decoder_only.network, ldro_jax.t5x"
+python -c "import t5x.train, t5x.examples.decoder_only.network, ldro_jax.t5x.trainer"
 echo "T5X is installed."

@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from ldro_jax.reporting import Results, Run, Series, summarise_evaluation
+from ldro_jax.records.results import Results, Run, Series, summarise_evaluation
 
 TASKS = ("clean", "rotated", "inverted", "noisy", "blurred", "cropped", "flipped", "low contrast")
 METHODS = {

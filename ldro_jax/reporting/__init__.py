@@ -1,83 +1,99 @@
-"""Records of experiments, and tables, figures and reports made from them."""
+"""The report of a record: tables for a terminal, a page with figures.
 
-from ldro_jax.records.results import (
-    Evaluation,
-    Results,
-    ResultsError,
-    Run,
-    Series,
-    load_results,
-    run_from_record,
-    run_to_record,
-    save_results,
-    summarise_evaluation,
-)
-from ldro_jax.reporting.comparison import Row, headline_rows, step_seconds, task_order, verdict
-from ldro_jax.reporting.findings import headline_words
-from ldro_jax.reporting.relative import (
-    relative_record,
-    table1_html,
-    table1_text,
-    table1_words,
-)
-from ldro_jax.reporting.report import write_report
-from ldro_jax.reporting.summary import (
-    Difference,
-    Group,
-    Spread,
-    default_baseline,
-    final_evaluation,
-    final_values,
-    group_runs,
-    mean_spread,
-    paired_difference,
-    progress_split,
-    report_split,
-    select_best,
-)
-from ldro_jax.reporting.tables import (
-    comparison_html,
-    headline_html,
-    headline_text,
-    task_table_html,
-)
+What is compared is resolved once (`comparison`), from the record as a table (`frame`). `sections`
+says what a page shows, `tables` and `figures` make its parts, `page` renders it with `templates/`.
+"""
 
-__all__ = [
-    "Difference",
-    "Evaluation",
-    "Group",
-    "Results",
-    "ResultsError",
-    "Row",
-    "Run",
-    "Series",
-    "Spread",
-    "comparison_html",
-    "default_baseline",
-    "final_evaluation",
-    "final_values",
-    "group_runs",
-    "headline_html",
-    "headline_rows",
-    "headline_text",
-    "headline_words",
-    "load_results",
-    "mean_spread",
-    "paired_difference",
-    "progress_split",
-    "relative_record",
-    "report_split",
-    "run_from_record",
-    "run_to_record",
-    "save_results",
-    "select_best",
-    "step_seconds",
-    "summarise_evaluation",
-    "table1_html",
-    "table1_text",
-    "table1_words",
-    "task_order",
-    "task_table_html",
-    "verdict",
-    "write_report",
-]
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from ldro_jax import paths
+from ldro_jax.records.results import Results, save_results
+
+__all__ = ["finish", "headline_text", "write_report"]
+
+
+def write_report(
+    record: Results,
+    output_dir: str | os.PathLike,
+    *,
+    config_text: str = "",
+    baseline: str | None = None,
+    extra_sections: Sequence[tuple[str, str, Any]] = (),
+) -> pathlib.Path:
+    """Writes `report.html` and `figures/*.png`.
+
+    For a sweep it shows the frontiers of all settings, and everything else with one setting per
+    method, the one whose value `record.select_by` was best on validation.
+
+    Args:
+      record: what came out.
+      output_dir: the folder; it is made if missing.
+      config_text: the resolved configuration, shown as it is.
+      baseline: what methods are compared with; by default the one that trains on the average loss.
+      extra_sections: title, caption, and a matplotlib figure or trusted HTML. The figure is saved
+        too. Title and caption are escaped.
+
+    Returns:
+      The path of `report.html`.
+
+    Raises:
+      ImportError: if the extra `plots` is not installed.
+      ValueError: if there is no method of the name `baseline`.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import matplotlib  # noqa: F401
+
+        from ldro_jax.reporting import comparison, page, sections
+    except ImportError as error:
+        raise ImportError(
+            f"A report needs what can't be imported here ({error}): pip install 'ldro-jax[plots]', "
+            "then write the report again."
+        ) from error
+    compared = comparison.compare(record, baseline=baseline)
+    return page.write(
+        paths.make(output_dir),
+        f"{record.experiment}: average and worst task",
+        sections.introduction(compared),
+        sections.of(compared, config_text, extra_sections),
+    )
+
+
+def headline_text(record: Results) -> str:
+    """The tables for a terminal, at most 100 columns wide, the best of a column marked with `*`.
+
+    Of a sweep all settings are shown. Where the record has the values of models of one task each,
+    relative values follow, with one setting of each method.
+    """
+    from ldro_jax.reporting import comparison, tables
+
+    if not record.runs:
+        return "no runs"
+    everything = comparison.compare(record, every_setting=True)
+    found = [tables.headline(everything), tables.relative(comparison.compare(record))]
+    return "\n\n".join(table.text() for table in found if table)
+
+
+def finish(
+    record: Results,
+    output_dir: pathlib.Path,
+    config_text: str,
+    extra_sections: Sequence[tuple[str, str, Any]] = (),
+) -> None:
+    """Writes the report, then `results.json`, and prints the tables; see :func:`write_report`.
+
+    Without the extra `plots` there is no report, and a warning says why.
+    """
+    try:
+        write_report(record, output_dir, config_text=config_text, extra_sections=extra_sections)
+    except ImportError as error:
+        logging.warning("No report is written: %s", error)
+    # Last, because a directory that has it counts as finished.
+    save_results(record, output_dir / "results.json")
+    print(headline_text(record))
+    print(f"Everything is in {output_dir}; look at {output_dir / 'report.html'}.")

@@ -14,6 +14,7 @@ import sys
 
 from ldro_jax import paths, reporting
 from ldro_jax.records.compact import compact
+from ldro_jax.records.results import load_results, save_results
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         record, output_dir = paths.make(args.record), paths.make(args.output_dir)
-        results = reporting.load_results(record)
+        results = load_results(record)
         if args.compact:
             results = compact(results)
         config = record.with_name("config.gin")
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             baseline=args.baseline,
         )
         if args.compact:
-            reporting.save_results(results, output_dir / "results.json")
+            save_results(results, output_dir / "results.json")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
     print(f"Look at {page}.")

@@ -1,165 +1,248 @@
-"""One row of numbers per method, and the order and verdicts that tables and figures share."""
+"""What a report compares, resolved once: splits, settings, the baseline, the order of the tasks.
 
-import collections
+Everything that is drawn or written afterwards is read from here, so that no two parts of a report
+can mean different runs.
+"""
+
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
-from ldro_jax.records.results import Results
-from ldro_jax.reporting.numbers import MISSING
-from ldro_jax.reporting.summary import (
-    MIN_SEEDS,
-    Difference,
-    Group,
-    Spread,
-    default_baseline,
-    final_evaluation,
-    final_values,
-    group_runs,
-    mean_spread,
-    report_split,
-)
+from ldro_jax.evaluation.perplexity import relative_perplexity
+from ldro_jax.records.results import Results, summarise_evaluation
+from ldro_jax.reporting import frame
+from ldro_jax.reporting.frame import DataFrame, Setting
+from ldro_jax.reporting.statistics import Difference, Spread, difference, spread
 
-_VERDICTS = {
-    "better": "clearly better",
-    "worse": "clearly worse",
-    "not separated": "not separated",
-    MISSING: "cannot be compared",
-}
+_OVERALL = ["average", "worst", "worst_task"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One method in the headline table.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Values:
+    """The final values of what is compared.
 
     Attributes:
-      label: the method's name.
-      average: the final average over the tasks.
-      worst: the final value of the worst task.
-      worst_task: the task that is worst in most seeds, or None.
-      seconds: the time per step.
-      time_ratio: the time per step divided by the baseline's; NaN if either is unknown.
-      finished: seeds that ended with an evaluation.
-      seeds: seeds started.
+      metric: what was measured.
+      higher_is_better: its direction.
+      split: where.
+      settings: what is compared.
+      baseline: one of them.
+      overall: by setting, for each finished seed, the columns average, worst and worst_task.
+      tasks: by setting, for each finished seed, a column for each task.
     """
 
-    label: str
-    average: Spread
-    worst: Spread
-    worst_task: str | None
-    seconds: Spread
-    time_ratio: float
-    finished: int
-    seeds: int
+    metric: str
+    higher_is_better: bool
+    split: str
+    settings: Sequence[Setting]
+    baseline: Setting
+    overall: Mapping[Setting, DataFrame]
+    tasks: Mapping[Setting, DataFrame]
+
+    @property
+    def sign(self) -> float:
+        """1 if higher is better, else -1."""
+        return 1.0 if self.higher_is_better else -1.0
+
+    @property
+    def any(self) -> bool:
+        """Whether some run has finished with a value."""
+        return any(map(len, self.overall.values()))
+
+    @property
+    def others(self) -> list[Setting]:
+        """All settings but the baseline."""
+        return [s for s in self.settings if s is not self.baseline]
+
+    def spreads(self, which: str) -> list[Spread]:
+        """Mean and spread over seeds of the "average" or "worst" value of each setting."""
+        return [spread(self.overall[s][which]) for s in self.settings]
+
+    def differences(self, which: str) -> dict[str, Difference]:
+        """How the others differ from the baseline seed by seed, by label."""
+        values = {s: self.overall[s][which] for s in self.settings}
+        return {s.label: difference(values[s], values[self.baseline]) for s in self.others}
+
+    def task_spread(self, setting: Setting, task: str) -> Spread:
+        """Mean and spread over seeds of one task."""
+        return spread(self.tasks[setting][task])
 
 
-def step_seconds(group: Group) -> Spread:
-    """The time per step of a group, over the runs that measured it."""
-    times = [r.seconds_per_step for r in group.runs]
-    return mean_spread(t for t in times if t is not None and _positive(t))
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """Everything that is compared.
+
+    Attributes:
+      record: what it was made from.
+      settings: all settings of all methods.
+      evaluations: of all settings, see :func:`frame.evaluations`.
+      shown: one setting of each method, labelled by the method; or all settings.
+      baseline: the one of `shown` that the others are compared with; without runs an empty one.
+      values: final values on the split that is reported.
+      relative: final values relative to models of one task each, in per cent; None without them.
+      own: by task, the values of those models; NaN where there is none.
+      progress_split: where training is followed: the split with most evaluations.
+      task_order: from the baseline's worst task to its best; those without a value come first.
+    """
+
+    record: Results
+    settings: Sequence[Setting]
+    evaluations: DataFrame
+    shown: Sequence[Setting]
+    baseline: Setting
+    values: Values
+    relative: Values | None
+    own: Mapping[str, float]
+    progress_split: str
+    task_order: Sequence[str]
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether some method has several settings."""
+        return len(self.methods) < len(self.settings)
+
+    @property
+    def methods(self) -> dict[str, list[Setting]]:
+        """All settings of each method, in order of first appearance."""
+        found: dict[str, list[Setting]] = {}
+        for setting in self.settings:
+            found.setdefault(setting.method, []).append(setting)
+        return found
+
+    def rows(self, setting: Setting, split: str) -> DataFrame:
+        """The evaluations of a setting on a split, by the metric that is compared."""
+        return frame.of(self.evaluations, setting, split, self.record.metric)
+
+    def checkpoints(self, setting: Setting) -> DataFrame:
+        """Mean average and worst value by step, see :func:`frame.common_steps`."""
+        return frame.common_steps(self.rows(setting, self.values.split), setting)
 
 
-def headline_rows(
-    results: Results, *, split: str | None = None, baseline: str | None = None
-) -> list[Row]:
-    """The content of the headline table.
+def compare(
+    record: Results, *, baseline: str | None = None, every_setting: bool = False
+) -> Comparison:
+    """Resolves what is compared.
 
     Args:
-      results: the record.
-      split: the split to report; by default `report_split(results)`.
-      baseline: the method that times are relative to; by default see `default_baseline`.
+      record: what was run.
+      baseline: a method or the label of a setting; by default the first that trains on the average
+        loss, going by its name ("average", "uniform", "equal", "ERM"), or else simply the first.
+      every_setting: compare all settings, instead of the one of each method whose value
+        `record.select_by` was best on validation.
 
     Returns:
-      One row per group, in order of first appearance.
+      The comparison.
 
     Raises:
-      ValueError: if no group has the name `baseline`.
+      ValueError: if there is no method of the name `baseline`, or a reference isn't positive.
     """
-    groups = group_runs(results.runs)
-    if not groups:
-        return []
-    split = split or report_split(results)
-    reference = step_seconds(default_baseline(groups, baseline)).mean
-    rows = []
-    for group in groups:
-        final = [final_evaluation(run, split, results.metric) for run in group.runs]
-        final = [entry for entry in final if entry is not None]
-        names = collections.Counter(entry.worst_task for entry in final)
-        seconds = step_seconds(group)
-        rows.append(
-            Row(
-                label=group.label,
-                average=mean_spread(entry.average for entry in final),
-                worst=mean_spread(entry.worst for entry in final),
-                worst_task=names.most_common(1)[0][0] if names else None,
-                seconds=seconds,
-                time_ratio=seconds.mean / reference,
-                finished=len(final),
-                seeds=len(group.runs),
-            )
+    settings = frame.settings(record.runs)
+    evaluations = frame.evaluations(settings)
+    base = _baseline(settings, baseline)
+    if every_setting or not settings:
+        shown = settings
+    else:
+        chosen = _chosen(record, settings, evaluations)
+        shown = [dataclasses.replace(s, label=s.method) for s in chosen]
+        base = next(s for s in shown if s.method == base.method)
+    compared = evaluations[evaluations.metric == record.metric]
+    split = frame.report_split(compared)
+    finals = {s: frame.last(frame.of(compared, s, split, record.metric)) for s in shown}
+    values = _values(record, split, shown, base, finals)
+    known = record.references.get(split, {})
+    own = {name: known.get(name, math.nan) for name in record.task_names}
+    return Comparison(
+        record=record,
+        settings=settings,
+        evaluations=evaluations,
+        shown=shown,
+        baseline=base,
+        values=values,
+        relative=_relative(values, own),
+        own=own,
+        progress_split=frame.progress_split(compared),
+        task_order=_task_order(values, record.task_names),
+    )
+
+
+def _baseline(settings: Sequence[Setting], name: str | None) -> Setting:
+    if not settings:
+        return Setting(0, "", {}, "", ())
+    if name is not None:
+        for setting in settings:
+            if name in (setting.label, setting.method):
+                return setting
+        labels = ", ".join(repr(setting.label) for setting in settings)
+        raise ValueError(f"Expected the baseline to be one of {labels}; found {name!r}.")
+    for setting in settings:
+        if re.search(r"\b(average|uniform|equal|erm)\b", setting.method.lower().replace("_", " ")):
+            return setting
+    return settings[0]
+
+
+def _chosen(record, settings, evaluations) -> list[Setting]:
+    """The setting of each method that is best on validation, the first of equals.
+
+    A run is judged by its value at the step of its last test evaluation, so that it is the tested
+    checkpoint that is judged; without one, by its last value.
+    """
+    sign = 1.0 if record.higher_is_better else -1.0
+    best: dict[str, tuple[float, Setting]] = {}
+    for setting in settings:
+        rows = frame.of(evaluations, setting, "validation", record.metric)
+        final = frame.last(rows)[record.select_by]
+        tested = frame.last(frame.of(evaluations, setting, "test", record.metric)).step
+        at = dict(zip(zip(rows.seed, rows.step, strict=True), rows[record.select_by], strict=True))
+        judged = [at.get((seed, tested.get(seed)), value) for seed, value in final.items()]
+        score = sign * spread(judged).mean
+        score = score if math.isfinite(score) else -math.inf
+        if setting.method not in best or score > best[setting.method][0]:
+            best[setting.method] = (score, setting)
+    return [setting for _, setting in best.values()]
+
+
+def _values(record, split, settings, baseline, finals) -> Values:
+    tasks = {
+        s: pd.DataFrame(
+            [[e.get(name, math.nan) for name in record.task_names] for e in rows.per_task],
+            index=rows.index,
+            columns=list(record.task_names),
+            dtype=float,
         )
-    return rows
-
-
-def verdict(difference: Difference, higher_is_better: bool) -> str:
-    """One or two words on a paired difference: "better", "worse", "not separated" or "n/a"."""
-    if not math.isfinite(difference.mean):
-        return MISSING
-    if not difference.clear:
-        return "not separated"
-    return "better" if (difference.mean > 0) == higher_is_better else "worse"
-
-
-def judgement(difference: Difference, higher_is_better: bool) -> str:
-    """A clause on a paired difference that is a number: whether it is clear, and if not, why."""
-    found = verdict(difference, higher_is_better)
-    if found != "not separated":
-        return f"clearly {found}"
-    if difference.n < MIN_SEEDS:
-        seeds = "one common seed" if difference.n == 1 else f"{difference.n} common seeds"
-        return f"with {seeds} this cannot be told from chance"
-    return "these seeds do not separate the two"
-
-
-def sorted_out(differences: Mapping[str, Difference], higher_is_better: bool) -> str:
-    """Which methods are clearly better or worse than the baseline, and which are not.
-
-    Args:
-      differences: to the baseline, by method.
-      higher_is_better: the direction.
-
-    Returns:
-      Lists of methods, such as "clearly better: A, B; not separated: C".
-    """
-    lists = collections.defaultdict(list)
-    for method, difference in differences.items():
-        lists[verdict(difference, higher_is_better)].append(method)
-    names = {
-        key: f"all {len(found)}" if len(found) == len(differences) > 3 else ", ".join(found)
-        for key, found in lists.items()
+        for s, rows in finals.items()
     }
-    return "; ".join(f"{text}: {names[key]}" for key, text in _VERDICTS.items() if key in names)
+    overall = {s: rows[_OVERALL] for s, rows in finals.items()}
+    direction = record.higher_is_better
+    return Values(record.metric, direction, split, settings, baseline, overall, tasks)
 
 
-def task_order(
-    results: Results, *, split: str | None = None, baseline: str | None = None
-) -> list[str]:
-    """The task names from the baseline's worst to its best; those without a value come first."""
-    groups = group_runs(results.runs)
-    if not groups:
-        return list(results.task_names)
-    base = default_baseline(groups, baseline)
-    split = split or report_split(results)
-    means = [
-        mean_spread(final_values(base, split, results.metric, f"task:{name}").values()).mean
-        for name in results.task_names
-    ]
-    sign = 1.0 if results.higher_is_better else -1.0
-    keys = np.where(np.isnan(means), -np.inf, sign * np.array(means))
-    return [results.task_names[int(i)] for i in np.argsort(keys, kind="stable")]
+def _relative(values: Values, own: Mapping[str, float]) -> Values | None:
+    """100 (value - own) / own by task; the average and the worst task are those of these values."""
+    names = [name for name, value in own.items() if math.isfinite(value)]
+    if not names or not values.settings:
+        return None
+    references = np.array([own[name] for name in names])
+    metric = f"relative {values.metric}"
+    tasks, overall = {}, {}
+    for setting, table in values.tasks.items():
+        found = [relative_perplexity(row, references) for row in table[names].to_numpy()]
+        entries = [
+            summarise_evaluation(0, values.split, metric, names, row, values.higher_is_better)
+            for row in found
+        ]
+        tasks[setting] = pd.DataFrame(found, table.index, names, dtype=float)
+        rows = [(e.average, e.worst, e.worst_task) for e in entries]
+        overall[setting] = pd.DataFrame(rows, table.index, _OVERALL)
+    return dataclasses.replace(values, metric=metric, overall=overall, tasks=tasks)
 
 
-def _positive(value) -> bool:
-    return value is not None and math.isfinite(value) and value > 0
+def _task_order(values: Values, names: Sequence[str]) -> list[str]:
+    if not values.settings:
+        return list(names)
+    means = np.array([values.task_spread(values.baseline, name).mean for name in names])
+    keys = np.where(np.isnan(means), -np.inf, values.sign * means)
+    return [names[int(place)] for place in np.argsort(keys, kind="stable")]

@@ -1,167 +1,276 @@
-"""The tables of a report, as text for the terminal and as HTML."""
+"""The tables of a report, as texts that a page or a terminal shows."""
 
+import collections
+import dataclasses
 import math
+from collections.abc import Collection, Sequence
 
-from ldro_jax.records.results import Results
-from ldro_jax.reporting.comparison import Row, headline_rows, task_order, verdict
-from ldro_jax.reporting.layout import Table, best_rows
-from ldro_jax.reporting.numbers import MISSING, decimals_for, mean_and_std, number, with_interval
-from ldro_jax.reporting.summary import (
-    default_baseline,
-    final_values,
-    group_runs,
-    mean_spread,
-    paired_difference,
-    report_split,
-)
+from ldro_jax.records.results import summarise_evaluation
+from ldro_jax.reporting import statistics
+from ldro_jax.reporting.comparison import Comparison, Values
+from ldro_jax.reporting.frame import DataFrame, Setting
+from ldro_jax.reporting.statistics import MISSING, Spread, best_places, decimals_for, spread
+from ldro_jax.reporting.sweeps import RULES, Frontiers, choices
+
+MONOLINGUAL = "Monolingual"
+_WIDTH = 100
+_MIN_NAME = 12
 
 
-def headline_text(
-    results: Results, *, split: str | None = None, baseline: str | None = None
-) -> str:
-    """The headline table for a terminal, the best of each column marked with `*`.
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of texts.
 
-    Args:
-      results: the record.
-      split: as in `headline_rows`.
-      baseline: as in `headline_rows`.
-
-    Returns:
-      Aligned lines, at most 100 columns wide: long names are cut.
+    Attributes:
+      title: what it shows.
+      header: names of the columns.
+      rows: the cells of each row.
+      best: row and column of the cells to mark.
+      text_columns: which columns aren't numbers.
     """
-    table = _headline(results, split, baseline)
-    return table.text() if table.rows else "no runs"
 
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    best: Collection[tuple[int, int]] = ()
+    text_columns: Collection[int] = (0,)
 
-def headline_html(
-    results: Results, *, split: str | None = None, baseline: str | None = None
-) -> str:
-    """The headline table as HTML, the best of each column in bold.
-
-    Args:
-      results: the record.
-      split: as in `headline_rows`.
-      baseline: as in `headline_rows`.
-
-    Returns:
-      A `<table>` element.
-    """
-    return _headline(results, split, baseline).html()
-
-
-def comparison_html(
-    results: Results, *, split: str | None = None, baseline: str | None = None
-) -> str:
-    """Every method's paired difference to the baseline, and whether it is clear.
-
-    Args:
-      results: the record.
-      split: as in `headline_rows`.
-      baseline: as in `headline_rows`.
-
-    Returns:
-      A `<table>` element, or "" if there is nothing to compare.
-    """
-    groups = group_runs(results.runs)
-    if len(groups) < 2:
-        return ""
-    split = split or report_split(results)
-    base = default_baseline(groups, baseline)
-    body = []
-    for group in (g for g in groups if g is not base):
-        row = [group.label]
-        for which in ("worst", "average"):
-            found = paired_difference(group, base, split=split, metric=results.metric, which=which)
-            decimals = decimals_for(final_values(base, split, results.metric, which).values())
-            row += [with_interval(found, decimals), verdict(found, results.higher_is_better)]
-        body.append([*row, str(found.n)])
-    header = [
-        "method",
-        f"worst, minus {base.label}",
-        "",
-        f"average, minus {base.label}",
-        "",
-        "pairs",
-    ]
-    return Table("", header, body, (), (0, 2, 4)).html()
-
-
-def task_table_html(
-    results: Results, *, split: str | None = None, baseline: str | None = None
-) -> str:
-    """Tasks by methods, the best of each task in bold, tasks from the baseline's worst to best.
-
-    Args:
-      results: the record.
-      split: as in `headline_rows`.
-      baseline: as in `headline_rows`.
-
-    Returns:
-      A `<table>` element, or "" without a finished run.
-    """
-    groups = group_runs(results.runs)
-    split = split or report_split(results)
-    order = task_order(results, split=split, baseline=baseline)
-    spreads = [
-        [
-            mean_spread(final_values(g, split, results.metric, f"task:{name}").values())
-            for g in groups
+    def text(self) -> str:
+        """Aligned lines, the best of a column marked with `*`; long names are cut to fit 100."""
+        marked = [
+            [cell + ("*" if (i, j) in self.best else " ") for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
         ]
-        for name in order
+        lines = [[cell + " " for cell in self.header], *marked]
+        limits = self._limits(lines)
+        lines = [[_cut(cell, limits[j]) for j, cell in enumerate(line)] for line in lines]
+
+        def join(line):
+            cells = zip(line, limits, range(len(line)), strict=True)
+            padded = (c.ljust(w) if j in self.text_columns else c.rjust(w) for c, w, j in cells)
+            return " ".join(padded).rstrip()
+
+        rule = "-" * max(len(join(line)) for line in lines)
+        note = ["* best of its column"] if self.best else []
+        return "\n".join([self.title, join(lines[0]), rule, *map(join, lines[1:]), *note])
+
+    def _limits(self, lines) -> list[int]:
+        """How wide each column is, names only so wide that a line has 100 characters if it can."""
+        widths = [max(len(line[j]) for line in lines) for j in range(len(self.header))]
+        while sum(widths) + len(widths) - 1 > _WIDTH:
+            longest = max(self.text_columns, key=lambda j: widths[j])
+            if widths[longest] <= _MIN_NAME:
+                break
+            widths[longest] -= 1
+        return widths
+
+
+def _cut(text: str, width: int) -> str:
+    """Cuts the middle: settings of one method differ at the end of their names."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+
+
+def step_seconds(setting: Setting) -> Spread:
+    """The time of a training step, over the runs that measured it."""
+    times = [run.seconds_per_step for run in setting.runs]
+    return spread(t for t in times if t is not None and math.isfinite(t) and t > 0)
+
+
+def headline(comparison: Comparison) -> Table:
+    """Every method's average and worst task, and what its step costs; the best of each marked."""
+    values = comparison.values
+    averages, worsts = values.spreads("average"), values.spreads("worst")
+    seconds = [step_seconds(s) for s in comparison.shown]
+    reference = step_seconds(comparison.baseline).mean
+    ratios = [s.mean / reference for s in seconds]
+    milliseconds = [s.mean * 1e3 for s in seconds]
+    quality = decimals_for(s.mean for s in [*averages, *worsts])
+    fine = decimals_for(milliseconds)
+    rows = [
+        [
+            setting.label,
+            statistics.mean_and_std(averages[i], quality),
+            statistics.mean_and_std(worsts[i], quality),
+            _worst_task(values.overall[setting]),
+            statistics.number(ratios[i], 2) + ("×" if math.isfinite(ratios[i]) else ""),
+            statistics.number(milliseconds[i], fine),
+            _seeds(len(values.overall[setting]), len(setting.runs)),
+        ]
+        for i, setting in enumerate(comparison.shown)
     ]
-    if not any(s.n for row in spreads for s in row):
-        return ""
+    columns = {
+        1: best_places([s.mean for s in averages], values.higher_is_better, quality),
+        2: best_places([s.mean for s in worsts], values.higher_is_better, quality),
+        4: best_places(ratios, False, 2),
+        5: best_places(milliseconds, False, fine),
+    }
+    header = ["method", "average", "worst task", "which task", "step time", "ms", "seeds"]
+    title = f"{values.split} {values.metric} ({_direction(values)} is better)"
+    return Table(title, header, rows, _marks(columns), (0, 3))
+
+
+def paired(comparison: Comparison) -> Table:
+    """Every other method's paired difference to the baseline, and whether it is clear."""
+    values, rows = comparison.values, [[s.label] for s in comparison.values.others]
+    for which in ("worst", "average"):
+        decimals = decimals_for(values.overall[values.baseline][which])
+        found = values.differences(which)
+        for row in rows:
+            ours = found[row[0]]
+            row += [statistics.with_interval(ours, decimals), ours.verdict(values.higher_is_better)]
+    pairs = values.differences("average")
+    rows = [[*row, str(pairs[row[0]].n)] for row in rows]
+    label = values.baseline.label
+    header = ["method", f"worst, minus {label}", "", f"average, minus {label}", "", "pairs"]
+    return Table("", header, rows, (), (0, 2, 4))
+
+
+def tasks(comparison: Comparison) -> Table:
+    """Tasks by methods, from the baseline's worst task to its best; the best of each marked."""
+    values = comparison.values
+    spreads = [
+        [values.task_spread(s, name) for s in comparison.shown] for name in comparison.task_order
+    ]
     decimals = decimals_for(s.mean for row in spreads for s in row)
-    body = [
-        [name, *(mean_and_std(s, decimals) for s in row)]
-        for name, row in zip(order, spreads, strict=True)
+    rows = [
+        [name, *(statistics.mean_and_std(s, decimals) for s in row)]
+        for name, row in zip(comparison.task_order, spreads, strict=True)
     ]
     best = {
         (i, j + 1)
         for i, row in enumerate(spreads)
-        for j in best_rows([s.mean for s in row], results.higher_is_better, decimals)
+        for j in best_places([s.mean for s in row], values.higher_is_better, decimals)
     }
-    return Table("", ["task", *(g.label for g in groups)], body, best, (0,)).html()
+    return Table("", ["task", *(s.label for s in comparison.shown)], rows, best)
 
 
-def seeds_text(row: Row) -> str:
-    """How many seeds finished, and of how many if not all did."""
-    return str(row.seeds) if row.finished == row.seeds else f"{row.finished} of {row.seeds}"
+def relative(comparison: Comparison) -> Table | None:
+    """Table 1 of Michel et al. 2021: average and worst task, absolute and relative.
+
+    The relative value of a task is `100 (value - own) / own` per cent, where `own` is the value of
+    the model trained on this task alone.
+
+    Returns:
+      The table, None if no task has such a model.
+    """
+    values, ratios = comparison.values, comparison.relative
+    if ratios is None:
+        return None
+    columns = [v.spreads(which) for v in (values, ratios) for which in ("average", "worst")]
+    absolute = decimals_for([s.mean for c in columns[:2] for s in c] + [*comparison.own.values()])
+    # Finer than a tenth of a per cent, differences of perplexity don't matter.
+    per_cent = min(decimals_for(s.mean for c in columns[2:] for s in c), 1)
+    decimals = (absolute, absolute, per_cent, per_cent)
+    rows = []
+    for i, setting in enumerate(comparison.shown):
+        cells = [statistics.mean_and_std(c[i], d) for c, d in zip(columns, decimals, strict=True)]
+        first, second = (_worst_task(v.overall[setting]) for v in (values, ratios))
+        seeds = _seeds(len(values.overall[setting]), len(setting.runs))
+        rows.append([setting.label, *cells[:2], first, *cells[2:], second, seeds])
+    names, own = zip(*comparison.own.items(), strict=True)
+    alone = summarise_evaluation(0, values.split, "", names, own, values.higher_is_better)
+    worst_task = alone.worst_task if math.isfinite(alone.worst) else MISSING
+    zero = statistics.number(0.0, per_cent)
+    means = [statistics.number(v, absolute) for v in (alone.average, alone.worst)]
+    rows.append([MONOLINGUAL, *means, worst_task, zero, zero, "", ""])
+    best = {
+        j: best_places([s.mean for s in c], values.higher_is_better, d)
+        for j, c, d in zip((1, 2, 4, 5), columns, decimals, strict=True)
+    }
+    title = (
+        f"{values.split} {values.metric}, and per cent above a model of each task alone "
+        f"({_direction(values)} is better)"
+    )
+    header = ["method", "average", "worst task", "which task", "average %", "worst %", "which task"]
+    return Table(title, [*header, "seeds"], rows, _marks(best), (0, 3, 6))
 
 
-def _headline(results, split, baseline) -> Table:
-    rows = headline_rows(results, split=split, baseline=baseline)
-    split = split or report_split(results)
-    header = [
-        "method",
-        "average",
-        "worst task",
-        "which task",
-        "step time",
-        "ms",
-        "seeds",
-    ]
-    quality = decimals_for(v for r in rows for v in (r.average.mean, r.worst.mean))
-    milliseconds = decimals_for(r.seconds.mean * 1e3 for r in rows)
-    body = [
+def hypervolumes(comparison: Comparison, found: Frontiers, *, per_setting: bool) -> Table:
+    """Every method's hypervolume and its paired difference to the baseline, with 95 % intervals."""
+    areas = found.single if per_setting else found.pooled
+    decimals = 1 + decimals_for(v for series in areas.values() for v in series)
+    base, rows = comparison.baseline.method, []
+    for method, settings in comparison.methods.items():
+        mean = statistics.interval(areas[method])
+        text = statistics.with_interval(mean, decimals, signed=False)
+        against = _against(areas[method], areas[base], decimals, True, method == base)
+        seeds = _seeds(mean.n, len({run.seed for s in settings for run in s.runs}))
+        rows.append([method, str(len(settings)), text, *against, seeds])
+    means = [spread(series).mean for series in areas.values()]
+    title = (
+        f"{'one setting, mean over settings' if per_setting else 'all settings together'}: "
+        f"hypervolume of {found.split} {found.metric} over "
+        f"({found.corner[0]:.3g}, {found.corner[1]:.3g})"
+    )
+    header = ["method", "settings", "hypervolume", f"minus {base}", "", "seeds"]
+    return Table(title, header, rows, _marks({2: best_places(means, True, decimals)}), (0, 4))
+
+
+def chosen(comparison: Comparison, by: str) -> Table:
+    """Every method's test values at the checkpoints chosen on validation, see `choices`."""
+    found, higher = choices(comparison, by), comparison.values.higher_is_better
+    base = comparison.baseline.method
+    columns = {j: {m: t[w] for m, t in found.items()} for j, w in ((1, "average"), (4, "worst"))}
+    decimals = decimals_for(v for column in columns.values() for c in column.values() for v in c)
+    rows = []
+    for method in found:
+        row = [method]
+        for column in columns.values():
+            row.append(statistics.mean_and_std(spread(column[method]), decimals))
+            row += _against(column[method], column[base], decimals, higher, method == base)
+        rows.append([*row, str(len(found[method]))])
+    best = {
+        j: best_places([spread(c).mean for c in column.values()], higher, decimals)
+        for j, column in columns.items()
+    }
+    minus = f"minus {base}"
+    header = ["method", "average", minus, "", "worst task", minus, "", "seeds"]
+    title = f"test {comparison.record.metric} of the checkpoints best on validation by {RULES[by]}"
+    return Table(title, header, rows, _marks(best), (0, 3, 6))
+
+
+def provenance(comparison: Comparison) -> list[Table]:
+    """What was run, and where."""
+    rows = [
         [
-            r.label,
-            mean_and_std(r.average, quality),
-            mean_and_std(r.worst, quality),
-            r.worst_task or MISSING,
-            number(r.time_ratio, 2) + ("×" if math.isfinite(r.time_ratio) else ""),
-            number(r.seconds.mean * 1e3, milliseconds),
-            seeds_text(r),
+            setting.label,
+            ", ".join(f"{k} = {v}" for k, v in setting.hyperparameters.items()) or "–",
+            ", ".join(str(run.seed) for run in setting.runs),
+            ", ".join(str(steps) for steps in sorted({run.num_steps for run in setting.runs})),
         ]
-        for r in rows
+        for setting in comparison.settings
     ]
-    columns = {
-        1: best_rows([r.average.mean for r in rows], results.higher_is_better, quality),
-        2: best_rows([r.worst.mean for r in rows], results.higher_is_better, quality),
-        4: best_rows([r.time_ratio for r in rows], False, 2),
-        5: best_rows([r.seconds.mean * 1e3 for r in rows], False, milliseconds),
-    }
-    direction = "higher" if results.higher_is_better else "lower"
-    title = f"{split} {results.metric} ({direction} is better)"
-    best = {(i, j) for j, rows in columns.items() for i in rows}
-    return Table(title, header, body, best, (0, 3))
+    device, versions = comparison.record.device, comparison.record.versions
+    machine = " ".join(str(device[k]) for k in ("count", "platform", "kind") if device.get(k))
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    facts = [["device", machine or "not recorded"], ["versions", found or "not recorded"]]
+    header = ["method", "hyperparameters", "seeds", "steps"]
+    return [Table("", header, rows, (), range(4)), Table("", [], facts, (), (0, 1))]
+
+
+def _against(ours, theirs, decimals, higher_is_better, is_baseline) -> list[str]:
+    if is_baseline:
+        return ["", ""]
+    found = statistics.difference(ours, theirs)
+    return [statistics.with_interval(found, decimals), found.verdict(higher_is_better)]
+
+
+def _marks(columns: dict[int, list[int]]) -> set[tuple[int, int]]:
+    return {(i, j) for j, places in columns.items() for i in places}
+
+
+def _worst_task(overall: DataFrame) -> str:
+    """The task that is worst in most seeds."""
+    names = collections.Counter(overall.worst_task)
+    return names.most_common(1)[0][0] if names else MISSING
+
+
+def _seeds(finished: int, started: int) -> str:
+    return str(started) if finished == started else f"{finished} of {started}"
+
+
+def _direction(values: Values) -> str:
+    return "higher" if values.higher_is_better else "lower"

@@ -1,13 +1,5 @@
 """L-DRO in unmodified T5X: a model, a trainer, an optimizer and data to choose in a gin file.
 
-See ``docs/t5x.md``. T5X is not on the package index: ``scripts/install_t5x.sh`` installs it.
+See ``docs/t5x.md``. T5X is not on the package index: ``scripts/install_t5x.sh`` installs it. Only
+:mod:`ldro_jax.t5x.report`, which reads what T5X's runs have written, works without it.
 """
-
-try:
-    import t5x.trainer  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        f"ldro_jax.t5x needs T5X, but it can't be imported ({error}). Install it with "
-        "scripts/install_t5x.sh of the ldro_jax repository. Everything else in ldro_jax works "
-        "without it; ldro_jax.training trains language models too."
-    ) from error

@@ -5,6 +5,9 @@ task of the mixture is packed for itself, and the rows are interleaved. They sta
 the batches of several hosts are put side by side.
 """
 
+import ldro_jax.t5x.installed  # noqa: F401
+
+# isort: split
 import dataclasses
 import functools
 import pathlib
@@ -16,8 +19,8 @@ import seqio
 import tensorflow as tf
 from t5x import utils
 
-from ldro_jax.reporting.t5x import MC4_MIXTURE, TEXT_MIXTURE
 from ldro_jax.t5x import checkpoints, tasks
+from ldro_jax.t5x.names import MC4_MIXTURE, TEXT_MIXTURE
 from ldro_jax.tasks import mc4, text, text_files
 
 

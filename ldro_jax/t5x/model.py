@@ -1,5 +1,8 @@
 """T5X's decoder-only model with the losses of rows, from which those of tasks are made."""
 
+import ldro_jax.t5x.installed  # noqa: F401
+
+# isort: split
 from collections.abc import Mapping
 from typing import Any
 

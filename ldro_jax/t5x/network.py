@@ -1,5 +1,8 @@
 """The decoder of this library behind the interface of T5X's decoder-only networks."""
 
+import ldro_jax.t5x.installed  # noqa: F401
+
+# isort: split
 from typing import Any
 
 import jax

@@ -1,5 +1,8 @@
 """A T5X optimizer that chooses task weights first: any weighting before any optimizer."""
 
+import ldro_jax.t5x.installed  # noqa: F401
+
+# isort: split
 from typing import Any, NamedTuple
 
 import jax

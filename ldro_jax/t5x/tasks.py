@@ -5,6 +5,9 @@ it, so that rows of T5X's own mixtures, which hold several tasks each, are never
 ones.
 """
 
+import ldro_jax.t5x.installed  # noqa: F401
+
+# isort: split
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
-from ldro_jax.reporting.t5x import TASKS_FILE, saved_tasks
+from ldro_jax.t5x.names import TASKS_FILE, saved_tasks
 
 MARK = "ldro_tasks"
 

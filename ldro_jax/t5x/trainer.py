@@ -1,5 +1,8 @@
 """T5X's trainer with task weights: one forward pass, weights, one backward pass."""
 
+import ldro_jax.t5x.installed  # noqa: F401
+
+# isort: split
 import itertools
 import math
 from collections.abc import Mapping, Sequence

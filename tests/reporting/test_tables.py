@@ -5,14 +5,19 @@ import dataclasses
 import pytest
 
 from ldro_jax import reporting
-from ldro_jax.reporting import Run
-from ldro_jax.reporting.numbers import decimals_for, number
+from ldro_jax.records.results import Run, summarise_evaluation
+from ldro_jax.reporting import tables
+from ldro_jax.reporting.comparison import compare
 
 
 def two(made_up, first, second, **options):
     return made_up.results(
         [made_up.run("Average", 0, first), made_up.run("L-DRO", 0, second)], **options
     )
+
+
+def marked(table):
+    return {table.rows[i][j] for i, j in table.best}
 
 
 def test_the_text_table_is_pinned(made_up):
@@ -35,14 +40,6 @@ def test_one_seed_has_no_spread_and_ties_are_both_marked(made_up):
     assert "0.500*" in text and "0.375*" not in text
 
 
-def test_values_that_read_the_same_are_marked_the_same(made_up):
-    html = reporting.headline_html(two(made_up, [0.25, 0.75], [0.2500001, 0.75]))
-    assert html.count("<strong>0.250</strong>") == 2
-    html = reporting.headline_html(two(made_up, [0.25, 0.75], [0.251, 0.75]))
-    assert html.count("<strong>0.251</strong>") == 1
-    assert "<strong>0.250</strong>" not in html
-
-
 def test_lower_is_better_for_losses(made_up):
     record = two(made_up, [0.25, 0.75], [0.5, 0.5])
     runs = [
@@ -52,8 +49,7 @@ def test_lower_is_better_for_losses(made_up):
     record = dataclasses.replace(record, metric="loss", higher_is_better=False, runs=runs)
     text = reporting.headline_text(record)
     assert "0.562*" in text and "0.750*" in text and "lower is better" in text
-    assert [r.worst_task for r in reporting.headline_rows(record)] == ["task 1", "task 1"]
-    assert reporting.task_order(record) == ["task 1", "task 0"]
+    assert [row[3] for row in tables.headline(compare(record)).rows] == ["task 1", "task 1"]
 
 
 def test_times_are_relative_to_the_named_baseline(made_up):
@@ -63,10 +59,9 @@ def test_times_are_relative_to_the_named_baseline(made_up):
         made_up.run("Untimed", 0, [0, 1], seconds_per_step=None),
     ]
     record = made_up.results(runs)
-    assert [r.time_ratio for r in reporting.headline_rows(record)][:2] == [1.0, 1.5]
-    ratios = [r.time_ratio for r in reporting.headline_rows(record, baseline="L-DRO")]
-    assert ratios[:2] == pytest.approx([2 / 3, 1.0])
-    assert "n/a" in reporting.headline_text(record).splitlines()[5]
+    assert [r[4] for r in tables.headline(compare(record)).rows] == ["1.00×", "1.50×", "n/a"]
+    table = tables.headline(compare(record, baseline="L-DRO"))
+    assert [r[4] for r in table.rows] == ["0.67×", "1.00×", "n/a"]
 
 
 def test_stopped_and_missing_runs_are_counted_and_not_averaged(made_up):
@@ -83,66 +78,57 @@ def test_a_mean_that_is_not_finite_is_never_the_best(made_up):
     assert "n/a*" not in text and "0.100*" not in text
 
 
+def test_of_a_sweep_the_terminal_shows_all_settings_and_the_page_the_chosen_one(made_up):
+    runs = [made_up.run("A", 0, [0.1, 0.2], hyperparameters={"x": x}) for x in (1, 2)]
+    record = made_up.results([*runs, made_up.run("B", 0, [0.1, 0.2])])
+    text = reporting.headline_text(record)
+    assert "A (x=1)" in text and "A (x=2)" in text
+    assert [row[0] for row in tables.headline(compare(record)).rows] == ["A", "B"]
+
+
 def test_a_line_fits_in_100_columns_and_settings_stay_distinct(made_up):
-    runs = [
-        Run("A method with a long name", 0, 1, {"weight_learning_rate": r, "interval": 100}, 0.1)
-        for r in (0.001, 0.0001)
-    ]
     names = ["a task whose name is much too long for a table, variant " + c for c in "ab"]
-    entry = reporting.summarise_evaluation(1, "test", "accuracy", names, [0.1, 0.2], True)
-    runs = [dataclasses.replace(r, evaluations=[entry]) for r in runs]
+    entry = summarise_evaluation(1, "test", "accuracy", names, [0.1, 0.2], True)
+    runs = [
+        Run(
+            "A method with a long name",
+            0,
+            1,
+            {"weight_learning_rate": rate, "interval": 100},
+            0.1,
+            evaluations=[entry],
+        )
+        for rate in (0.001, 0.0001)
+    ]
     record = dataclasses.replace(made_up.results(runs), task_names=names)
     lines = reporting.headline_text(record).splitlines()
     assert max(map(len, lines)) <= 100
     assert lines[3] != lines[4]
 
 
-def test_html_is_escaped(made_up):
-    record = two(made_up, [0.1, 0.2], [0.3, 0.4])
-    runs = [dataclasses.replace(r, method=f"<{r.method}> & co") for r in record.runs]
-    record = dataclasses.replace(record, runs=runs, metric='a"<b>')
-    runs = [
-        dataclasses.replace(r, evaluations=[dataclasses.replace(r.evaluations[0], metric='a"<b>')])
-        for r in runs
-    ]
-    record = dataclasses.replace(record, runs=runs)
-    tables = [reporting.headline_html, reporting.comparison_html, reporting.task_table_html]
-    for table in tables:
-        html = table(record)
-        assert "&lt;Average&gt; &amp; co" in html
-        assert "<Average>" not in html and "<b>" not in html
+def test_the_task_table_runs_from_the_baselines_worst_with_the_best_marked(made_up):
+    table = tables.tasks(compare(two(made_up, [0.75, 0.5], [0.625, 0.625])))
+    assert table.header == ["task", "Average", "L-DRO"]
+    assert table.rows == [["task 1", "0.500", "0.625"], ["task 0", "0.750", "0.625"]]
+    assert table.best == {(0, 2), (1, 1)}
 
 
-def test_the_task_table_runs_from_the_baselines_worst_with_the_best_in_bold(made_up):
-    html = reporting.task_table_html(two(made_up, [0.75, 0.5], [0.625, 0.625]))
-    assert html.index("task 1") < html.index("task 0")
-    assert html.count("<strong>") == 2
-    assert "<strong>0.750</strong>" in html and "<strong>0.625</strong>" in html
-    assert reporting.task_table_html(made_up.results([Run("A", 0, 1)])) == ""
-
-
-def test_the_comparison_says_what_is_separated(made_up):
+def test_the_paired_table_says_what_is_separated(made_up):
     runs = [made_up.run("Average", s, [0.5, 0.9]) for s in range(3)]
     runs += [made_up.run("Good", s, [0.7 + 0.001 * s, 0.9]) for s in range(3)]
     runs += [made_up.run("Noisy", s, [0.3 + 0.3 * s, 0.95]) for s in range(3)]
-    html = reporting.comparison_html(made_up.results(runs))
-    good, noisy = html.split("<tr>")[2:4]
-    assert good.count("<td>better</td>") == 2
-    assert noisy.count("<td>not separated</td>") == 2
-    assert reporting.comparison_html(made_up.results(runs[:3])) == ""
+    runs += [made_up.run("Few", 0, [0.9, 0.9]), Run("None", 0, 1)]
+    table = tables.paired(compare(made_up.results(runs)))
+    assert table.header[1] == "worst, minus Average"
+    good, noisy, few, none = table.rows
+    # Differences 0.200, 0.201, 0.202 and 0.100, 0.1005, 0.101; t(2) = 4.3027.
+    assert good == ["Good", "+0.201 ± 0.002", "better", "+0.101 ± 0.001", "better", "3"]
+    assert noisy[2] == noisy[4] == "not separated"
+    assert few == ["Few", "+0.400 ± –", "not separated", "+0.200 ± –", "not separated", "1"]
+    assert none == ["None", "n/a", "n/a", "n/a", "n/a", "0"]
 
 
-@pytest.mark.parametrize(
-    "values, decimals",
-    [([0.91, 0.2], 3), ([5.0], 3), ([23.4], 2), ([234.0], 1), ([2345.0], 0), ([0.012], 4), ([], 3)],
-)
-def test_precision_follows_the_largest_value(values, decimals):
-    assert decimals_for(values) == decimals
-
-
-def test_numbers_as_text():
-    assert number(0.1234) == "0.123"
-    assert number(-0.1234, 2) == "−0.12"
-    assert number(0.1234, 2, signed=True) == "+0.12"
-    assert number(-0.0001, 2, signed=True) == "0.00"
-    assert [number(v) for v in (None, float("nan"), float("inf"))] == ["n/a"] * 3
+@pytest.mark.parametrize("draw", [tables.headline, tables.paired, tables.tasks])
+def test_tables_survive_what_is_missing(made_up, draw):
+    for runs in ([Run("A", 0, 1, stopped="x"), Run("B", 1, 1)], [Run("A", 0, 1)]):
+        draw(compare(made_up.results(runs)))

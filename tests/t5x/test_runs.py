@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from ldro_jax.reporting import t5x as report
+from ldro_jax.t5x import report
 
 tiny_t5x = pytest.importorskip(
     "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError

@@ -1,12 +1,14 @@
 """Summaries as T5X writes them become a record, best evaluation last."""
 
+import importlib
+import importlib.util
 import json
 import math
 
 import numpy as np
 import pytest
 
-from ldro_jax.reporting import t5x
+from ldro_jax.t5x import report
 
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -53,7 +55,7 @@ def make_run(tmp_path):
 
 def test_a_run_is_read(make_run):
     folder = make_run("ldro", [[3, 4], [1, 2], [2, 2]])
-    record = t5x.read([("L-DRO", folder)])
+    record = report.read([("L-DRO", folder)])
     (run,) = record.runs
     assert record.task_names == ["ar", "fr"] and (run.method, run.seed) == ("L-DRO", 0)
     # The last evaluation is the best one.
@@ -69,7 +71,7 @@ def test_a_run_is_read(make_run):
 
 def test_runs_of_one_name_are_seeds_and_stock_runs_have_no_weights(make_run):
     runs = [("Mixing", make_run(f"mixing{n}", [[2, 2]], steps=[10], weights=False)) for n in "ab"]
-    record = t5x.read(runs)
+    record = report.read(runs)
     assert [run.seed for run in record.runs] == [0, 1]
     assert record.runs[0].weights is None and record.task_names == ["ar", "fr"]
 
@@ -97,7 +99,7 @@ def make_stock(make_run, tmp_path):
     ],
 )
 def test_the_mixture_of_a_stock_run_is_no_task(make_stock, config):
-    assert t5x.read([("Mixing", make_stock(config))]).task_names == ["ar", "fr"]
+    assert report.read([("Mixing", make_stock(config))]).task_names == ["ar", "fr"]
 
 
 @pytest.mark.parametrize(
@@ -114,20 +116,20 @@ def test_the_mixture_of_a_stock_run_is_no_task(make_stock, config):
 def test_where_the_mixture_is_not_named_the_tasks_must_be(make_stock, make_run, tmp_path, config):
     runs = [("Mixing", make_stock(config))]
     with pytest.raises(ValueError, match="ldro_text_ar, ldro_text_b, .* which of them .* --tasks"):
-        t5x.read(runs)
-    assert t5x.read(runs, tasks=TASKS).task_names == ["ar", "fr"]
+        report.read(runs)
+    assert report.read(runs, tasks=TASKS).task_names == ["ar", "fr"]
     # A run with L-DRO says it for all.
     ldro = make_run("ldro", [[3, 4]], steps=[10])
-    assert t5x.read([*runs, ("L-DRO", ldro)]).task_names == ["ar", "fr"]
+    assert report.read([*runs, ("L-DRO", ldro)]).task_names == ["ar", "fr"]
 
 
 def test_tasks_may_be_given_on_the_command_line(make_stock, tmp_path, capsys):
     output = tmp_path / "report"
     arguments = [f"Mixing={make_stock('')}", f"--output_dir={output}"]
-    t5x.main([*arguments, "--tasks=ldro_text_fr, ldro_text_ar"])
+    report.main([*arguments, "--tasks=ldro_text_fr, ldro_text_ar"])
     assert json.loads((output / "results.json").read_text())["task_names"] == ["fr", "ar"]
     with pytest.raises(SystemExit, match="has no evaluation of de. It has ldro_text_ar"):
-        t5x.main([*arguments, "--tasks=de"])
+        report.main([*arguments, "--tasks=de"])
 
 
 @pytest.mark.parametrize("text", ["", "[1", "[]", '{"tasks": "ar"}', '{"tasks": [1]}'])
@@ -135,29 +137,31 @@ def test_a_damaged_list_of_tasks_is_one_clear_error(make_run, tmp_path, text):
     folder = make_run("ldro", [[3, 4]], steps=[10])
     (tmp_path / "ldro" / "ldro_tasks.json").write_text(text)
     with pytest.raises(ValueError, match="names of the tasks in .*ldro_tasks.json, but"):
-        t5x.read([("L-DRO", folder)])
+        report.read([("L-DRO", folder)])
 
 
 def test_models_of_one_task_are_references(make_run):
     folder = make_run("ldro", [[3, 4]], steps=[10])
     alone = make_run("alone", [[5], [2]], steps=[10, 20], tasks=TASKS[:1])
-    record = t5x.read([("L-DRO", folder)], [("ar", alone)])
+    record = report.read([("L-DRO", folder)], [("ar", alone)])
     np.testing.assert_allclose(record.references["validation"]["ar"], math.exp(2), rtol=1e-6)
     with pytest.raises(ValueError, match="no task 'de'. Known are ar, fr"):
-        t5x.read([("L-DRO", folder)], [("de", alone)])
+        report.read([("L-DRO", folder)], [("de", alone)])
     with pytest.raises(ValueError, match="has no evaluation of ldro_text_fr"):
-        t5x.read([("L-DRO", folder), ("Average", alone)])
+        report.read([("L-DRO", folder), ("Average", alone)])
 
 
 def test_the_latest_of_two_values_counts(make_run):
     make_run("ldro", [[3, 4]], steps=[10])
     folder = make_run("ldro", [[1, 2]], steps=[10])
-    assert t5x.read([("L-DRO", folder)]).runs[0].evaluations[0].worst == pytest.approx(math.exp(2))
+    assert report.read([("L-DRO", folder)]).runs[0].evaluations[0].worst == pytest.approx(
+        math.exp(2)
+    )
 
 
 def test_the_command_line_writes_a_report(make_run, tmp_path, capsys):
     folder = make_run("ldro", [[3, 4], [1, 2]], steps=[10, 20])
-    t5x.main([f"L-DRO={folder}", f"--output_dir={tmp_path / 'report'}"])
+    report.main([f"L-DRO={folder}", f"--output_dir={tmp_path / 'report'}"])
     assert "L-DRO" in capsys.readouterr().out
     assert (tmp_path / "report" / "results.json").exists()
     assert "<html" in (tmp_path / "report" / "report.html").read_text()
@@ -165,6 +169,18 @@ def test_the_command_line_writes_a_report(make_run, tmp_path, capsys):
 
 def test_a_directory_without_evaluations_is_one_clear_error(tmp_path):
     with pytest.raises(SystemExit, match="Expected the evaluations of a T5X run in .*found none"):
-        t5x.main([f"L-DRO={tmp_path}", f"--output_dir={tmp_path / 'report'}"])
+        report.main([f"L-DRO={tmp_path}", f"--output_dir={tmp_path / 'report'}"])
     with pytest.raises(SystemExit):
-        t5x.main(["L-DRO", f"--output_dir={tmp_path / 'report'}"])
+        report.main(["L-DRO", f"--output_dir={tmp_path / 'report'}"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("t5x.trainer") is not None, reason="T5X is there")
+@pytest.mark.parametrize("name", ["model", "trainer", "optimizer", "data", "tasks", "network"])
+def test_without_t5x_only_the_report_works(name):
+    with pytest.raises(ImportError, match="ldro_jax.t5x needs T5X, but .*scripts/install_t5x.sh"):
+        importlib.import_module(f"ldro_jax.t5x.{name}")
+
+
+def test_the_report_trains_nothing(run_python):
+    found = run_python("import sys, ldro_jax.t5x.report; print('\\n'.join(sys.modules))").split()
+    assert not [name for name in found if name.startswith(("ldro_jax.training", "t5x", "tensorf"))]

@@ -2,7 +2,7 @@
 
 For example::
 
-    python -m ldro_jax.reporting.t5x --output_dir=/tmp/report "L-DRO=/tmp/ldro" "DRO=/tmp/dro"
+    python -m ldro_jax.t5x.report --output_dir=/tmp/report "L-DRO=/tmp/ldro" "DRO=/tmp/dro"
 
 A name that is given several times has several seeds. ``--alone ar=/tmp/arabic`` names a run of one
 language alone, for relative perplexities. ``--tasks NAME,NAME`` says what the tasks are where the
@@ -12,24 +12,20 @@ runs themselves don't.
 import argparse
 import collections
 import itertools
-import json
 import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ldro_jax import paths
+from ldro_jax import paths, reporting
 from ldro_jax.evaluation.perplexity import perplexity
 from ldro_jax.records import results
-from ldro_jax.training import experiment
+from ldro_jax.t5x.names import MC4_MIXTURE, TASKS_FILE, TEXT_MIXTURE, saved_tasks
 
 METRIC = "perplexity"
 # T5X evaluates on the split validation; see train_eval/DatasetConfig in its pretrain.gin.
 _SPLIT = "validation"
-# What ldro_jax.t5x.data, which needs T5X, writes and registers.
-TASKS_FILE = "ldro_tasks.json"
-TEXT_MIXTURE, MC4_MIXTURE = "ldro_text", "ldro_mc4"
 
 
 def read(
@@ -95,35 +91,10 @@ def read(
     )
 
 
-def saved_tasks(text: str, path: str) -> list[str]:
-    """The names of the tasks that a run with L-DRO began with.
-
-    Args:
-      text: what is in ``ldro_tasks.json``.
-      path: where it is.
-
-    Returns:
-      The names, in the order of the weights.
-
-    Raises:
-      ValueError: if there is something else in it.
-    """
-    try:
-        names = json.loads(text)["tasks"]
-    except (ValueError, TypeError, KeyError):
-        names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(
-            f"Expected the names of the tasks in {path}, but found {text[:80]!r}. Write them: "
-            '{"tasks": ["NAME", "NAME"]}, in the order of seqio, by name.'
-        )
-    return names
-
-
 def main(argv: list[str] | None = None) -> None:
     """Reads the command line; writes ``results.json``, ``report.html`` and the figures."""
     parser = argparse.ArgumentParser(
-        prog="python -m ldro_jax.reporting.t5x", description="Makes the report of runs of T5X."
+        prog="python -m ldro_jax.t5x.report", description="Makes the report of runs of T5X."
     )
     parser.add_argument("runs", nargs="+", metavar="NAME=MODEL_DIR", type=_pair)
     parser.add_argument("--output_dir", required=True, help="where the report goes")
@@ -135,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         output_dir.mkdir(parents=True, exist_ok=True)
         config = paths.make(args.runs[0][1]) / "config.gin"
         text = config.read_text(encoding="utf-8") if config.exists() else ""
-        experiment.finish(read(args.runs, args.alone, tasks=args.tasks), output_dir, text)
+        reporting.finish(read(args.runs, args.alone, tasks=args.tasks), output_dir, text)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
 

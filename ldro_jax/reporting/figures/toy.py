@@ -1,13 +1,14 @@
 """Paths in the plane, for the toy problem in which every task is a point."""
 
 import numpy as np
+from matplotlib.patches import Circle
 
-from ldro_jax.reporting.plots.style import COLOURS, WIDTH, looks, new_figure, short, with_style
+from ldro_jax.reporting.figures import style
 
 _RED = "#d40000"
 
 
-@with_style
+@style.applied
 def trajectories(panels, task_points, outlier, centre, radius):
     """Draws where each method's prediction goes, with tasks as points to be near.
 
@@ -21,15 +22,12 @@ def trajectories(panels, task_points, outlier, centre, radius):
     Returns:
       A figure with one panel per title, all with the same axes.
     """
-    from matplotlib.patches import Circle
-
     panels = [
         (title, {m: np.asarray(p, dtype=float) for m, p in paths.items()})
         for title, paths in panels
     ]
-    style = looks(
-        list(dict.fromkeys(m for _, paths in panels for m in paths)), without=[COLOURS[2]]
-    )
+    methods = dict.fromkeys(m for _, paths in panels for m in paths)
+    drawn_as = style.looks(methods, without=[style.COLOURS[2]])
     task_points, outlier = np.reshape(task_points, (-1, 2)), np.asarray(outlier, dtype=float)
     centre = np.asarray(centre, dtype=float)
     corners = [task_points, outlier[None], *(p for _, paths in panels for p in paths.values())]
@@ -37,9 +35,9 @@ def trajectories(panels, task_points, outlier, centre, radius):
     corners = corners[np.isfinite(corners).all(axis=1)]
     low, high = corners.min(axis=0), corners.max(axis=0)
     pad = 0.06 * (high - low).max()
-    width = WIDTH / max(len(panels), 2)
+    width = style.WIDTH / max(len(panels), 2)
     height = width * (high - low + 2 * pad)[1] / (high - low + 2 * pad)[0]
-    figure = new_figure(width * len(panels), min(height, 5.0) + 1.2)
+    figure = style.new_figure(width * len(panels), min(height, 5.0) + 1.2)
     grid = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)
     for axes, (title, paths) in zip(grid.flat, panels, strict=True):
         x, y = centre
@@ -47,40 +45,30 @@ def trajectories(panels, task_points, outlier, centre, radius):
         axes.plot(*task_points.T, "o", color="#F0C000", mec="#806600", markersize=6, zorder=3)
         axes.plot(*outlier, "*", color=_RED, mec="#7a2c00", markersize=13, zorder=3)
         for i, (method, path) in enumerate(paths.items()):
-            look = style[method]
-            axes.plot(*path.T, color=look.colour, linestyle=look.line, linewidth=1.4, zorder=4)
-            axes.plot(*path[0], "o", color="white", mec=look.colour, mew=1.5, ms=7, zorder=5)
+            look = drawn_as[method]
+            axes.plot(*path.T, color=look.color, linestyle=look.linestyle, linewidth=1.4, zorder=4)
+            axes.plot(*path[0], "o", color="white", mec=look.color, mew=1.5, ms=7, zorder=5)
             # Methods that end in the same place stay visible, each on top of a larger one.
             size = max(12.0 - 2.5 * i, 6.0)
-            axes.plot(*path[-1], look.marker, color=look.colour, mec="white", ms=size, zorder=6 + i)
-        axes.set_title(short(title, 44))
+            axes.plot(*path[-1], look.marker, color=look.color, mec="white", ms=size, zorder=6 + i)
+        axes.set_title(style.short(title, 44))
         axes.set_xlim(low[0] - pad, high[0] + pad)
         axes.set_ylim(low[1] - pad, high[1] + pad)
         axes.set_aspect("equal")
         axes.set_xlabel("first coordinate")
     grid[0, 0].set_ylabel("second coordinate")
-    methods = list(dict.fromkeys(m for _, paths in panels for m in paths))
-    figure.legend(
-        handles=_keys({m: style[m] for m in methods}), loc="outside upper center", ncols=4
-    )
+    style.legend_above(figure, _keys(drawn_as))
     return figure
 
 
-def _keys(style):
-    from matplotlib.lines import Line2D
-
-    def point(marker, label, colour, edge):
-        return Line2D(
-            [], [], linestyle="", marker=marker, color=colour, mec=edge, ms=8, label=label
-        )
-
-    return [
-        *(
-            Line2D([], [], color=k.colour, linestyle=k.line, marker=k.marker, label=short(m, 40))
-            for m, k in style.items()
-        ),
-        point("o", "task", "#F0C000", "#806600"),
-        point("*", "outlier task", _RED, "#7a2c00"),
-        point("s", "cannot be reached", "#dcdcdc", "#dcdcdc"),
-        point("o", "start", "white", "black"),
+def _keys(drawn_as):
+    points = [
+        ("task", "o", "#F0C000", "#806600"),
+        ("outlier task", "*", _RED, "#7a2c00"),
+        ("cannot be reached", "s", "#dcdcdc", "#dcdcdc"),
+        ("start", "o", "white", "black"),
+    ]
+    return [style.key(method, **look.options) for method, look in drawn_as.items()] + [
+        style.key(label, linestyle="", marker=marker, color=colour, mec=edge, ms=8)
+        for label, marker, colour, edge in points
     ]

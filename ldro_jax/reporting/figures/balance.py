@@ -1,0 +1,107 @@
+"""Figures of the final state: average against worst task, every task, and what a step costs."""
+
+import math
+
+import numpy as np
+
+from ldro_jax.evaluation.pareto import non_dominated
+from ldro_jax.reporting.comparison import Comparison
+from ldro_jax.reporting.figures import style
+from ldro_jax.reporting.statistics import spread
+from ldro_jax.reporting.tables import step_seconds
+
+
+@style.applied
+def average_vs_worst(comparison: Comparison):
+    """Average against worst-task value: small points are seeds, large ones their mean.
+
+    A thin line joins the non-dominated checkpoints of each method on the same split.
+    """
+    values = comparison.values
+    figure = style.new_figure(style.WIDTH, 5.4)
+    axes, keys = figure.subplots(), []
+    for setting, look in style.looks(comparison.shown).items():
+        seeds = values.overall[setting][["average", "worst"]].to_numpy(float)
+        seeds = seeds[np.isfinite(seeds).all(axis=1)]
+        frontier = non_dominated(comparison.checkpoints(setting), values.higher_is_better)
+        if len(frontier) > 1:
+            line = {"color": look.color, "linestyle": look.linestyle}
+            axes.plot(*frontier.T, linewidth=1, alpha=0.7, **line)
+        if not len(seeds):
+            continue
+        axes.plot(*seeds.T, look.marker, color=look.color, markersize=4, alpha=0.45, mew=0)
+        x, y = spread(seeds[:, 0]), spread(seeds[:, 1])
+        bars = {"xerr": x.std, "yerr": y.std, "elinewidth": 1.2, "capsize": 3} if x.n > 1 else {}
+        marker = {"fmt": look.marker, "color": look.color, "markersize": 10, "mec": "white"}
+        axes.errorbar(x.mean, y.mean, zorder=4, **bars, **marker)
+        keys.append(style.key(setting.label, **look.options))
+    axes.set_xlabel(style.axis_name(values, f"{values.split}, average over tasks: "))
+    axes.set_ylabel(style.axis_name(values, f"{values.split}, worst task: "))
+    style.legend_above(figure, keys)
+    return figure
+
+
+@style.applied
+def task_values(comparison: Comparison):
+    """The final value of each task and method, tasks ordered by the baseline's value."""
+    values, order = comparison.values, comparison.task_order
+    drawn_as = style.looks(comparison.shown)
+    drawn = [s for s in comparison.shown if np.isfinite(values.tasks[s].to_numpy()).any()]
+    row_height = max(0.24, 0.075 * len(drawn) + 0.05)
+    figure = style.new_figure(style.WIDTH, 1.4 + row_height * len(order))
+    axes = figure.subplots()
+    for row in range(0, len(order), 2):
+        axes.axhspan(row - 0.5, row + 0.5, color="#f3f3f3", linewidth=0, zorder=0)
+    means, keys = [], []
+    for shift, setting in zip(style.shifts(len(drawn), 0.32), drawn, strict=False):
+        look = drawn_as[setting]
+        found = [values.task_spread(setting, name) for name in order]
+        means += [s.mean for s in found]
+        axes.errorbar(
+            [s.mean for s in found],
+            np.arange(len(order)) + shift,
+            xerr=[s.std if math.isfinite(s.std) else 0.0 for s in found],
+            fmt=look.marker,
+            color=look.color,
+            markersize=5,
+            elinewidth=1,
+        )
+        keys.append(style.key(setting.label, color=look.color, marker=look.marker, linestyle=""))
+    axes.set_yticks(range(len(order)), [style.short(name, 26) for name in order])
+    style.log_if_wide(axes.xaxis, values, means)
+    # The worst task on top, where one looks first.
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(False, axis="y")
+    axes.set_xlabel(style.axis_name(values, f"{values.split} "))
+    style.legend_above(figure, keys)
+    return figure
+
+
+@style.applied
+def step_time(comparison: Comparison):
+    """The time of one training step as a ratio to the baseline's."""
+    reference = step_seconds(comparison.baseline).mean
+    drawn_as = style.looks(comparison.shown)
+    times = {s: step_seconds(s) for s in comparison.shown}
+    times = {s: t for s, t in times.items() if math.isfinite(t.mean)}
+    figure = style.new_figure(style.WIDTH, 0.9 + 0.36 * len(times))
+    axes = figure.subplots()
+    for row, (setting, t) in enumerate(times.items()):
+        error = t.std / reference if math.isfinite(t.std) else 0.0
+        axes.barh(row, t.mean / reference, 0.62, color=drawn_as[setting].color, alpha=0.6)
+        axes.errorbar(t.mean / reference, row, xerr=error, color="black", elinewidth=1, capsize=2)
+    axes.axvline(1.0, color=style.GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(range(len(times)), [style.short(s.label, 32) for s in times])
+    axes.set_ylim(len(times) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.grid(False, axis="y")
+    numbers = axes.secondary_yaxis("right")
+    texts = [f"{t.mean / reference:.2f}×  ({t.mean * 1e3:.3g} ms)" for t in times.values()]
+    numbers.set_yticks(range(len(times)), texts)
+    numbers.spines["right"].set_visible(False)
+    for side in (axes, numbers):
+        side.tick_params(axis="y", length=0)
+    base = style.short(comparison.baseline.label, 32)
+    axes.set_xlabel(f"time of one training step, as a ratio to {base}")
+    return figure

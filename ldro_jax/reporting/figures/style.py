@@ -1,0 +1,136 @@
+"""What all figures share: one look per method, and names that fit.
+
+Figures are made without pyplot, so none is left open in a global list and no backend is chosen for
+the program that calls this. Names stand outside the axes, where they cover nothing.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+WIDTH = 8.6  # inches: fills a report's column, with 10-point text still readable
+GREY = "#8a8a8a"
+# Okabe and Ito's colour-blind-safe palette, its yellow last because it is faint on white.
+COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#B8A800")
+# Neither list's length divides the other's, so colour and marker together tell 56 methods apart.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LINES = ("-", "--", "-.", ":", (0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_RC: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+}
+
+
+# A decorator of functions that draw: the program's own settings stay as they are.
+applied = matplotlib.rc_context(_RC)
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+    """How one method is drawn, in every figure."""
+
+    color: str
+    marker: str
+    linestyle: Any
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments for a line with markers."""
+        return dataclasses.asdict(self)
+
+
+def new_figure(width: float, height: float):
+    """A figure of a size in inches that belongs to no window and no global list."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def looks(items: Iterable[Any], *, without: Sequence[str] = ()) -> dict[Any, Look]:
+    """A look for each method or setting, decided by its place: the same in every figure.
+
+    Colours that mean something else in this one are left out.
+    """
+    colours = [colour for colour in COLOURS if colour not in without]
+    return {
+        item: Look(colours[i % len(colours)], MARKERS[i % len(MARKERS)], LINES[i % len(LINES)])
+        for i, item in enumerate(items)
+    }
+
+
+def short(name: str, width: int = 24) -> str:
+    """A name cut to `width` characters; dollar signs are escaped, they would start a formula."""
+    name = name if len(name) <= width else name[: width - 1].rstrip() + "…"
+    return name.replace("$", r"\$")
+
+
+def legend_above(figure, handles: Sequence[Any]) -> None:
+    """A legend over the whole width, with as many columns as there is room for."""
+    labels = [str(handle.get_label()) for handle in handles]
+    longest = max(map(len, labels), default=0)
+    columns = max(min(4, len(labels), 104 // (longest + 8)), 1)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+
+
+def key(label: str, *, width: int = 40, **options):
+    """An entry of a legend, its name cut to `width` characters."""
+    return Line2D([], [], label=short(label, width), **options)
+
+
+def axis_name(values, prefix: str) -> str:
+    """An axis label with the direction of the metric; `values` are `Values` or `Frontiers`."""
+    arrow = "higher is better" if values.higher_is_better else "lower is better"
+    return f"{prefix}{short(values.metric, 40)} ({arrow})"
+
+
+def is_wide(values, drawn) -> bool:
+    """Whether only a logarithmic axis shows all that is drawn; where higher is better, none is."""
+    drawn = np.asarray(drawn, dtype=float)
+    drawn = drawn[np.isfinite(drawn)]
+    if values.higher_is_better or not len(drawn) or not (drawn > 0).all():
+        return False
+    return bool(drawn.max() > 10 * drawn.min())
+
+
+def log_if_wide(axis, values, drawn) -> None:
+    """Makes an axis logarithmic, with plain numbers on it, if :func:`is_wide`."""
+    if is_wide(values, drawn):
+        getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axis.set_minor_formatter(NullFormatter())
+
+
+def name_panels(grid, used: int, xlabel: str, ylabel: str) -> None:
+    """Names the axes once per column and row, and clears the panels without content."""
+    columns = grid.shape[1]
+    for axes in grid.flat[used:]:
+        axes.axis("off")
+    for column in range(min(columns, used)):
+        last = max(i for i in range(used) if i % columns == column)
+        # Shared axes hide the tick labels of a panel that has an empty one below it.
+        grid.flat[last].tick_params(labelbottom=True)
+        grid.flat[last].set_xlabel(xlabel)
+    for axes in grid[:, 0]:
+        axes.set_ylabel(ylabel)
+
+
+def shifts(count: int, width: float):
+    """Places beside each other, so that equal values don't hide each other."""
+    return np.linspace(-width, width, count) if count > 1 else np.zeros(1)

@@ -1,0 +1,103 @@
+"""Figures of what happens during training: the metric and the weights over the steps."""
+
+import math
+import warnings
+
+import numpy as np
+
+from ldro_jax.reporting.comparison import Comparison
+from ldro_jax.reporting.figures import style
+from ldro_jax.reporting.frame import Setting
+
+_HIGHLIGHTED = 6
+_UNIFORM = (0, (4, 3))
+
+
+def mean_weights(setting: Setting) -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps [S] and task weights [S, N] of a setting, mean over the seeds that logged them.
+
+    Only steps that all of these share count, and missing numbers are left out.
+    """
+    logged = [run.weights for run in setting.runs if run.weights is not None]
+    if not logged:
+        return None
+    steps = logged[0].steps
+    for series in logged[1:]:
+        steps = np.intersect1d(steps, series.steps)
+    values = np.stack([s.values[np.searchsorted(s.steps, steps)] for s in logged])
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        return (steps, np.nanmean(values, axis=0)) if len(steps) else None
+
+
+def moving_weights(comparison: Comparison) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Steps and mean weights of the methods whose weights change in training, by label."""
+    found = {s.label: mean_weights(s) for s in comparison.shown}
+    return {
+        label: series
+        for label, series in found.items()
+        if series is not None and np.nanmax(np.ptp(series[1], axis=0), initial=0.0) > 1e-6
+    }
+
+
+@style.applied
+def weights_over_time(comparison: Comparison):
+    """The weight of each task over training, one panel per method whose weights move.
+
+    The tasks with the largest weights, over all panels, are coloured; the others are grey.
+    """
+    panels, names = moving_weights(comparison), comparison.record.task_names
+    peaks = np.max([np.nanmax(values, axis=0) for _, values in panels.values()], axis=0)
+    chosen = [int(i) for i in np.argsort(-peaks, kind="stable")[:_HIGHLIGHTED]]
+    columns = 3 if len(panels) == 3 or len(panels) > 4 else min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    figure = style.new_figure(style.WIDTH, 0.8 + 2.5 * rows)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    styles = [
+        {"color": style.COLOURS[rank + 1], "linestyle": style.LINES[rank], "linewidth": 1.5}
+        for rank in range(len(chosen))
+    ]
+    rest, uniform = {"color": "#c4c4c4", "linewidth": 0.7}, {"color": "black", "linewidth": 0.9}
+    for axes, (label, (steps, values)) in zip(grid.flat, panels.items(), strict=False):
+        for task in (i for i in range(len(names)) if i not in chosen):
+            axes.plot(steps, values[:, task], **rest)
+        for task, options in zip(chosen, styles, strict=True):
+            axes.plot(steps, values[:, task], **options)
+        axes.axhline(1 / len(names), linestyle=_UNIFORM, **uniform)
+        axes.set_title(style.short(label, 44))
+    style.name_panels(grid, len(panels), "training step", "task weight")
+    grid[0, 0].locator_params(axis="x", nbins=6 if columns < 3 else 4)
+    keys = [style.key(names[t], width=24, **k) for t, k in zip(chosen, styles, strict=True)]
+    if others := len(names) - len(chosen):
+        keys.append(style.key(f"other {others} task{'s' if others > 1 else ''}", color="#c4c4c4"))
+    keys.append(style.key(f"uniform, 1/{len(names)}", linestyle=_UNIFORM, **uniform))
+    style.legend_above(figure, keys)
+    return figure
+
+
+@style.applied
+def metric_over_steps(comparison: Comparison):
+    """Average and worst-task value over training: mean over seeds and one standard deviation."""
+    values, split = comparison.values, comparison.progress_split
+    figure = style.new_figure(style.WIDTH, 4.2 + 0.2 * (len(comparison.shown) // 4))
+    panels, keys = figure.subplots(1, 2, sharex=True), []
+    drawn: list[list[float]] = [[], []]
+    for setting, look in style.looks(comparison.shown).items():
+        by_step = comparison.rows(setting, split).groupby("step")
+        for axes, which, shown in zip(panels, ("average", "worst"), drawn, strict=True):
+            mean, std = by_step[which].mean(), by_step[which].std().fillna(0.0)
+            options = {"markevery": max(len(mean) // 8, 1), **look.options}
+            axes.plot(mean.index, mean, markersize=5, linewidth=1.5, **options)
+            band = (mean.index, mean - std, mean + std)
+            axes.fill_between(*band, color=look.color, alpha=0.15, linewidth=0)
+            shown += list(mean)
+        if len(by_step):
+            keys.append(style.key(setting.label, **look.options))
+    panels[0].set_title("average over tasks")
+    panels[1].set_title("worst task")
+    panels[0].set_ylabel(style.axis_name(values, f"{split} "))
+    for axes, means in zip(panels, drawn, strict=True):
+        style.log_if_wide(axes.yaxis, values, means)
+        axes.set_xlabel("training step")
+        axes.locator_params(axis="x", nbins=5)
+    style.legend_above(figure, keys)
+    return figure

@@ -1,0 +1,10 @@
+"""Imported first by all that needs T5X: one clear error where it is missing."""
+
+try:
+    import t5x.trainer  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"ldro_jax.t5x needs T5X, but it can't be imported ({error}). Install it with "
+        "scripts/install_t5x.sh of the ldro_jax repository. Everything else in ldro_jax works "
+        "without it; ldro_jax.training trains language models too."
+    ) from error
