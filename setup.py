@@ -13,13 +13,15 @@ def _version() -> str:
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
 
 
-_PLOTS = ["matplotlib>=3.9"]
+_PLOTS = ["jinja2>=3.1", "matplotlib>=3.9", "pandas>=2.2.2"]
 _TRAINER = [
     "etils[epath]>=1.9",
     "flax>=0.10.6",
     "gin-config>=0.5",
     "orbax-checkpoint>=0.11.13",
+    "pandas>=2.2.2",
     "tqdm>=4.66",
+    "typing-extensions>=4.4",
 ]
 _TFDS = [
     "clu>=0.0.12",
@@ -70,7 +72,10 @@ setuptools.setup(
     ],
     # The configurations lie at the top level, and are installed beside the code that reads them.
     package_dir={"ldro_jax.gin_configs": "gin_configs"},
-    package_data={"ldro_jax.gin_configs": ["**/*.gin"]},
+    package_data={
+        "ldro_jax.gin_configs": ["**/*.gin"],
+        "ldro_jax.reporting": ["templates/*"],
+    },
     install_requires=[
         "absl-py>=2.1",
         "chex>=0.1.89",

@@ -15,10 +15,11 @@ import timing
 
 from ldro_jax import _xla_flags
 from ldro_jax.models.cnn import CNN
+from ldro_jax.problems import classifiers, models
 from ldro_jax.tasks import base, cifar100
+from ldro_jax.training.engine import Batches, Trial
 from ldro_jax.training.method import Method
-from ldro_jax.training.program import Program, Trial
-from ldro_jax.training.schedule import Schedule
+from ldro_jax.training.stacked import StackedProgram
 
 NUM_TASKS, NUM_CLASSES, BATCH_SIZE = 20, 100, 128
 BASELINE = "average loss"
@@ -55,14 +56,14 @@ def random_data() -> base.MultitaskData:
     return base.MultitaskData(names, NUM_CLASSES, **splits, prepare=cifar100.standardise)
 
 
-def stretch(program: Program, method: Method, steps: int):
+def stretch(program: StackedProgram, method: Method, steps: int):
     """A function that trains some more steps."""
     trials = [Trial(method, 0)]
-    states = program.start(trials)
+    states = program.start(trials).states
 
     def run():
         nonlocal states
-        states, _, _ = program.train(states, steps, trials)
+        states, *_ = program.run(trials, states, steps)
 
     return run
 
@@ -108,12 +109,11 @@ def main():
     _xla_flags.set_cpu_defaults()
     timing.print_machine()
     print(f"The {args.model} network, N = {NUM_TASKS}, batches of {BATCH_SIZE}.\n")
-    data = random_data()
-    model = CNN(NUM_CLASSES, **MODELS[args.model])
+    model = models.as_functions(CNN(NUM_CLASSES, **MODELS[args.model]))
+    problem = classifiers.from_data(random_data(), model)
     optimizer = optax.sgd(0.025, momentum=0.9, nesterov=True)
-    schedule = Schedule(args.steps, args.steps, args.steps)
     programs = {
-        name: Program(method, data, model, optimizer, batch_size=BATCH_SIZE, schedule=schedule)
+        name: StackedProgram(problem, optimizer, Batches(BATCH_SIZE), method)
         for name, method in METHODS.items()
     }
     timed = {name: stretch(p, METHODS[name], args.steps) for name, p in programs.items()}

@@ -15,11 +15,12 @@ import numpy as np
 import optax
 import timing
 
-from ldro_jax import _xla_flags
+from ldro_jax import _xla_flags, optimizers
 from ldro_jax.models.decoder import Decoder
+from ldro_jax.problems import LanguageModel
 from ldro_jax.tasks import sequences
-from ldro_jax.training import optimizers
-from ldro_jax.training.lm_program import LanguageModelProgram
+from ldro_jax.training.engine import Batches
+from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method
 from ldro_jax.training.prefetch import prefetched
 
@@ -48,19 +49,19 @@ def random_corpus(num_tasks: int, vocab_size: int) -> sequences.Corpus:
     return sequences.Corpus(names, vocab_size, "random", tokens, tokens, tokens)
 
 
-def stretch(program: LanguageModelProgram, steps: int):
+def stretch(program: MeshedProgram, steps: int):
     """A function that trains some more steps."""
     state = program.init(0)
-    source = program.source(0)
-    drawn = np.zeros(program.corpus.num_tasks, np.int64)
-    uniform = np.full(program.corpus.num_tasks, 1 / program.corpus.num_tasks, np.float32)
+    source, num_tasks = program.problem.source(0), program.problem.num_tasks
+    drawn = np.zeros(num_tasks, np.int64)
+    uniform = np.full(num_tasks, 1 / num_tasks, np.float32)
 
     def batches():
         nonlocal drawn
         for step in range(steps):
-            draw = program.draw(drawn, uniform, 0, step)
+            draw = program.feed.draw(drawn, uniform, 0, step)
             drawn = draw.drawn
-            yield program.batch(source, draw, uniform)
+            yield program.feed.batch(source, draw, uniform)
 
     def run():
         nonlocal state
@@ -118,15 +119,10 @@ def main():
     )
     for num_tasks in map(int, args.tasks.split(",")):
         batch_size = num_tasks * args.rows
+        corpus = random_corpus(num_tasks, args.vocab)
+        problem = LanguageModel(corpus, make_model, length=args.length)
         programs = {
-            name: LanguageModelProgram(
-                method,
-                random_corpus(num_tasks, args.vocab),
-                make_model,
-                OPTIMIZER(),
-                batch_size=batch_size,
-                length=args.length,
-            )
+            name: MeshedProgram(problem, OPTIMIZER(), Batches(batch_size), method)
             for name, method in METHODS.items()
         }
         first = programs[BASELINE]

@@ -39,10 +39,13 @@ def main():
     import jax
     import numpy as np
 
-    from ldro_jax import configuration
+    from ldro_jax import configuration, optimizers
     from ldro_jax.models.decoder import Decoder
+    from ldro_jax.problems import LanguageModel
     from ldro_jax.tasks import sequences
-    from ldro_jax.training import lm_program, optimizers, sharding
+    from ldro_jax.training import sharding
+    from ldro_jax.training.engine import Batches
+    from ldro_jax.training.meshed import MeshedProgram
     from ldro_jax.training.method import Method
 
     configuration._register()
@@ -53,16 +56,10 @@ def main():
     layout = sharding.Layout(args.data, args.model, args.fully_sharded)
     rates = {"lookahead_lr": 1.0, "weight_lr": 0.001}
     ldro = Method("L-DRO", "lookahead_online", rates, interaction_interval=args.interval)
+    problem = LanguageModel(corpus, gin.get_configurable(Decoder), length=args.length)
+    optimizer = optimizers.adam(3e-4, warmup_steps=10_000, train_steps=300_000)
     programs = {
-        method.name: lm_program.LanguageModelProgram(
-            method,
-            corpus,
-            gin.get_configurable(Decoder),
-            optimizers.adam(3e-4, warmup_steps=10_000, train_steps=300_000),
-            batch_size=args.batch,
-            length=args.length,
-            layout=layout,
-        )
+        method.name: MeshedProgram(problem, optimizer, Batches(args.batch), method, layout=layout)
         for method in (Method("average loss", "average"), ldro)
     }
     first = programs["average loss"]

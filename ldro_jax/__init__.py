@@ -4,15 +4,26 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from ldro_jax import games, interaction, ldro, transform, weighting
+    from ldro_jax import games, interaction, ldro, problems, transform, weighting
+    from ldro_jax.experiments.compare import compare
 
 __version__ = "0.1.0"
 
-__all__ = ["games", "interaction", "ldro", "transform", "weighting"]
+__all__ = [
+    "compare",
+    "games",
+    "interaction",
+    "ldro",
+    "problems",
+    "transform",
+    "weighting",
+]
 
 
 def __getattr__(name: str) -> typing.Any:
     # Importing JAX takes a second, in which the command line must already heed Ctrl-C.
+    if name == "compare":
+        return importlib.import_module("ldro_jax.experiments.compare").compare
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,7 +2,7 @@
 
 Python would raise an exception wherever the program is: inside an import, which may swallow it, or
 in a callback of a C++ library, which may crash. What an experiment writes is whole at any time, so
-the program can end at once. :mod:`ldro_jax.training.preemption` takes SIGTERM over where there is
+the program can end at once. :mod:`ldro_jax.preemption` takes SIGTERM over where there is
 something to save.
 """
 

@@ -16,20 +16,14 @@ import gin
 import optax
 from gin import config as gin_config
 
+from ldro_jax import optimizers
+from ldro_jax.experiments import alone, compare, trajectories
 from ldro_jax.models import cnn, decoder, mlp
+from ldro_jax.problems import classification, language_model
 from ldro_jax.tasks import cifar100, digits, mc4
 from ldro_jax.tasks import synthetic as synthetic_tasks
 from ldro_jax.tasks import text as text_tasks
-from ldro_jax.training import (
-    experiment,
-    lm_experiment,
-    lm_program,
-    method,
-    optimizers,
-    schedule,
-    sharding,
-)
-from ldro_jax.training import synthetic as synthetic_training
+from ldro_jax.training import method, schedule, sharding
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 # Where gin_configs/ lies in a clone, and where in an installed package.
@@ -38,31 +32,23 @@ _ROOTS = (_PACKAGE.parent, _PACKAGE)
 _CONFIGURABLES = {
     "cifar100": [cifar100.load],
     "digits": [digits.load],
-    "lm": [
-        lm_experiment.monolingual,
-        lm_experiment.multilingual,
-        lm_program.LanguageModelProgram,
-        optimizers.adam,
-        sharding.Layout,
-    ],
+    "experiments": [compare.compare, alone.monolingual],
+    "lm": [optimizers.adam],
     "mc4": [mc4.load],
     "models": [cnn.CNN, decoder.Decoder, mlp.MLP],
     "optax": [
         optimizers.checked(function)
         for function in (optax.adam, optax.adamw, optax.cosine_decay_schedule, optax.sgd)
     ],
-    "synthetic": [
-        synthetic_tasks.points,
-        synthetic_training.Panel,
-        synthetic_training.trajectories,
-    ],
+    "problems": [classification, language_model],
+    "synthetic": [synthetic_tasks.points, trajectories.Panel, trajectories.trajectories],
     "text": [text_tasks.load],
     "training": [
-        experiment.multitask_classification,
-        schedule.Schedule,
-        schedule.epochs,
         method.Method,
         method.grid,
+        schedule.Schedule,
+        schedule.epochs,
+        sharding.Layout,
     ],
 }
 
@@ -142,8 +128,7 @@ def load(gin_files: Sequence[str], gin_bindings: Sequence[str]) -> Callable:
         raise ValueError(f"No gin file binds run.experiment. {_known_experiments()}") from error
     if not callable(experiment):
         raise ValueError(
-            "run.experiment must be a function, such as @multitask_classification, but it is "
-            f"{experiment!r}."
+            f"run.experiment must be a function, such as @compare, but it is {experiment!r}."
         )
     return experiment
 

@@ -51,8 +51,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     # They take seconds, in which a signal must already be heeded.
-    from ldro_jax import _xla_flags, configuration
-    from ldro_jax.training import preemption
+    from ldro_jax import _xla_flags, configuration, preemption
 
     # Orbax describes every save at the level INFO.
     logging.set_verbosity(logging.WARNING)
@@ -76,9 +75,8 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> None:
-    from ldro_jax import configuration, output_dir
-    from ldro_jax.training import experiment as experiment_lib
-    from ldro_jax.training import processes
+    from ldro_jax import configuration, output_dir, processes
+    from ldro_jax.experiments import runs
 
     if _DISTRIBUTED.value:
         processes.join()
@@ -91,7 +89,7 @@ def _run() -> None:
     if not processes.all_agree(record is None):
         print(f"The experiment in {output.path} is finished; look at its report.html.")
         if record is not None:
-            experiment_lib.require_complete(record)
+            runs.require_complete(record)
         return
 
     def ready():

@@ -25,6 +25,7 @@ def _run(run: Run) -> Run:
     last = {(e.split, e.metric): e.step for e in sorted(run.evaluations, key=lambda e: e.step)}
     return dataclasses.replace(
         run,
+        path=None,
         evaluations=[
             e if e.step == last[e.split, e.metric] else dataclasses.replace(e, per_task={})
             for e in run.evaluations

@@ -86,6 +86,7 @@ class Run:
       weights: the weight of every task over training, values [S, N], or None.
       losses: the training loss of every task, values [S, N], or None.
       interaction: the raw Gram matrix `A_ij = <grad_i, grad_j>`, values [S, N, N], or None.
+      path: what the problem observed of the model after every step, values [S, D], or None.
       nonfinite_losses: how many non-finite losses each task had, by name; tasks with none left out.
       unmeasured_interactions: how often the interactions of each task could not be measured, by
         name: its gradient was not finite or its norm too large or too small; tasks with none left
@@ -102,6 +103,7 @@ class Run:
     weights: Series | None = None
     losses: Series | None = None
     interaction: Series | None = None
+    path: Series | None = None
     nonfinite_losses: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unmeasured_interactions: Mapping[str, int] = dataclasses.field(default_factory=dict)
     stopped: str | None = None
@@ -282,6 +284,7 @@ _RESULTS_TYPES = {
     "higher_is_better": bool,
     "runs": list,
 }
+_SERIES = ("weights", "losses", "interaction", "path")
 _RUN_TYPES = {"method": str, "seed": int, "num_steps": int, "evaluations": list}
 
 
@@ -293,7 +296,7 @@ def _check_types(record, types):
 
 def _run(record):
     _check_types(record, _RUN_TYPES)
-    parts = {name: _series(record.get(name)) for name in ("weights", "losses", "interaction")}
+    parts = {name: _series(record.get(name)) for name in _SERIES}
     evaluations = [_evaluation(e) for e in record["evaluations"]]
     return Run(**{**_known(Run, record), **parts, "evaluations": evaluations})
 

@@ -15,12 +15,12 @@ class Split(NamedTuple):
 
     Attributes:
       inputs: ``[task, example, ...]``.
-      labels: ``[task, example]``, int32.
+      targets: ``[task, example, ...]``; labels, int32 ``[task, example]``, where they are classes.
       sizes: number of examples of each task, ``[task]``, int32; rows beyond are padding.
     """
 
     inputs: np.ndarray | jax.Array
-    labels: np.ndarray | jax.Array
+    targets: np.ndarray | jax.Array
     sizes: np.ndarray | jax.Array
 
 
@@ -85,16 +85,16 @@ class MultitaskData:
         shape = split.inputs.shape[:2]
         if (
             len(shape) != 2
-            or split.labels.shape != shape
+            or split.targets.shape != shape
             or split.sizes.shape != shape[:1]
             or shape[0] != self.num_tasks
         ):
             raise ValueError(
                 f"The {name} split must hold inputs [task, example, ...], labels [task, example] "
                 f"and sizes [task] for {self.num_tasks} tasks, but their shapes are "
-                f"{split.inputs.shape}, {split.labels.shape} and {split.sizes.shape}."
+                f"{split.inputs.shape}, {split.targets.shape} and {split.sizes.shape}."
             )
-        sizes, labels = np.asarray(split.sizes), np.asarray(split.labels)
+        sizes, labels = np.asarray(split.sizes), np.asarray(split.targets)
         empty = [task for task, size in zip(self.task_names, sizes, strict=True) if size < 1]
         if empty:
             raise ValueError(

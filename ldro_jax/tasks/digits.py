@@ -93,6 +93,6 @@ def _through_optics(images, labels, rng) -> base.Split:
     num_tasks = len(OPTICS)
     return base.Split(
         inputs=np.stack([optics(images, rng) for optics in OPTICS.values()]).astype(np.float32),
-        labels=np.tile(labels.astype(np.int32), (num_tasks, 1)),
+        targets=np.tile(labels.astype(np.int32), (num_tasks, 1)),
         sizes=np.full(num_tasks, len(images), np.int32),
     )

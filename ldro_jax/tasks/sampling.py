@@ -2,18 +2,16 @@
 
 Which examples make up a batch is a pure function of seed and step, so a run that is interrupted
 draws the same ones again. A batch is flat, ``[example, ...]`` with the task of every example, which
-fits any batch size; :func:`by_task` gives it a task axis where one is needed.
+fits any batch size; :func:`places` finds the rows of each task in it.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from ldro_jax.tasks import base
 
 
 class Draw(NamedTuple):
@@ -158,39 +156,18 @@ def _epochs(key: jax.Array, positions: jax.Array, sizes: np.ndarray) -> jax.Arra
     return indices
 
 
-def take(split: base.Split, draw: Draw) -> dict[str, Any]:
-    """The examples of a draw.
+def places(tasks: jax.Array, num_tasks: int, capacity: int) -> jax.Array:
+    """Where the rows of each task are in one batch.
 
     Args:
-      split: the examples.
-      draw: ``[..., B]``.
-
-    Returns:
-      ``{"inputs": [..., B, ...], "labels": [..., B], "task": [..., B]}``.
-    """
-    return {
-        "inputs": split.inputs[draw.task, draw.index],
-        "labels": split.labels[draw.task, draw.index],
-        "task": draw.task,
-    }
-
-
-def by_task(draw: Draw, num_tasks: int, capacity: int) -> tuple[Draw, jax.Array]:
-    """Gives one batch a leading task axis.
-
-    Args:
-      draw: ``[B]``.
+      tasks: the task of each row, int32 ``[B]``.
       num_tasks: N.
-      capacity: room for examples of a task; more are left out.
+      capacity: room for rows of a task; more are left out.
 
     Returns:
-      The draw, ``[N, capacity]``, and which of its places are filled, bool ``[N, capacity]``; an
-      empty place shows the first example of its task.
+      int32 ``[N, capacity]``, filled up with −1.
     """
-    tasks = jnp.arange(num_tasks, dtype=jnp.int32)
-    belongs = draw.task[:, None] == tasks[None, :]  # [B, N]
+    belongs = tasks[:, None] == jnp.arange(num_tasks, dtype=jnp.int32)[None, :]  # [B, N]
     rank = jnp.sum(jnp.where(belongs, jnp.cumsum(belongs, axis=0), 0), axis=1) - 1
-    place = (draw.task, rank)
-    index = jnp.zeros((num_tasks, capacity), jnp.int32).at[place].set(draw.index, mode="drop")
-    filled = jnp.zeros((num_tasks, capacity), bool).at[place].set(True, mode="drop")
-    return Draw(jnp.broadcast_to(tasks[:, None], index.shape), index), filled
+    empty = jnp.full((num_tasks, capacity), -1, jnp.int32)
+    return empty.at[tasks, rank].set(jnp.arange(tasks.size, dtype=jnp.int32), mode="drop")

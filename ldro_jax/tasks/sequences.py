@@ -7,58 +7,15 @@ the number of sequences drawn so far, so a run that is resumed repeats and skips
 
 import dataclasses
 import functools
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from absl import logging
+from typing_extensions import override
 
-from ldro_jax.tasks import base
-
-
-class Source(Protocol):
-    """Where the training sequences of all tasks come from.
-
-    What can be drawn at random, such as :class:`ShuffledSequences`, has no state; a stream of text
-    saves its own.
-
-    Attributes:
-      identity: what a run must begin with again to go on, in plain JSON types.
-    """
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """See the attributes."""
-        ...
-
-    def rows(self, tasks: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """Sequences to train on.
-
-        Args:
-          tasks: the task of each row, ``[R]``.
-          indices: how many sequences of that task were drawn before it, ``[R]``.
-
-        Returns:
-          int32 ``[R, L]``.
-        """
-        ...
-
-    def save(self, directory: pathlib.Path) -> None:
-        """Writes where the source is, so that another one can go on from there.
-
-        Args:
-          directory: an empty one.
-        """
-        ...
-
-    def restore(self, directory: pathlib.Path) -> None:
-        """Goes on from where :meth:`save` was called.
-
-        Args:
-          directory: what was written.
-        """
-        ...
+from ldro_jax.tasks import base, orders
+from ldro_jax.tasks.source import Source
 
 
 class Stream(Protocol):
@@ -78,7 +35,7 @@ class Stream(Protocol):
           seed: of the order.
 
         Returns:
-          The source.
+          A :class:`~ldro_jax.tasks.source.Source`.
         """
         ...
 
@@ -188,7 +145,7 @@ class Corpus:
         return dataclasses.replace(self, task_names=(self.task_names[task],), **parts)
 
 
-class ShuffledSequences:
+class ShuffledSequences(Source):
     """Sequences of full length, every one once in an epoch, in an order of its own each epoch.
 
     Args:
@@ -198,39 +155,22 @@ class ShuffledSequences:
     """
 
     def __init__(self, tokens: Sequence[np.ndarray], length: int, seed: int):
-        self.identity: dict[str, Any] = {}
-        self._tokens, self._length, self._seed = tokens, length, seed
-        self._counts = [max(len(t) // length, 1) for t in tokens]
-        self._orders: dict[int, tuple[int, int, np.ndarray]] = {}
+        self._tokens, self._length = tokens, length
+        counts = [max(len(t) // length, 1) for t in tokens]
+        # Another offset cuts the text elsewhere, and leaves out another remainder.
+        self._orders = orders.Orders(counts, seed, [len(t) % length for t in tokens])
 
+    @override
     def rows(self, tasks: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """See :class:`Source`."""
         return np.stack([self._row(int(t), int(i)) for t, i in zip(tasks, indices, strict=True)])
-
-    def save(self, directory: pathlib.Path) -> None:
-        """Does nothing: the next row is known by the number of rows drawn."""
-
-    def restore(self, directory: pathlib.Path) -> None:
-        """Does nothing."""
 
     def _row(self, task: int, index: int) -> np.ndarray:
         tokens = self._tokens[task]
         if len(tokens) < self._length:
             return np.resize(tokens, self._length).astype(np.int32)
-        epoch, position = divmod(index, self._counts[task])
-        offset, order = self._order(task, epoch)
-        start = offset + int(order[position]) * self._length
+        offset, place = self._orders(task, index)
+        start = offset + place * self._length
         return tokens[start : start + self._length].astype(np.int32)
-
-    def _order(self, task: int, epoch: int) -> tuple[int, np.ndarray]:
-        known = self._orders.get(task)
-        if known is None or known[0] != epoch:
-            rng = np.random.default_rng([self._seed, task, epoch])
-            # Another offset cuts the text elsewhere, and leaves out another remainder.
-            offset = int(rng.integers(len(self._tokens[task]) % self._length + 1))
-            order = rng.permutation(np.arange(self._counts[task], dtype=np.uint32))
-            known = self._orders[task] = (epoch, offset, order)
-        return known[1], known[2]
 
 
 def warn_of_repeats(corpus: Corpus, length: int, per_step: float) -> None:
@@ -253,82 +193,6 @@ def warn_of_repeats(corpus: Corpus, length: int, per_step: float) -> None:
             round(length * max(per_step, 1)),
             ", ".join(short),
         )
-
-
-class Draw(NamedTuple):
-    """The rows of one batch.
-
-    Attributes:
-      tasks: the task of each row, int32 ``[B]``.
-      indices: how many sequences of that task were drawn before it, int64 ``[B]``.
-      drawn: sequences of each task drawn up to the end of the batch, int64 ``[N]``.
-    """
-
-    tasks: np.ndarray
-    indices: np.ndarray
-    drawn: np.ndarray
-
-
-def draw_balanced(drawn: np.ndarray, batch_size: int) -> Draw:
-    """The tasks in turn, so that all have the same number of rows.
-
-    If the batch size is not a multiple of N, some tasks have one row more than others, and the next
-    batch goes on with the next task. Interleaved rows of all tasks lie on every device when the
-    batch is split over devices.
-
-    Args:
-      drawn: sequences of each task drawn before, ``[N]``.
-      batch_size: B.
-
-    Returns:
-      The draw.
-    """
-    num_tasks = len(drawn)
-    rows = np.arange(batch_size)
-    tasks = (rows + drawn.sum()) % num_tasks
-    new = drawn + np.bincount(tasks, None, num_tasks)
-    return Draw(tasks.astype(np.int32), drawn[tasks] + rows // num_tasks, new)
-
-
-def rows_by_task(tasks: np.ndarray, num_tasks: int) -> np.ndarray:
-    """Where the rows of each task are in a batch.
-
-    Args:
-      tasks: the task of each row, ``[B]``, dealt in turn.
-      num_tasks: N.
-
-    Returns:
-      int32 ``[N, ⌈B / N⌉]``; −1 where a task has fewer rows than others.
-    """
-    found = np.full((num_tasks, -(-len(tasks) // num_tasks)), -1, np.int32)
-    found[tasks, np.arange(len(tasks)) // num_tasks] = np.arange(len(tasks))
-    return found
-
-
-def draw_mixed(
-    drawn: np.ndarray, batch_size: int, probabilities: np.ndarray, seed: Sequence[int]
-) -> Draw:
-    """Rows of random tasks.
-
-    Args:
-      drawn: sequences of each task drawn before, ``[N]``.
-      batch_size: B.
-      probabilities: of each task, ``[N]``.
-      seed: of this draw.
-
-    Returns:
-      The draw.
-    """
-    rng = np.random.default_rng(seed)
-    share = np.asarray(probabilities, np.float64)
-    tasks = rng.choice(len(drawn), size=batch_size, p=share / share.sum())
-    before = np.zeros(batch_size, np.int64)
-    for task in range(len(drawn)):
-        mine = tasks == task
-        before[mine] = np.arange(mine.sum())
-    return Draw(
-        tasks.astype(np.int32), drawn[tasks] + before, drawn + np.bincount(tasks, None, len(drawn))
-    )
 
 
 class EvaluationBatch(NamedTuple):

@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from ldro_jax.tasks import vocabulary
+from ldro_jax.tasks.source import Source
 
 # Sequences of each task that are ready before they are asked for: a step or two of a large batch.
 _READY = 64
@@ -56,8 +57,8 @@ class SeqioStream:
         return SeqioStream([self._tasks[task]], self.sizes[task : task + 1])
 
 
-class StreamingSequences:
-    """Sequences of the documents of seqio tasks; a :class:`~ldro_jax.tasks.sequences.Source`.
+class StreamingSequences(Source):
+    """Sequences of the documents of seqio tasks.
 
     Every process reads a shard of its own: other files, or other documents if a task has fewer
     files than there are processes. Text that is at its end begins anew, in another order of its
@@ -68,6 +69,8 @@ class StreamingSequences:
       length: L, of a sequence.
       seed: of the order of files and documents.
     """
+
+    has_state = True
 
     def __init__(self, tasks: Sequence[Any], length: int, seed: int):
         self._tf = tensorflow()

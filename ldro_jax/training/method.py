@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
 
 from ldro_jax import checks, transform, weighting
+from ldro_jax.interaction import Interaction
 from ldro_jax.weighting import Weighting
 
 
@@ -18,7 +19,8 @@ class Method:
 
     Attributes:
       name: how tables and pictures call it.
-      weighting: a key of :data:`ldro_jax.weighting.METHODS`.
+      weighting: a key of :data:`ldro_jax.weighting.METHODS`; or your own, as a
+        :class:`~ldro_jax.weighting.Weighting` or a function of the hyperparameters that makes one.
       hyperparameters: its arguments.
       interaction: how to measure the interaction, as in :func:`ldro_jax.transform.weighted`.
       interaction_interval: every how many steps to measure it; by default as the weighting says.
@@ -33,9 +35,9 @@ class Method:
     """
 
     name: str
-    weighting: str
+    weighting: str | Callable[..., Weighting] | Weighting
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    interaction: str = "auto"
+    interaction: str | Interaction = "auto"
     interaction_interval: int | None = None
     lagged: bool = False
     floor: float = 0.0
@@ -43,7 +45,7 @@ class Method:
 
     def __post_init__(self):
         checks.text("name", self.name)
-        checks.one_of("weighting", self.weighting, sorted(weighting.METHODS))
+        weighting.factory(self.weighting)
         checks.one_of("sampling", self.sampling, ("uniform", "weights"))
         given = self.hyperparameters
         checks.require(isinstance(given, Mapping), "hyperparameters", "a dictionary", given)
@@ -72,8 +74,11 @@ class Method:
         Raises:
           ValueError: if the method or one of its settings is unknown or out of range.
         """
-        made = weighting.create(self.weighting, {**self.hyperparameters, **(rates or {})})
-        return self._weighted(made, num_tasks)
+        return self._weighted(self.weigh(rates or {}), num_tasks)
+
+    def weigh(self, rates: Mapping[str, Any]) -> Weighting:
+        """The weighting alone, with other values for some hyperparameters."""
+        return weighting.create(self.weighting, {**self.hyperparameters, **rates})
 
     def _weighted(self, made: Weighting, num_tasks: int):
         return transform.weighted(
@@ -104,7 +109,7 @@ class Method:
         """The hyperparameters that one program can take many values of, where they are numbers."""
         return dict(self._rates)
 
-    def program(self) -> tuple[Any, ...]:
+    def compile_key(self) -> tuple[Any, ...]:
         """What methods have in common that the same compiled program can train.
 
         Returns:

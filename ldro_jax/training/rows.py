@@ -1,4 +1,4 @@
-"""Rows of text that belong to tasks: their losses, and gradients for weights chosen from these."""
+"""Rows that belong to tasks: their losses, and gradients for weights chosen from these."""
 
 from collections.abc import Callable
 from typing import Any

@@ -4,6 +4,8 @@ import dataclasses
 
 from ldro_jax import checks
 
+TESTS = ("always", "best", "last")
+
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
@@ -13,6 +15,8 @@ class Schedule:
       train_steps: number of steps of a run.
       eval_interval: steps between two evaluations; what happens between them is one program.
       checkpoint_interval: steps between two checkpoints, made at the next evaluation.
+      test: when the split "test" is measured: "always", at every evaluation; "last", once at the
+        end; or "best", once at the end with the checkpoint that was best on validation.
       max_nonfinite_steps: a run stops after so many steps in a row whose losses aren't all finite.
         At its end two of them in a row are enough to count as stopped, or one if it has no more.
     """
@@ -20,12 +24,15 @@ class Schedule:
     train_steps: int
     eval_interval: int
     checkpoint_interval: int
+    test: str = "always"
     max_nonfinite_steps: int = 100
 
     def __post_init__(self):
+        checks.one_of("test", self.test, TESTS)
         for field in dataclasses.fields(self):
-            value = checks.integer(field.name, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+            if field.name != "test":
+                value = checks.integer(field.name, getattr(self, field.name))
+                object.__setattr__(self, field.name, value)
 
 
 def epochs(num_epochs: int, steps_per_epoch: int, *, checkpoint_epochs: int = 1) -> Schedule:

@@ -42,10 +42,7 @@ class Layout:
         checks.flag("fully_sharded", self.fully_sharded)
 
     def mesh(self) -> Mesh:
-        """The mesh, with the axes ``data`` and ``model``.
-
-        Returns:
-          A ``jax.sharding.Mesh`` over the first ``data × model`` devices.
+        """The mesh of the first ``data × model`` devices, with these axes.
 
         Raises:
           ValueError: if there are fewer devices.
@@ -67,11 +64,7 @@ class Layout:
         return Mesh(devices, ("data", "model"))
 
     def rules(self) -> list[tuple[str, str | None]]:
-        """Which mesh axis each logical axis lies on.
-
-        Returns:
-          Pairs of a logical axis and a mesh axis, or ``None`` where it isn't split.
-        """
+        """Pairs of a logical axis and the mesh axis it lies on, ``None`` where it isn't split."""
         return [
             ("vocab", "model"),
             ("heads", "model"),
@@ -113,14 +106,9 @@ def shardings(boxed: Any, mesh: Mesh, rules: list[tuple[str, str | None]]) -> An
 
 
 def over_data(leaf: Any, sharding: NamedSharding) -> NamedSharding:
-    """The sharding of a gradient that is split over the data axis as well, where it can be.
+    """The sharding of a parameter's gradient, split over the data axis as well where it can be.
 
-    Args:
-      leaf: the parameter, or its shape.
-      sharding: that of the parameter.
-
-    Returns:
-      The sharding, with ``data`` on the first axis that it divides and that isn't split yet.
+    That is on the first axis that ``data`` divides and that isn't split yet.
     """
     mesh = sharding.mesh
     spec = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]

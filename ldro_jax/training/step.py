@@ -1,18 +1,19 @@
-"""One training step, and a stretch of them as one compiled program. Pure functions."""
+"""One training step on rows of any tasks, as a pure function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from ldro_jax import checks, interaction, transform
-from ldro_jax.tasks import base, sampling
-from ldro_jax.training.method import Method
+from ldro_jax import transform
+from ldro_jax.interaction import base as interaction_base
+from ldro_jax.training import rows as rows_lib
 
-ApplyFn = Callable[[Any, jax.Array], jax.Array]
+# (params, rows [R, ...]) -> [R].
+RowLosses = Callable[[Any, Any], jax.Array]
+MakeOptimizer = Callable[[Mapping[str, Any]], optax.GradientTransformationExtraArgs]
 
 
 class TrainState(NamedTuple):
@@ -29,81 +30,29 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-class Batches(NamedTuple):
-    """How batches are drawn.
+class Batch(NamedTuple):
+    """Rows to train on.
 
     Attributes:
-      sampler: a key of :data:`ldro_jax.tasks.sampling.SAMPLERS`.
-      batch_size: examples of all tasks in a batch.
-      sizes: training examples of each task, a NumPy array ``[N]``.
+      rows: arrays ``[B, ...]``.
+      tasks: the task of each row, int32 ``[B]``.
+      expected: how many rows of each task a batch has, ``[N]``: as many as this one, or as many as
+        random batches have on average.
+      measured: rows to measure the interaction on, arrays ``[M, ...]``; or ``None`` if those of
+        ``rows`` serve for it.
+      by_task: where the rows of each task are among these, int32 ``[N, E]``, filled up with −1; or
+        ``None`` if there are as many of every task, row r of task ``r mod N``.
     """
 
-    sampler: str
-    batch_size: int
-    sizes: np.ndarray
-
-    def check(self) -> None:
-        """Raises ``ValueError`` if no such batches can be drawn."""
-        checks.one_of("sampler", self.sampler, sorted(sampling.SAMPLERS))
-        checks.integer("batch_size", self.batch_size)
-        jax.eval_shape(lambda: self.draw(jax.random.key(0), jnp.int32(0), 1))
-
-    def draw(self, key: jax.Array, start: jax.Array, num_steps: int) -> sampling.Draw:
-        """Draws a stretch of batches to train on.
-
-        Args:
-          key: of the run.
-          start: the first step.
-          num_steps: length of the stretch.
-
-        Returns:
-          The draw, ``[step, B]``.
-        """
-        sampler = sampling.SAMPLERS[self.sampler]
-        return sampler(key, start, num_steps, self.sizes, self.batch_size)
-
-    def draw_for_interaction(
-        self, key: jax.Array, start: jax.Array, num_steps: int, drawn: sampling.Draw
-    ) -> sampling.Draw:
-        """Draws a stretch of batches to measure the interaction on.
-
-        Args:
-          key: of the run.
-          start: the first step.
-          num_steps: length of the stretch.
-          drawn: what is trained on.
-
-        Returns:
-          The same, if it is balanced; otherwise other examples, the same number of each task.
-        """
-        if self.sampler == "balanced":
-            return drawn
-        size = max(self.batch_size, self.sizes.size)
-        return sampling.balanced(jax.random.fold_in(key, 2), start, num_steps, self.sizes, size)
-
-    @property
-    def capacity(self) -> int:
-        """The most examples that a task has in a balanced batch."""
-        return -(-max(self.batch_size, self.sizes.size) // self.sizes.size)
-
-
-def example_losses(apply_fn: ApplyFn, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """Cross-entropy of each example.
-
-    Args:
-      apply_fn: ``(params, inputs [B, ...]) -> logits [B, classes]``.
-      params: the model's parameters.
-      batch: ``inputs [B, ...]`` and ``labels [B]``.
-
-    Returns:
-      ``[B]``.
-    """
-    logits = apply_fn(params, batch["inputs"])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
+    rows: Any
+    tasks: jax.Array
+    expected: jax.Array
+    measured: Any = None
+    by_task: jax.Array | None = None
 
 
 def task_means(values: jax.Array, task: jax.Array, num_tasks: int) -> tuple[jax.Array, jax.Array]:
-    """Mean over the examples of each task.
+    """Mean over the rows of each task.
 
     Args:
       values: ``[B]``.
@@ -111,7 +60,7 @@ def task_means(values: jax.Array, task: jax.Array, num_tasks: int) -> tuple[jax.
       num_tasks: N.
 
     Returns:
-      The means ``[N]``, zero for a task without examples, and which tasks have some, bool ``[N]``.
+      The means ``[N]``, zero for a task without rows, and which tasks have some, bool ``[N]``.
     """
     belongs = task[None, :] == jnp.arange(num_tasks, dtype=jnp.int32)[:, None]
     counts = belongs.sum(axis=1)
@@ -120,75 +69,86 @@ def task_means(values: jax.Array, task: jax.Array, num_tasks: int) -> tuple[jax.
     return means, counts > 0
 
 
-def train_steps(
-    apply_fn: ApplyFn,
-    make_tx: Callable[[Any], optax.GradientTransformationExtraArgs],
-    method: Method,
-    num_steps: int,
-    batches: Batches,
-) -> Callable[[Any, TrainState, base.Split, jax.Array], tuple[TrainState, jax.Array]]:
-    """Makes the function that takes a stretch of training steps, to be jitted.
+def train_step(
+    row_losses: RowLosses,
+    make_tx: MakeOptimizer,
+    num_tasks: int,
+    strategy: interaction_base.Interaction,
+    *,
+    fused: bool = False,
+    microbatches: int = 1,
+    interaction_rows: int | None = None,
+    multiple: int = 1,
+) -> Callable[[Mapping[str, Any], TrainState, Batch], tuple[TrainState, jax.Array]]:
+    """Makes the function that takes one step, to be jitted.
+
+    The gradient is ``Σ_r w_t(r) / n_t(r) ∇loss_r`` over the rows r, where t(r) is the task of the
+    row and n the numbers of rows expected. Where these are the numbers in the batch, this is the
+    weighted sum of the mean losses; in random batches it has the same expectation.
 
     Args:
-      apply_fn: ``(params, inputs [B, ...]) -> logits [B, classes]``.
-      make_tx: from the method's rates to an optimizer with its weighting in the chain.
-      method: what is trained.
-      num_steps: length of the stretch.
-      batches: how to draw them.
+      row_losses: ``(params, rows [R, ...]) -> losses [R]``.
+      make_tx: from rates to an optimizer with a weighting in its chain.
+      num_tasks: N.
+      strategy: how to measure the interaction.
+      fused: whether the weighting measures the interaction in every step, so that the gradients of
+        the tasks serve for the training gradient as well, if the strategy holds them. Needs rows of
+        every task and one microbatch.
+      microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
+        of them, at the price of a second forward pass.
+      interaction_rows: measure the interaction on so many rows of each task; by default on all.
+      multiple: number of rows of a task is filled up to a multiple of this, so that they can be
+        split over devices.
 
     Returns:
-      ``(rates, state, train split, key) -> (state, losses [N])``, where the losses are means over
-      the stretch.
+      ``(rates, state, batch) -> (state, losses [N])``.
     """
-    num_tasks = batches.sizes.size
-    strategy = interaction.get(method.interaction)
-    fused = method.measures_every_step and batches.sampler == "balanced"
 
-    def task_loss(params, task_batch):
-        losses = example_losses(apply_fn, params, task_batch)
-        filled = task_batch["filled"]
-        return jnp.sum(jnp.where(filled, losses, 0)) / jnp.sum(filled, dtype=losses.dtype)
+    def rows_by_task(batch):
+        taken, is_real = rows_lib.by_task(
+            batch.rows if batch.measured is None else batch.measured,
+            num_tasks,
+            limit=None if fused else interaction_rows,
+            multiple=multiple,
+            where=batch.by_task,
+        )
+        return {"rows": taken, "is_real": is_real}
 
-    def stretch(rates, state, train, key):
-        tx = make_tx(rates)
-        drawn = batches.draw(key, state.step, num_steps)
-        measured_on = batches.draw_for_interaction(key, state.step, num_steps, drawn)
+    def task_loss(params, task_rows):
+        losses = row_losses(params, task_rows["rows"])
+        total = jnp.sum(jnp.where(task_rows["is_real"], losses, 0))
+        return total / jnp.sum(task_rows["is_real"], dtype=losses.dtype)
 
-        def task_major(draw):
-            draw, filled = sampling.by_task(draw, num_tasks, batches.capacity)
-            return {**sampling.take(train, draw), "filled": filled}
+    def statistics(params, batch) -> tuple[Any, dict[str, Any]]:
+        """What the update of the weighting takes: ``updates``, and keyword arguments."""
+        if fused and strategy.gradients is not None:
+            losses, gradients = strategy.gradients(task_loss, params, rows_by_task(batch))
+            return gradients, {"losses": losses}
+        if fused:
+            return None, {"loss_fn": task_loss, "batch": rows_by_task(batch)}
+        losses, _, pullback = rows_lib.forward(
+            lambda p, rows, _: (row_losses(p, rows), ()), params, batch.rows, microbatches
+        )
+        means, present = task_means(losses, batch.tasks, num_tasks)
 
-        def statistics(params, draw, draw_for_interaction):
-            if fused:
-                return {"loss_fn": task_loss, "batch": task_major(draw)}
-            batch = sampling.take(train, draw)
+        def gradient(weights):
+            share = (weights / batch.expected.astype(weights.dtype))[batch.tasks]
+            return pullback(share.astype(losses.dtype))
 
-            def losses_fn(params):
-                losses = example_losses(apply_fn, params, batch)
-                return task_means(losses, batch["task"], num_tasks)
+        return None, {
+            "losses": means,
+            "present": present,
+            "pullback": gradient,
+            "interaction_fn": lambda: strategy.matrix(task_loss, params, rows_by_task(batch)),
+        }
 
-            losses, pullback, present = jax.vjp(losses_fn, params, has_aux=True)
-            return {
-                "losses": losses,
-                "present": present,
-                "pullback": lambda weights: pullback(weights)[0],
-                "interaction_fn": lambda: strategy.matrix(
-                    task_loss, params, task_major(draw_for_interaction)
-                ),
-            }
+    def step(rates, state, batch):
+        gradients, measured = statistics(state.params, batch)
+        updates, opt_state = make_tx(rates).update(
+            gradients, state.opt_state, state.params, **measured
+        )
+        params = optax.apply_updates(state.params, updates)
+        losses = transform.find_state(opt_state).losses
+        return TrainState(state.step + 1, params, opt_state), losses
 
-        def one_step(state, draws):
-            updates, opt_state = tx.update(
-                None,  # pyright: ignore[reportArgumentType]
-                state.opt_state,
-                state.params,
-                **statistics(state.params, *draws),
-            )
-            params = optax.apply_updates(state.params, updates)
-            losses = transform.find_state(opt_state).losses
-            return TrainState(state.step + 1, params, opt_state), losses
-
-        state, losses = jax.lax.scan(one_step, state, (drawn, measured_on))
-        return state, losses.mean(axis=0)
-
-    return stretch
+    return step

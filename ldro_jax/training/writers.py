@@ -12,12 +12,7 @@ class NullWriter:
     """Writes nothing; stands in where TensorBoard events can't be written."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Drops the scalars.
-
-        Args:
-          step: training steps done.
-          scalars: values by name.
-        """
+        """Drops the scalars."""
         del step, scalars
 
     def flush(self) -> None:

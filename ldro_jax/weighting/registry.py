@@ -1,4 +1,4 @@
-"""Weightings by name, for configurations and command lines."""
+"""Weightings by name, for configurations and command lines, and those of others like them."""
 
 import inspect
 import numbers
@@ -29,15 +29,40 @@ METHODS: dict[str, Callable[..., base.Weighting]] = {
     "static_mixing": static_mixing,
 }
 
+# A key of METHODS, a factory like those there, or a weighting as it is.
+Named = str | Callable[..., base.Weighting] | base.Weighting
+
 # Arguments of a factory that the data can give, one number for each task.
 FROM_DATA = ("reference_losses", "sizes")
 
 
-def create(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.Weighting:
-    """Makes a weighting by its name.
+def factory(method: Named) -> Callable[..., base.Weighting]:
+    """The function that makes a weighting.
 
     Args:
-      name: a key of ``METHODS``.
+      method: a key of ``METHODS``, a factory, or a weighting.
+
+    Returns:
+      A function of its hyperparameters.
+
+    Raises:
+      ValueError: if there is no method of that name.
+    """
+    if isinstance(method, base.Weighting):
+        return lambda: method
+    if callable(method):
+        return method
+    known = f"a Weighting, a function that makes one, or one of {', '.join(sorted(METHODS))}"
+    is_known = isinstance(method, str) and method in METHODS
+    checks.require(is_known, "weighting", known, method)
+    return METHODS[method]
+
+
+def create(method: Named, hyperparameters: Mapping[str, Any] | None = None) -> base.Weighting:
+    """Makes a weighting by its name or from its factory.
+
+    Args:
+      method: a key of ``METHODS``, a factory, or a weighting, which has no hyperparameters.
       hyperparameters: keyword arguments of that factory.
 
     Returns:
@@ -48,16 +73,19 @@ def create(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.
         or doesn't take one's value.
     """
     hyperparameters = dict(hyperparameters or {})
-    if missing := lacking(name, hyperparameters):
-        raise _wrong(name, hyperparameters, f"{', '.join(missing)} is missing")
-    return METHODS[name](**hyperparameters)
+    if missing := lacking(method, hyperparameters):
+        raise _wrong(method, hyperparameters, f"{', '.join(missing)} is missing")
+    made = factory(method)(**hyperparameters)
+    is_weighting = isinstance(made, base.Weighting)
+    checks.require(is_weighting, "weighting", "a function that makes a Weighting", method)
+    return made
 
 
-def outline(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base.Weighting:
+def outline(method: Named, hyperparameters: Mapping[str, Any] | None = None) -> base.Weighting:
     """Makes a weighting for its properties, before the data is known.
 
     Args:
-      name: a key of ``METHODS``.
+      method: a key of ``METHODS``, a factory, or a weighting, which has no hyperparameters.
       hyperparameters: keyword arguments of that factory. Those of :data:`FROM_DATA` that it takes
         and that aren't given are filled in.
 
@@ -67,14 +95,14 @@ def outline(name: str, hyperparameters: Mapping[str, Any] | None = None) -> base
     Raises:
       ValueError: see :func:`create`.
     """
-    return create(name, _filled(name, hyperparameters or {}))
+    return create(method, _filled(method, hyperparameters or {}))
 
 
-def lacking(name: str, hyperparameters: Mapping[str, Any]) -> list[str]:
+def lacking(method: Named, hyperparameters: Mapping[str, Any]) -> list[str]:
     """The hyperparameters that a method needs and wasn't given.
 
     Args:
-      name: a key of ``METHODS``.
+      method: a key of ``METHODS``, a factory, or a weighting, which has no hyperparameters.
       hyperparameters: what it was given.
 
     Returns:
@@ -83,11 +111,11 @@ def lacking(name: str, hyperparameters: Mapping[str, Any]) -> list[str]:
     Raises:
       ValueError: if there is no method of that name, or it has no such hyperparameter.
     """
-    parameters = _parameters(name)
+    parameters = _parameters(method)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [str(key) for key in hyperparameters if key not in parameters]
     if unknown and not takes_any:
-        raise _wrong(name, hyperparameters, f"{', '.join(unknown)} is unknown")
+        raise _wrong(method, hyperparameters, f"{', '.join(unknown)} is unknown")
     needed = [
         p.name
         for p in parameters.values()
@@ -96,11 +124,11 @@ def lacking(name: str, hyperparameters: Mapping[str, Any]) -> list[str]:
     return [each for each in needed if each not in hyperparameters]
 
 
-def from_data(name: str, hyperparameters: Mapping[str, Any]) -> list[str]:
+def from_data(method: Named, hyperparameters: Mapping[str, Any]) -> list[str]:
     """The arguments that the data has to give, since the hyperparameters don't.
 
     Args:
-      name: a key of ``METHODS``.
+      method: a key of ``METHODS``, a factory, or a weighting, which has no hyperparameters.
       hyperparameters: what it was given.
 
     Returns:
@@ -109,17 +137,17 @@ def from_data(name: str, hyperparameters: Mapping[str, Any]) -> list[str]:
     Raises:
       ValueError: if there is no method of that name.
     """
-    return [n for n in FROM_DATA if n in _parameters(name) and n not in hyperparameters]
+    return [n for n in FROM_DATA if n in _parameters(method) and n not in hyperparameters]
 
 
-def rates(name: str, hyperparameters: Mapping[str, Any]) -> set[str]:
+def rates(method: Named, hyperparameters: Mapping[str, Any]) -> set[str]:
     """Names of the hyperparameters that a method computes with on the device.
 
     They may be arrays, so one compiled program can take many values of them; the others are needed
     while the weighting is made. Which they are is found by tracing it with one of them unknown.
 
     Args:
-      name: a key of ``METHODS``.
+      method: a key of ``METHODS``, a factory, or a weighting, which has no hyperparameters.
       hyperparameters: keyword arguments of that factory, numbers among them.
 
     Returns:
@@ -128,19 +156,19 @@ def rates(name: str, hyperparameters: Mapping[str, Any]) -> set[str]:
     Raises:
       ValueError: see :func:`create`.
     """
-    filled = _filled(name, hyperparameters)
-    create(name, filled)
+    filled = _filled(method, hyperparameters)
+    create(method, filled)
     given = [k for k, v in hyperparameters.items() if isinstance(v, numbers.Real)]
     return {
-        k for k in given if not isinstance(hyperparameters[k], bool) and _traces(name, filled, k)
+        k for k in given if not isinstance(hyperparameters[k], bool) and _traces(method, filled, k)
     }
 
 
-def _traces(name: str, hyperparameters: dict[str, Any], rate: str) -> bool:
+def _traces(method: Named, hyperparameters: dict[str, Any], rate: str) -> bool:
     num_tasks = _num_tasks(hyperparameters)
 
     def weights(value):
-        weighting = create(name, hyperparameters | {rate: value})
+        weighting = create(method, hyperparameters | {rate: value})
         zeros = jnp.zeros(num_tasks, jnp.float32)
         square = jnp.zeros((num_tasks, num_tasks), jnp.float32)
         statistics = base.Statistics(jnp.zeros([], jnp.int32), zeros, square)
@@ -157,10 +185,10 @@ def _traces(name: str, hyperparameters: dict[str, Any], rate: str) -> bool:
     return True
 
 
-def _filled(name: str, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(method: Named, hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
     """The hyperparameters with something in the place of what only the data can tell."""
     ones = (1.0,) * _num_tasks(hyperparameters)
-    return {**hyperparameters, **dict.fromkeys(from_data(name, hyperparameters), ones)}
+    return {**hyperparameters, **dict.fromkeys(from_data(method, hyperparameters), ones)}
 
 
 def _num_tasks(hyperparameters: Mapping[str, Any]) -> int:
@@ -173,14 +201,27 @@ def _num_tasks(hyperparameters: Mapping[str, Any]) -> int:
     return max([1, *map(len, lists)])
 
 
-def _wrong(name: str, hyperparameters: Mapping[str, Any], reason: str) -> ValueError:
-    known = ", ".join(_parameters(name)) or "none"
+def _wrong(method: Named, hyperparameters: Mapping[str, Any], reason: str) -> ValueError:
+    known = ", ".join(_parameters(method)) or "none"
     return ValueError(
-        f"The method {name!r} takes the hyperparameters ({known}), but was given "
+        f"The method {described(method)} takes the hyperparameters ({known}), but was given "
         f"{dict(hyperparameters)}: {reason}."
     )
 
 
-def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
-    checks.one_of("weighting", name, sorted(METHODS))
-    return inspect.signature(METHODS[name]).parameters
+def _parameters(method: Named) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(factory(method)).parameters
+
+
+def described(method: Named) -> str:
+    """How messages and records name a method.
+
+    Args:
+      method: a key of ``METHODS``, a factory, or a weighting.
+
+    Returns:
+      A word.
+    """
+    if isinstance(method, str):
+        return repr(method)
+    return getattr(method, "__name__", type(method).__name__)

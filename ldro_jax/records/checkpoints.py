@@ -16,10 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ldro_jax import paths
+from ldro_jax import paths, processes
 from ldro_jax.records import files
-from ldro_jax.training import identity as identity_lib
-from ldro_jax.training import processes
+from ldro_jax.records import identity as identity_lib
 
 
 class Checkpoints:
@@ -260,7 +259,7 @@ class Checkpoints:
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Says no: :mod:`ldro_jax.training.preemption` asks jax, and numbers its questions."""
+        """Says no: :mod:`ldro_jax.preemption` asks jax, and numbers its questions."""
         return False
 
 

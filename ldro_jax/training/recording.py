@@ -10,21 +10,13 @@ from absl import logging
 
 from ldro_jax import transform
 from ldro_jax.records import results
-from ldro_jax.training.program import Trial
+from ldro_jax.training.engine import Trial
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
 
 
 def empty_run(trial: Trial, schedule: Schedule) -> results.Run:
-    """The record of a run before its first step.
-
-    Args:
-      trial: the method and the seed.
-      schedule: the length.
-
-    Returns:
-      The record.
-    """
+    """The record of a run before its first step."""
     return results.Run(
         method=trial.method.name,
         hyperparameters=trial.method.settings(),
@@ -42,8 +34,9 @@ def extended(
     losses: jax.typing.ArrayLike,
     evaluations: Sequence[results.Evaluation],
     seconds_per_step: float,
+    observed: np.ndarray | None = None,
 ) -> results.Run:
-    """The record of a run with what there is to say after one more stretch.
+    """The record of a run, extended by one stretch of steps.
 
     Args:
       run: the record so far.
@@ -53,6 +46,7 @@ def extended(
       losses: mean training losses of the stretch, ``[N]``.
       evaluations: after the stretch.
       seconds_per_step: the time of one step so far.
+      observed: what the problem observed after each step of the stretch, ``[steps, D]``.
 
     Returns:
       The record; it is ``stopped`` if losses never became finite again: in the last
@@ -91,6 +85,7 @@ def extended(
             "learning rate."
         )
         logging.error("%s, seed %d: %s", run.method, run.seed, stopped)
+    taken = [] if observed is None else range(step - len(observed) + 1, step + 1)
     interaction = None
     if (matrix := np.asarray(weighting.interaction)).any():
         interaction = results.Series([step], matrix[None])
@@ -98,9 +93,10 @@ def extended(
         run,
         seconds_per_step=seconds_per_step,
         evaluations=[*run.evaluations, *evaluations],
-        weights=_append(run.weights, step, weighting.weights),
-        losses=_append(run.losses, step, losses),
+        weights=_append(run.weights, [step], np.asarray(weighting.weights)[None]),
+        losses=_append(run.losses, [step], np.asarray(losses)[None]),
         interaction=interaction,
+        path=run.path if observed is None else _append(run.path, taken, observed),
         nonfinite_losses=nonfinite,
         unmeasured_interactions=unmeasured,
         stopped=stopped,
@@ -115,12 +111,11 @@ def _counts(task_names, counts, before) -> tuple[dict[str, int], dict[str, int]]
 
 
 def _append(
-    series: results.Series | None, step: int, values: jax.typing.ArrayLike
+    series: results.Series | None, steps: Sequence[int], values: np.ndarray
 ) -> results.Series:
-    new = np.asarray(values)[None]
     if series is None:
-        return results.Series([step], new)
-    return results.Series([*series.steps, step], np.concatenate([series.values, new]))
+        return results.Series(steps, values)
+    return results.Series([*series.steps, *steps], np.concatenate([series.values, values]))
 
 
 def _latest(run: results.Run) -> list[results.Evaluation]:
@@ -129,12 +124,7 @@ def _latest(run: results.Run) -> list[results.Evaluation]:
 
 
 def write_scalars(writer: Any, run: results.Run) -> None:
-    """Writes the newest numbers of a run for TensorBoard.
-
-    Args:
-      writer: see :mod:`ldro_jax.training.writers`.
-      run: the record.
-    """
+    """Writes the newest numbers of a run for TensorBoard."""
     scalars = {}
     for evaluation in _latest(run):
         prefix = f"{evaluation.split}/{evaluation.metric}"
@@ -151,13 +141,7 @@ def write_scalars(writer: Any, run: results.Run) -> None:
 
 
 def progress_text(run: results.Run) -> str:
-    """The newest validation values of a run, for a progress bar.
-
-    Args:
-      run: the record.
-
-    Returns:
-      A few words.
-    """
-    last = next(e for e in _latest(run) if e.split == "validation")
+    """The newest values of a run, on validation where there is such a split, for a progress bar."""
+    latest = _latest(run)
+    last = next((e for e in latest if e.split == "validation"), latest[0])
     return f"average {last.average:.3f}, worst {last.worst:.3f} ({last.worst_task})"

@@ -1,23 +1,46 @@
-"""What an experiment trains: its runs and their programs, checked before anything is written."""
+"""The runs of an experiment: listed and checked before anything is written, and trained."""
 
 import collections
+import dataclasses
+import hashlib
+import itertools
 import pathlib
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import tqdm
 from absl import logging
 
-from ldro_jax import checks, paths, weighting
+from ldro_jax import checks, paths, processes, weighting
+from ldro_jax.records import identity as identity_lib
 from ldro_jax.records import json_types, results
-from ldro_jax.training import identity as identity_lib
-from ldro_jax.training import processes
+from ldro_jax.training import loop
+from ldro_jax.training.engine import Program, Trial
 from ldro_jax.training.method import Method
-from ldro_jax.training.program import Trial
 from ldro_jax.training.schedule import Schedule
 
 # Programs are made with it first, so that errors of a model or of batches are no method's.
 AVERAGE = Method("Average", "average")
+
+
+class RunsStoppedError(RuntimeError):
+    """Some runs of an experiment ended before their last step."""
+
+
+def require_complete(record: results.Results) -> None:
+    """Raises ``RunsStoppedError`` if a run of a record ended before its last step.
+
+    Args:
+      record: of an experiment.
+
+    Raises:
+      RunsStoppedError: naming all of them.
+    """
+    stopped = [f"{r.method}, seed {r.seed}: {r.stopped}" for r in record.runs if r.stopped]
+    if stopped:
+        raise RunsStoppedError("Some runs ended early.\n" + "\n".join(stopped))
 
 
 def list_runs(
@@ -70,7 +93,7 @@ def list_runs(
     return settings, runs_of
 
 
-def programs_of(settings: Iterable[Method], first: Any) -> dict[tuple[Any, ...], Any]:
+def programs_of(settings: Iterable[Method], first: Program) -> dict[tuple[Any, ...], Program]:
     """The programs that some methods need, each traced, so that what doesn't fit is found at once.
 
     Args:
@@ -78,7 +101,7 @@ def programs_of(settings: Iterable[Method], first: Any) -> dict[tuple[Any, ...],
       first: a program of any method for the same model and data.
 
     Returns:
-      Programs by :meth:`Method.program`.
+      Programs by :meth:`Method.compile_key`.
 
     Raises:
       ValueError: if a method can't be trained on this data.
@@ -86,7 +109,7 @@ def programs_of(settings: Iterable[Method], first: Any) -> dict[tuple[Any, ...],
     first.check()
     programs = {}
     for method in settings:
-        if (key := method.program()) not in programs:
+        if (key := method.compile_key()) not in programs:
             try:
                 programs[key] = first.for_method(method)
                 programs[key].check()
@@ -165,3 +188,109 @@ def run_name(method: Method, seed: int, *, several: bool = False) -> str:
     """
     setting = "".join(f"-{k}={v}" for k, v in method.settings().items()) if several else ""
     return f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', method.name + setting)}-seed{seed}"
+
+
+def train_all(
+    trials: Mapping[str, tuple[Trial, Trial]],
+    first: Program,
+    schedule: Schedule,
+    output_dir: pathlib.Path,
+    record: Callable[[Sequence[results.Run]], results.Results],
+    *,
+    programs: dict[tuple[Any, ...], Program],
+    together: int = 1,
+    label: str | None = None,
+) -> list[results.Run]:
+    """Trains all runs of an experiment that an earlier start hasn't finished.
+
+    Args:
+      trials: by name, each run as it is recorded, and with what only the data can tell.
+      first: a program of any method.
+      schedule: lengths and intervals.
+      output_dir: where their records and checkpoints are.
+      record: makes the record of some runs.
+      programs: those that are made already, by :meth:`Method.compile_key`.
+      together: how many runs to train at a time.
+      label: for the progress bar; by default how many runs are finished.
+
+    Returns:
+      The runs, in the order of their names.
+    """
+    files = {name: output_dir / "runs" / f"{name}.json" for name in trials}
+    finished: dict[str, results.Run] = {}
+    for name, (trial, _) in trials.items():
+        identity = first.problem.identity
+        run = finished_run(files[name], trial, schedule.train_steps, identity)
+        if run is not None:
+            finished[name] = run
+    waiting = _groups({n: t for n, (_, t) in trials.items() if n not in finished}, together)
+    while waiting:
+        group = waiting.popleft()
+        key = next(iter(group.values())).method.compile_key()
+        if key not in programs:
+            programs[key] = first.for_method(next(iter(group.values())).method)
+        done = label or f"{len(finished)}/{len(trials)}"
+        try:
+            runs = _train(group, programs[key], schedule, output_dir, done)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
+                raise
+            half = len(group) // 2
+            logging.warning(
+                "%d runs at a time don't fit into memory, so it goes on with %d.",
+                len(group),
+                len(group) - half,
+            )
+            names_of = list(group)
+            for part in (names_of[half:], names_of[:half]):
+                waiting.appendleft({n: group[n] for n in part})
+            continue
+        for name, run in zip(group, runs, strict=True):
+            settings = trials[name][0].method.settings()
+            finished[name] = dataclasses.replace(run, hyperparameters=settings)
+            if processes.is_first():
+                results.save_results(record([finished[name]]), files[name])
+    return [finished[name] for name in trials]
+
+
+def _groups(trials: Mapping[str, Trial], size: int) -> collections.deque[dict[str, Trial]]:
+    """Which runs to train together: those that share a program, at most so many."""
+    if size == 1:  # in the order they are listed, so that an unfinished sweep has whole seeds
+        return collections.deque({name: trial} for name, trial in trials.items())
+    sharing: dict[tuple, dict[str, Trial]] = {}
+    for name, trial in trials.items():
+        sharing.setdefault(trial.method.compile_key(), {})[name] = trial
+    return collections.deque(
+        dict(part) for names in sharing.values() for part in _chunks(names.items(), size)
+    )
+
+
+def _chunks(items: Iterable, size: int) -> Iterator[tuple]:
+    items = iter(items)
+    while chunk := tuple(itertools.islice(items, size)):
+        yield chunk
+
+
+def _train(
+    group: Mapping[str, Trial],
+    program: Program,
+    schedule: Schedule,
+    output_dir: pathlib.Path,
+    done: str,
+) -> list[results.Run]:
+    names, trials = list(group), list(group.values())
+    folder = names[0]
+    if len(group) > 1:
+        folder = "group-" + hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    first = f"{trials[0].method.name}, seed {trials[0].seed}"
+    label = f"[{done}] {first}" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+    total = schedule.train_steps * len(group)
+    with tqdm.tqdm(total=total, desc=label, unit="step") as progress:
+        return loop.train(
+            program,
+            trials,
+            schedule,
+            checkpoint_dir=output_dir / "checkpoints" / folder,
+            tensorboard_dirs=[output_dir / "tensorboard" / name for name in names],
+            progress=progress,
+        )

@@ -1,0 +1,1 @@
+"""Experiments: problems trained with several methods and seeds, and reported."""

@@ -1,0 +1,153 @@
+"""One language model for each language: what models of many languages are compared with.
+
+Perplexities of different languages can't be compared, so each is also given relative to a model of
+that language alone. :func:`monolingual` trains those models and writes their losses, which
+:func:`~ldro_jax.experiments.compare.compare` reads for its table and for Baselined-DRO.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import optax
+from absl import logging
+
+from ldro_jax import checks, paths, processes
+from ldro_jax.experiments import compare as compare_lib
+from ldro_jax.experiments import references as references_lib
+from ldro_jax.experiments import runs as runs_lib
+from ldro_jax.problems.language_models import LanguageModel
+from ldro_jax.records import files, results
+from ldro_jax.records import identity as identity_lib
+from ldro_jax.training.engine import Batches, Trial
+from ldro_jax.training.meshed import MeshedProgram
+from ldro_jax.training.method import Method
+from ldro_jax.training.schedule import Schedule
+from ldro_jax.training.sharding import Layout
+
+_ALONE = Method("Monolingual", "average")
+
+
+def monolingual(
+    *,
+    output_dir: pathlib.Path,
+    data_dir: str | None,
+    problem: Callable[..., LanguageModel],
+    optimizer: optax.GradientTransformation,
+    batch_size: int,
+    schedule: Schedule,
+    layout: Layout | None = None,
+    microbatches: int = 1,
+    seed: int = 0,
+    config_text: str = "",
+    ready: Callable[[], None] | None = None,
+) -> dict[str, Any]:
+    """Trains one model for each language, and writes their losses to ``references.json``.
+
+    Models of languages that are finished are kept, and the one that was interrupted goes on from
+    its newest checkpoint.
+
+    Args:
+      output_dir: where everything goes; it is made if it doesn't exist.
+      data_dir: passed to ``problem``.
+      problem: ``(data_dir=...) -> LanguageModel`` of all languages.
+      optimizer: of each model.
+      batch_size: rows in a batch.
+      schedule: lengths and intervals of each model; the best checkpoint of each is tested.
+      layout: how to use several devices.
+      microbatches: in how many parts to take a batch.
+      seed: of all models.
+      config_text: not used; every experiment gets it.
+      ready: called once, when all is checked and before anything is written.
+
+    Returns:
+      What ``references.json`` holds: ``vocabulary``, ``eval_length``, and ``losses``, from split
+      and language to nats a token, those of the best checkpoint of each.
+
+    Raises:
+      RunsStoppedError: if the losses of a model never became finite again.
+      ValueError: if an argument is not what it must be, or a ``references.json`` that is there
+        can't be read.
+    """
+    del config_text
+    checks.instance("schedule", schedule, Schedule, "@Schedule()")
+    schedule = dataclasses.replace(schedule, test="best")
+    seed = checks.seed("seed", seed)
+    batches = Batches(batch_size, microbatches=microbatches)
+    model: Any = compare_lib.make_problem(problem, data_dir, schedule)
+    expected = "a function of data_dir that makes a LanguageModel, such as @language_model"
+    checks.require(isinstance(model, LanguageModel), "problem", expected, problem)
+    first = model.with_corpus(model.corpus.only(0))
+    program = MeshedProgram(first, optimizer, batches, _ALONE, layout=layout or Layout())
+    program.check()
+    if ready is not None:
+        ready()
+    if (found := _finished_references(output_dir / references_lib.FILE, model)) is not None:
+        return found
+    output_dir.mkdir(parents=True, exist_ok=True)
+    losses: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
+    for index, language in enumerate(model.task_names):
+        name = f"Monolingual-{language}-seed{seed}"
+        placed: Any = program.problem
+        alone = program.for_problem(placed.with_corpus(model.corpus.only(index)))
+        trial = Trial(dataclasses.replace(_ALONE, name=f"Monolingual {language}"), seed)
+
+        def record(runs, alone=alone.problem):
+            (name,) = alone.task_names
+            metric = alone.metrics[0]
+            return results.Results(
+                f"monolingual {name}",
+                [name],
+                metric.name,
+                metric.higher_is_better,
+                runs,
+                data=alone.identity,
+            )
+
+        (run,) = runs_lib.train_all(
+            {name: (trial, trial)},
+            alone,
+            schedule,
+            output_dir,
+            record,
+            programs={trial.method.compile_key(): alone},
+            label=f"{index}/{model.num_tasks}",
+        )
+        if run.stopped is not None:
+            raise runs_lib.RunsStoppedError(f"Monolingual {language}: {run.stopped}")
+        processes.wait_for_all(name)
+        # Records are rounded. The references are those of the record, now and after a restart.
+        run = results.load_results(output_dir / "runs" / f"{name}.json").runs[0]
+        tested = run.evaluations[-1]
+        best = [e for e in run.evaluations if e.split == "validation" and e.step == tested.step]
+        for evaluation in (*best, tested):
+            losses[evaluation.split][language] = math.log(evaluation.average)
+    found = {
+        "vocabulary": model.corpus.vocabulary,
+        "eval_length": model.eval_length,
+        "losses": losses,
+        "data": model.identity,
+    }
+    if processes.is_first():
+        files.write_json(found, output_dir / references_lib.FILE)
+    processes.wait_for_all("references")
+    print(f"The losses of one model for each language are in {output_dir / references_lib.FILE}.")
+    return found
+
+
+def _finished_references(file: pathlib.Path, problem: LanguageModel) -> dict[str, Any] | None:
+    """What an earlier start wrote; what can't be read is made again from the models' records."""
+    if not file.exists():
+        return None
+    try:
+        found = references_lib.read(file)
+    except FileNotFoundError:  # another process has just moved it
+        return None
+    except ValueError as error:
+        if processes.is_first():
+            logging.warning("%s It is now %s.", error, paths.move_aside(file))
+        return None
+    identity_lib.check(str(file), found.get("data", {}), problem.identity)
+    return found

@@ -1,0 +1,262 @@
+"""Comparing methods: every method with every seed on one problem, and the report."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from ldro_jax import checks, paths, processes, reporting, weighting
+from ldro_jax import output_dir as output_dir_lib
+from ldro_jax.experiments import references as references_lib
+from ldro_jax.experiments import runs as runs_lib
+from ldro_jax.problems.base import Problem
+from ldro_jax.records import provenance, results
+from ldro_jax.training.engine import Batches, Program, Trial
+from ldro_jax.training.meshed import MeshedProgram
+from ldro_jax.training.method import Method
+from ldro_jax.training.schedule import Schedule
+from ldro_jax.training.sharding import Layout
+from ldro_jax.training.stacked import StackedProgram
+
+
+def compare(
+    problem: Problem | Callable[..., Problem],
+    methods: Sequence[Method | Sequence[Method]],
+    seeds: Sequence[int],
+    optimizer: optax.GradientTransformation,
+    *,
+    schedule: Schedule,
+    batch_size: int,
+    output_dir: str | os.PathLike,
+    sampler: str = "balanced",
+    layout: Layout | None = None,
+    microbatches: int = 1,
+    interaction_rows: int | None = None,
+    runs_together: int | None = None,
+    references: str | Callable[..., Any] | None = None,
+    select_by: str = "worst",
+    name: str = "experiment",
+    description: str = "",
+    data_dir: str | None = None,
+    config_text: str | None = None,
+    ready: Callable[[], None] | None = None,
+) -> results.Results:
+    """Trains a problem with several methods and seeds, and reports how they compare.
+
+    A run that is finished is kept in ``runs/``, and one that was interrupted goes on from its
+    newest checkpoint, so the same call after an interruption ends with the same numbers.
+
+    Args:
+      problem: what is trained; or a function of ``data_dir`` that makes it.
+      methods: what to compare; the first is the baseline. A sequence among them (a grid) counts as
+        its elements. A method that takes ``sizes`` gets those of the problem, and one that takes
+        ``reference_losses`` those of the references, where they aren't given.
+      seeds: a run for each.
+      optimizer: chained after each method's weighting.
+      schedule: lengths and intervals.
+      batch_size: rows of all tasks in a batch.
+      output_dir: where everything goes: ``results.json``, ``report.html``, records, checkpoints.
+      sampler: ``"balanced"``, the same number of rows from every task, or ``"uniform"``, plain
+        random batches.
+      layout: how to use several devices, which one run at a time is then trained on, with rows from
+        the host. Where it isn't given, data that fits on a device is held there, and runs that
+        differ in rates and seeds alone are trained together.
+      microbatches: in how many parts to take a batch.
+      interaction_rows: measure the interaction on so many rows of each task; by default on all.
+      runs_together: how many runs to train at a time, as one program; halved while they don't fit
+        into memory. By default all that can be on an accelerator, and one on CPU, where it makes no
+        difference to the speed.
+      references: losses of models of one task each: a ``references.json``, or a function of
+        ``output_dir``, ``data_dir`` and ``ready`` that makes it first, such as
+        :func:`~ldro_jax.experiments.alone.monolingual` with its other arguments bound.
+      select_by: "worst" or "average": what on validation decides which setting of each method the
+        report shows.
+      name: short name of the experiment.
+      description: a paragraph for the report.
+      data_dir: passed to ``problem``, if that is a function.
+      config_text: the resolved configuration, for the report; by default the arguments.
+      ready: called once, when all is checked and before anything is written; the caller then
+        answers for the output directory.
+
+    Returns:
+      The record, as it is in ``results.json``.
+
+    Raises:
+      FileExistsError: if the directory holds something else, or is in use.
+      RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
+        are not finite.
+      ValueError: if there is nothing to run, an argument is not what it must be, or two runs would
+        have the same name.
+    """
+    batches = Batches(batch_size, sampler, microbatches, interaction_rows)
+    runs_lib.check_description(name, description, schedule)
+    checks.one_of("select_by", select_by, ("average", "worst"))
+    settings, runs_of = runs_lib.list_runs(methods, seeds, from_data=weighting.FROM_DATA)
+    references_lib.check(references, settings)
+    made = make_problem(problem, data_dir, schedule)
+    first = make_program(made, optimizer, batches, runs_lib.AVERAGE, layout)
+    together = _together(runs_together, first, schedule, len(runs_of))
+    # Those with references are made again when these are known.
+    unknown = dict.fromkeys(made.task_names, 0.0)
+    programs = runs_lib.programs_of([_resolved(m, made, unknown) for m in settings], first)
+    output_path = paths.absolute(output_dir)
+    with contextlib.ExitStack() as stack:
+        if ready is None:
+            config_text = _configuration(
+                problem=type(made).__name__,
+                methods=[_described(method) for method in settings],
+                seeds=list(seeds),
+                schedule=schedule,
+                batches=batches,
+                layout=layout,
+            )
+            output = output_dir_lib.OutputDir(output_dir, config_text)
+            if (finished := output.check()) is not None:
+                return finished
+            stack.callback(output.close)
+            ready = output.claim
+        alone = references_lib.load(
+            references, made, output_dir=output_path, data_dir=data_dir, ready=ready
+        )
+        losses = references_lib.validation_losses(alone, made.task_names) or unknown
+
+        def record(runs):
+            return results.Results(
+                experiment=name,
+                description=description,
+                task_names=list(made.task_names),
+                metric=made.metrics[0].name,
+                higher_is_better=made.metrics[0].higher_is_better,
+                runs=runs,
+                versions=provenance.versions(),
+                device=provenance.device(),
+                references=references_lib.perplexities(alone, made.task_names),
+                task_sizes=_sizes(made),
+                select_by=select_by,
+                data=made.identity,
+            )
+
+        trials = {
+            run_name: (trial, Trial(_resolved(trial.method, made, losses), trial.seed))
+            for run_name, trial in runs_of.items()
+        }
+        found = record(
+            runs_lib.train_all(
+                trials, first, schedule, output_path, record, programs=programs, together=together
+            )
+        )
+        if processes.is_first():
+            reporting.finish(found, output_path, config_text or "")
+    runs_lib.require_complete(found)
+    return found
+
+
+def make_problem(
+    problem: Problem | Callable[..., Problem], data_dir: str | None, schedule: Schedule
+) -> Problem:
+    """A problem, made if it isn't yet.
+
+    Args:
+      problem: what is trained; or a function of ``data_dir`` that makes it.
+      data_dir: passed to it.
+      schedule: says what is to be measured.
+
+    Returns:
+      The problem.
+
+    Raises:
+      ValueError: if it isn't one, or lacks a split that is to be measured.
+    """
+    if callable(problem):
+        problem = problem(data_dir=data_dir)
+    expected = "a Problem or a function of data_dir that makes one, such as @classification"
+    checks.require(isinstance(problem, Problem), "problem", expected, problem)
+    problem.check_names()
+    for split in ("validation", "test") if schedule.test != "always" else ():
+        if split not in problem.splits:
+            raise ValueError(
+                f"test must be 'always' for a problem without the split {split!r}, but it is "
+                f"{schedule.test!r}."
+            )
+    return problem
+
+
+def make_program(
+    problem: Problem,
+    optimizer: optax.GradientTransformation,
+    batches: Batches,
+    method: Method,
+    layout: Layout | None,
+) -> Program:
+    """The program of the engine that suits a problem.
+
+    Args:
+      problem: what is trained.
+      optimizer: chained after the weighting.
+      batches: how they are drawn.
+      method: how to weigh the tasks.
+      layout: how to use several devices; if it isn't given, data that fits on a device is there.
+
+    Returns:
+      The program.
+
+    Raises:
+      ValueError: if something doesn't fit.
+    """
+    if layout is None and problem.on_device is not None and jax.process_count() == 1:
+        return StackedProgram(problem, optimizer, batches, method)
+    return MeshedProgram(problem, optimizer, batches, method, layout=layout or Layout())
+
+
+def _together(asked: int | None, program: Program, schedule: Schedule, num_runs: int) -> int:
+    """How many runs to train at a time."""
+    if asked is not None:
+        checks.integer("runs_together", asked)
+    alone = isinstance(program, MeshedProgram) or schedule.test == "best"
+    if alone and (asked or 1) > 1:
+        raise ValueError(
+            f"runs_together must be 1 for runs on a mesh or with test='best', but it is {asked}."
+        )
+    if alone or (asked is None and jax.default_backend() == "cpu"):
+        return 1
+    return asked or num_runs
+
+
+def _resolved(method: Method, problem: Problem, losses: Mapping[str, float]) -> Method:
+    """The method with what only the data and the references can tell."""
+    known: dict[str, Any] = {"reference_losses": tuple(losses.values())}
+    if (sizes := problem.sizes) is not None:
+        known["sizes"] = tuple((sizes / sizes.sum()).tolist())
+    lacking = weighting.from_data(method.weighting, method.hyperparameters)
+    for name in lacking:
+        if name not in known:
+            raise ValueError(
+                f"methods: {method.name!r} needs {name} in its hyperparameters, because the "
+                "problem doesn't know them."
+            )
+    given = {**method.hyperparameters, **{name: known[name] for name in lacking}}
+    return dataclasses.replace(method, hyperparameters=given)
+
+
+def _sizes(problem: Problem) -> dict[str, float]:
+    if problem.sizes is None:
+        return {}
+    return dict(zip(problem.task_names, problem.sizes.tolist(), strict=True))
+
+
+def _described(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "weighting": weighting.described(method.weighting),
+        **method.settings(),
+    }
+
+
+def _configuration(**arguments: Any) -> str:
+    """The arguments of a call from Python, as the directory's configuration holds them."""
+    lines = [f"compare.{name} = {value!r}" for name, value in arguments.items()]
+    return "\n".join(["run.experiment = @compare", *lines]) + "\n"

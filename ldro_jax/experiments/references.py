@@ -1,0 +1,176 @@
+"""Losses of models of one language each, to compare with: the file that holds them."""
+
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ldro_jax import checks, paths, weighting
+from ldro_jax.evaluation import perplexity
+from ldro_jax.problems.base import Problem
+from ldro_jax.problems.language_models import LanguageModel
+from ldro_jax.records import files
+from ldro_jax.training.method import Method
+
+FILE = "references.json"
+
+
+def read(file: pathlib.Path) -> dict[str, Any]:
+    """Reads the losses.
+
+    Args:
+      file: a ``references.json``.
+
+    Returns:
+      ``vocabulary``, ``eval_length``, ``losses``, from split and language to nats a token, and
+      ``data``, what tells their text from other text.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is something else.
+    """
+    try:
+        found = files.read_json(file)
+        for split in ("validation", "test"):
+            [float(loss) for loss in found["losses"][split].values()]
+        return found
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"There is no file {file}. Expected the {FILE} that the experiment monolingual writes."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"Expected the {FILE} of the experiment monolingual in {file}, but it can't be "
+            f"read ({type(error).__name__}: {error}). Make it again."
+        ) from error
+
+
+def check(references: Any, methods: Sequence[Method]) -> None:
+    """Checks the references of an experiment before there is any data.
+
+    Args:
+      references: what :func:`load` takes.
+      methods: of the experiment.
+
+    Raises:
+      ValueError: if it is something else, or a method needs references and there are none.
+    """
+    if callable(references):
+        arguments = ("output_dir", "data_dir", "ready")
+        checks.function("references", references, *arguments, example="@monolingual")
+    elif references is not None:
+        checks.text("references", references)
+    elif any(
+        "reference_losses" in weighting.from_data(m.weighting, m.hyperparameters) for m in methods
+    ):
+        raise ValueError(
+            "references must be a references.json, or @monolingual which makes one, for a method "
+            "that needs reference_losses and isn't given them, but it is None."
+        )
+
+
+def load(
+    references: str | Callable[..., Any] | None,
+    problem: Problem,
+    *,
+    output_dir: pathlib.Path,
+    data_dir: str | None,
+    ready: Callable[[], None],
+) -> dict[str, Any] | None:
+    """Reads the references of an experiment, or makes them.
+
+    Args:
+      references: a ``references.json``, or a function that makes one, or ``None``.
+      problem: what is trained.
+      output_dir: of the experiment.
+      data_dir: passed to the function.
+      ready: called when all is checked and before anything is written.
+
+    Returns:
+      See :func:`read`; ``None`` if there are none.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is something else, or of other tasks or another vocabulary.
+    """
+    if references is None:
+        ready()
+        return None
+    expected = "None for a problem that isn't a language model"
+    checks.require(isinstance(problem, LanguageModel), "references", expected, references)
+    assert isinstance(problem, LanguageModel)
+    if not callable(references):
+        found = read_for(paths.make(references).expanduser(), problem)
+        ready()
+        return found
+    folder = output_dir / "monolingual"
+    # It calls ready, since its own arguments are to be checked before that as well.
+    references(output_dir=folder, data_dir=data_dir, ready=ready)
+    return read_for(folder / FILE, problem)
+
+
+def read_for(file: pathlib.Path, problem: LanguageModel) -> dict[str, Any]:
+    """Reads the losses, and checks that a run can be compared with them.
+
+    Args:
+      file: a ``references.json``.
+      problem: what is trained.
+
+    Returns:
+      See :func:`read`.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is something else, or of other languages or another vocabulary.
+    """
+    found = read(file)
+    known = {split: set(found["losses"][split]) for split in ("validation", "test")}
+    missing = [n for n in problem.task_names if any(n not in names for names in known.values())]
+    if missing:
+        raise ValueError(
+            f"{file} has no losses for {', '.join(missing)}, but for "
+            f"{', '.join(sorted(known['test']))}. Train the models of the languages that are "
+            "missing, or leave them out of this run."
+        )
+    for what, ours in [
+        ("vocabulary", problem.corpus.vocabulary),
+        ("eval_length", problem.eval_length),
+    ]:
+        if found.get(what) != ours:
+            raise ValueError(
+                f"The losses in {file} were measured with another {what}, {found.get(what)}, than "
+                f"this run's, {ours}, so they can't be compared."
+            )
+    return found
+
+
+def validation_losses(found: dict[str, Any] | None, task_names: Sequence[str]) -> dict[str, float]:
+    """Losses on validation.
+
+    Args:
+      found: see :func:`read`; ``None`` if there are none.
+      task_names: whose.
+
+    Returns:
+      By name, in nats a token; empty if there are none.
+    """
+    return {} if found is None else {n: found["losses"]["validation"][n] for n in task_names}
+
+
+def perplexities(
+    found: dict[str, Any] | None, task_names: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Perplexities of the losses.
+
+    Args:
+      found: see :func:`read`; ``None`` if there are none.
+      task_names: whose.
+
+    Returns:
+      From split and language; empty if there are none.
+    """
+    if found is None:
+        return {}
+    return {
+        split: {name: float(perplexity.perplexity([losses[name]])[0]) for name in task_names}
+        for split, losses in found["losses"].items()
+    }

@@ -1,0 +1,174 @@
+"""Figure 2 of the paper: how each method moves through a problem of two parameters."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+import optax
+
+from ldro_jax import checks, reporting
+from ldro_jax.experiments import compare
+from ldro_jax.experiments import runs as runs_lib
+from ldro_jax.problems.toy import PointTasks
+from ldro_jax.records import provenance, results
+from ldro_jax.tasks import synthetic
+from ldro_jax.training.engine import Batches
+from ldro_jax.training.method import Method
+from ldro_jax.training.schedule import Schedule
+from ldro_jax.training.stacked import StackedProgram
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One panel of the figure.
+
+    Attributes:
+      title: what is over it.
+      methods: whose paths it shows.
+      noise: standard deviation of the Gaussian noise on losses and gradients.
+      seeds: of the noise; the panel shows the first, the table all of them.
+
+    Raises:
+      ValueError: if one of these is not what it must be.
+    """
+
+    title: str
+    methods: Sequence[Method]
+    noise: float = 0.0
+    seeds: Sequence[int] = (0,)
+
+    def __post_init__(self):
+        checks.text("title", self.title)
+        checks.number("noise", self.noise, "[0, inf)")
+        runs_lib.list_runs(self.methods, self.seeds)
+        single = all(isinstance(method, Method) for method in self.methods)
+        checks.require(single, "methods", "a list of methods, without grids", self.methods)
+
+
+def trajectories(
+    *,
+    output_dir: pathlib.Path,
+    data_dir: str | None,
+    config_text: str,
+    name: str,
+    description: str,
+    panels: Sequence[Panel],
+    points: np.ndarray | jax.Array,
+    start: Sequence[float],
+    optimizer: optax.GradientTransformation,
+    schedule: Schedule,
+    ready: Callable[[], None] | None = None,
+) -> results.Results:
+    """Follows every method of every panel, and reports the paths and where they end.
+
+    Args:
+      output_dir: where everything goes; it exists.
+      data_dir: ignored; the tasks are points of the plane.
+      config_text: the resolved configuration, for the report.
+      name: short name of the experiment.
+      description: a paragraph for the report.
+      panels: what to run and draw.
+      points: the tasks, ``[N, 2]``, the outlier last.
+      start: (r, φ).
+      optimizer: of the parameters.
+      schedule: lengths and intervals.
+      ready: called once, when all is checked and before anything is written.
+
+    Returns:
+      The record, as it is in ``results.json``.
+
+    Raises:
+      ValueError: if an argument is not what it must be, there is no step to record, a method is in
+        two panels under one name, or several processes run it together.
+    """
+    del data_dir
+    if jax.process_count() > 1:
+        raise ValueError("This experiment needs one process, but there are several.")
+    runs_lib.check_description(name, description, schedule)
+    checks.sequence("panels", panels, "panels, such as [@a/Panel()]")
+    for panel in panels:
+        checks.instance("panels", panel, Panel, "@a/Panel()")
+    method_names = [method.name for panel in panels for method in panel.methods]
+    if len(set(method_names)) < len(method_names):
+        raise ValueError(
+            f"panels must have methods that each have their own name, but these are {method_names}."
+        )
+    batches = Batches(len(points))
+    problem = compare.make_problem(PointTasks(points, start=start), None, schedule)
+    prepared = []
+    for panel in panels:
+        noisy = PointTasks(points, start=start, noise=panel.noise)
+        first = StackedProgram(noisy, optimizer, batches, runs_lib.AVERAGE)
+        prepared.append((panel, first, runs_lib.programs_of(panel.methods, first)))
+    if ready is not None:
+        ready()
+
+    def record(runs):
+        return results.Results(
+            experiment=name,
+            description=description,
+            task_names=list(problem.task_names),
+            metric=problem.metrics[0].name,
+            higher_is_better=False,
+            runs=runs,
+            versions=provenance.versions(),
+            device=provenance.device(),
+            data=problem.identity,
+        )
+
+    runs, drawn = [], []
+    for panel, first, programs in prepared:
+        _, trials = runs_lib.list_runs(panel.methods, panel.seeds)
+        done = runs_lib.train_all(
+            {name: (trial, trial) for name, trial in trials.items()},
+            first,
+            schedule,
+            output_dir,
+            record,
+            programs=programs,
+        )
+        # All seeds of a method one after the other.
+        order = [method.name for method in panel.methods]
+        done.sort(key=lambda run: order.index(run.method))
+        paths = {}
+        for run in done:
+            assert run.path is not None
+            paths.setdefault(run.method, np.concatenate([[_position(start)], run.path.values]))
+        drawn.append((panel.title, paths))
+        runs += done
+    found = record(runs)
+    reporting.finish(found, output_dir, config_text, _figure(drawn, points, panels, found))
+    return found
+
+
+def _position(params: Sequence[float]) -> np.ndarray:
+    return np.asarray(synthetic.position(jax.numpy.asarray(params, jax.numpy.float32)))
+
+
+def _figure(drawn, points, panels, record):
+    from ldro_jax.reporting import figures
+
+    if not figures.available():
+        return []
+    figure = figures.trajectories(
+        drawn, np.asarray(points[:-1]), synthetic.OUTLIER, synthetic.OUTLIER, synthetic.RADIUS
+    )
+    noisy = ", ".join(f"{p.noise:g} in “{p.title}”" for p in panels if p.noise)
+    ends = []
+    firsts = {}
+    for run in record.runs:
+        firsts.setdefault(run.method, run)
+    for run in firsts.values():
+        last = run.evaluations[-1]
+        ends.append(
+            f"{run.method} ends at an outlier loss of {last.per_task['outlier']:.4g} "
+            f"and a mean loss of {last.average:.3g}"
+        )
+    caption = (
+        "Paths of the model over the plane of the tasks, from the same start. It can't enter the "
+        f"grey disc around the outlier. Noise on losses and gradients: {noisy or 'none'}. "
+        f"{'; '.join(ends)} (first seed)."
+    )
+    return [("Paths over the task points", caption, figure)]

@@ -1,0 +1,21 @@
+"""What is trained: tasks, a model, a loss for each row and metrics, behind one interface."""
+
+from ldro_jax.problems.arrays import ArrayProblem, from_arrays
+from ldro_jax.problems.base import Metric, OnDevice, Problem
+from ldro_jax.problems.classifiers import accuracy, classification, cross_entropy
+from ldro_jax.problems.language_models import LanguageModel, language_model
+from ldro_jax.tasks.source import Source
+
+__all__ = [
+    "ArrayProblem",
+    "LanguageModel",
+    "Metric",
+    "OnDevice",
+    "Problem",
+    "Source",
+    "accuracy",
+    "classification",
+    "cross_entropy",
+    "from_arrays",
+    "language_model",
+]

@@ -1,0 +1,130 @@
+"""Classification: data sets of several tasks with one output layer, and their accuracy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ldro_jax import checks
+from ldro_jax.problems import base, models
+from ldro_jax.problems.arrays import ArrayProblem, RowFunction
+from ldro_jax.tasks.base import MultitaskData
+
+ACCURACY = base.Metric("accuracy", higher_is_better=True)
+WITHIN_TASK = base.Metric("within-task accuracy", higher_is_better=True)
+
+
+def cross_entropy(outputs: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
+    """Softmax cross-entropy of each row.
+
+    Args:
+      outputs: logits ``[R, classes]``.
+      rows: with ``targets``, classes as integers ``[R]``.
+
+    Returns:
+      ``[R]`` in nats.
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, rows["targets"])
+
+
+def accuracy(outputs: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
+    """Whether the highest output of each row is that of its class.
+
+    Args:
+      outputs: logits ``[R, classes]``.
+      rows: with ``targets``, classes as integers ``[R]``.
+
+    Returns:
+      Bool ``[R]``.
+    """
+    return jnp.argmax(outputs, axis=-1) == rows["targets"]
+
+
+def accuracy_within(task_classes: np.ndarray) -> RowFunction:
+    """Makes the accuracy among the classes of each row's own task.
+
+    Args:
+      task_classes: which classes each task has, bool ``[N, classes]``.
+
+    Returns:
+      A function like :func:`accuracy`, of rows with ``task`` besides, int32 ``[R]``.
+    """
+
+    def within_task_accuracy(outputs, rows):
+        allowed = jnp.asarray(task_classes)[rows["task"]]
+        return accuracy(jnp.where(allowed, outputs, -jnp.inf), rows)
+
+    return within_task_accuracy
+
+
+def classification(
+    *,
+    data_dir: str | None = None,
+    load_data: Callable[..., MultitaskData],
+    model: Callable[..., Any],
+) -> ArrayProblem:
+    """Loads a classification data set, and makes a problem of it.
+
+    Args:
+      data_dir: passed to ``load_data``.
+      load_data: ``(data_dir=...) -> MultitaskData``.
+      model: ``(num_classes=...)`` to a model, see :func:`ldro_jax.problems.models.as_functions`.
+
+    Returns:
+      The problem, whose metric is the accuracy; where the tasks have classes of their own, also
+      the accuracy among these.
+
+    Raises:
+      ValueError: if something is of another kind, or the model doesn't fit the data.
+    """
+    checks.function("load_data", load_data, "data_dir", example="@digits.load")
+    checks.function("model", model, "num_classes", example="@MLP")
+    data = load_data(data_dir=data_dir)
+    gives_data = "a function that gives a MultitaskData, such as @digits.load"
+    checks.require(isinstance(data, MultitaskData), "load_data", gives_data, load_data)
+    return from_data(data, models.as_functions(model(num_classes=data.num_classes)))
+
+
+def from_data(data: MultitaskData, model: models.Functions) -> ArrayProblem:
+    """Makes a problem of a classification data set in memory.
+
+    Args:
+      data: the data.
+      model: from inputs to logits ``[R, classes]``.
+
+    Returns:
+      The problem.
+
+    Raises:
+      ValueError: if the model doesn't fit the data.
+    """
+    metrics: dict[base.Metric, RowFunction] = {ACCURACY: accuracy}
+    if data.task_classes is not None:
+        metrics[WITHIN_TASK] = accuracy_within(data.task_classes)
+    splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
+    problem = ArrayProblem(
+        data.task_names, splits, model, cross_entropy, metrics, prepare=data.prepare
+    )
+    _check_logits(problem, data)
+    return problem
+
+
+def _check_logits(problem: ArrayProblem, data: MultitaskData) -> None:
+    inputs: Any = data.train.inputs[0, :1]
+    try:
+        params = jax.eval_shape(problem.init, jax.random.key(0))
+        logits = jax.eval_shape(problem.apply, params, inputs)
+    # Whatever the model says, it isn't made for these inputs.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(
+            f"model must take inputs of the shape {inputs.shape[1:]}, but it doesn't ({reason})."
+        ) from error
+    if logits.shape != (1, data.num_classes):
+        raise ValueError(
+            f"model must give {data.num_classes} logits for each input, but it gives "
+            f"{logits.shape[1:]}."
+        )

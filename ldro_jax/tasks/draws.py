@@ -1,0 +1,115 @@
+"""Which rows make up a batch, drawn on the host from the numbers of rows drawn so far."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Draw(NamedTuple):
+    """The rows of one batch.
+
+    Attributes:
+      tasks: the task of each row, int32 ``[B]``.
+      indices: how many rows of that task were drawn before it, int64 ``[B]``.
+      drawn: rows of each task drawn up to the end of the batch, int64 ``[N]``.
+    """
+
+    tasks: np.ndarray
+    indices: np.ndarray
+    drawn: np.ndarray
+
+
+def draw_balanced(drawn: np.ndarray, batch_size: int) -> Draw:
+    """The tasks in turn, so that all have the same number of rows.
+
+    If the batch size is not a multiple of N, some tasks have one row more than others, and the next
+    batch goes on with the next task. Interleaved rows of all tasks lie on every device when the
+    batch is split over devices.
+
+    Args:
+      drawn: rows of each task drawn before, ``[N]``.
+      batch_size: B.
+
+    Returns:
+      The draw.
+    """
+    num_tasks = len(drawn)
+    rows = np.arange(batch_size)
+    tasks = (rows + drawn.sum()) % num_tasks
+    new = drawn + np.bincount(tasks, None, num_tasks)
+    return Draw(tasks.astype(np.int32), drawn[tasks] + rows // num_tasks, new)
+
+
+def rows_by_task(tasks: np.ndarray, num_tasks: int) -> np.ndarray:
+    """Where the rows of each task are in a batch.
+
+    Args:
+      tasks: the task of each row, ``[B]``, dealt in turn.
+      num_tasks: N.
+
+    Returns:
+      int32 ``[N, ⌈B / N⌉]``; −1 where a task has fewer rows than others.
+    """
+    found = np.full((num_tasks, -(-len(tasks) // num_tasks)), -1, np.int32)
+    found[tasks, np.arange(len(tasks)) // num_tasks] = np.arange(len(tasks))
+    return found
+
+
+def draw_mixed(
+    drawn: np.ndarray, batch_size: int, probabilities: np.ndarray, seed: Sequence[int]
+) -> Draw:
+    """Rows of random tasks.
+
+    Args:
+      drawn: rows of each task drawn before, ``[N]``.
+      batch_size: B.
+      probabilities: of each task, ``[N]``.
+      seed: of this draw.
+
+    Returns:
+      The draw.
+    """
+    rng = np.random.default_rng(seed)
+    share = np.asarray(probabilities, np.float64)
+    tasks = rng.choice(len(drawn), size=batch_size, p=share / share.sum())
+    return _in_turn(drawn, tasks)
+
+
+def draw_uniform(
+    drawn: np.ndarray, batch_size: int, sizes: np.ndarray, seed: Sequence[int]
+) -> Draw:
+    """Plain random batches: epochs over the rows of all tasks, whatever their task.
+
+    A task may have no row in a batch.
+
+    Args:
+      drawn: rows of each task drawn before, ``[N]``.
+      batch_size: B.
+      sizes: rows of each task in an epoch, ``[N]``.
+      seed: of the run.
+
+    Returns:
+      The draw.
+    """
+    first, total = int(drawn.sum()), int(sizes.sum())
+    positions = np.arange(first, first + batch_size)
+    tasks = np.empty(batch_size, np.int64)
+    for epoch in range(positions[0] // total, positions[-1] // total + 1):
+        order = np.random.default_rng([*seed, epoch]).permutation(
+            np.repeat(np.arange(len(sizes)), sizes)
+        )
+        here = positions // total == epoch
+        tasks[here] = order[positions[here] % total]
+    return _in_turn(drawn, tasks)
+
+
+def _in_turn(drawn: np.ndarray, tasks: np.ndarray) -> Draw:
+    """The next rows of some tasks."""
+    before = np.zeros(len(tasks), np.int64)
+    for task in range(len(drawn)):
+        mine = tasks == task
+        before[mine] = np.arange(mine.sum())
+    return Draw(
+        tasks.astype(np.int32), drawn[tasks] + before, drawn + np.bincount(tasks, None, len(drawn))
+    )

@@ -1,0 +1,50 @@
+"""Where training rows come from."""
+
+import abc
+import pathlib
+import types
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+class Source(abc.ABC):
+    """Where the training rows of one run come from.
+
+    Attributes:
+      identity: what a run must begin with again to go on, in plain JSON types.
+      has_state: whether the rows depend on more than their numbers, as those of a stream do. Its
+        state is then saved beside each checkpoint.
+    """
+
+    identity: Mapping[str, Any] = types.MappingProxyType({})
+    has_state: bool = False
+
+    @abc.abstractmethod
+    def rows(self, tasks: np.ndarray, indices: np.ndarray) -> Any:
+        """Rows to train on.
+
+        Args:
+          tasks: the task of each row, int32 ``[R]``.
+          indices: how many rows of that task the run has had before it, int64 ``[R]``.
+
+        Returns:
+          A pytree of NumPy arrays ``[R, ...]``.
+        """
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Writes the state, so that another source can go on from there.
+
+        Args:
+          directory: an empty one.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no state.")
+
+    def restore(self, directory: pathlib.Path) -> None:
+        """Goes on from where :meth:`save` was called.
+
+        Args:
+          directory: what was written.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no state.")

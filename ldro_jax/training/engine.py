@@ -1,0 +1,212 @@
+"""How runs are trained: what both engines have in common, and what the loop asks of them.
+
+There are two, because the difference is real. :mod:`~ldro_jax.training.stacked` keeps the data on
+one device, takes a whole stretch of steps as one compiled program, and trains several runs in it.
+:mod:`~ldro_jax.training.meshed` takes one run step by step on rows from the host, with its state
+spread over a mesh of devices and several processes.
+"""
+
+import abc
+import copy
+import dataclasses
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+from ldro_jax import checks
+from ldro_jax.problems.base import Problem
+from ldro_jax.tasks.source import Source
+from ldro_jax.training.method import Method
+from ldro_jax.training.step import TrainState
+
+SAMPLERS = ("balanced", "uniform")
+
+
+class Trial(NamedTuple):
+    """What tells one run from others of the same program.
+
+    Attributes:
+      method: with its own rates.
+      seed: of the parameters and the batches.
+    """
+
+    method: Method
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """How batches are drawn and taken.
+
+    Attributes:
+      size: rows of all tasks in a batch, B.
+      sampler: ``"balanced"``, the same number of rows from every task, or ``"uniform"``, plain
+        random batches. A method with ``sampling="weights"`` draws rows by its weights instead.
+      microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
+        of them.
+      interaction_rows: measure the interaction on so many rows of each task; by default on all.
+
+    Raises:
+      ValueError: if one of these isn't what it must be.
+    """
+
+    size: int
+    sampler: str = "balanced"
+    microbatches: int = 1
+    interaction_rows: int | None = None
+
+    def __post_init__(self):
+        checks.integer("batch_size", self.size)
+        checks.one_of("sampler", self.sampler, SAMPLERS)
+        checks.integer("microbatches", self.microbatches)
+        if self.interaction_rows is not None:
+            checks.integer("interaction_rows", self.interaction_rows)
+
+    def check(self, num_tasks: int, data_size: int) -> None:
+        """Raises ``ValueError`` unless the devices can take them in ``data_size`` parts."""
+        if self.sampler == "balanced" and self.size < num_tasks:
+            raise ValueError(
+                f"batch_size must be at least {num_tasks}, a row of each task, but it is "
+                f"{self.size}."
+            )
+        if self.size % (self.microbatches * data_size):
+            raise ValueError(
+                f"batch_size must be a multiple of microbatches × the mesh's data axis, "
+                f"{self.microbatches} × {data_size}, but it is {self.size}."
+            )
+
+
+class Session(abc.ABC):
+    """R runs that are being trained together.
+
+    Attributes:
+      states: a pytree of arrays, all that a checkpoint keeps of them.
+      step: number of steps taken.
+      identity: what they must begin with again to go on, besides the problem's own.
+      source: where the rows come from, if it has a state to be saved.
+    """
+
+    states: Any
+    step: int
+    identity: Mapping[str, Any] = types.MappingProxyType({})
+    source: Source | None = None
+
+    @abc.abstractmethod
+    def advance(self, until: int, preempted: Callable[[int], bool], progress: Any) -> float:
+        """Takes steps until there are so many, or fewer where ``preempted`` says so of a number.
+
+        Shows them on ``progress``, a tqdm bar over the steps of all runs. Returns the seconds of
+        one step of one run, without compilation; NaN if they aren't known.
+        """
+
+    @abc.abstractmethod
+    def evaluated(self) -> np.ndarray:
+        """Ends a stretch. Returns the mean losses of its steps, ``[R, N]``."""
+
+    @abc.abstractmethod
+    def state(self, index: int, states: Any = None) -> TrainState:
+        """The state of one run, out of ``states`` or its own."""
+
+    def observed(self, index: int) -> np.ndarray | None:
+        """What the problem observed of one run in the last stretch, ``[steps, D]``, if anything."""
+        del index
+
+    def record(self) -> dict[str, Any]:
+        """All that a checkpoint keeps besides ``states``, as JSON can hold it."""
+        return {}
+
+    @abc.abstractmethod
+    def load(self, states: Any, record: Mapping[str, Any]) -> None:
+        """Goes on from a checkpoint's states and :meth:`record`."""
+
+    def renew_source(self) -> Source | None:
+        """Puts the source at its beginning. Returns it, if it has a state to restore."""
+        return None
+
+
+class Program(abc.ABC):
+    """A problem and a method, compiled once for all rates and seeds.
+
+    Args:
+      problem: what is trained.
+      optimizer: the Optax optimizer to chain after the weighting.
+      batches: how they are drawn.
+      method: how to weigh the tasks; any whose :meth:`Method.compile_key` is the same can be
+        trained.
+
+    Raises:
+      ValueError: if a setting of the method or of the batches is out of range.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        optimizer: optax.GradientTransformation,
+        batches: Batches,
+        method: Method,
+    ):
+        checks.instance("optimizer", optimizer, optax.GradientTransformation, "@optax.sgd()")
+        self.problem, self.batches, self._optimizer = problem, batches, optimizer
+        self._set_method(method)
+
+    def for_method(self, method: Method) -> "Program":
+        """A program of another method, which shares all that doesn't depend on the method."""
+        other = copy.copy(self)
+        other._set_method(method)
+        return other
+
+    def _set_method(self, method: Method) -> None:
+        self.method = method
+        self._tx({})
+
+    def _tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
+        weighting = self.method.transform(self.problem.num_tasks, rates)
+        return optax.chain(weighting, self._optimizer)
+
+    @property
+    def _fused(self) -> bool:
+        """Whether the rows of a step serve for its interaction as they are, in every step."""
+        batches = self.batches
+        return self.method.measures_every_step and self._balanced and batches.microbatches == 1
+
+    @property
+    def _balanced(self) -> bool:
+        return self.batches.sampler == "balanced" and self.method.sampling == "uniform"
+
+    def _check_losses(self, params: Any, rows: Any) -> None:
+        """Checks the shape of the problem's losses, for shapes of rows ``[R, ...]``."""
+        size = jax.tree.leaves(rows)[0].shape[0]
+        found = jax.eval_shape(self.problem.row_losses, params, rows)
+        shape = getattr(found, "shape", None)
+        if shape != (size,):
+            described = f"an array of the shape {list(shape)}" if shape is not None else found
+            raise ValueError(
+                f"row_losses must return one loss for each of {size} rows, a shape of [{size}], "
+                f"but it returned {described}."
+            )
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Traces a step; raises ``ValueError`` for what doesn't fit, before any training."""
+
+    @abc.abstractmethod
+    def start(self, trials: Sequence[Trial]) -> Session:
+        """Runs before their first step. Parameters depend on the seed alone, not on the method."""
+
+    def evaluate(self, params: Any, split: str) -> dict[str, np.ndarray]:
+        """The values of each metric by name, ``[N]``, checked."""
+        values = self.problem.evaluate(params, split)
+        found = {name: np.asarray(value) for name, value in values.items()}
+        for metric in self.problem.metrics:
+            shape = getattr(found.get(metric.name), "shape", None)
+            if shape != (self.problem.num_tasks,):
+                raise ValueError(
+                    f"evaluate must give one value of {metric.name!r} for each of "
+                    f"{self.problem.num_tasks} tasks, but gave "
+                    f"{'none' if shape is None else f'a shape of {list(shape)}'}."
+                )
+        return found

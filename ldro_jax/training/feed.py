@@ -1,0 +1,166 @@
+"""The batches of a run: rows from the host, put on a mesh of devices."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ldro_jax import weighting
+from ldro_jax.problems.base import Problem
+from ldro_jax.tasks import draws
+from ldro_jax.tasks.source import Source
+from ldro_jax.training.engine import Batches
+from ldro_jax.training.method import Method
+from ldro_jax.training.step import Batch
+
+
+class Feed:
+    """Draws and places the batches of one problem and one method.
+
+    Args:
+      problem: what is trained.
+      batches: how they are drawn.
+      method: how to weigh the tasks.
+      mesh: of devices.
+      balanced: whether every batch has as many rows of every task.
+
+    Raises:
+      ValueError: if such batches can't be drawn.
+    """
+
+    def __init__(
+        self, problem: Problem, batches: Batches, method: Method, mesh: Mesh, balanced: bool
+    ):
+        self._problem, self._batches, self._method = problem, batches, method
+        self._balanced = balanced
+        self._over_data = NamedSharding(mesh, PartitionSpec("data"))
+        self._everywhere = NamedSharding(mesh, PartitionSpec())
+        self._row_shapes = problem.row_shapes()
+        self._sizes: Any = None if problem.on_device is None else problem.on_device.sizes
+        if self._sizes is None and batches.sampler == "uniform":
+            raise ValueError(
+                "sampler must be 'balanced' for tasks without a number of rows, but it is "
+                "'uniform'."
+            )
+
+    def first_probabilities(self, method: Method) -> np.ndarray:
+        """The probabilities of the tasks in the first batches, ``[N]``."""
+        num_tasks = self._problem.num_tasks
+        if method.sampling == "uniform":
+            return np.full(num_tasks, 1 / num_tasks, np.float32)
+        # Before any loss is known the static methods have their weights, the others uniform ones.
+        found = weighting.with_floor(method.weigh({}), method.floor)
+        zeros = jnp.zeros(num_tasks)
+        unknown = weighting.Statistics(
+            jnp.zeros([], jnp.int32), zeros, jnp.zeros((num_tasks, num_tasks))
+        )
+        weights, _ = found.update(unknown, found.init(num_tasks, zeros.dtype))
+        return np.asarray(weights)
+
+    def draw(self, drawn: np.ndarray, probabilities: np.ndarray, seed: int, step: int):
+        """Which rows the batch of a step has, after ``drawn`` of each task, ``[N]``.
+
+        Rows are drawn with the probabilities ``[N]`` if the method asks for that.
+        """
+        if self._method.sampling == "weights":
+            return draws.draw_mixed(drawn, self._batches.size, probabilities, [seed, step])
+        if self._batches.sampler == "uniform":
+            return draws.draw_uniform(drawn, self._batches.size, self._sizes, [seed])
+        return draws.draw_balanced(drawn, self._batches.size)
+
+    def batch(self, source: Source, draw: draws.Draw, probabilities: np.ndarray) -> Batch:
+        """The rows of a draw on the devices; each process reads those of its devices alone.
+
+        ``probabilities`` are those that the draw was made with, ``[N]``.
+        """
+        num_tasks, size = self._problem.num_tasks, self._batches.size
+        measured = by_task = None
+        expected = np.bincount(draw.tasks, None, num_tasks)
+        if self._method.sampling == "weights":
+            expected = probabilities * np.float32(size)
+        if self._measures_apart:
+            # Random rows need not hold every task. These don't count as drawn.
+            balanced = draws.draw_balanced(np.zeros_like(draw.drawn), self._measured_rows)
+            balanced = balanced._replace(indices=balanced.indices + draw.drawn[balanced.tasks])
+            measured = self._place(source, balanced, self._everywhere)
+        elif self._has_turns:
+            by_task = _put(draws.rows_by_task(draw.tasks, num_tasks), self._everywhere)
+        return Batch(
+            rows=self._place(source, draw, self._over_data),
+            tasks=_put(draw.tasks, self._over_data),
+            expected=_put(expected.astype(np.float32), self._everywhere),
+            measured=measured,
+            by_task=by_task,
+        )
+
+    @property
+    def _measures_apart(self) -> bool:
+        return self._method.uses_interaction and not self._balanced
+
+    @property
+    def _has_turns(self) -> bool:
+        """Whether some tasks have a row more than others in a batch that serves for the matrix."""
+        uneven = self._batches.size % self._problem.num_tasks > 0
+        return uneven and self._method.uses_interaction and self._balanced
+
+    @property
+    def _measured_rows(self) -> int:
+        """Rows to measure the interaction on, where those of the batch don't serve for it."""
+        num_tasks = self._problem.num_tasks
+        return max(self._batches.size // num_tasks, 1) * num_tasks
+
+    def _place(self, source, draw, where):
+        parts: dict[tuple, list[np.ndarray]] = {}
+
+        def leaves(index):
+            # Devices that hold the same rows must get the same rows.
+            key = (index[0].start, index[0].stop)
+            if key not in parts:
+                rows = source.rows(draw.tasks[index[0]], draw.indices[index[0]])
+                parts[key] = jax.tree.leaves(rows)
+            return parts[key]
+
+        shapes, structure = jax.tree.flatten(self._row_shapes)
+        placed = [
+            jax.make_array_from_callback(
+                (draw.tasks.size, *shape.shape), where, lambda index, i=i: leaves(index)[i]
+            )
+            for i, shape in enumerate(shapes)
+        ]
+        return jax.tree.unflatten(structure, placed)
+
+    def abstract_batch(self) -> Batch:
+        """A batch of ``jax.ShapeDtypeStruct``."""
+        num_tasks, size = self._problem.num_tasks, self._batches.size
+
+        def shaped(shape, dtype, where) -> Any:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+        def rows(count, where):
+            return jax.tree.map(
+                lambda x: shaped((count, *x.shape), x.dtype, where), self._row_shapes
+            )
+
+        measured = by_task = None
+        if self._measures_apart:
+            measured = rows(self._measured_rows, self._everywhere)
+        elif self._has_turns:
+            by_task = shaped((num_tasks, -(-size // num_tasks)), jnp.int32, self._everywhere)
+        return Batch(
+            rows=rows(size, self._over_data),
+            tasks=shaped((size,), jnp.int32, self._over_data),
+            expected=shaped((num_tasks,), jnp.float32, self._everywhere),
+            measured=measured,
+            by_task=by_task,
+        )
+
+
+def _put(array: np.ndarray, where: NamedSharding) -> jax.Array:
+    """What all processes have, on the devices.
+
+    ``jax.device_put`` would first compare it between the processes. Batches are made in a thread,
+    and these messages would come between those of the training step, elsewhere in each process.
+    """
+    return jax.make_array_from_callback(array.shape, where, lambda index: array[index])

@@ -1,0 +1,262 @@
+"""One run, step by step, on rows from the host, with its state spread over a mesh of devices.
+
+Rows are made in a thread while the devices compute. With several processes each reads the rows of
+its own devices.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.core import meta
+from jax.sharding import NamedSharding, PartitionSpec
+from typing_extensions import override
+
+from ldro_jax import checks, interaction, transform
+from ldro_jax.interaction.scan import scan
+from ldro_jax.problems.base import Problem
+from ldro_jax.tasks.source import Source
+from ldro_jax.training import engine, sharding
+from ldro_jax.training import feed as feed_lib
+from ldro_jax.training import step as step_lib
+from ldro_jax.training.method import Method
+from ldro_jax.training.prefetch import prefetched
+
+# Steps are queued faster than they run, and a queue without end would hold as many batches.
+_QUEUED_STEPS = 32
+# How many batches may be drawn and not yet trained on: two wait, one is handed over, one is made.
+_DRAWN_AHEAD = 4
+
+
+class MeshedProgram(engine.Program):
+    """A problem and a method, compiled once for all rates and seeds; see the module.
+
+    Args:
+      problem: what is trained.
+      optimizer: the Optax optimizer to chain after the weighting.
+      batches: how they are drawn.
+      method: how to weigh the tasks.
+      layout: how to use the devices.
+
+    Raises:
+      ValueError: if the batch doesn't fit the tasks or the mesh, or a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        optimizer: optax.GradientTransformation,
+        batches: engine.Batches,
+        method: Method,
+        *,
+        layout: sharding.Layout = sharding.Layout(),  # noqa: B008
+    ):
+        checks.instance("layout", layout, sharding.Layout, "@Layout()")
+        self.mesh = layout.mesh()
+        self._data_size = self.mesh.shape["data"]
+        batches.check(problem.num_tasks, self._data_size)
+        self._replicated = NamedSharding(self.mesh, PartitionSpec())
+        self._rules = layout.rules()
+        problem = problem.on(self.mesh, batches.size)
+        super().__init__(problem, optimizer, batches, method)
+
+    def for_problem(self, problem: Problem) -> "MeshedProgram":
+        """The program for other data of the model in :attr:`problem`; it compiles nothing anew."""
+        other = copy.copy(self)
+        other.problem = problem
+        other.feed = feed_lib.Feed(
+            other.problem, self.batches, self.method, self.mesh, self._balanced
+        )
+        return other
+
+    @override
+    def _set_method(self, method: Method) -> None:
+        super()._set_method(method)
+        self.feed = feed_lib.Feed(self.problem, self.batches, method, self.mesh, self._balanced)
+        boxed = jax.eval_shape(self._boxed_state, jax.random.key(0))
+        self._shapes = meta.unbox(boxed)
+        self.shardings = sharding.shardings(boxed, self.mesh, self._rules)
+        self._init = jax.jit(
+            lambda key: meta.unbox(self._boxed_state(key)), out_shardings=self.shardings
+        )
+        step = step_lib.train_step(
+            self.problem.row_losses,
+            self._tx,
+            self.problem.num_tasks,
+            self._strategy(),
+            fused=self._fused,
+            microbatches=self.batches.microbatches,
+            interaction_rows=self.batches.interaction_rows,
+            multiple=self._data_size,
+        )
+        self._step = jax.jit(
+            step, donate_argnums=1, out_shardings=(self.shardings, self._replicated)
+        )
+
+    def _strategy(self):
+        if self.mesh.size == 1:
+            return interaction.get(self.method.interaction)
+        split = jax.tree.map(sharding.over_data, self._shapes.params, self.shardings.params)
+        return scan(constrain=lambda g: jax.lax.with_sharding_constraint(g, split))
+
+    def _boxed_state(self, key):
+        params = self.problem.init(key)
+        return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx({}).init(params))
+
+    def init(self, seed: int) -> step_lib.TrainState:
+        """The state before the first step, on the mesh."""
+        return self._init(jax.random.key(seed))
+
+    @override
+    def start(self, trials: Sequence[engine.Trial]) -> "MeshedSession":
+        (trial,) = trials
+        return MeshedSession(self, trial)
+
+    def step(self, state: step_lib.TrainState, batch: step_lib.Batch, method: Method):
+        """Takes one step with a method's rates, from a state whose buffers are reused.
+
+        Returns the new state and the losses of the tasks, ``[N]``, not waited for.
+        """
+        rates = {k: np.asarray(v, np.float32) for k, v in method.rates().items()}
+        return self._step(rates, state, batch)
+
+    def abstract_state(self) -> step_lib.TrainState:
+        """The shapes, dtypes and shardings of a training state."""
+        return jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            self._shapes,
+            self.shardings,
+        )
+
+    def lower(self) -> Any:
+        """The lowered training step for its shapes alone, to look at its memory and its cost."""
+        return self._step.lower(*self._abstract_arguments())
+
+    @override
+    def check(self) -> None:
+        arguments = self._abstract_arguments()
+        self._check_losses(arguments[1].params, arguments[2].rows)
+        jax.eval_shape(self._step, *arguments)
+        self.problem.check_evaluation(arguments[1].params)
+
+    def _abstract_arguments(self) -> tuple[Any, ...]:
+        """Shapes of the rates, the state and the batch of a step."""
+        rates = {k: jax.ShapeDtypeStruct((), jnp.float32) for k in self.method.rates()}
+        return rates, self.abstract_state(), self.feed.abstract_batch()
+
+
+@dataclasses.dataclass
+class _Drawn:
+    """How far a run has drawn.
+
+    Attributes:
+      rows: of each task drawn so far, ``[N]``.
+      probabilities: of the tasks, where rows are drawn by them, ``[N]``; those of the weights at
+        the last evaluation, so that a run that is resumed draws the same rows.
+    """
+
+    rows: np.ndarray
+    probabilities: np.ndarray
+
+
+class MeshedSession(engine.Session):
+    """One run of a program, which draws its rows a few steps ahead."""
+
+    def __init__(self, program: MeshedProgram, trial: engine.Trial):
+        self._program, self._trial = program, trial
+        self._source = program.problem.source(trial.seed)
+        self.source = self._source if self._source.has_state else None
+        self._is_fresh = True
+        self.identity = self._source.identity
+        self.states, self.step = program.init(trial.seed), 0
+        num_tasks = program.problem.num_tasks
+        self._drawn = _Drawn(
+            np.zeros(num_tasks, np.int64), program.feed.first_probabilities(trial.method)
+        )
+        # Of the steps since the last evaluation, each [N].
+        self._losses: list[np.ndarray] = []
+        self._end = 0
+
+    @override
+    def advance(self, until: int, preempted: Callable[[int], bool], progress: Any) -> float:
+        queued: list[jax.Array] = []
+        began, timed = 0.0, 0
+
+        def collect():
+            self._losses += map(np.asarray, queued)
+            queued.clear()
+
+        self._end, self._is_fresh = until, False
+        with contextlib.closing(prefetched(self._batches())) as ready:
+            for batch, drawn in ready:
+                self.states, losses = self._program.step(self.states, batch, self._trial.method)
+                queued.append(losses)
+                self._drawn.rows, self.step = drawn, self.step + 1
+                progress.update(1)
+                if not began:
+                    # The first step compiles.
+                    jax.block_until_ready(losses)
+                    began = time.perf_counter()
+                else:
+                    timed += 1
+                if len(queued) >= _QUEUED_STEPS:
+                    collect()
+                if self._end == until and preempted(self.step):
+                    # What is drawn already is trained on: a stream would not give it again. The
+                    # last step must be the same in all processes, however far each has drawn.
+                    self._end = min(until, self.step + _DRAWN_AHEAD)
+        collect()
+        return (time.perf_counter() - began) / timed if timed else math.nan
+
+    def _batches(self) -> Iterator[tuple[step_lib.Batch, np.ndarray]]:
+        feed, drawn, step = self._program.feed, self._drawn.rows, self.step
+        probabilities = self._drawn.probabilities
+        while step < self._end:
+            draw = feed.draw(drawn, probabilities, self._trial.seed, step)
+            yield feed.batch(self._source, draw, probabilities), draw.drawn
+            drawn, step = draw.drawn, step + 1
+
+    @override
+    def evaluated(self) -> np.ndarray:
+        losses = np.mean(self._losses, axis=0)
+        self._losses.clear()
+        weights = transform.find_state(self.states.opt_state).weights
+        self._drawn.probabilities = np.asarray(weights)
+        return losses[None]
+
+    @override
+    def state(self, index: int, states: Any = None) -> step_lib.TrainState:
+        del index
+        return self.states if states is None else states
+
+    @override
+    def record(self) -> dict[str, Any]:
+        return {
+            "probabilities": self._drawn.probabilities.tolist(),
+            "drawn": self._drawn.rows.tolist(),
+            "losses": [loss.tolist() for loss in self._losses],
+        }
+
+    @override
+    def load(self, states: step_lib.TrainState, record: Mapping[str, Any]) -> None:
+        self.states, self.step = states, int(states.step)
+        self._drawn = _Drawn(
+            np.array(record["drawn"], np.int64), np.array(record["probabilities"], np.float32)
+        )
+        self._losses = [np.array(loss, np.float32) for loss in record["losses"]]
+
+    @override
+    def renew_source(self) -> Source | None:
+        # What a damaged checkpoint did to it must not stay.
+        if self.source is not None and not self._is_fresh:
+            self._source = self.source = self._program.problem.source(self._trial.seed)
+        self._is_fresh = False
+        return self.source
