@@ -50,14 +50,14 @@ def test_what_gin_appends_to_an_error_becomes_the_name_of_the_argument():
 
     experiment = configuration.load([DIGITS], ["SEEDS=(0,)"])
     for said, expected in [
-        ("batch_size is wrong.", "multitask_classification.batch_size is wrong."),
+        ("batch_size is wrong.", "compare.batch_size is wrong."),
         ("batch sizes are wrong.", "batch sizes are wrong."),
         # What is meant to have several lines keeps them.
         ("Some runs ended.\nOne.\nTwo.", "Some runs ended.\nOne.\nTwo."),
     ]:
         load = functools.partial(failing, said)
         with pytest.raises(ValueError) as error:
-            experiment(output_dir=None, data_dir=None, config_text="", load_data=load)
+            experiment(output_dir="o", data_dir=None, config_text="", problem=load)
         assert "In call to configurable" in str(error.value)
         assert configuration.explain(error.value) == expected
 
@@ -77,7 +77,7 @@ def test_files_are_found_from_anywhere(where, tmp_path, monkeypatch):
         ),
         (
             "SEEDS=@foo",
-            "matching reference '@foo'.*Known names: cifar100.load, digits.load, lm",
+            "matching reference '@foo'.*Known names: cifar100.load, digits.load, exp",
         ),
         (
             "Schedule.steps=5",
@@ -91,7 +91,7 @@ def test_files_are_found_from_anywhere(where, tmp_path, monkeypatch):
         ("MLP.features=%WIDTH", "Nothing binds the macro WIDTH\\.$"),
         ("SEEDS=(0,", "can't be used"),
         ("SEEDS", "can't be used"),
-        ("run.experiment='digits'", "run.experiment must be a function, such as @mult"),
+        ("run.experiment='digits'", "run.experiment must be a function, such as @comp"),
     ],
 )
 def test_a_slip_in_a_binding_is_explained(binding, message):
@@ -105,7 +105,7 @@ def test_a_new_macro_or_scope_that_is_used_is_welcome():
         "MLP.features=(%WIDTH,)",
         "mine/Method.name='Mine'",
         "mine/Method.weighting='average'",
-        "multitask_classification.methods=[@mine/Method()]",
+        "compare.methods=[@mine/Method()]",
     ]
     assert callable(configuration.load([DIGITS], bindings))
 

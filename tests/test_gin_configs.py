@@ -4,11 +4,11 @@ import pathlib
 
 import gin
 import jax.numpy as jnp
-import numpy as np
 import pytest
+import tiny
 
 from ldro_jax import configuration, transform
-from ldro_jax.training import lm_experiment
+from ldro_jax.experiments import compare
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / "gin_configs"
 _FILES = sorted(str(path.relative_to(_CONFIGS)) for path in _CONFIGS.rglob("*.gin"))
@@ -17,7 +17,7 @@ _METHODS = [file for file in _FILES if file.startswith("methods/")]
 # A new experiment goes here together with a test that runs it to its report.
 _RUN = {
     **{
-        f"experiments/cifar100_{name}.gin": "training/test_cifar100_experiments.py"
+        f"experiments/cifar100_{name}.gin": "experiments/test_cifar100_experiments.py"
         for name in (
             *("cpu", "interpolated", "interval", "large", "overhead", "pareto"),
             "renormalization",
@@ -25,8 +25,8 @@ _RUN = {
     },
     "experiments/digits.gin": "command_line.py",
     "experiments/multilingual_lm_mc4.gin": "tasks/test_mc4.py",
-    "experiments/multilingual_lm_small.gin": "training/test_lm_gin.py",
-    "experiments/synthetic.gin": "training/test_synthetic_experiment.py",
+    "experiments/multilingual_lm_small.gin": "experiments/test_lm_gin.py",
+    "experiments/synthetic.gin": "experiments/test_trajectories.py",
 }
 
 
@@ -65,12 +65,12 @@ def test_a_method_can_be_added_to_an_experiment(file):
     scope = pathlib.Path(file).stem
     configuration.load(
         [str(_CONFIGS / "experiments" / "digits.gin"), str(_CONFIGS / file)],
-        [f"multitask_classification.methods=[@{scope}/Method()]"],
+        [f"compare.methods=[@{scope}/Method()]"],
     )
     with gin.config_scope(scope):
         method = gin.get_configurable("training.Method")()
     # What only the data can tell.
-    method = lm_experiment._resolved(method, np.ones(3), dict.fromkeys("abc", 0.0))
+    method = compare._resolved(method, tiny.problem(), dict.fromkeys("abc", 0.0))
     state = method.transform(3).init(jnp.zeros(2))
     assert transform.find_state(state).weights.shape == (3,)
     assert method.name and set(method.hyperparameters) <= set(method.settings())

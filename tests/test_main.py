@@ -16,7 +16,7 @@ from command_line import DIGITS, command, fails, snapshot
 
 from ldro_jax import configuration
 from ldro_jax.records import results
-from ldro_jax.training import experiment, loop, writers
+from ldro_jax.training import loop, writers
 
 pytest.importorskip("sklearn")
 
@@ -150,12 +150,12 @@ def no_training(monkeypatch):
         (["--gin.Schedul.train_steps=1"], "Known names: cifar100.load, digits.load"),
         (
             ["--gin.ldro/Method.weighting='ldro'"],
-            "ldro/Method.weighting must be one of 'average', ",
+            "ldro/Method.weighting must be a Weighting, ",
         ),
         (["--gin.ldro/Method.hyperparameters={'lr': 1}"], "(lookahead_lr, weight_lr, normalize_"),
         (
             ["--gin.SEEDS=3"],
-            "multitask_classification.seeds must be a list of seeds, such as (0, 1, 2), but it is",
+            "compare.seeds must be a list of seeds, such as (0, 1, 2), but it is",
         ),
         (["--gin.TRAIN_STEPS=0"], "Error: Schedule.train_steps must be a positive integer"),
         (["--gin_file=nope.gin"], "There is no gin file nope.gin. Known experiments: gin_configs"),
@@ -173,7 +173,6 @@ def test_a_full_disk_is_one_message(tmp_path, monkeypatch):
     def full(**options):
         raise OSError(errno.ENOSPC, "No space left on device", "results.json")
 
-    monkeypatch.setattr(experiment, "multitask_classification", full)
     monkeypatch.setattr(configuration, "load", lambda files, bindings: full)
     said = fails(DIGITS, f"--output_dir={tmp_path}")
     assert "No space left on device: 'results.json'" in said
@@ -205,7 +204,7 @@ LONG = (
     "--gin.Schedule.eval_interval=5",
     "--gin.Schedule.checkpoint_interval=10",
     "--gin.ldro/Method.interaction_interval=7",
-    "--gin.multitask_classification.methods=[@ldro/Method()]",
+    "--gin.compare.methods=[@ldro/Method()]",
 )
 
 

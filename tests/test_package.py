@@ -49,7 +49,8 @@ _MODULES = ["ldro_jax", *(m.name for m in pkgutil.walk_packages(ldro_jax.__path_
 
 @pytest.mark.parametrize("name", _MODULES)
 def test_every_public_name_is_documented(name):
-    if name.startswith("ldro_jax.t5x"):
+    light = ("ldro_jax.t5x", "ldro_jax.t5x.names", "ldro_jax.t5x.report")
+    if name.startswith("ldro_jax.t5x") and name not in light:
         pytest.importorskip("t5x.trainer", reason="T5X is not installed (scripts/install_t5x.sh)")
     module = importlib.import_module(name)
     assert module.__doc__, name
@@ -61,7 +62,9 @@ def test_every_public_name_is_documented(name):
         if inspect.isclass(value):
             for method, function in vars(value).items():
                 if inspect.isfunction(function) and not method.startswith("_"):
-                    assert function.__doc__, f"{name}.{attribute}.{method}"
+                    # One that overrides another has that one's.
+                    inherited = inspect.getdoc(getattr(value, method))
+                    assert inherited, f"{name}.{attribute}.{method}"
 
 
 def test_the_version_is_the_installed_one():

@@ -2,17 +2,27 @@
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ldro_jax import problems
+from ldro_jax.experiments import compare
 from ldro_jax.models import mlp
+from ldro_jax.problems import base as base_problem
 from ldro_jax.tasks import base
-from ldro_jax.training import experiment, loop
+from ldro_jax.training import loop
+from ldro_jax.training.engine import Batches, Trial
+from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method
-from ldro_jax.training.program import Program, Trial
 from ldro_jax.training.schedule import Schedule
+from ldro_jax.training.sharding import Layout
+from ldro_jax.training.stacked import StackedProgram
 
 NAMES = ("left", "middle", "right")
+BATCH_SIZE = 24
+ONE = Layout(data=1)
 AVERAGE = Method("Average", "average")
 GROUP_DRO = Method("Group DRO", "group_dro", {"weight_lr": 0.5})
 METHODS = (
@@ -40,43 +50,103 @@ def data(sizes=(40, 32, 40), *, broken=0):
     return base.MultitaskData(NAMES, 2, train, split((30, 20, 30), 1), split((30, 20, 30), 2))
 
 
+def problem(sizes=(40, 32, 40), *, broken=0, a_data=None):
+    return problems.classification(
+        load_data=lambda data_dir: a_data or data(sizes, broken=broken),
+        model=functools.partial(mlp.MLP, features=(4,)),
+    )
+
+
+class Distances(problems.Problem):
+    """Two tasks that are points of a line; what it gives of losses and metrics can be wrong."""
+
+    task_names = ("low", "high")
+    metrics = (problems.Metric("distance", higher_is_better=False),)
+
+    def __init__(self, losses=lambda x: x, values=lambda x: {"distance": x}):
+        self._losses, self._values = losses, values
+        points = jnp.array([[-1.0], [2.0]])
+        self.on_device = base_problem.OnDevice(
+            points, np.array([1, 1]), lambda points, key, step, tasks, indices: points[tasks]
+        )
+
+    def init(self, key):
+        return jax.random.normal(key, (1,))
+
+    def row_losses(self, params, rows):
+        return self._losses(jnp.sum((params[None] - rows) ** 2, axis=1))
+
+    def source(self, seed):
+        return Points()
+
+    def evaluate(self, params, split):
+        points = jnp.array([-1.0, 2.0])
+        return self._values(jnp.abs(params - points))
+
+
+class Points:
+    """Their rows: any number of the same one."""
+
+    identity, has_state = {}, False
+
+    def rows(self, tasks, indices):
+        return np.array([[-1.0], [2.0]], np.float32)[tasks]
+
+
 def schedule(train_steps=40, eval_interval=10, checkpoint_interval=10, **options):
     return Schedule(train_steps, eval_interval, checkpoint_interval, **options)
 
 
-def program(
-    method=AVERAGE,
-    *,
-    broken=0,
-    sizes=(40, 32, 40),
-    learning_rate=0.5,
-    sampler="balanced",
-    together=None,
-    **options,
+def batches(size=BATCH_SIZE, **options):
+    return Batches(size, **options)
+
+
+def stacked(
+    method=AVERAGE, a_problem=None, *, optimizer=None, learning_rate=0.5, together=None, **options
 ):
-    return Program(
+    """A program of the engine for one device; the options are those of its batches."""
+    return StackedProgram(
+        a_problem or problem(),
+        optimizer or optax.sgd(learning_rate, momentum=0.9),
+        batches(**options),
         method,
-        data(sizes, broken=broken),
-        mlp.MLP(num_classes=2, features=(4,)),
-        optax.sgd(learning_rate, momentum=0.9),
-        batch_size=24,
-        sampler=sampler,
-        schedule=schedule(**options),
         together=together,
     )
 
 
-class Progress:
-    """Stands in for the progress bar; raises KeyboardInterrupt after so many stretches."""
+def meshed(
+    method=AVERAGE, a_problem=None, *, optimizer=None, learning_rate=0.5, layout=ONE, **options
+):
+    """The same of the engine for a mesh of devices."""
+    return MeshedProgram(
+        a_problem or problem(),
+        optimizer or optax.sgd(learning_rate, momentum=0.9),
+        batches(**options),
+        method,
+        layout=layout,
+    )
 
-    def __init__(self, stop_after=None):
+
+class Progress:
+    """Stands in for the progress bar, and interrupts.
+
+    Args:
+      stop_after: raise KeyboardInterrupt after so many evaluations.
+      at: call `action` when so many steps have been taken.
+      action: see `at`.
+    """
+
+    def __init__(self, stop_after=None, *, at=None, action=None):
         self.lines, self.texts, self.steps, self._left = [], [], [], stop_after
+        self._at, self._action = at, action
 
     def write(self, line):
         self.lines.append(line)
 
     def update(self, steps):
         self.steps.append(steps)
+        if self._action is not None and sum(self.steps) == self._at:
+            self._action()
 
     def set_postfix_str(self, text):
         self.texts.append(text)
@@ -86,15 +156,17 @@ class Progress:
                 raise KeyboardInterrupt
 
 
-def train(a_program, directory, *, seed=0, progress=None):
-    (run,) = train_together(a_program, directory, [Trial(a_program.method, seed)], progress)
+def train(program, directory, a_schedule=None, *, method=None, seed=0, progress=None):
+    trials = [Trial(method or program.method, seed)]
+    (run,) = train_together(program, directory, trials, a_schedule, progress=progress)
     return run
 
 
-def train_together(a_program, directory, trials, progress=None):
+def train_together(program, directory, trials, a_schedule=None, *, progress=None):
     return loop.train(
-        a_program,
+        program,
         trials,
+        a_schedule or schedule(),
         checkpoint_dir=directory / "checkpoints",
         tensorboard_dirs=[directory / "tensorboard" / str(i) for i in range(len(trials))],
         progress=progress or Progress(),
@@ -102,17 +174,15 @@ def train_together(a_program, directory, trials, progress=None):
 
 
 def run(directory, **options):
+    """An experiment; the options are arguments of `compare`."""
     options = {
-        "name": "tiny",
-        "description": "A tiny problem.",
-        "load_data": lambda data_dir: data(),
-        "model": functools.partial(mlp.MLP, features=(4,)),
+        "problem": problem(),
         "methods": [AVERAGE],
         "seeds": (0, 1),
         "optimizer": optax.sgd(0.5),
-        "batch_size": 24,
         "schedule": schedule(train_steps=10, eval_interval=5),
+        "batch_size": BATCH_SIZE,
+        "name": "tiny",
+        "description": "A tiny problem.",
     } | options
-    return experiment.multitask_classification(
-        output_dir=directory, data_dir=None, config_text="a = 1", **options
-    )
+    return compare.compare(output_dir=directory, **options)

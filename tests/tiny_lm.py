@@ -1,6 +1,7 @@
 """A few artificial languages, and a model of them that compiles in a second or two."""
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,16 +14,15 @@ import pytest
 import tiny
 from flax import linen as nn
 
+from ldro_jax import problems
 from ldro_jax.models import cross_entropy, decoder
 from ldro_jax.tasks import sequences
-from ldro_jax.training import lm_loop, sharding, writers
-from ldro_jax.training.lm_program import LanguageModelProgram
+from ldro_jax.training import writers
+from ldro_jax.training.engine import Batches
+from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method
-from ldro_jax.training.program import Trial
-from ldro_jax.training.schedule import Schedule
 
 VOCAB_SIZE, LENGTH, BATCH_SIZE = 61, 8, 16
-ONE = sharding.Layout(data=1)
 # Makes a gin file of the language models small.
 BINDINGS = (
     "BATCH_SIZE=8",
@@ -84,6 +84,44 @@ def corpus(num_tasks=4, *, vocabulary="tiny", seed=0):
     )
 
 
+class Counted(sequences.ShuffledSequences):
+    """A stream: what comes next depends on what it has given, not on what it is asked for."""
+
+    has_state = True
+
+    def __init__(self, tokens, length, seed):
+        super().__init__(tokens, length, seed)
+        self._given = np.zeros(len(tokens), np.int64)
+
+    def rows(self, tasks, indices):
+        own = []
+        for task in tasks:
+            own.append(self._given[task])
+            self._given[task] += 1
+        return super().rows(tasks, np.array(own))
+
+    def save(self, directory):
+        (directory / "given").write_text(" ".join(map(str, self._given)))
+
+    def restore(self, directory):
+        self._given[:] = (directory / "given").read_text().split()
+
+
+class CountedText:
+    """Where such a stream begins."""
+
+    def __init__(self, tokens):
+        self.sizes, self._tokens = np.array([len(text) for text in tokens]), tokens
+
+    def source(self, length, seed):
+        return Counted(self._tokens, length, seed)
+
+
+def streamed():
+    """The same languages, whose training text comes from a stream."""
+    return dataclasses.replace(corpus(), train=(), stream=CountedText(corpus().train))
+
+
 class Bigram(nn.Module):
     """Every token from the one before it; with the logical axes of a decoder."""
 
@@ -116,58 +154,41 @@ def make_decoder(*, num_layers=1, scan_layers=False, **options):
     )
 
 
-def make_program(method, corpus, *, make_model=Bigram, optimizer=None, layout=ONE, **options):
+def problem(a_corpus=None, model=Bigram, *, length=LENGTH, **options):
+    return problems.LanguageModel(a_corpus or corpus(), model, length=length, **options)
+
+
+def make_program(
+    method, a_problem=None, *, optimizer=None, layout=tiny.ONE, batch_size=BATCH_SIZE, **options
+):
     """What an experiment calls: everything is compiled anew."""
-    return LanguageModelProgram(
-        method,
-        corpus,
-        make_model,
+    return MeshedProgram(
+        a_problem or problem(),
         # Adam's bias correction breaks JAX's strict promotion.
         optimizer or optax.sgd(0.3, momentum=0.9),
+        Batches(batch_size, **options),
+        method,
         layout=layout,
-        **{"batch_size": BATCH_SIZE, "length": LENGTH} | options,
     )
 
 
-_PROGRAMS: dict[Any, LanguageModelProgram] = {}
+_PROGRAMS: dict[Any, Any] = {}
 
 
-def program(method=AVERAGE, **options):
+def program(method=AVERAGE, layout=tiny.ONE):
     """The program of a method for the languages above, compiled once for all tests of a process."""
-    settings = tuple(sorted(options.items()))
-    key = (method.program(), settings)
+    key = (method.compile_key(), layout)
     if key not in _PROGRAMS:
-        first = _PROGRAMS.get(settings)
+        first = _PROGRAMS.get(layout)
         if first is None:
-            first = _PROGRAMS[settings] = make_program(method, corpus(), **options)
+            first = _PROGRAMS[layout] = make_program(method, layout=layout)
         _PROGRAMS[key] = first.for_method(method)
     return _PROGRAMS[key]
 
 
-def schedule(train_steps=40, eval_interval=10, checkpoint_interval=10, **options):
-    return Schedule(train_steps, eval_interval, checkpoint_interval, **options)
+# A run of a language model tests its best checkpoint.
+schedule = functools.partial(tiny.schedule, test="best")
 
 
-class Progress(tiny.Progress):
-    """Stands in for the progress bar; calls `action` when so many steps have been taken."""
-
-    def __init__(self, stop_after=None, *, at=None, action=None):
-        super().__init__(stop_after)
-        self._at, self._action = at, action
-
-    def update(self, steps):
-        super().update(steps)
-        if self._action is not None and sum(self.steps) == self._at:
-            self._action()
-
-
-def train(a_program, directory, a_schedule=None, *, method=None, seed=0, progress=None, **options):
-    return lm_loop.train(
-        a_program,
-        Trial(method or a_program.method, seed),
-        a_schedule or schedule(),
-        checkpoint_dir=directory / "checkpoints",
-        tensorboard_dir=directory / "tensorboard",
-        progress=progress or Progress(),
-        **options,
-    )
+def train(a_program, directory, a_schedule=None, **options):
+    return tiny.train(a_program, directory, a_schedule or schedule(), **options)

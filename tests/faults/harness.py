@@ -25,12 +25,13 @@ DIGITS = [
     "--gin.Schedule.eval_interval=2",
     "--gin.Schedule.checkpoint_interval=2",
     "--gin.ldro/Method.interaction_interval=2",
-    "--gin.multitask_classification.methods=[@average/Method(), @ldro/Method()]",
+    "--gin.compare.methods=[@average/Method(), @ldro/Method()]",
 ]
 SYNTHETIC = [
     f"--gin_file={_EXPERIMENTS / 'synthetic.gin'}",
-    "--gin.trajectories.train_steps=20",
-    "--gin.trajectories.eval_interval=10",
+    "--gin.Schedule.train_steps=20",
+    "--gin.Schedule.eval_interval=10",
+    "--gin.Schedule.checkpoint_interval=10",
     "--gin.trajectories.panels=[@b/Panel()]",
 ]
 _TINY_MODEL = [
@@ -47,8 +48,8 @@ _TINY_MODEL = [
     "--gin.Decoder.scan_layers=False",
     "--gin.Decoder.remat=False",
     "--gin.Decoder.dtype='float32'",
-    "--gin.multilingual.max_test_tokens=64",
-    "--gin.multilingual.max_validation_tokens=64",
+    "--gin.language_model.max_test_tokens=64",
+    "--gin.language_model.max_validation_tokens=64",
 ]
 
 
@@ -67,9 +68,8 @@ def multilingual(folder: pathlib.Path) -> list[str]:
         "--gin.text.load.languages=None",
         "--gin.text.load.vocabulary_size=None",
         f"--gin.text.load.cache_dir='{folder / 'cache'}'",
-        "--gin.multilingual.methods=[@baselined_dro/Method(), @ldro/Method()]",
-        "--gin.alone/monolingual.max_test_tokens=64",
-        "--gin.alone/LanguageModelProgram.batch_size=2",
+        "--gin.compare.methods=[@baselined_dro/Method(), @ldro/Method()]",
+        "--gin.alone/monolingual.batch_size=2",
     ]
 
 
@@ -82,8 +82,8 @@ def streamed(data_dir: pathlib.Path, languages) -> list[str]:
         f"--gin.mc4.load.languages={tuple(languages)}",
         f"--gin.mc4.load.cache_dir='{data_dir / 'cache'}'",
         "--gin.mc4.load.max_heldout_tokens=100",
-        "--gin.multilingual.methods=[@ldro/Method()]",
-        "--gin.multilingual.references=None",
+        "--gin.compare.methods=[@ldro/Method()]",
+        "--gin.compare.references=None",
     ]
 
 

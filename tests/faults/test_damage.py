@@ -36,10 +36,8 @@ DAMAGES = [flip, truncate, empty, delete]
 
 def one_method(args):
     """The experiment with L-DRO alone, which leaves fewer files."""
-    both = ("multitask_classification.methods=", "multilingual.methods=")
-    kept = [arg for arg in args if not any(name in arg for name in both)]
-    changed = {name for name in both for arg in args if name in arg}
-    return [*kept, *(f"--gin.{name}[@ldro/Method()]" for name in changed)]
+    name = "--gin.compare.methods="
+    return [f"{name}[@ldro/Method()]" if arg.startswith(name) else arg for arg in args]
 
 
 def directories(runners, args, folder, parts):

@@ -21,7 +21,7 @@ _NAMES = {signal.SIGINT: "Interrupted.", signal.SIGTERM: "Terminated."}
 LONG = [
     *harness.DIGITS,
     "--gin.TRAIN_STEPS=120",
-    "--gin.multitask_classification.methods=[@ldro/Method()]",
+    "--gin.compare.methods=[@ldro/Method()]",
 ]
 
 

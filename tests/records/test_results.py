@@ -8,8 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from ldro_jax import reporting
-from ldro_jax.reporting import Results, ResultsError, Run, Series
+from ldro_jax.records import results
+from ldro_jax.records.results import Results, ResultsError, Run, Series
 
 NAMES = ["a", "b", "c"]
 
@@ -28,21 +28,21 @@ def plain(value):
 
 
 def test_the_worst_is_the_lowest_accuracy_and_the_highest_loss():
-    accuracy = reporting.summarise_evaluation(7, "test", "accuracy", NAMES, [0.5, 0.25, 0.75], True)
+    accuracy = results.summarise_evaluation(7, "test", "accuracy", NAMES, [0.5, 0.25, 0.75], True)
     assert (accuracy.average, accuracy.worst, accuracy.worst_task) == (0.5, 0.25, "b")
-    loss = reporting.summarise_evaluation(7, "test", "loss", NAMES, [0.5, 0.25, 0.75], False)
+    loss = results.summarise_evaluation(7, "test", "loss", NAMES, [0.5, 0.25, 0.75], False)
     assert (loss.average, loss.worst, loss.worst_task) == (0.5, 0.75, "c")
     assert loss.per_task == {"a": 0.5, "b": 0.25, "c": 0.75}
 
 
 def test_of_equal_worst_values_the_first_is_named():
-    assert reporting.summarise_evaluation(1, "t", "m", NAMES, [2, 1, 1], True).worst_task == "b"
+    assert results.summarise_evaluation(1, "t", "m", NAMES, [2, 1, 1], True).worst_task == "b"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_a_value_that_is_not_finite_is_the_worst(bad, higher_is_better):
-    entry = reporting.summarise_evaluation(1, "t", "m", NAMES, [1, bad, 3], higher_is_better)
+    entry = results.summarise_evaluation(1, "t", "m", NAMES, [1, bad, 3], higher_is_better)
     assert entry.worst_task == "b"
     assert math.isnan(entry.worst) and math.isnan(entry.average)
 
@@ -50,7 +50,7 @@ def test_a_value_that_is_not_finite_is_the_worst(bad, higher_is_better):
 @pytest.mark.parametrize("values", [[1, 2], [[1, 2, 3]], []])
 def test_one_value_per_task_is_required(values):
     with pytest.raises(ValueError, match="one value for each of the 3 tasks"):
-        reporting.summarise_evaluation(1, "t", "m", NAMES, values, True)
+        results.summarise_evaluation(1, "t", "m", NAMES, values, True)
 
 
 def test_a_series_needs_one_value_per_step():
@@ -66,8 +66,8 @@ def by_hand(path):
 
 
 def test_a_record_survives_the_round_trip(full, tmp_path):
-    path = reporting.save_results(full, tmp_path / "new" / "results.json")
-    assert plain(reporting.load_results(path)) == plain(full)
+    path = results.save_results(full, tmp_path / "new" / "results.json")
+    assert plain(results.load_results(path)) == plain(full)
     assert os.listdir(path.parent) == ["results.json"]
 
 
@@ -75,7 +75,7 @@ def test_numbers_are_compact_and_not_finite_ones_become_null(made_up, tmp_path):
     entry = made_up.evaluation(5, [1 / 3, math.inf])
     weights = Series([0], [[np.nan, 0.5]])
     run = Run("m", 0, 5, {"rate": np.float32(0.1), "k": np.int64(3)}, math.nan, [entry], weights)
-    path = reporting.save_results(made_up.results([run]), tmp_path / "results.json")
+    path = results.save_results(made_up.results([run]), tmp_path / "results.json")
     record = by_hand(path)
     stored = record["runs"][0]
     assert record["format"] == 1
@@ -83,28 +83,28 @@ def test_numbers_are_compact_and_not_finite_ones_become_null(made_up, tmp_path):
     assert stored["weights"] == {"steps": [0], "values": [[None, 0.5]]}
     assert stored["hyperparameters"] == {"rate": 0.1, "k": 3}
     assert stored["interaction"] is None and stored["seconds_per_step"] is None
-    loaded = reporting.load_results(path).runs[0]
+    loaded = results.load_results(path).runs[0]
     assert math.isnan(loaded.evaluations[0].per_task["task 1"])
     assert math.isnan(loaded.weights.values[0, 0])
 
 
 def test_a_single_run_survives_a_checkpoint(full):
     for run in full.runs[::4]:
-        record = json.loads(json.dumps(reporting.run_to_record(run), allow_nan=False))
-        assert plain(reporting.run_from_record(record)) == plain(run)
+        record = json.loads(json.dumps(results.run_to_record(run), allow_nan=False))
+        assert plain(results.run_from_record(record)) == plain(run)
 
 
 def test_an_unusual_hyperparameter_is_kept_as_text(made_up, tmp_path):
     run = Run("m", 0, 1, {"schedule": complex(1, 2), "shape": (2, 3)})
-    path = reporting.save_results(made_up.results([run]), tmp_path / "results.json")
-    assert reporting.load_results(path).runs[0].hyperparameters == {
+    path = results.save_results(made_up.results([run]), tmp_path / "results.json")
+    assert results.load_results(path).runs[0].hyperparameters == {
         "schedule": "(1+2j)",
         "shape": [2, 3],
     }
 
 
 def test_a_failed_write_leaves_the_old_file(made_up, tmp_path, monkeypatch):
-    path = reporting.save_results(made_up.results([]), tmp_path / "results.json")
+    path = results.save_results(made_up.results([]), tmp_path / "results.json")
     before = path.read_text()
 
     def fail(*_):
@@ -112,14 +112,14 @@ def test_a_failed_write_leaves_the_old_file(made_up, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        reporting.save_results(made_up.results([], description="new"), path)
+        results.save_results(made_up.results([], description="new"), path)
     assert path.read_text() == before
     assert os.listdir(tmp_path) == ["results.json"]
 
 
 def test_a_missing_file_is_explained(tmp_path):
     with pytest.raises(FileNotFoundError, match="Expected a results file at .*found none"):
-        reporting.load_results(tmp_path / "results.json")
+        results.load_results(tmp_path / "results.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b'{"format": 1, "runs": [{"met'])
@@ -127,34 +127,34 @@ def test_a_damaged_file_is_explained(tmp_path, content):
     path = tmp_path / "results.json"
     path.write_bytes(content)
     with pytest.raises(ResultsError, match="Expected JSON in .*damaged"):
-        reporting.load_results(path)
+        results.load_results(path)
 
 
 def test_a_record_that_was_altered_is_explained(made_up, tmp_path):
-    path = reporting.save_results(made_up.results([]), tmp_path / "results.json")
+    path = results.save_results(made_up.results([]), tmp_path / "results.json")
     text = path.read_text()
     for place in range(0, len(text) - 1, 7):
         flipped = text[:place] + chr(ord(text[place]) ^ 1) + text[place + 1 :]
         path.write_text(flipped)
         try:
             # A bit of the name of the checksum is of no use.
-            assert plain(reporting.load_results(path)) == plain(made_up.results([]))
+            assert plain(results.load_results(path)) == plain(made_up.results([]))
         except ResultsError as error:
             assert str(path) in str(error)
     path.write_text(text.replace('"loss"', '"lost"').replace('"accuracy"', '"accuracx"'))
     with pytest.raises(ResultsError, match='its checksum is another.*take "checksum" out of it'):
-        reporting.load_results(path)
+        results.load_results(path)
     # A NaN is no JSON, but Python reads it.
     path.write_text(text.replace('"runs":[]', '"runs":[NaN]'))
     with pytest.raises(ResultsError, match="its checksum is another"):
-        reporting.load_results(path)
+        results.load_results(path)
 
 
 def test_the_order_of_the_keys_makes_no_difference(made_up, tmp_path):
-    path = reporting.save_results(made_up.results([]), tmp_path / "results.json")
+    path = results.save_results(made_up.results([]), tmp_path / "results.json")
     record = json.loads(path.read_text())
     path.write_text(json.dumps(dict(reversed(record.items())), indent=1))
-    assert plain(reporting.load_results(path)) == plain(made_up.results([]))
+    assert plain(results.load_results(path)) == plain(made_up.results([]))
 
 
 @pytest.mark.parametrize("record, found", [({"format": 2}, "2"), ({}, "None"), ([1], "'list'")])
@@ -162,7 +162,7 @@ def test_another_format_is_explained(tmp_path, record, found):
     path = tmp_path / "results.json"
     path.write_text(json.dumps(record))
     with pytest.raises(ResultsError, match=f"format 1 in .*found format {found}.*version"):
-        reporting.load_results(path)
+        results.load_results(path)
 
 
 @pytest.mark.parametrize(
@@ -178,21 +178,21 @@ def test_another_format_is_explained(tmp_path, record, found):
 )
 def test_an_incomplete_record_says_which_part(made_up, tmp_path, change, named):
     path = tmp_path / "results.json"
-    reporting.save_results(made_up.results([made_up.run("m", 0, [0.1, 0.2])]), path)
+    results.save_results(made_up.results([made_up.run("m", 0, [0.1, 0.2])]), path)
     record = by_hand(path)
     change(record)
     path.write_text(json.dumps(record))
     with pytest.raises(ResultsError, match=f"does not fit.*{named}"):
-        reporting.load_results(path)
+        results.load_results(path)
 
 
 def test_an_unknown_key_is_ignored(tmp_path):
     path = tmp_path / "results.json"
-    reporting.save_results(Results("x", NAMES, "loss", False, [Run("m", 0, 1)]), path)
+    results.save_results(Results("x", NAMES, "loss", False, [Run("m", 0, 1)]), path)
     record = by_hand(path)
     record["added_later"] = record["runs"][0]["added_later"] = 1
     path.write_text(json.dumps(record))
-    assert reporting.load_results(path).runs[0].method == "m"
+    assert results.load_results(path).runs[0].method == "m"
 
 
 def test_references_and_sizes_survive_and_a_missing_number_is_nan(tmp_path):
@@ -206,9 +206,9 @@ def test_references_and_sizes_survive_and_a_missing_number_is_nan(tmp_path):
         task_sizes={"a": np.int64(1234567890123), "b": math.nan},
         select_by="average",
     )
-    path = reporting.save_results(record, tmp_path / "results.json")
+    path = results.save_results(record, tmp_path / "results.json")
     assert json.loads(path.read_text())["references"]["test"] == {"a": 12.5, "b": None}
-    found = reporting.load_results(path)
+    found = results.load_results(path)
     assert found.references["test"]["a"] == 12.5 and math.isnan(found.references["test"]["b"])
     assert found.references["validation"] == {}
     assert found.task_sizes["a"] == 1234567890123 and math.isnan(found.task_sizes["b"])
@@ -216,27 +216,27 @@ def test_references_and_sizes_survive_and_a_missing_number_is_nan(tmp_path):
 
 
 def test_a_record_from_before_there_were_references_is_read(tmp_path):
-    path = reporting.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
+    path = results.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
     record = by_hand(path)
     for name in ("references", "task_sizes", "select_by"):
         record.pop(name)
     path.write_text(json.dumps(record))
-    found = reporting.load_results(path)
+    found = results.load_results(path)
     assert (found.references, found.task_sizes, found.select_by) == ({}, {}, "worst")
 
 
 def test_a_setting_is_selected_by_the_worst_task_or_the_average(tmp_path):
     with pytest.raises(ValueError, match="'worst' or 'average'; found 'best'"):
         Results("x", NAMES, "m", True, [], select_by="best")
-    path = reporting.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
+    path = results.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
     path.write_text(json.dumps(by_hand(path)).replace('"worst"', '"best"'))
     with pytest.raises(ResultsError, match="does not fit.*found 'best'"):
-        reporting.load_results(path)
+        results.load_results(path)
 
 
 @pytest.mark.parametrize("change", [{"references": [1]}, {"task_sizes": {"a": "many"}}])
 def test_references_of_another_kind_are_explained(tmp_path, change):
-    path = reporting.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
+    path = results.save_results(Results("x", NAMES, "m", True, []), tmp_path / "results.json")
     path.write_text(json.dumps({**by_hand(path), **change}))
     with pytest.raises(ResultsError, match="does not fit"):
-        reporting.load_results(path)
+        results.load_results(path)

@@ -36,10 +36,10 @@ def test_names_and_classes_must_fit(change, message):
     [
         ("inputs", np.zeros((2, 4, 2)), r"\(2, 4, 2\), \(3, 4\) and \(3,\)"),
         ("inputs", np.zeros(3), r"\(3,\), \(3, 4\) and \(3,\)"),
-        ("labels", np.zeros((3, 5), int), r"\(3, 4, 2\), \(3, 5\) and \(3,\)"),
+        ("targets", np.zeros((3, 5), int), r"\(3, 4, 2\), \(3, 5\) and \(3,\)"),
         ("sizes", np.array([4, 4]), r"\(3, 4\) and \(2,\)"),
         ("sizes", np.array([4, 5, 4]), "room for 4 examples.*there are 5"),
-        ("labels", np.full((3, 4), -1), "from 0 to 1, but they are from -1 to -1"),
+        ("targets", np.full((3, 4), -1), "from 0 to 1, but they are from -1 to -1"),
     ],
 )
 def test_a_split_that_does_not_fit_is_an_error(field, value, message):
@@ -49,7 +49,7 @@ def test_a_split_that_does_not_fit_is_an_error(field, value, message):
 
 def test_padding_may_hold_anything():
     padded = tiny.split((4, 3, 4), 0)
-    padded.labels[1, 3] = -1
+    padded.targets[1, 3] = -1
     assert _replace(train=padded).num_tasks == 3
 
 

@@ -45,7 +45,7 @@ def from_arrays(train=None, test=None, **options):
 def rows(split):
     """Task, image and label of every example that is no padding."""
     for task, size in enumerate(split.sizes):
-        for image, label in zip(split.inputs[task, :size], split.labels[task, :size], strict=True):
+        for image, label in zip(split.inputs[task, :size], split.targets[task, :size], strict=True):
             yield task, image, int(label)
 
 
@@ -59,7 +59,7 @@ def assert_right(data, per_class):
     seen = set()
     for name, split in splits(data).items():
         assert split.inputs.dtype == np.uint8
-        assert split.labels.dtype == split.sizes.dtype == np.int32
+        assert split.targets.dtype == split.sizes.dtype == np.int32
         source = "test" if name == "test" else "train"
         counts = np.zeros(NUM_CLASSES, int)
         for task, image, label in rows(split):
@@ -278,7 +278,7 @@ def test_the_real_data(real):
         assert split.inputs.shape == (20, size, 32, 32, 3) and split.inputs.dtype == np.uint8
         assert (split.sizes == size).all()
         for task in range(20):
-            labels, counts = np.unique(split.labels[task], return_counts=True)
+            labels, counts = np.unique(split.targets[task], return_counts=True)
             assert len(labels) == 5 and (counts == size // 5).all()
             assert data.task_classes[task, labels].all()
     assert (data.task_classes.sum(axis=0) == 1).all() and (data.task_classes.sum(axis=1) == 5).all()

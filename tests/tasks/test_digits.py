@@ -40,7 +40,7 @@ def test_the_images_are_those_of_scikit_learn(data):
 
     clean = data.task_names.index("clean")
     ours = np.concatenate([getattr(data, split).inputs[clean] for split in SPLITS])
-    labels = np.concatenate([getattr(data, split).labels[clean] for split in SPLITS])
+    labels = np.concatenate([getattr(data, split).targets[clean] for split in SPLITS])
     theirs = datasets.load_digits()
     found = {x.tobytes(): y for x, y in zip(ours, labels, strict=True)}
     for image, target in zip((theirs.images / 16).astype(np.float32), theirs.target, strict=True):

@@ -13,7 +13,7 @@ import tiny_mc4
 from ldro_jax import configuration
 from ldro_jax.records import results
 from ldro_jax.tasks import mc4
-from ldro_jax.training import lm_loop, writers
+from ldro_jax.training import recording, writers
 
 # Importing seqio brings TensorFlow, whose packages use what is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -261,8 +261,8 @@ def test_a_run_on_mc4_that_is_stopped_goes_on_with_the_next_text(
         "Layout.data=1",
         f"mc4.load.languages={LANGUAGES}",
         f"mc4.load.cache_dir='{cache_dir}'",
-        "multilingual.methods=[@ldro/Method()]",
-        "multilingual.references=None",
+        "compare.methods=[@ldro/Method()]",
+        "compare.references=None",
     ]
 
     def run(name):
@@ -272,7 +272,7 @@ def test_a_run_on_mc4_that_is_stopped_goes_on_with_the_next_text(
         experiment(output_dir=tmp_path / name, data_dir=str(data_dir), config_text="")
         return results.load_results(tmp_path / name / "results.json").runs[0]
 
-    write, stretches = lm_loop.records.write_scalars, []
+    write, stretches = recording.write_scalars, []
 
     def stop(*arguments):
         stretches.append(1)
@@ -284,7 +284,7 @@ def test_a_run_on_mc4_that_is_stopped_goes_on_with_the_next_text(
     with jax.numpy_dtype_promotion("standard"):
         whole = run("whole")
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(lm_loop.records, "write_scalars", stop)
+            patch.setattr(recording, "write_scalars", stop)
             run("stopped")
         resumed = run("stopped")
     gin.clear_config()

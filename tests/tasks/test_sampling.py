@@ -3,10 +3,8 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from ldro_jax.tasks import sampling
 
@@ -162,49 +160,22 @@ def test_uniform_batches_follow_the_sizes_and_may_miss_a_task():
     assert abs(missing[0] - 0.66) < 0.15 and missing[0] > missing[1] > missing[2]
 
 
-def test_take_gathers_inputs_with_their_labels():
-    split = tiny.split((6, 6, 6), 0)
-    drawn = sampling.Draw(jnp.array([[0, 2, 1], [1, 1, 0]]), jnp.array([[5, 0, 1], [1, 2, 4]]))
-    batch = jax.jit(sampling.take)(split, drawn)
-    assert set(batch) == {"inputs", "labels", "task"}
-    for place in np.ndindex(2, 3):
-        task, index = drawn.task[place], drawn.index[place]
-        np.testing.assert_array_equal(batch["inputs"][place], split.inputs[task, index])
-        assert batch["labels"][place] == split.labels[task, index]
-        assert batch["task"][place] == task
-
-
-def by_task_in_numpy(drawn, num_tasks, capacity):
-    index = np.zeros((num_tasks, capacity), int)
-    filled = np.zeros((num_tasks, capacity), bool)
-    for task in range(num_tasks):
-        rows = [i for t, i in zip(*drawn, strict=True) if t == task][:capacity]
-        index[task, : len(rows)] = rows
-        filled[task, : len(rows)] = True
-    return index, filled
-
-
 @pytest.mark.parametrize("capacity", [1, 3, 7])
 @pytest.mark.parametrize("sampler", sampling.SAMPLERS)
-def test_by_task_is_a_loop_over_the_batch(sampler, capacity):
-    steps = draw(sampler, 0, 7)
-    by_task = jax.jit(lambda d: sampling.by_task(d, N, capacity))
-    for row in range(7):
-        drawn = sampling.Draw(steps.task[row], steps.index[row])
-        found, filled = by_task(drawn)
-        index, expected = by_task_in_numpy(drawn, N, capacity)
-        np.testing.assert_array_equal(found.task, np.arange(N)[:, None] * np.ones(capacity, int))
-        np.testing.assert_array_equal(found.index, index)
-        np.testing.assert_array_equal(filled, expected)
-        if capacity == 7:
-            there = {(int(t), int(i)) for t, i in zip(*drawn, strict=True)}
-            back = zip(found.task[filled].tolist(), found.index[filled].tolist(), strict=True)
-            assert set(back) == there and filled.sum() == 7
+def test_places_are_found_by_a_loop_over_the_batch(sampler, capacity):
+    places = jax.jit(lambda tasks: sampling.places(tasks, N, capacity))
+    for tasks in draw(sampler, 0, 7).task:
+        expected = np.full((N, capacity), -1)
+        for task in range(N):
+            mine = np.flatnonzero(tasks == task)[:capacity]
+            expected[task, : len(mine)] = mine
+        found = places(tasks)
+        np.testing.assert_array_equal(found, expected)
+        assert found.dtype == np.int32
 
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
 def test_a_balanced_batch_fits_its_share(batch_size):
     capacity = -(-batch_size // N)
-    by_task = jax.vmap(lambda drawn: sampling.by_task(drawn, N, capacity))
-    _, filled = by_task(balanced(batch_size))
-    assert (filled.sum(axis=(1, 2)) == batch_size).all()
+    found = jax.vmap(lambda tasks: sampling.places(tasks, N, capacity))(balanced(batch_size).task)
+    assert ((found >= 0).sum(axis=(1, 2)) == batch_size).all()

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldro_jax.training import checkpoints, identity, processes
+from ldro_jax import processes
+from ldro_jax.records import checkpoints, identity
 
 RECORD = {"seed": 0, "values": [0.1, None, 1e-30], "name": "L-DRO"}
 

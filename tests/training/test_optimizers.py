@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from ldro_jax.training import optimizers
+from ldro_jax import optimizers
 
 
 @pytest.mark.parametrize(

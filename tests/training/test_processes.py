@@ -1,6 +1,6 @@
 """Several processes: they find each other, train as one would, and write everything once."""
 
-import dataclasses
+import contextlib
 import json
 import os
 import pathlib
@@ -9,16 +9,21 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
+import optax
 import pytest
 import tiny
 import tiny_lm
 
-from ldro_jax import configuration
-from ldro_jax.tasks import sequences
-from ldro_jax.training import lm_loop, processes
+from ldro_jax import configuration, processes
+from ldro_jax.experiments import compare
+from ldro_jax.training import loop
+from ldro_jax.training.engine import Batches
+from ldro_jax.training.meshed import MeshedProgram
+from ldro_jax.training.stacked import StackedProgram
 
 _ROOT = pathlib.Path(__file__).parents[2]
 
@@ -50,7 +55,7 @@ def test_elsewhere_variables_say_who_is_who(initialized, monkeypatch):
 
 def test_without_variables_or_a_cluster_the_error_names_them(run_python):
     said = run_python(
-        "from ldro_jax.training import processes\n"
+        "from ldro_jax import processes\n"
         "try:\n    processes.join()\nexcept ValueError as error:\n    print(error)",
         JAX_COORDINATOR_ADDRESS=None,
         JAX_NUM_PROCESSES=None,
@@ -66,35 +71,17 @@ def test_one_process_is_the_first_and_waits_for_nobody():
     processes.require_one()
 
 
-def test_classifiers_are_refused(monkeypatch, tmp_path):
+def test_rows_that_fit_on_a_device_come_from_the_host_of_each_process(monkeypatch):
+    make = lambda: compare.make_program(  # noqa: E731
+        tiny.problem(), optax.sgd(0.1), Batches(24), tiny.AVERAGE, None
+    )
+    assert isinstance(make(), StackedProgram)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match="Only language models are trained by several processes"):
-        tiny.run(tmp_path)
+    assert isinstance(make(), MeshedProgram)
 
 
-def test_making_a_batch_compares_nothing_between_processes(monkeypatch):
-    # It is made in a thread, and the messages would come between those of the training step.
-    def put(*args, **options):
-        raise AssertionError("jax.device_put compares what all processes hold.")
-
-    uneven = dataclasses.replace(tiny_lm.corpus(3), task_names=("a", "b", "c"))
-    for program in (
-        tiny_lm.program(tiny_lm.LDRO),
-        tiny_lm.program(tiny_lm.DRAWN),
-        tiny_lm.make_program(tiny_lm.LDRO, uneven),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(jax, "device_put", put)
-            num_tasks = program.corpus.num_tasks
-            even = np.full(num_tasks, 1 / num_tasks, np.float32)
-            draw = program.draw(np.zeros(num_tasks, np.int64), even, 0, 0)
-            batch = program.batch(program.source(0), draw, even)
-        np.testing.assert_array_equal(batch.tasks, draw.tasks)
-        np.testing.assert_allclose(batch.probabilities.sum(), 1, rtol=1e-6)
-
-
-class Place(sequences.ShuffledSequences):
-    """A source that saves a file of its own for each process."""
+class Place(tiny_lm.Counted):
+    """A stream that saves a file of its own for each process."""
 
     name = "0"
 
@@ -102,24 +89,52 @@ class Place(sequences.ShuffledSequences):
         (directory / self.name).write_text(directory.name)
 
 
+class Session:
+    """What of a session goes into a checkpoint."""
+
+    states, identity = {"x": np.zeros(2, np.float32)}, {}
+
+    def __init__(self, source):
+        self.source, self.step = source, 0
+
+    def record(self):
+        return {}
+
+
+def save_at(saved, session, steps):
+    now = loop._Progress([])
+    for step in steps:
+        session.step = step
+        saved.save(session, now)
+
+
 def test_every_process_saves_its_part_of_a_stream(tmp_path, monkeypatch):
     source, waited = Place([], 8, 0), []
     monkeypatch.setattr(processes, "wait_for_all", waited.append)
+    session = Session(source)
+    saved = loop._Saved(tmp_path, {})
+    saved.checkpoints.close()
+    # Checkpoints are another matter, and nothing is saved by a second process here.
+    saved.checkpoints = types.SimpleNamespace(steps=(10, 20, 30, 40), save=lambda *_, **__: None)
     for step in (10, 20, 30, 20, 40):
         for name in ("0", "1"):
             source.name = name
             monkeypatch.setattr(processes, "is_first", lambda name=name: name == "0")
-            lm_loop._save_source(source, tmp_path / str(step))
-    files = {str(f.relative_to(tmp_path)) for f in tmp_path.glob("*/*")}
+            save_at(saved, session, [step])
+    files = {str(f.relative_to(tmp_path / "stream")) for f in (tmp_path / "stream").glob("*/*")}
     assert files == {f"{step}/{name}" for step in (10, 20, 30, 40) for name in ("0", "1")}
     assert waited == ["stream", "stream saved"] * 10
 
 
 def test_places_stay_with_their_checkpoints(tmp_path):
-    for step in (10, 30, 40, 50):
-        lm_loop._save_source(Place([], 8, 0), tmp_path / str(step))
-    lm_loop._remove_places(tmp_path, {10, 40, 50, 60})
-    assert {path.name for path in tmp_path.iterdir()} == {"10", "40", "50"}
+    saved = loop._Saved(tmp_path, {})
+    with contextlib.closing(saved.checkpoints):
+        save_at(saved, Session(Place([], 8, 0)), (10, 30, 40, 50))
+    kept = {path.name for path in tmp_path.glob("[0-9]*")}
+    assert kept == {"40", "50"}
+    # One more at most: a checkpoint that goes when the next one is written.
+    places = {path.name for path in (tmp_path / "stream").iterdir()}
+    assert kept <= places <= kept | {"30"}
 
 
 _BINDINGS = [
@@ -131,11 +146,10 @@ _BINDINGS = [
     "Layout.fully_sharded=True",
     "text.load.languages=None",
     "text.load.vocabulary_size=None",
-    "multilingual.methods=[@ldro/Method()]",
-    "multilingual.max_test_tokens=200",
-    "multilingual.max_validation_tokens=100",
-    "alone/monolingual.max_test_tokens=200",
-    "alone/LanguageModelProgram.batch_size=8",
+    "compare.methods=[@ldro/Method()]",
+    "language_model.max_test_tokens=200",
+    "language_model.max_validation_tokens=100",
+    "alone/monolingual.batch_size=8",
 ]
 _RUN = "L-DRO-seed0"
 
@@ -154,8 +168,11 @@ def text_dir(tmp_path):
 class Command:
     """The command line in processes of their own; what each says goes to a file."""
 
-    def __init__(self, text_dir, folder):
-        self._text_dir, self._folder, self._count = text_dir, folder, 0
+    def __init__(self, experiment, bindings, folder, *, data_dir=None):
+        self._arguments = [f"--gin_file=gin_configs/experiments/{experiment}.gin"]
+        self._arguments += configuration.rewrite_gin_flags([f"--gin.{b}" for b in bindings])
+        self._arguments += [] if data_dir is None else [f"--data_dir={data_dir}"]
+        self._folder, self._count = folder, 0
 
     def start(self, output_dir, number):
         """Starts so many processes, with eight devices in all."""
@@ -172,10 +189,8 @@ class Command:
             "XDG_CACHE_HOME": str(self._folder / "cache"),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // number}",
         }
-        command = [sys.executable, "-m", "ldro_jax.main"]
-        command += ["--gin_file=gin_configs/experiments/multilingual_lm_small.gin"]
-        command += [f"--data_dir={self._text_dir}", f"--output_dir={output_dir}"]
-        command += configuration.rewrite_gin_flags([f"--gin.{b}" for b in _BINDINGS])
+        command = [sys.executable, "-m", "ldro_jax.main", *self._arguments]
+        command += [f"--output_dir={output_dir}"]
         command += ["--distributed"] if number > 1 else []
         self._count += 1
         self.outputs = [self._folder / f"{self._count}.{i}.log" for i in range(number)]
@@ -209,14 +224,14 @@ class Command:
 def values(output_dir):
     (run,) = json.loads((output_dir / "results.json").read_text())["runs"]
     series = {name: run[name]["values"] for name in ("losses", "weights", "interaction")}
-    series["perplexities"] = [list(e["per_task"].values()) for e in run["evaluations"]]
+    series["evaluations"] = [list(e["per_task"].values()) for e in run["evaluations"]]
     return series
 
 
 @pytest.mark.heavy
 def test_two_processes_train_as_one_does(text_dir, tmp_path):
     pytest.importorskip("seqio")
-    command = Command(text_dir, tmp_path)
+    command = Command("multilingual_lm_small", _BINDINGS, tmp_path, data_dir=text_dir)
     alone, together = tmp_path / "alone", tmp_path / "together"
     command.end(command.start(alone, 1), 0)
 
@@ -248,6 +263,24 @@ def test_two_processes_train_as_one_does(text_dir, tmp_path):
     assert all("resumed at step 10" in text for text in command.said())
     assert (latest / "unreadable-20").is_dir() and (latest / "20").is_dir()
     same(alone, together)
+
+
+@pytest.mark.heavy
+def test_two_processes_train_images_as_one_does(tmp_path):
+    bindings = [
+        "TRAIN_STEPS=20",
+        "SEEDS=(0,)",
+        "Schedule.eval_interval=10",
+        "compare.methods=[@ldro/Method()]",
+        "compare.layout=@Layout()",
+    ]
+    command = Command("digits", bindings, tmp_path)
+    folders = [tmp_path / "alone", tmp_path / "together"]
+    for number, folder in enumerate(folders, 1):
+        command.end(command.start(folder, number), 0)
+    expected, found = map(values, folders)
+    for name, numbers in expected.items():
+        np.testing.assert_allclose(found[name], numbers, rtol=1e-4, err_msg=name)
 
 
 def same(alone, together):

@@ -1,223 +1,263 @@
-"""A compiled stretch of steps is a plain loop over gradients of one task after another."""
+"""One training step is a plain loop over the gradients of one row after another."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import oracles
+import plain_loop
 import pytest
 import tiny
+import tiny_lm
+from flax.core import meta
 from jax import flatten_util
 
-from ldro_jax import transform
-from ldro_jax.models import mlp
-from ldro_jax.tasks import sampling
+from ldro_jax import interaction, transform
+from ldro_jax.tasks import draws
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
 
-N, STEPS = 3, 8
-MODEL = mlp.MLP(num_classes=2, features=(4,))
-LEARNING_RATE, WEIGHT_LR, LOOKAHEAD_LR = 0.3, 0.7, 0.5
-LOOKAHEAD = {"lookahead_lr": LOOKAHEAD_LR, "weight_lr": WEIGHT_LR}
-METHODS = {
-    "average": Method("Average", "average"),
-    "group_dro": Method("DRO", "group_dro", {"weight_lr": WEIGHT_LR}),
-    "lookahead k=1": Method("L-DRO", "lookahead_online", LOOKAHEAD, interaction_interval=1),
-    "lookahead k=3": Method("L-DRO", "lookahead_online", LOOKAHEAD, interaction_interval=3),
-}
+STEPS, LEARNING_RATE, WEIGHT_LR = 4, 0.3, 0.4
+LOOKAHEAD = {"lookahead_lr": 0.5, "weight_lr": WEIGHT_LR}
+GROUP_DRO = Method("DRO", "group_dro", {"weight_lr": WEIGHT_LR})
+EVERY, EVERY_SECOND = (
+    Method("L-DRO", "lookahead_online", LOOKAHEAD, interaction_interval=k) for k in (1, 2)
+)
+MIXING = Method("Mixing", "static_mixing", {"sizes": (8.0, 4.0, 2.0, 1.0), "exponent": 1.0})
+MIXED_WEIGHTS = np.array([8, 4, 2, 1]) / 15
+# Different for every task, and not the weights.
+PROBABILITIES = np.array([0.1, 0.2, 0.4, 0.3])
+# A few steps in float32: sums in another order, and what the steps make of the rounding.
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-def apply(params, inputs):
-    return MODEL.apply({"params": params}, inputs)
-
-
-def optimizer():
-    return optax.sgd(LEARNING_RATE, momentum=0.9)
-
-
-@pytest.fixture(scope="module")
-def start():
-    return jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 2)))["params"]
-
-
-@jax.jit
-@jax.value_and_grad
-def loss_and_gradient(params, inputs, labels):
-    """Cross-entropy of one task's examples, written out."""
-    logits = apply(params, inputs)
-    highest = jnp.max(logits, axis=1, keepdims=True)
-    normaliser = highest[:, 0] + jnp.log(jnp.sum(jnp.exp(logits - highest), axis=1))
-    return jnp.mean(normaliser - jnp.take_along_axis(logits, labels[:, None], 1)[:, 0])
-
-
-def losses_and_gradients(params, train, tasks, indices):
-    """Of each task by itself: losses [N], gradients [N, D] in one vector, and who is there."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    losses, gradients = np.zeros(N), np.zeros((N, size))
-    present = np.array([(tasks == task).any() for task in range(N)])
-    for task in np.flatnonzero(present):
-        rows = indices[tasks == task]
-        loss, gradient = loss_and_gradient(
-            params, train.inputs[task, rows], train.labels[task, rows]
-        )
-        losses[task] = loss
-        leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)]
-        gradients[task] = np.concatenate(leaves)
-    return losses, gradients, present
-
-
-def plain_loop(name, params, train, drawn, measured_on):
-    """Steps one by one in NumPy: parameters, weights and the mean of the losses."""
-    _, unravel = flatten_util.ravel_pytree(params)
-    tx = optimizer()
-    opt_state = jax.jit(tx.init)(params)
-
-    @jax.jit
-    def descend(params, opt_state, gradient):
-        updates, opt_state = tx.update(unravel(gradient), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    weights, losses, interaction = np.full(N, 1 / N), np.zeros(N), np.zeros((N, N))
-    seen = []
-    for step in range(STEPS):
-        found, gradients, present = losses_and_gradients(
-            params, train, drawn.task[step], drawn.index[step]
-        )
-        # An absent task keeps its last loss.
-        losses = np.where(present, found, losses)
-        if name == "group_dro":
-            weights = oracles.group_dro_step(losses, weights, WEIGHT_LR)
-        elif name.startswith("lookahead"):
-            if step % int(name[-1]) == 0:
-                _, others, everyone = losses_and_gradients(
-                    params, train, measured_on.task[step], measured_on.index[step]
-                )
-                assert everyone.all()
-                interaction = oracles.normalized(others @ others.T)
-            weights = oracles.lookahead_step(losses, interaction, weights, LOOKAHEAD_LR, WEIGHT_LR)
-        # The gradient of an absent task is zero.
-        params, opt_state = descend(params, opt_state, np.float32(weights @ gradients))
-        seen.append(losses)
-    return params, weights, np.mean(seen, axis=0)
+@pytest.fixture(scope="module", autouse=True)
+def _quickly():
+    with tiny_lm.compiled_quickly():
+        yield
 
 
 @functools.cache
-def draws(sampler, batch_size):
-    """What a run trains on and measures the interaction on."""
-    batches = step_lib.Batches(sampler, batch_size, np.array([40, 32, 40]))
+def problem(name):
+    """The problem, the gradient of one row's loss, and where to start."""
+    if name == "images":
+        found = tiny.problem()
+    else:
+        model = {
+            "bigram": tiny_lm.Bigram,
+            "decoder": tiny_lm.make_decoder,
+            "scanned": functools.partial(tiny_lm.make_decoder, num_layers=2, scan_layers=True),
+        }[name]
+        found = tiny_lm.problem(model=model)
 
-    @jax.jit
-    def both(key):
-        drawn = batches.draw(key, jnp.int32(0), STEPS)
-        return drawn, batches.draw_for_interaction(key, jnp.int32(0), STEPS, drawn)
+    def row_loss(params, row):
+        return found.row_losses(params, jax.tree.map(lambda x: jnp.asarray(x)[None], row))[0]
 
-    return batches, *jax.tree.map(np.asarray, both(jax.random.key(5)))
+    params = meta.unbox(jax.jit(found.init)(jax.random.key(3)))
+    return found, jax.jit(jax.value_and_grad(row_loss)), params
 
 
-def taken(name, params, batches):
-    """The same with `train_steps`, in two stretches."""
-    method = METHODS[name]
+def balanced(name="bigram", steps=STEPS, size=tiny_lm.BATCH_SIZE):
+    """Batches of rows of all tasks in turn; of the four languages, four of each."""
+    found = problem(name)[0]
+    source, drawn = found.source(0), np.zeros(found.num_tasks, np.int64)
+    for _ in range(steps):
+        draw = draws.draw_balanced(drawn, size)
+        drawn, where = draw.drawn, None
+        if size % found.num_tasks:
+            where = np.full((found.num_tasks, -(-size // found.num_tasks)), -1, np.int32)
+            for task in range(found.num_tasks):
+                mine = np.flatnonzero(draw.tasks == task)
+                where[task, : len(mine)] = mine
+        counts = np.bincount(draw.tasks).astype(np.float32)
+        rows = source.rows(draw.tasks, draw.indices)
+        yield step_lib.Batch(rows, draw.tasks, counts, by_task=where)
+
+
+def mixed(tasks, *, measured=False):
+    """Batches of rows of these tasks; with others, of every task, to measure the interaction on."""
+    source = problem("bigram")[0].source(1)
+    others = [batch.rows for batch in balanced(steps=len(tasks))]
+    for step, (some, other) in enumerate(zip(tasks, others, strict=True)):
+        rows = source.rows(some, step * len(some) + np.arange(len(some)))
+        expected = np.float32(PROBABILITIES * len(some))
+        yield step_lib.Batch(rows, np.int32(some), expected, other if measured else None)
+
+
+def expected_of(name, method, batches):
+    """The same written out."""
+    num_tasks, (_, gradient_of_row, params) = problem(name)[0].num_tasks, problem(name)
+    steps = []
+    for batch in batches:
+        measured = None
+        if batch.measured is not None:
+            measured = batch.measured, np.arange(len(batch.measured)) % num_tasks
+        steps.append(plain_loop.Step(batch.rows, batch.tasks, batch.expected, measured))
+    return plain_loop.taken(gradient_of_row, params, method, steps, learning_rate=LEARNING_RATE)
+
+
+_STEPS = {}
+
+
+def start_and_step(name, method, strategy="auto", **options):
+    key = (name, method.compile_key(), strategy, *options.items())
+    if key not in _STEPS:
+        _STEPS[key] = _start_and_step(name, method, strategy, **options)
+    return _STEPS[key]
+
+
+def _start_and_step(name, method, strategy, **options):
+    found, _, params = problem(name)
 
     def make_tx(rates):
-        return optax.chain(method.transform(N, rates), optimizer())
+        return optax.chain(method.transform(found.num_tasks, rates), optax.sgd(LEARNING_RATE))
 
-    stretch = jax.jit(step_lib.train_steps(apply, make_tx, method, STEPS // 2, batches))
-    opt_state = jax.jit(make_tx({}).init)(params)
-    state = step_lib.TrainState(jnp.zeros([], jnp.int32), params, opt_state)
-    rates = {rate: np.float32(value) for rate, value in method.rates().items()}
-    losses = []
-    for _ in range(2):
-        state, mean = stretch(rates, state, tiny.data().train, jax.random.key(5))
-        losses.append(np.asarray(mean))
-    return state, np.mean(losses, axis=0)
+    step = step_lib.train_step(
+        found.row_losses, make_tx, found.num_tasks, interaction.get(strategy), **options
+    )
+    state = step_lib.TrainState(jnp.zeros([], jnp.int32), params, make_tx({}).init(params))
+    return state, functools.partial(jax.jit(step), jax.tree.map(np.float32, method.rates()))
 
 
-def assert_same(name, start, sampler, batch_size):
-    batches, drawn, measured_on = draws(sampler, batch_size)
-    state, losses = taken(name, start, batches)
-    params, weights, expected = plain_loop(name, start, tiny.data().train, drawn, measured_on)
-    assert state.step == STEPS
-    # Eight steps in float32, which amplify the first one's rounding a little.
-    close = {"rtol": 1e-4, "atol": 1e-5}
-    np.testing.assert_allclose(losses, expected, **close)
-    np.testing.assert_allclose(transform.find_state(state.opt_state).weights, weights, **close)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), state.params, params)
-    return drawn, weights
+def taken(name, method, batches, strategy="auto", **options):
+    state, step = start_and_step(name, method, strategy, **options)
+    for number, batch in enumerate(batches):
+        state, losses = step(state, batch)
+        found = transform.find_state(state.opt_state)
+        assert state.step == number + 1
+        yield losses, found.weights, found.interaction, state.params
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_balanced_steps_are_a_plain_loop(name, start):
-    # Ten examples for three tasks: they take turns in having four.
-    drawn, weights = assert_same(name, start, "balanced", 10)
-    assert {int(n) for row in drawn.task for n in np.bincount(row)} == {3, 4}
-    assert (np.ptp(weights) > 0.01) == (name != "average")
-
-
-@pytest.mark.parametrize("name", ["average", "group_dro", "lookahead k=3"])
-def test_uniform_steps_with_an_absent_task_are_a_plain_loop(name, start):
-    drawn, weights = assert_same(name, start, "uniform", 2)
-    # Two examples of three tasks: one is always absent.
-    assert all(len(set(row)) < N for row in drawn.task.tolist())
-    assert (np.ptp(weights) > 0.01) == (name != "average")
-
-
-def batches(sampler, batch_size, sizes=(40, 32, 40)):
-    return step_lib.Batches(sampler, batch_size, np.array(sizes))
+def assert_same(found, expected):
+    pairs = list(zip(found, expected, strict=True))
+    assert len(pairs) > 1
+    for ours, theirs in pairs:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **CLOSE), ours, theirs)
+    _, weights, _, _ = pairs[-1][0]
+    assert np.ptp(weights) > 0.01
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("name", "method"),
     [
-        (
-            batches("stratified", 10),
-            "sampler must be one of 'balanced', 'uniform', .* 'stratified'",
-        ),
-        (
-            batches("balanced", 2),
-            "batch_size must be at least 3, an example of each task, but it is 2",
-        ),
-        (batches("uniform", 0), "batch_size must be a positive integer, but it is 0"),
+        ("images", EVERY_SECOND),
+        ("bigram", GROUP_DRO),
+        ("decoder", EVERY_SECOND),
+        ("scanned", EVERY_SECOND),
     ],
+    ids=["images", "group DRO", "L-DRO", "L-DRO, scanned layers"],
 )
-def test_batches_that_can_not_be_drawn_are_an_error(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        wrong.check()
+def test_balanced_steps_are_a_plain_loop(name, method):
+    size = 12 if name == "images" else tiny_lm.BATCH_SIZE
+    batches = list(balanced(name, size=size))
+    assert_same(taken(name, method, batches), expected_of(name, method, batches))
 
 
-@pytest.mark.parametrize("right", [batches("balanced", 3), batches("uniform", 1)], ids=str)
-def test_the_smallest_batches_can_be_drawn(right):
-    right.check()
+# Every task is absent once, and some rows are of one task alone.
+TASKS = np.array([[0, 0, 2, 1], [2, 2, 2, 3], [3, 0, 3, 1], [1, 1, 1, 1]])
 
 
-def test_the_interaction_is_measured_on_the_balanced_batch_itself():
-    some = batches("balanced", 10)
-    drawn = sampling.Draw(jnp.zeros((1, 10)), jnp.zeros((1, 10)))
-    assert some.draw_for_interaction(jax.random.key(0), jnp.int32(0), 1, drawn) is drawn
+@pytest.mark.parametrize("method", [GROUP_DRO, EVERY_SECOND], ids=["group DRO", "L-DRO"])
+def test_steps_on_random_rows_with_absent_tasks_are_a_plain_loop(method):
+    # Without rows to measure the interaction on there is no interaction of an absent task.
+    batches = list(mixed(TASKS, measured=method.uses_interaction))
+    assert_same(taken("bigram", method, batches), expected_of("bigram", method, batches))
 
 
-def test_the_interaction_of_uniform_batches_is_measured_on_every_task():
-    some, drawn, measured_on = draws("uniform", 10)
-    assert drawn.task.shape == measured_on.task.shape == (STEPS, 10)
-    per_step = (measured_on.task[:, :, None] == np.arange(N)).sum(axis=1)
-    assert per_step.min() >= 1 and per_step.max() == some.capacity
-    # Examples of its own, not those that a balanced run of the same seed trains on.
-    _, balanced, _ = draws("balanced", 10)
-    assert not np.array_equal(measured_on.index, balanced.index)
+def test_the_tasks_of_a_plain_random_batch_count_by_their_means():
+    # Not by their rows, of which they have from none to four.
+    batches = [
+        batch._replace(expected=np.bincount(batch.tasks, None, 4).astype(np.float32))
+        for batch in mixed(TASKS)
+    ]
+    found = list(taken("bigram", GROUP_DRO, batches))
+    assert_same(found, expected_of("bigram", GROUP_DRO, batches))
 
 
-def test_a_uniform_batch_smaller_than_the_tasks_still_measures_each():
-    some, drawn, measured_on = draws("uniform", 2)
-    assert drawn.task.shape == (STEPS, 2) and some.capacity == 1
-    assert (measured_on.task == np.arange(N)).all()
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_the_parts_of_a_batch_make_no_difference(microbatches):
+    # Neither to the weights, which wait for the losses of all parts. No part has rows of every
+    # task: of the balanced batch, part 0 of 2 has those of the tasks 0 and 2.
+    batches = list(balanced())
+    found = taken("bigram", EVERY_SECOND, batches, microbatches=microbatches)
+    assert_same(found, expected_of("bigram", EVERY_SECOND, batches))
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "capacity"), [(1, 1), (3, 1), (4, 2), (6, 2), (10, 4), (12, 4)]
-)
-def test_the_capacity_is_the_largest_share(batch_size, capacity):
-    assert batches("uniform", batch_size).capacity == capacity
+# One that holds all gradients at once, one that computes them one after another, and one that never
+# holds them.
+@pytest.mark.parametrize("strategy", ["vmap", "scan", "tiled"])
+def test_gradients_that_serve_for_both_are_the_same(strategy):
+    found = taken("bigram", EVERY, balanced(), strategy, fused=True)
+    assert_same(found, expected_of("bigram", EVERY, balanced()))
+
+
+@pytest.mark.parametrize("method", [EVERY, EVERY_SECOND], ids=["in every step", "now and then"])
+@pytest.mark.parametrize("name", ["images", "bigram"])
+def test_uneven_batches_are_a_plain_loop(name, method):
+    # Ten rows of three or four tasks: they take turns in having one more.
+    batches = list(balanced(name, size=10))
+    assert len({tuple(batch.tasks) for batch in batches}) > 1
+    found = taken(name, method, batches, fused=method is EVERY)
+    assert_same(found, expected_of(name, method, batches))
+
+
+@pytest.mark.parametrize(("rows", "measured"), [(None, 4), (1, 1), (2, 2)])
+def test_the_interaction_is_measured_on_the_first_rows(rows, measured):
+    # Filled up to eight rows of each task, of which those that are not real must not count.
+    (batch,) = balanced(steps=1)
+    options = {"interaction_rows": rows, "multiple": 8}
+    ((losses, _, matrix, _),) = taken("bigram", EVERY_SECOND, [batch], **options)
+    _, gradient_of_row, params = problem("bigram")
+    first = slice(measured * 4)
+    expected = plain_loop.gram(gradient_of_row, params, batch.rows[first], batch.tasks[first])
+    np.testing.assert_allclose(matrix, expected, **CLOSE)
+    values, _ = plain_loop.of_rows(gradient_of_row, params, batch.rows)
+    np.testing.assert_allclose(losses, values.reshape(-1, 4).mean(axis=0), **CLOSE)
+
+
+def updates(method, batches, losses=None):
+    """The gradient of each batch, all from the same start and the same last losses."""
+    state, step = start_and_step("bigram", method)
+    if losses is not None:
+        first = state.opt_state[0]._replace(losses=jnp.float32(losses))
+        state = state._replace(opt_state=(first, *state.opt_state[1:]))
+    start, _ = flatten_util.ravel_pytree(state.params)
+    for batch in batches:
+        end, _ = flatten_util.ravel_pytree(step(state, batch)[0].params)
+        yield np.float64(start - end) / LEARNING_RATE
+
+
+@pytest.mark.parametrize("method", [MIXING, GROUP_DRO], ids=lambda method: method.name)
+def test_the_gradient_of_random_rows_is_right_on_average(method):
+    # Not by drawing many times: two rows of four tasks can be drawn in sixteen ways.
+    (batch,) = balanced(steps=1)
+    rows = batch.rows[:4]
+    losses, gradients = plain_loop.of_rows(*problem("bigram")[1:], rows)
+    ways = list(itertools.product(range(4), repeat=2))
+    chances = np.array([PROBABILITIES[list(way)].prod() for way in ways])
+    batches = [
+        step_lib.Batch(rows[list(way)], np.int32(way), np.float32(2 * PROBABILITIES))
+        for way in ways
+    ]
+    # With the losses known, the weights don't depend on the draw.
+    average = chances @ np.array(list(updates(method, batches, losses)))
+    weights = MIXED_WEIGHTS
+    if method is GROUP_DRO:
+        weights = oracles.group_dro_step(losses, np.full(4, 1 / 4), WEIGHT_LR)
+    # The differences of parameters around 1 have errors of 1e-7, divided by the learning rate.
+    np.testing.assert_allclose(average, weights @ gradients, rtol=1e-4, atol=1e-6)
+    assert np.abs(average).max() > 0.01
+
+
+def test_rows_that_are_drawn_by_the_weights_count_all_the_same():
+    (batch,) = mixed(np.array([[0, 2, 0, 0]]))
+    batch = batch._replace(expected=np.float32(4 * MIXED_WEIGHTS))
+    (found,) = updates(MIXING, [batch])
+    _, gradients = plain_loop.of_rows(*problem("bigram")[1:], batch.rows)
+    np.testing.assert_allclose(found, gradients.mean(axis=0), rtol=1e-4, atol=1e-6)
 
 
 def test_task_means_leave_an_absent_task_at_zero(dtype):
@@ -234,13 +274,3 @@ def test_one_tasks_loss_that_is_not_a_number_stays_its_own():
     task = jnp.array([0, 1, 0], jnp.int32)
     means, _ = step_lib.task_means(values, task, 3)
     np.testing.assert_array_equal(means, [2, np.nan, 0])
-
-
-def test_example_losses_are_the_cross_entropy():
-    logits = np.array([[1.0, 3.0], [0.5, -2.0], [100.0, -100.0]], np.float32)
-    labels = jnp.array([0, 0, 1], jnp.int32)
-    batch = {"inputs": jnp.asarray(logits), "labels": labels}
-    found = step_lib.example_losses(lambda params, x: x * params, jnp.float32(1), batch)
-    exponentials = np.exp(logits.astype(np.float64))
-    shares = exponentials[range(3), np.asarray(labels)] / exponentials.sum(axis=1)
-    np.testing.assert_allclose(found, -np.log(shares), rtol=1e-5)

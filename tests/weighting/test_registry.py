@@ -87,8 +87,8 @@ def test_annotations_make_no_difference(mine):
     assert method.uses_interaction and method.interval == 7
     assert method.rates() == {"gain": 2.0}
     other = Method("Mine", mine, given | {"gain": 0.5})
-    assert other.program() == method.program()
-    assert Method("Mine", mine, given | {"order": 1}).program() != method.program()
+    assert other.compile_key() == method.compile_key()
+    assert Method("Mine", mine, given | {"order": 1}).compile_key() != method.compile_key()
 
 
 def test_a_method_may_take_any_hyperparameters(monkeypatch):
@@ -99,15 +99,14 @@ def test_a_method_may_take_any_hyperparameters(monkeypatch):
 
 def test_a_new_method_measures_on_as_many_rows_of_each_task(mine):
     method = Method("Mine", mine, {"gain": 0.1}, sampling="weights")
-    program = tiny_lm.make_program(method, tiny_lm.corpus())
+    program = tiny_lm.make_program(method)
     probabilities = np.array([1, 0, 0, 0], np.float32)
-    draw = program.draw(np.zeros(4, np.int64), probabilities, 0, 0)
-    batch = program.batch(program.source(0), draw, probabilities)
+    draw = program.feed.draw(np.zeros(4, np.int64), probabilities, 0, 0)
+    batch = program.feed.batch(program.problem.source(0), draw, probabilities)
     # All rows to train on are of one task. Those to measure on are others, of each.
     assert set(draw.tasks) == {0}
-    assert batch.interaction_tokens is not None
-    assert batch.interaction_tokens.shape == (tiny_lm.BATCH_SIZE, tiny_lm.LENGTH)
-    assert not (np.asarray(batch.interaction_tokens) == np.asarray(batch.tokens)).all()
+    assert batch.measured.shape == (tiny_lm.BATCH_SIZE, tiny_lm.LENGTH)
+    assert not (np.asarray(batch.measured) == np.asarray(batch.rows)).all()
 
 
 def measured(tx, *, steps=3):

@@ -10,11 +10,15 @@ import optax
 import pytest
 import tiny
 
+from ldro_jax import reporting
+from ldro_jax.experiments import runs
 from ldro_jax.models import cnn, mlp
+from ldro_jax.problems import classification
 from ldro_jax.records import results
-from ldro_jax.training import experiment, loop, runs
+from ldro_jax.training import loop
 from ldro_jax.training.method import Method
-from ldro_jax.training.program import Program
+from ldro_jax.training.sharding import Layout
+from ldro_jax.training.stacked import StackedProgram
 
 
 def _no_data(data_dir):
@@ -34,28 +38,50 @@ def _no_data(data_dir):
 )
 def test_experiments_that_cannot_run_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
-        tiny.run(tmp_path, load_data=_no_data, **options)
+        tiny.run(tmp_path, problem=_no_data, **options)
+
+
+def _model(model):
+    return lambda data_dir: classification(load_data=lambda data_dir: tiny.data(), model=model)
+
+
+def _data(load_data):
+    return lambda data_dir: classification(load_data=load_data, model=mlp.MLP)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": "MLP"}, "model must be a function of num_classes, such as @MLP"),
-        ({"model": lambda num_classes: 3}, "model must be a function that gives a flax"),
+        ({"problem": _model("MLP")}, "model must be a function of num_classes, such as @MLP"),
+        ({"problem": _model(lambda num_classes: 3)}, "model must be a flax.linen.Module"),
         (
-            {"model": lambda num_classes: mlp.MLP(num_classes=5)},
+            {"problem": _model(lambda num_classes: mlp.MLP(num_classes=5))},
             "model must give 2 logits for each input, but it gives \\(5,\\)",
         ),
         (
-            {"model": lambda num_classes: cnn.CNN(num_classes=2)},
+            {"problem": _model(lambda num_classes: cnn.CNN(num_classes=2))},
             "model must take inputs of the shape \\(2,\\), but it doesn't",
         ),
-        ({"load_data": lambda data_dir: "data"}, "load_data must be a function that gives a Multi"),
+        (
+            {"problem": _data(lambda data_dir: "data")},
+            "load_data must be a function that gives a M",
+        ),
+        ({"problem": 3}, "problem must be a Problem or a function of data_dir that makes one"),
+        ({"problem": lambda data_dir: 3}, "problem must be a Problem or a function"),
+        ({"select_by": "best"}, "select_by must be one of 'average', 'worst', but it is 'best'"),
+        (
+            {"runs_together": 2, "layout": Layout(data=1)},
+            "runs_together must be 1 for runs on a mesh",
+        ),
+        ({"references": "a.json"}, "references must be None for a problem that isn't a language"),
         ({"optimizer": optax.sgd}, "optimizer must be a GradientTransformation.*the function sgd"),
-        ({"batch_size": 2}, "batch_size must be at least 3, an example of each task, but it is 2"),
+        ({"batch_size": 2}, "batch_size must be at least 3, a row of each task, but it is 2"),
         ({"batch_size": 24.0}, "batch_size must be a positive integer, but it is 24.0"),
         ({"schedule": 10}, "schedule must be a Schedule"),
-        ({"methods": [Method("S", "static_mixing")]}, "methods: 'S' lacks sizes in its hyperp"),
+        (
+            {"methods": [Method("B", "baselined_dro", {"weight_lr": 0.1})]},
+            "references must be a references.json, or @monolingual",
+        ),
         (
             {"methods": [Method("S", "static_mixing", {"sizes": (1.0, 2.0)})]},
             "methods: 'S' can't be trained. sizes must hold one number for each of the 3 tasks",
@@ -72,13 +98,13 @@ def test_everything_is_checked_before_anything_is_written(options, message, tmp_
 
 
 def test_ready_is_called_once_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiment.reporting, "write_report", lambda *args, **options: None)
+    monkeypatch.setattr(reporting, "write_report", lambda *args, **options: None)
     seen = []
     tiny.run(tmp_path, ready=lambda: seen.append(list(tmp_path.iterdir())))
     assert seen == [[]] and (tmp_path / "results.json").exists()
 
 
-def _broken_start(self, seed, init=Program.init):
+def _broken_start(self, seed, init=StackedProgram.init):
     state = init(self, seed)
     if seed == 1:
         state = state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params))
@@ -86,10 +112,8 @@ def _broken_start(self, seed, init=Program.init):
 
 
 def test_a_run_that_never_recovers_does_not_stop_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(Program, "init", _broken_start)
-    with pytest.raises(
-        experiment.RunsStoppedError, match="Average, seed 1: stopped at step 5"
-    ) as e:
+    monkeypatch.setattr(StackedProgram, "init", _broken_start)
+    with pytest.raises(runs.RunsStoppedError, match="Average, seed 1: stopped at step 5") as e:
         tiny.run(tmp_path, seeds=(1, 0), schedule=tiny.schedule(10, 5, max_nonfinite_steps=5))
     assert "seed 0" not in str(e.value)
     record = results.load_results(tmp_path / "results.json")
@@ -112,9 +136,9 @@ def test_a_full_disk_leaves_earlier_work(tmp_path, monkeypatch):
     trained = []
     train = loop.train
 
-    def noted(program, trials, **options):
+    def noted(program, trials, *args, **options):
         trained.append(trials[0].seed)
-        return train(program, trials, **options)
+        return train(program, trials, *args, **options)
 
     monkeypatch.setattr(loop, "train", noted)
     with monkeypatch.context() as context:

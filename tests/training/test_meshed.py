@@ -6,15 +6,15 @@ import functools
 import jax
 import numpy as np
 import pytest
+import tiny
 import tiny_lm
 
 from ldro_jax import transform
-from ldro_jax.models import decoder
 from ldro_jax.training.sharding import Layout
 
 N, STEPS = 8, 20
 LAYOUTS = {
-    "one": tiny_lm.ONE,
+    "one": tiny.ONE,
     "data": Layout(data=8),
     "data and model": Layout(data=4, model=2),
     "fully sharded": Layout(data=2, model=2, fully_sharded=True),
@@ -35,31 +35,42 @@ def _quickly():
         yield
 
 
+IMAGES = {
+    "images": {},
+    # Ten rows on eight devices can't be taken, sixteen of three tasks can.
+    "images, uneven": {"size": 16},
+    "images, plain random": {"sampler": "uniform", "size": 8},
+    "images, in parts": {"microbatches": 3, "interaction_rows": 2},
+}
+
+
 @functools.cache
 def program(layout, model, method="L-DRO", num_tasks=N):
-    """Some languages on a layout; the program's step is compiled here, for its memory analysis."""
-    found = tiny_lm.make_program(
-        METHODS[method], tiny_lm.corpus(num_tasks), make_model=MODELS[model], layout=LAYOUTS[layout]
-    )
+    """Some tasks on a layout; the program's step is compiled here, for its memory analysis."""
+    where = LAYOUTS[layout]
+    if model in IMAGES:
+        options = {"learning_rate": 0.1, "layout": where, **IMAGES[model]}
+        found = tiny.meshed(METHODS[method], **options)
+    else:
+        problem = tiny_lm.problem(tiny_lm.corpus(num_tasks), MODELS[model])
+        found = tiny_lm.make_program(METHODS[method], problem, layout=where)
     found._step = found.lower().compile()
     return found
-
-
-def batch(a_program, drawn, step):
-    uniform = np.full(len(drawn), 1 / len(drawn), np.float32)
-    draw = a_program.draw(drawn, uniform, 0, step)
-    return a_program.batch(a_program.source(0), draw, uniform), draw.drawn
 
 
 @functools.cache
 def trained(layout, model, method="L-DRO", num_tasks=N, steps=STEPS):
     """Losses, weights and interaction of every step, and the last state."""
     a_program = program(layout, model, method, num_tasks)
-    state, drawn, seen = a_program.init(0), np.zeros(num_tasks, np.int64), []
+    feed, source = a_program.feed, a_program.problem.source(0)
+    drawn = np.zeros(a_program.problem.num_tasks, np.int64)
+    uniform = np.full(len(drawn), 1 / len(drawn), np.float32)
+    state, seen = a_program.init(0), []
     for step in range(steps):
-        rows, drawn = batch(a_program, drawn, step)
+        draw = feed.draw(drawn, uniform, 0, step)
+        rows = feed.batch(source, draw, uniform)
         state, losses = a_program.step(state, rows, a_program.method)
-        found = transform.find_state(state.opt_state)
+        drawn, found = draw.drawn, transform.find_state(state.opt_state)
         # Copies, since the next step reuses the memory.
         seen.append([np.array(x) for x in (losses, found.weights, found.interaction)])
     return *map(np.array, zip(*seen, strict=True)), state
@@ -75,6 +86,8 @@ def trained(layout, model, method="L-DRO", num_tasks=N, steps=STEPS):
         ("data", "bigram", {"method": "drawn"}),
         # Sixteen rows, so that the tasks take turns in having four.
         ("data", "bigram", {"num_tasks": 5}),
+        *(("data", name, {}) for name in IMAGES),
+        ("data", "images", {"method": "every step"}),
     ],
 )
 def test_every_layout_trains_the_same(layout, model, options):
@@ -155,8 +168,7 @@ def test_stacked_layers_are_split_like_single_ones_and_not_along_the_layers():
     # Nothing is compiled for this.
     found = tiny_lm.make_program(
         tiny_lm.AVERAGE,
-        tiny_lm.corpus(N),
-        make_model=MODELS["scanned"],
+        tiny_lm.problem(tiny_lm.corpus(N), MODELS["scanned"]),
         layout=LAYOUTS["fully sharded"],
     ).shardings.params["layers"]
     assert tuple(found["query"]["kernel"].spec) == (None, "data", "model", None)
@@ -164,24 +176,14 @@ def test_stacked_layers_are_split_like_single_ones_and_not_along_the_layers():
     assert found["mlp_norm"]["scale"].is_fully_replicated
 
 
-def test_every_device_gets_its_rows_of_the_same_batch():
-    found, expected = (
-        batch(program(layout, "bigram", "every step"), np.zeros(N, np.int64), 0)[0]
-        for layout in ("data", "one")
-    )
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
-    # One row of each of the eight tasks comes before the second of any, so a device has two tasks.
-    assert [shard.data.tolist() for shard in found.tasks.addressable_shards] == [
-        [t, t + 1] for t in (0, 2, 4, 6) * 2
-    ]
-    assert {shard.data.shape for shard in found.tokens.addressable_shards} == {(2, tiny_lm.LENGTH)}
-
-
+@pytest.mark.parametrize("model", ["bigram", "images"])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_evaluation_does_not_depend_on_the_layout(split):
-    programs = [program(layout, "bigram", "every step") for layout in ("data", "one")]
+def test_evaluation_does_not_depend_on_the_layout(split, model):
+    programs = [program(layout, model, "every step") for layout in ("data", "one")]
     found, expected = (p.evaluate(p.init(0).params, split) for p in programs)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5)
 
 
 def peak(layout, model, method):
@@ -208,12 +210,12 @@ def test_the_interaction_takes_little_memory_beside_a_step_on_the_average_loss(
 
 def test_the_gradients_of_the_tasks_are_split_over_the_data_axis():
     a_program = tiny_lm.make_program(
-        tiny_lm.LDRO, tiny_lm.corpus(N), layout=LAYOUTS["data and model"]
+        tiny_lm.LDRO, tiny_lm.problem(tiny_lm.corpus(N)), layout=LAYOUTS["data and model"]
     )
     rows = jax.random.randint(jax.random.key(0), (N, 4, tiny_lm.LENGTH), 0, tiny_lm.VOCAB_SIZE)
 
     def task_loss(params, tokens):
-        return a_program.row_losses(params, tokens).mean()
+        return a_program.problem.row_losses(params, tokens).mean()
 
     gradients_of = jax.jit(a_program._strategy().gradients, static_argnums=0)
     _, gradients = gradients_of(task_loss, a_program.init(0).params, rows)
@@ -249,37 +251,46 @@ def test_by_default_the_data_axis_takes_the_devices_that_are_left(layout, shape)
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("layout", "options", "message"),
     [
-        ({"batch_size": 7}, "batch_size must be at least 8, a row of each task, but it is 7"),
-        ({"layout": LAYOUTS["data"], "microbatches": 4}, "data axis, 4 × 8, but it is 16"),
-        ({"microbatches": 3}, "data axis, 3 × 1, but it is 16"),
-        ({"microbatches": 0}, "microbatches must be a positive integer, but it is 0"),
-        ({"batch_size": 16.0}, "batch_size must be a positive integer, but it is 16.0"),
-        ({"interaction_rows": 0}, "interaction_rows must be a positive integer, but it is 0"),
-        ({"eval_length": -8}, "eval_length must be a positive integer, but it is -8"),
-        ({"length": 0}, "length must be a positive integer, but it is 0"),
+        (
+            "one",
+            {"batch_size": 7},
+            "batch_size must be at least 8, a row of each task, but it is 7",
+        ),
+        ("data", {"microbatches": 4}, "data axis, 4 × 8, but it is 16"),
+        ("one", {"microbatches": 3}, "data axis, 3 × 1, but it is 16"),
+        ("one", {"sampler": "uniform"}, "sampler must be 'balanced' for tasks without a number"),
         # Two heads over four devices.
         (
-            {"layout": Layout(data=2, model=4), "make_model": tiny_lm.make_decoder},
+            Layout(data=2, model=4),
+            {},
             r"layer_0.*key.*kernel.* has the shape \(16, 2, 8\), whose axis of size 2 can't be "
             "split evenly over the 4 devices of the mesh axis 'model'",
         ),
         # The embedding's 16 columns and 128 rows, both.
         (
-            {"layout": Layout(data=1, model=3), "make_model": tiny_lm.make_decoder},
+            Layout(data=1, model=3),
+            {},
             r"embedding.* has the shape \(128, 16\), whose axis of size 128",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_compiled(options, message):
+def test_what_does_not_fit_is_refused_before_anything_is_compiled(layout, options, message):
+    problem = tiny_lm.problem(tiny_lm.corpus(N), tiny_lm.make_decoder)
+    where = LAYOUTS.get(layout, layout)
     with pytest.raises(ValueError, match=message):
-        tiny_lm.make_program(tiny_lm.AVERAGE, tiny_lm.corpus(N), **options)
+        tiny_lm.make_program(tiny_lm.AVERAGE, problem, layout=where, **options)
+
+
+@pytest.mark.parametrize("name", ["length", "eval_length", "eval_batch_size", "max_test_tokens"])
+@pytest.mark.parametrize("value", [0, -8, 16.0])
+def test_the_sizes_of_a_language_model_are_positive_integers(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be a positive integer, but it is {value}"):
+        tiny_lm.problem(**{name: value})
 
 
 def test_the_vocabulary_is_filled_up_so_that_it_can_be_split():
     assert tiny_lm.PADDED_VOCAB == 128 > tiny_lm.VOCAB_SIZE
-    a_program = program("one", "plain")
-    assert isinstance(a_program._model, decoder.Decoder)
-    assert a_program._model.vocab_size == tiny_lm.PADDED_VOCAB
-    assert a_program.init(0).params["embedding"].shape == (tiny_lm.PADDED_VOCAB, 16)
+    found = program("one", "plain").init(0).params["embedding"]
+    assert found.shape == (tiny_lm.PADDED_VOCAB, 16)

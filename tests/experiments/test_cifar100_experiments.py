@@ -17,7 +17,7 @@ _TINY = [
     "SEEDS=(0,)",
     "CNN.filters=(4, 4)",
     "CNN.features=(8,)",
-    "multitask_classification.batch_size=23",
+    "compare.batch_size=23",
 ]
 # Each experiment, with its numbers of methods and of settings.
 _EXPERIMENTS = {
@@ -65,7 +65,7 @@ def _run(file, output_dir, bindings, data_dir=None):
 def test_an_experiment_runs_to_its_report(file, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar100, "_read", generated)
     # Together, a sweep is one program for each method.
-    bindings = ["cifar100.load.validation_per_class=1", "multitask_classification.runs_together=9"]
+    bindings = ["cifar100.load.validation_per_class=1", "compare.runs_together=9"]
     record, report = _run(file, tmp_path, bindings)
     num_methods, num_settings = _EXPERIMENTS[file]
     assert len({run.method for run in record.runs}) == num_methods
@@ -88,7 +88,7 @@ def test_an_experiment_runs_on_a_subset_of_the_real_images(tmp_path):
     bindings = [
         "cifar100.load.max_train_per_class=4",
         "cifar100.load.max_test_per_class=2",
-        "multitask_classification.methods=[@average/Method(), @ldro/grid()]",
+        "compare.methods=[@average/Method(), @ldro/grid()]",
     ]
     record, report = _run("cifar100_cpu.gin", tmp_path, bindings, data_dir=str(_REAL))
     assert "large omnivores and herbivores" in record.task_names

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import tiny
 
+from ldro_jax import processes
+from ldro_jax.experiments import runs
+from ldro_jax.models import mlp
+from ldro_jax.problems import classifiers, models
 from ldro_jax.records import results
-from ldro_jax.training import loop, processes, records, runs
-from ldro_jax.training.program import Trial
+from ldro_jax.training import loop, recording
+from ldro_jax.training.engine import Trial
 
 IDENTITY = {"task_names": list(tiny.NAMES), "sizes": [40, 32, 40], "content": "abc"}
 METHOD = dataclasses.replace(tiny.GROUP_DRO, hyperparameters={"weight_lr": 1 / 3})
@@ -18,7 +22,7 @@ TRIAL = Trial(METHOD, 3)
 
 @pytest.fixture
 def file(tmp_path):
-    run = records.empty_run(TRIAL, tiny.schedule())
+    run = recording.empty_run(TRIAL, tiny.schedule())
     record = results.Results("tiny", tiny.NAMES, "accuracy", True, [run], data=IDENTITY)
     return results.save_results(record, tmp_path / "runs" / "Group_DRO-seed3.json")
 
@@ -120,9 +124,9 @@ def test_an_experiment_on_other_data_is_refused_before_it_trains(tmp_path, monke
 
     def other(data_dir):
         data = tiny.data()
-        data.test.labels[0, 0] ^= 1
-        return data
+        data.test.targets[0, 0] ^= 1
+        return classifiers.from_data(data, models.as_functions(mlp.MLP(2, (4,))))
 
     with pytest.raises(ValueError, match="made with other data: content was"):
-        tiny.run(tmp_path, load_data=other, seeds=(0, 1, 2))
+        tiny.run(tmp_path, problem=other, seeds=(0, 1, 2), ready=lambda: None)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -1,6 +1,5 @@
 """Whole experiments with language models: references, comparison, interruptions and refusals."""
 
-import copy
 import dataclasses
 import functools
 import json
@@ -11,14 +10,19 @@ import signal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import tiny
 import tiny_lm
 
+from ldro_jax import preemption, reporting
 from ldro_jax.evaluation import perplexity
+from ldro_jax.experiments import alone, compare, runs
+from ldro_jax.problems import LanguageModel
 from ldro_jax.records import results
-from ldro_jax.reporting import relative
-from ldro_jax.training import experiment, lm_experiment, lm_loop, preemption
-from ldro_jax.training.lm_program import LanguageModelProgram
+from ldro_jax.reporting import comparison as comparison_lib
+from ldro_jax.training import loop
+from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method, grid
 
 NAMES = tiny_lm.corpus().task_names
@@ -43,7 +47,7 @@ def _quickly():
 @pytest.fixture
 def no_report(monkeypatch):
     """Figures take longer than training here."""
-    monkeypatch.setattr(experiment.reporting, "write_report", lambda *args, **options: None)
+    monkeypatch.setattr(reporting, "write_report", lambda *args, **options: None)
 
 
 class Trained:
@@ -51,15 +55,15 @@ class Trained:
 
     def __init__(self, patch):
         self.trials, self.steps, self.interrupt = [], [], None
-        self._train = lm_loop.train
-        patch.setattr(lm_loop, "train", self)
+        self._train = loop.train
+        patch.setattr(loop, "train", self)
 
-    def __call__(self, program, trial, schedule, *, progress, **options):
-        self.trials.append(trial)
+    def __call__(self, program, trials, schedule, *, progress, **options):
+        self.trials += trials
         run, at = self.interrupt or (None, None)
-        stand_in = tiny_lm.Progress(at=at if run == len(self.trials) else None, action=_ctrl_c)
+        stand_in = tiny.Progress(at=at if run == len(self.trials) else None, action=_ctrl_c)
         try:
-            return self._train(program, trial, schedule, progress=stand_in, **options)
+            return self._train(program, trials, schedule, progress=stand_in, **options)
         finally:
             self.steps.append(stand_in.steps)
 
@@ -77,55 +81,34 @@ def trained(monkeypatch):
     return Trained(monkeypatch)
 
 
-_MADE = {}
+def problem(data_dir):
+    return LanguageModel(tiny_lm.corpus(), tiny_lm.Bigram, length=tiny_lm.LENGTH)
 
 
-def make_program(method, corpus):
-    """The methods' programs are compiled once for all experiments here."""
-    key = corpus.num_tasks, corpus.vocabulary
-    if key not in _MADE:
-        _MADE[key] = Shared.sharing(tiny_lm.make_program(method, corpus))
-    return _MADE[key].for_method(method).for_corpus(corpus)
-
-
-class Shared(LanguageModelProgram):
-    @classmethod
-    def sharing(cls, program):
-        program.__class__ = cls
-        program._known = {}
-        return program
-
-    def for_method(self, method):
-        method.transform(self.corpus.num_tasks)  # raises if a rate is out of range
-        key = method.program()
-        if key not in self._known:
-            self._known[key] = super().for_method(method)
-        found = copy.copy(self._known[key])
-        found.corpus, found.method = self.corpus, method
-        return found
+OPTIONS = {
+    "optimizer": optax.sgd(0.3, momentum=0.9),
+    "batch_size": tiny_lm.BATCH_SIZE,
+    "layout": tiny.ONE,
+    "schedule": SCHEDULE,
+    "problem": problem,
+}
 
 
 def multilingual(directory, **options):
     options = {
         "name": "tiny",
         "description": "Four artificial languages.",
-        "load_data": lambda data_dir: tiny_lm.corpus(),
-        "make_program": make_program,
         "methods": [tiny_lm.AVERAGE],
         "seeds": (0,),
-        "schedule": SCHEDULE,
+        "select_by": "average",
+        "config_text": "a = 1",
+        "ready": lambda: None,
+        **OPTIONS,
     } | options
-    return lm_experiment.multilingual(
-        output_dir=directory, data_dir=None, config_text="a = 1", **options
-    )
+    return compare.compare(output_dir=directory, **options)
 
 
-monolingual = functools.partial(
-    lm_experiment.monolingual,
-    load_data=lambda data_dir: tiny_lm.corpus(),
-    make_program=make_program,
-    schedule=SCHEDULE,
-)
+monolingual = functools.partial(alone.monolingual, **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -152,9 +135,9 @@ def final(run):
 
 def test_every_method_is_trained_with_every_seed_after_the_references(finished):
     directory, trained = finished
-    alone = [(f"Monolingual {name}", 0) for name in NAMES]
+    first = [(f"Monolingual {name}", 0) for name in NAMES]
     names = ["Average", "Mixing", "Baselined-DRO", "Group DRO", "Group DRO", "L-DRO"]
-    assert trained.names == alone + [(name, seed) for seed in (0, 1) for name in names]
+    assert trained.names == first + [(name, seed) for seed in (0, 1) for name in names]
     found = results.load_results(directory / "results.json")
     assert [(run.method, run.seed) for run in found.runs] == trained.names[4:]
     assert (found.metric, found.higher_is_better, found.select_by) == (
@@ -174,10 +157,10 @@ def test_every_method_is_trained_with_every_seed_after_the_references(finished):
 def test_methods_get_what_only_the_text_and_the_references_tell(finished):
     directory, trained = finished
     sizes = tiny_lm.corpus().sizes
-    alone = json.loads((directory / "monolingual" / "references.json").read_text())
+    found_alone = json.loads((directory / "monolingual" / "references.json").read_text())
     of = {trial.method.name: trial.method.hyperparameters for trial in trained.trials}
     np.testing.assert_allclose(of["Mixing"]["sizes"], sizes / sizes.sum())
-    expected = tuple(alone["losses"]["validation"][name] for name in NAMES)
+    expected = tuple(found_alone["losses"]["validation"][name] for name in NAMES)
     assert of["Baselined-DRO"]["reference_losses"] == expected
     # The record holds what was set.
     found = {run.method: run for run in results.load_results(directory / "results.json").runs}
@@ -189,8 +172,8 @@ def test_methods_get_what_only_the_text_and_the_references_tell(finished):
 
 def test_references_are_the_losses_of_the_best_checkpoint_of_each_language(finished):
     directory, _ = finished
-    alone = json.loads((directory / "monolingual" / "references.json").read_text())
-    assert (alone["vocabulary"], alone["eval_length"]) == ("tiny", 16)
+    found_alone = json.loads((directory / "monolingual" / "references.json").read_text())
+    assert (found_alone["vocabulary"], found_alone["eval_length"]) == ("tiny", 16)
     for name in NAMES:
         file = directory / "monolingual" / "runs" / f"Monolingual-{name}-seed0.json"
         (run,) = results.load_results(file).runs
@@ -199,9 +182,9 @@ def test_references_are_the_losses_of_the_best_checkpoint_of_each_language(finis
         assert (tested.split, tested.step) == ("test", best.step)
         assert list(tested.per_task) == [name]
         for split, evaluation in [("validation", best), ("test", tested)]:
-            assert alone["losses"][split][name] == math.log(evaluation.average)
+            assert found_alone["losses"][split][name] == math.log(evaluation.average)
     found = results.load_results(directory / "results.json").references
-    for split, losses in alone["losses"].items():
+    for split, losses in found_alone["losses"].items():
         # Records have six digits.
         expected = {name: math.exp(loss) for name, loss in losses.items()}
         assert found[split] == pytest.approx(expected, rel=1e-5)
@@ -210,23 +193,20 @@ def test_references_are_the_losses_of_the_best_checkpoint_of_each_language(finis
 def test_relative_perplexities_are_those_of_the_record(finished):
     directory, _ = finished
     found = results.load_results(directory / "results.json")
-    shown = relative.relative_record(found)
-    assert {run.method for run in shown.runs} == {run.method for run in found.runs}
+    comparison = comparison_lib.compare(found)
+    assert {setting.method for setting in comparison.shown} == {run.method for run in found.runs}
     own = [found.references["test"][name] for name in NAMES]
-    for run in shown.runs:
-        (original,) = [
-            other
-            for other in found.runs
-            if (other.method, other.seed, other.hyperparameters)
-            == (run.method, run.seed, run.hyperparameters)
-        ]
-        values = [final(original).per_task[name] for name in NAMES]
-        expected = perplexity.relative_perplexity(values, own)
-        np.testing.assert_allclose(list(final(run).per_task.values()), expected, rtol=1e-12)
-        assert final(run).average == pytest.approx(np.mean(expected))
-        assert final(run).worst == pytest.approx(np.max(expected))
-        # Written out, for one.
-        assert expected[0] == pytest.approx(100 * (values[0] / own[0] - 1))
+    for setting in comparison.shown:
+        for run in setting.runs:
+            values = [final(run).per_task[name] for name in NAMES]
+            expected = perplexity.relative_perplexity(values, own)
+            tasks = comparison.relative.tasks[setting].loc[run.seed]
+            np.testing.assert_allclose(tasks[list(NAMES)], expected, rtol=1e-12)
+            overall = comparison.relative.overall[setting].loc[run.seed]
+            assert overall.average == pytest.approx(np.mean(expected))
+            assert overall.worst == pytest.approx(np.max(expected))
+            # Written out, for one.
+            assert expected[0] == pytest.approx(100 * (values[0] / own[0] - 1))
 
 
 def test_the_report_has_the_methods_and_the_relative_table(finished):
@@ -329,7 +309,7 @@ def test_reference_losses_that_are_given_are_used(tmp_path, trained, no_report):
     assert trained.trials[0].method == method
     assert found.references == {} and found.runs[0].hyperparameters == given
     # They are no references of the experiment.
-    assert relative.relative_record(found) is None
+    assert comparison_lib.compare(found).relative is None
 
 
 def without(language):
@@ -368,14 +348,11 @@ def test_the_models_of_one_language_are_checked_before_anything_is_written(tmp_p
     def ready():
         raise AssertionError("It isn't.")
 
-    def too_long(method, corpus):
-        return tiny_lm.make_program(method, corpus, batch_size=0)
-
     for options, message in [
-        ({"make_program": too_long}, "batch_size must be a positive integer, but it is 0"),
+        ({"batch_size": 0}, "batch_size must be a positive integer, but it is 0"),
         ({"seed": -1}, "seed must be an integer from 0"),
-        ({"max_test_tokens": 0}, "max_test_tokens must be a positive integer"),
-        ({"load_data": lambda data_dir: 3}, "load_data must be a function that gives a Corpus"),
+        ({"problem": lambda data_dir: 3}, "problem must be a Problem or a function of data_dir"),
+        ({"problem": lambda data_dir: tiny.problem()}, "makes a LanguageModel"),
     ]:
         references = functools.partial(monolingual, **options)
         with pytest.raises(ValueError, match=message):
@@ -396,9 +373,6 @@ def _no_references(**options):
         ),
         ({"references": 3}, "references must be a text in quotes"),
         ({"references": lambda output_dir: 3}, "references must be a function of output_dir"),
-        ({"max_validation_tokens": 0}, "max_validation_tokens must be a positive integer"),
-        ({"load_data": "text"}, "load_data must be a function of data_dir, such as @text.load"),
-        ({"make_program": lambda method, corpus: 3}, "make_program must be a function that gives"),
         ({"schedule": None}, "schedule must be a Schedule"),
         ({"methods": []}, "methods must be a list of methods and grids"),
         ({"methods": [tiny_lm.AVERAGE] * 2}, "their own name"),
@@ -420,7 +394,7 @@ def test_experiments_that_cannot_run_are_refused_before_references_are_made(
         multilingual(tmp_path, **{"references": _no_references} | options)
 
 
-def _broken_start(self, seed, init=LanguageModelProgram.init):
+def _broken_start(self, seed, init=MeshedProgram.init):
     state = init(self, seed)
     if seed == 1:
         state = state._replace(params=jax.tree.map(lambda p: p * jnp.nan, state.params))
@@ -428,8 +402,8 @@ def _broken_start(self, seed, init=LanguageModelProgram.init):
 
 
 def test_a_run_that_never_recovers_does_not_stop_the_others(tmp_path, no_report, monkeypatch):
-    monkeypatch.setattr(LanguageModelProgram, "init", _broken_start)
-    with pytest.raises(experiment.RunsStoppedError, match="Average, seed 1: stopped at step 5"):
+    monkeypatch.setattr(MeshedProgram, "init", _broken_start)
+    with pytest.raises(runs.RunsStoppedError, match="Average, seed 1: stopped at step 5"):
         multilingual(
             tmp_path, seeds=(1, 0), schedule=tiny_lm.schedule(10, 5, 5, max_nonfinite_steps=5)
         )
@@ -441,10 +415,8 @@ def test_a_run_that_never_recovers_does_not_stop_the_others(tmp_path, no_report,
 
 
 def test_a_model_of_one_language_that_never_recovers_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(LanguageModelProgram, "init", _broken_start)
-    with pytest.raises(
-        experiment.RunsStoppedError, match=f"Monolingual {NAMES[0]}: stopped at step 10"
-    ):
+    monkeypatch.setattr(MeshedProgram, "init", _broken_start)
+    with pytest.raises(runs.RunsStoppedError, match=f"Monolingual {NAMES[0]}: stopped at step 10"):
         multilingual(tmp_path, references=functools.partial(monolingual, seed=1))
     assert not (tmp_path / "monolingual" / "references.json").exists()
 
@@ -452,16 +424,16 @@ def test_a_model_of_one_language_that_never_recovers_is_named(tmp_path, monkeypa
 def test_an_experiment_that_is_asked_to_stop_begins_no_other_run(
     tmp_path, trained, no_report, monkeypatch
 ):
-    evaluate = LanguageModelProgram.evaluate
+    evaluate = MeshedProgram.evaluate
     asked = []
 
-    def evaluate_and_ask(self, params, split, max_tokens=None):
+    def evaluate_and_ask(self, params, split):
         if split == "test" and not asked:
             asked.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, params, split, max_tokens)
+        return evaluate(self, params, split)
 
-    monkeypatch.setattr(LanguageModelProgram, "evaluate", evaluate_and_ask)
+    monkeypatch.setattr(MeshedProgram, "evaluate", evaluate_and_ask)
     with pytest.raises(preemption.PreemptedError, match="Average, seed 0: stopped, saved"):
         multilingual(tmp_path, seeds=(0, 1))
     assert trained.names == [("Average", 0)]

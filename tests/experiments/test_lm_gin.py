@@ -21,8 +21,8 @@ _TINY = [
     "WARMUP_STEPS=1",
     "EVAL_INTERVAL=2",
     *tiny_lm.BINDINGS,
-    "multilingual.max_test_tokens=200",
-    "multilingual.max_validation_tokens=100",
+    "language_model.max_test_tokens=200",
+    "language_model.max_validation_tokens=100",
 ]
 _METHODS = {
     "average": "Average (α = 0)",
@@ -30,7 +30,7 @@ _METHODS = {
     "baselined_dro": "Baselined-DRO",
     "ldro": "L-DRO",
 }
-_TINY_ALONE = ["alone/monolingual.max_test_tokens=200", "alone/LanguageModelProgram.batch_size=8"]
+_TINY_ALONE = ["alone/monolingual.batch_size=8"]
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +79,7 @@ def test_it_ends_with_table_1_and_a_mesh_makes_no_difference(text_dir, tmp_path,
     methods = ", ".join(f"@{scope}/Method()" for scope in _METHODS)
     bindings = [*_bytes_of_all_languages(tmp_path / "cache"), *_TINY_ALONE]
     one = _run(
-        tmp_path / "one", text_dir, *bindings, "Layout.data=1", f"multilingual.methods=[{methods}]"
+        tmp_path / "one", text_dir, *bindings, "Layout.data=1", f"compare.methods=[{methods}]"
     )
     printed = capsys.readouterr().out
     assert "Monolingual" in printed and all(name[:9] in printed for name in _METHODS.values())
@@ -91,8 +91,8 @@ def test_it_ends_with_table_1_and_a_mesh_makes_no_difference(text_dir, tmp_path,
     assert one.task_names == ["aa", "bb", "cc"] and set(one.references) == {"validation", "test"}
     gin.clear_config()
     mesh = ("Layout.data=4", "Layout.model=2", "Layout.fully_sharded=True")
-    one_method = ("multilingual.methods=[@ldro/Method()]", "multilingual.references=None")
-    eight = _run(tmp_path / "eight", text_dir, *bindings[:-2], *mesh, *one_method)
+    one_method = ("compare.methods=[@ldro/Method()]", "compare.references=None")
+    eight = _run(tmp_path / "eight", text_dir, *bindings[:-1], *mesh, *one_method)
     setting = eight.runs[0].hyperparameters
     same = [run for run in one.runs if run.hyperparameters == setting]
     for ours, theirs in zip(same, eight.runs, strict=True):
@@ -110,8 +110,8 @@ def test_the_real_text_of_two_languages_is_trained_on(tmp_path):
         "text.load.languages=('sw', 'af')",
         "text.load.vocabulary_size=None",
         f"text.load.cache_dir='{tmp_path / 'cache'}'",
-        "multilingual.methods=[@average/Method(), @ldro/Method()]",
-        "multilingual.references=None",
+        "compare.methods=[@average/Method(), @ldro/Method()]",
+        "compare.references=None",
         "Layout.data=1",
     )
     # Bytes of both languages, and an end for each line.

@@ -1,0 +1,80 @@
+"""Training written out: a loop over the gradients of one row after another, in NumPy."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import oracles
+from jax import flatten_util
+
+
+class Step(NamedTuple):
+    """What one step is taken on.
+
+    Attributes:
+      rows: a pytree of arrays [B, ...].
+      tasks: of each row, [B].
+      expected: rows of each task in a batch, [N].
+      measured: rows to measure the interaction on and their tasks, if they are others.
+    """
+
+    rows: Any
+    tasks: np.ndarray
+    expected: np.ndarray
+    measured: tuple[Any, np.ndarray] | None = None
+
+
+def of_rows(gradient_of_row, params, rows):
+    """Losses [R] and gradients [R, D] of rows, one after another."""
+    size = len(jax.tree.leaves(rows)[0])
+    found = [gradient_of_row(params, jax.tree.map(lambda x, i=i: x[i], rows)) for i in range(size)]
+    gradients = [np.asarray(flatten_util.ravel_pytree(g)[0], np.float64) for _, g in found]
+    return np.array([loss for loss, _ in found], np.float64), np.array(gradients)
+
+
+def gram(gradient_of_row, params, rows, tasks):
+    """Inner products of the gradients of the tasks."""
+    _, gradients = of_rows(gradient_of_row, params, rows)
+    means = np.array([gradients[tasks == task].mean(axis=0) for task in range(max(tasks) + 1)])
+    return means @ means.T
+
+
+def taken(gradient_of_row, params, method, steps, *, learning_rate, momentum=0.0):
+    """Losses, weights, interaction and parameters after every step.
+
+    Args:
+      gradient_of_row: (params, row) -> (loss, gradient).
+      params: before the first step.
+      method: the average, group DRO or online lookahead.
+      steps: a Step each.
+      learning_rate: of gradient descent.
+      momentum: of gradient descent.
+
+    Yields:
+      What `training.step` keeps of each step.
+    """
+    steps = list(steps)
+    num_tasks = len(steps[0].expected)
+    rates = method.hyperparameters
+    losses, weights = np.zeros(num_tasks), np.full(num_tasks, 1 / num_tasks)
+    matrix, trace = np.zeros((num_tasks, num_tasks)), 0.0
+    _, unravel = flatten_util.ravel_pytree(params)
+    for number, step in enumerate(steps):
+        values, gradients = of_rows(gradient_of_row, params, step.rows)
+        for task in set(step.tasks.tolist()):  # an absent task keeps its last loss
+            losses[task] = values[step.tasks == task].mean()
+        if method.weighting == "group_dro":
+            weights = oracles.group_dro_step(losses, weights, rates["weight_lr"])
+        elif method.uses_interaction:
+            if number % method.interval == 0:
+                matrix = gram(gradient_of_row, params, *(step.measured or (step.rows, step.tasks)))
+            seen = oracles.normalized(matrix)
+            weights = oracles.lookahead_step(
+                losses, seen, weights, rates["lookahead_lr"], rates["weight_lr"]
+            )
+        # Where none are expected there are no rows to divide for.
+        share = (weights / np.maximum(step.expected, 1e-9))[step.tasks]
+        trace = share @ gradients + momentum * trace
+        update = unravel(np.float32(trace))
+        params = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
+        yield losses.copy(), weights, matrix, params

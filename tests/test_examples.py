@@ -1,0 +1,92 @@
+"""The examples, as a user would run them; and that the first of them goes on after a kill."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("sklearn")
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+def start(name, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment.pop("XLA_FLAGS", None)
+    return subprocess.Popen(
+        [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(name, *arguments):
+    process = start(name, *arguments)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    return output
+
+
+def record(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+def values(directory):
+    """Everything but times and versions."""
+    runs = [{**run, "seconds_per_step": None} for run in record(directory)["runs"]]
+    return json.dumps(runs, sort_keys=True)
+
+
+def code_lines(source):
+    """Lines without the docstring at the top and the imports."""
+    body = re.sub(r'^""".*?"""\n', "", source, flags=re.DOTALL)
+    lines = [line for line in body.splitlines() if line.strip()]
+    return [line for line in lines if not re.match(r"(import|from) ", line)]
+
+
+def test_own_tasks_goes_on_after_a_kill_and_ends_with_the_same_numbers(tmp_path):
+    killed = start("own_tasks", tmp_path / "killed")
+    deadline = time.monotonic() + 240
+    while not list((tmp_path / "killed").glob("checkpoints/*/*/_CHECKPOINT_METADATA")):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.kill()
+    killed.communicate()
+    assert not (tmp_path / "killed" / "results.json").exists()
+    run("own_tasks", tmp_path / "killed")
+    run("own_tasks", tmp_path / "whole")
+    assert values(tmp_path / "killed") == values(tmp_path / "whole")
+    found = record(tmp_path / "killed")["runs"]
+    assert len(found) == 9 and len({r["method"] for r in found}) == 3
+    assert "L-DRO" in (tmp_path / "killed" / "report.html").read_text()
+
+
+def test_own_tasks_is_short():
+    assert len(code_lines((EXAMPLES / "own_tasks.py").read_text())) <= 60
+    assert len(code_lines((EXAMPLES / "own_loop.py").read_text())) <= 30
+
+
+def test_own_loop_lowers_the_losses():
+    output = run("own_loop")
+    losses = [float(x) for x in re.findall(r"losses \[([\d.]+)", output)]
+    assert len(losses) == 5 and losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name, runs", [("nnx_model", 9), ("imbalanced_groups", 9), ("sharded", 2)])
+def test_the_other_examples_train_and_report(name, runs, tmp_path):
+    run(name, tmp_path)
+    found = record(tmp_path)["runs"]
+    assert len(found) == runs and not any(r["stopped"] for r in found)
+    # Better than guessing among ten classes.
+    last = [r["evaluations"][-1] for r in found]
+    assert all(e["split"] == "test" and e["average"] > 0.3 for e in last)
+    assert (tmp_path / "report.html").exists()

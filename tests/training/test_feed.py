@@ -1,0 +1,131 @@
+"""The rows of a batch are those of the source, and every device gets its own."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import tiny_lm
+from jax.sharding import PartitionSpec
+
+from ldro_jax.training.method import Method
+from ldro_jax.training.sharding import Layout
+
+EIGHT = Layout(data=8)
+MIXING = Method(
+    "Mixing",
+    "static_mixing",
+    {"sizes": (8.0, 4.0, 2.0, 1.0), "exponent": 1.0},
+    sampling="weights",
+)
+UNIFORM, MIXED = np.full(4, 0.25, np.float32), np.array([8, 4, 2, 1], np.float32) / 15
+MEASURED = dataclasses.replace(tiny_lm.LDRO, sampling="weights")
+
+
+def images(layout, **options):
+    return tiny.meshed(tiny.METHODS[3], size=8, sampler="uniform", layout=layout, **options)
+
+
+def text(method):
+    return lambda layout: tiny_lm.program(method, layout)
+
+
+def batch(program, probabilities=UNIFORM):
+    """The batch after a few others."""
+    num_tasks = program.problem.num_tasks
+    draw = program.feed.draw(np.arange(num_tasks), probabilities[:num_tasks], 0, 3)
+    return program.feed.batch(program.problem.source(0), draw, probabilities[:num_tasks]), draw
+
+
+@pytest.mark.parametrize(
+    "make",
+    [text(tiny_lm.LDRO), text(MEASURED), images],
+    ids=["balanced", "by weights", "plain random"],
+)
+def test_every_device_gets_its_rows_of_the_same_batch(make):
+    programs = [make(layout) for layout in (EIGHT, tiny.ONE)]
+    (found, draw), (one, _) = map(batch, programs)
+    jax.tree.map(np.testing.assert_array_equal, found, one)
+    for array in jax.tree.leaves(found.rows):
+        assert array.sharding.spec == PartitionSpec("data")
+        shapes = {shard.data.shape for shard in array.addressable_shards}
+        assert shapes == {(len(array) // 8, *array.shape[1:])}
+    # They are what the source gives by itself.
+    source = programs[0].problem.source(0)
+    rows = source.rows(draw.tasks, draw.indices)
+    jax.tree.map(np.testing.assert_array_equal, found.rows, rows)
+    np.testing.assert_array_equal(found.tasks, draw.tasks)
+    shapes = programs[0].feed.abstract_batch()
+    jax.tree.map(
+        lambda a, b: np.testing.assert_equal((a.shape, a.dtype), (b.shape, b.dtype)), found, shapes
+    )
+
+
+@pytest.mark.parametrize("make", [text(MEASURED), images], ids=["by weights", "plain random"])
+def test_random_batches_measure_every_task_on_rows_that_are_not_drawn_yet(make):
+    program = make(tiny.ONE)
+    found, draw = batch(program)
+    num_tasks = program.problem.num_tasks
+    tasks = np.arange(program.batches.size // num_tasks * num_tasks) % num_tasks
+    indices = draw.drawn[tasks] + np.arange(len(tasks)) // num_tasks
+    rows = program.problem.source(0).rows(tasks, indices)
+    jax.tree.map(np.testing.assert_array_equal, found.measured, rows)
+    # Every device holds them all.
+    for array in jax.tree.leaves(batch(make(EIGHT))[0].measured):
+        assert array.is_fully_replicated
+
+
+def test_a_device_has_rows_of_several_tasks():
+    # One row of each task comes before the second of any, so a device has two tasks.
+    found, _ = batch(tiny_lm.program(tiny_lm.LDRO, EIGHT))
+    tasks = [shard.data.tolist() for shard in found.tasks.addressable_shards]
+    assert all(len(set(mine)) == 2 for mine in tasks)
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (text(tiny_lm.AVERAGE), [4, 4, 4, 4]),
+        # As many as there are on average.
+        (text(tiny_lm.DRAWN), 16 * MIXED),
+        (images, None),
+    ],
+    ids=["balanced", "by weights", "plain random"],
+)
+def test_how_many_rows_are_expected_of_each_task(make, expected):
+    program = make(tiny.ONE)
+    found, draw = batch(program, MIXED)
+    counts = np.bincount(draw.tasks, None, program.problem.num_tasks)
+    np.testing.assert_allclose(found.expected, counts if expected is None else expected, rtol=1e-6)
+    assert found.expected.sum() == pytest.approx(program.batches.size)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [(tiny_lm.DRAWN, UNIFORM), (MIXING, MIXED), (tiny_lm.LDRO, UNIFORM)],
+    ids=lambda x: getattr(x, "name", ""),
+)
+@pytest.mark.parametrize("floor", [0.0, 0.2])
+def test_the_first_rows_are_drawn_by_the_first_weights(method, expected, floor):
+    method = dataclasses.replace(method, floor=floor)
+    found = tiny_lm.program().feed.first_probabilities(method)
+    np.testing.assert_allclose(found, (1 - floor) * expected + floor / 4, rtol=1e-6)
+
+
+def test_making_a_batch_compares_nothing_between_processes(monkeypatch):
+    # It is made in a thread, and the messages would come between those of the training step.
+    def put(*args, **options):
+        raise AssertionError("jax.device_put compares what all processes hold.")
+
+    three = dataclasses.replace(tiny_lm.corpus(3), task_names=("a", "b", "c"))
+    programs = [
+        tiny_lm.program(tiny_lm.LDRO),
+        tiny_lm.program(tiny_lm.DRAWN),
+        tiny_lm.make_program(tiny_lm.LDRO, tiny_lm.problem(three)),
+        images(tiny.ONE),
+    ]
+    monkeypatch.setattr(jax, "device_put", put)
+    for program in programs:
+        found, draw = batch(program)
+        np.testing.assert_array_equal(found.tasks, draw.tasks)

@@ -1,0 +1,57 @@
+"""Items are made ahead in a thread, which ends with who takes them."""
+
+import contextlib
+import threading
+import time
+
+import pytest
+
+from ldro_jax.training.prefetch import prefetched
+
+
+def new_threads(before):
+    return set(threading.enumerate()) - before
+
+
+def test_prefetched_items_come_in_order_and_a_few_ahead():
+    made = []
+
+    def items():
+        for item in range(20):
+            made.append(item)
+            yield item
+
+    with contextlib.closing(prefetched(items(), depth=2)) as ready:
+        assert next(ready) == 0
+        # Two wait in the queue, and one for a place in it.
+        deadline = time.monotonic() + 30
+        while len(made) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert made == [0, 1, 2, 3]
+        assert list(ready) == list(range(1, 20))
+
+
+def test_an_error_comes_where_its_item_would_have():
+    def items():
+        yield 1
+        raise OSError("no such file")
+
+    before = set(threading.enumerate())
+    ready = prefetched(items())
+    assert next(ready) == 1
+    with pytest.raises(OSError, match="no such file"):
+        next(ready)
+    assert not new_threads(before)
+
+
+def test_the_thread_ends_with_the_consumer():
+    before = set(threading.enumerate())
+    ready = prefetched(iter(range(10**9)))
+    assert [next(ready) for _ in range(3)] == [0, 1, 2]
+    assert len(new_threads(before)) == 1
+    ready.close()
+    assert not new_threads(before)
+    # One that was never begun has no thread.
+    prefetched(iter(range(3))).close()
+    assert list(prefetched(iter(()))) == []

@@ -1,0 +1,103 @@
+"""The record of a run says when it has stopped, and whose losses were not finite."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from ldro_jax.records import results
+from ldro_jax.training import recording
+from ldro_jax.training.engine import Trial
+from ldro_jax.training.step import TrainState
+
+EVALUATION = results.summarise_evaluation(1, "test", "accuracy", tiny.NAMES, [0.5] * 3, True)
+
+
+def start():
+    params = jnp.zeros(2)
+    tx = optax.chain(tiny.AVERAGE.transform(3), optax.sgd(0.1))
+    return TrainState(jnp.int32(0), params, tx.init(params))
+
+
+def test_a_record_starts_with_what_tells_its_run_from_others():
+    run = recording.empty_run(Trial(tiny.METHODS[3], 7), tiny.schedule(30))
+    assert (run.method, run.seed, run.num_steps) == ("L-DRO", 7, 30)
+    assert run.hyperparameters == tiny.METHODS[3].settings()
+
+
+def test_what_was_observed_is_joined_to_a_path():
+    run, schedule = recording.empty_run(Trial(tiny.AVERAGE, 0), tiny.schedule()), tiny.schedule()
+    for taken, observed in [(3, np.eye(3, 2)), (5, np.ones((2, 2)))]:
+        run = recording.extended(
+            run,
+            tiny.NAMES,
+            schedule,
+            start()._replace(step=jnp.int32(taken)),
+            losses=jnp.zeros(3),
+            evaluations=[dataclasses.replace(EVALUATION, step=taken)],
+            seconds_per_step=0.1,
+            observed=observed,
+        )
+    assert run.path.steps.tolist() == [1, 2, 3, 4, 5]
+    np.testing.assert_array_equal(run.path.values, [*np.eye(3, 2), *np.ones((2, 2))])
+
+
+@pytest.mark.parametrize(
+    ("train_steps", "streak", "stopped"),
+    [
+        (10, 1, None),
+        (10, 2, "for the last 2 steps the loss of a task was not finite"),
+        (1, 1, "for the last step the loss of a task was not finite"),
+        # It may still recover.
+        (20, 9, None),
+    ],
+)
+def test_a_run_that_ends_without_finite_losses_has_stopped(train_steps, streak, stopped):
+    state, schedule = start(), tiny.schedule(train_steps)
+    weighted = state.opt_state[0]._replace(
+        nonfinite=jnp.array([0, streak, 0], jnp.int32), nonfinite_streak=jnp.int32(streak)
+    )
+    taken = min(train_steps, 10)
+    run = recording.extended(
+        recording.empty_run(Trial(tiny.AVERAGE, 0), schedule),
+        tiny.NAMES,
+        schedule,
+        state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:])),
+        losses=jnp.zeros(3),
+        evaluations=[dataclasses.replace(EVALUATION, step=taken)],
+        seconds_per_step=0.1,
+    )
+    assert run.stopped is None if stopped is None else stopped in run.stopped
+
+
+def test_a_task_that_broke_once_is_not_blamed_for_another():
+    schedule = tiny.schedule(eval_interval=1, max_nonfinite_steps=3)
+    names = [["middle"], [], ["left"], ["left"], ["left"]]
+    counts = dict.fromkeys(tiny.NAMES, 0)
+    state = start()
+    run = recording.empty_run(Trial(tiny.AVERAGE, 0), schedule)
+    weighted = state.opt_state[0]
+    streak = 0
+    for taken, broken in enumerate(names, 1):
+        counts |= {name: counts[name] + 1 for name in broken}
+        streak = streak + 1 if broken else 0
+        weighted = weighted._replace(
+            nonfinite=jnp.array(list(counts.values()), jnp.int32),
+            nonfinite_streak=jnp.int32(streak),
+        )
+        state = state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:]))
+        evaluations = [dataclasses.replace(EVALUATION, step=taken)]
+        run = recording.extended(
+            run,
+            tiny.NAMES,
+            schedule,
+            state,
+            losses=jnp.zeros(3),
+            evaluations=evaluations,
+            seconds_per_step=0.1,
+        )
+    assert run.nonfinite_losses == {"middle": 1, "left": 3}
+    assert "for the last 3 steps the loss of a task was not finite (left)." in run.stopped
