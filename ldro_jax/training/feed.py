@@ -17,17 +17,9 @@ from ldro_jax.training.step import Batch
 
 
 class Feed:
-    """Draws and places the batches of one problem and one method.
+    """Draws and places the batches of one problem and one method; ``balanced`` if of every task.
 
-    Args:
-      problem: what is trained.
-      batches: how they are drawn.
-      method: how to weigh the tasks.
-      mesh: of devices.
-      balanced: whether every batch has as many rows of every task.
-
-    Raises:
-      ValueError: if such batches can't be drawn.
+    Raises ``ValueError`` if such batches can't be drawn.
     """
 
     def __init__(

@@ -7,14 +7,9 @@ from typing import Any
 
 
 def prefetched(items: Iterator[Any], depth: int = 2) -> Generator[Any, None, None]:
-    """Makes items in a thread of its own, a few ahead of their use.
+    """Makes items in a thread of its own, ``depth`` ahead of their use, and yields them in order.
 
-    Args:
-      items: made in the thread.
-      depth: how many to hold.
-
-    Yields:
-      The items, in order; what the thread raises is raised here.
+    What the thread raises is raised here.
     """
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
