@@ -125,19 +125,14 @@ def compare(
         losses = references_lib.validation_losses(alone, made.task_names) or unknown
 
         def record(runs):
-            return results.Results(
-                experiment=name,
+            return make_record(
+                made,
+                runs,
+                name=name,
                 description=description,
-                task_names=list(made.task_names),
-                metric=made.metrics[0].name,
-                higher_is_better=made.metrics[0].higher_is_better,
-                runs=runs,
-                versions=provenance.versions(),
-                device=provenance.device(),
                 references=references_lib.perplexities(alone, made.task_names),
                 task_sizes=_sizes(made),
                 select_by=select_by,
-                data=made.identity,
             )
 
         trials = {
@@ -210,6 +205,35 @@ def make_program(
     if layout is None and problem.on_device is not None and jax.process_count() == 1:
         return StackedProgram(problem, optimizer, batches, method)
     return MeshedProgram(problem, optimizer, batches, method, layout=layout or Layout())
+
+
+def make_record(
+    problem: Problem, runs: Sequence[results.Run], *, name: str, description: str, **more: Any
+) -> results.Results:
+    """The record of some runs of a problem on this machine.
+
+    Args:
+      problem: what was trained.
+      runs: what came out.
+      name: of the experiment.
+      description: of the experiment.
+      **more: further fields of the record.
+
+    Returns:
+      The record.
+    """
+    return results.Results(
+        experiment=name,
+        description=description,
+        task_names=list(problem.task_names),
+        metric=problem.metrics[0].name,
+        higher_is_better=problem.metrics[0].higher_is_better,
+        runs=runs,
+        versions=provenance.versions(),
+        device=provenance.device(),
+        data=problem.identity,
+        **more,
+    )
 
 
 def _together(asked: int | None, program: Program, schedule: Schedule, num_runs: int) -> int:

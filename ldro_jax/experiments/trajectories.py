@@ -12,7 +12,7 @@ from ldro_jax import checks, reporting
 from ldro_jax.experiments import compare
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.toy import PointTasks
-from ldro_jax.records import provenance, results
+from ldro_jax.records import results
 from ldro_jax.tasks import synthetic
 from ldro_jax.training.engine import Batches
 from ldro_jax.training.method import Method
@@ -106,17 +106,7 @@ def trajectories(
         ready()
 
     def record(runs):
-        return results.Results(
-            experiment=name,
-            description=description,
-            task_names=list(problem.task_names),
-            metric=problem.metrics[0].name,
-            higher_is_better=False,
-            runs=runs,
-            versions=provenance.versions(),
-            device=provenance.device(),
-            data=problem.identity,
-        )
+        return compare.make_record(problem, runs, name=name, description=description)
 
     runs, drawn = [], []
     for panel, first, programs in prepared:
