@@ -20,13 +20,11 @@ _TRAINER = [
     "gin-config>=0.5",
     "orbax-checkpoint>=0.11.13",
     "pandas>=2.2.2",
+    "tensorboardX>=2.6.2",
     "tqdm>=4.66",
     "typing-extensions>=4.4",
 ]
 _TFDS = [
-    "clu>=0.0.12",
-    # clu imports it, but names only TensorFlow, which no longer brings it.
-    "tensorboard>=2.19",
     "tensorflow>=2.19",
     "tensorflow-datasets>=4.9.9",
     # TFDS imports it to build a data set, but doesn't name it.
@@ -43,9 +41,12 @@ _GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.19"]
 _T5X = [
     *_LM,
     "cached_property>=2",
+    "clu>=0.0.12",
     "fiddle>=0.3",
     "grain>=0.2.12",
     "jaxtyping>=0.3",
+    # clu imports it, but names only TensorFlow, which no longer brings it.
+    "tensorboard>=2.19",
     "typing-extensions>=4",
 ]
 # Checkers are pinned: a new release of one finds new things.

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from ldro_jax import errors
+
 # What a file is called while it is written; one that is left by a killed process is of no use.
 TEMPORARY = ".ldro_jax-"
 
@@ -174,7 +176,7 @@ def clear_errors(path: pathlib.Path) -> Iterator[None]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         if not is_remote(path) or is_system_error:
             raise
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = errors.first_line(error)
         raise OSError(
             f"{path} can't be used ({reason.rstrip('.')}). Cloud storage takes "
             "pip install 'ldro-jax[gcs]', and an account that may read and write there."

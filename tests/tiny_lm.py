@@ -10,14 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 import tiny
 from flax import linen as nn
 
 from ldro_jax import problems
 from ldro_jax.models import cross_entropy, decoder
 from ldro_jax.tasks import sequences
-from ldro_jax.training import writers
 from ldro_jax.training.engine import Batches
 from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method
@@ -53,14 +51,6 @@ def compiled_quickly():
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", False)
-
-
-@contextlib.contextmanager
-def no_tensorboard():
-    """For fixtures of a whole module, which are made before those of single tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writers, "tensorboard_writer", lambda directory: writers.NullWriter())
-        yield
 
 
 @functools.cache

@@ -78,7 +78,8 @@ def compare(
       name: short name of the experiment.
       description: a paragraph for the report.
       data_dir: passed to ``problem``, if that is a function.
-      config_text: the resolved configuration, for the report; by default the arguments.
+      config_text: the resolved configuration, which the directory is known by and the report shows;
+        by default the arguments.
       ready: called once, when all is checked and before anything is written; the caller then
         answers for the output directory.
 
@@ -106,7 +107,7 @@ def compare(
     output_path = paths.absolute(output_dir)
     with contextlib.ExitStack() as stack:
         if ready is None:
-            config_text = _configuration(
+            config_text = config_text or _configuration(
                 problem=type(made).__name__,
                 methods=[_described(method) for method in settings],
                 seeds=list(seeds),

@@ -5,19 +5,16 @@ everything in it, says what data it was made with, and which earlier one was the
 run goes on from a checkpoint only if that one can be read as well.
 """
 
-import asyncio
-import contextlib
-import logging as logging_lib
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ldro_jax import paths, processes
-from ldro_jax.records import files
+from ldro_jax import errors, paths, processes
+from ldro_jax.records import files, orbax
 from ldro_jax.records import identity as identity_lib
 
 
@@ -55,7 +52,7 @@ class Checkpoints:
             ),
         )
         with paths.clear_errors(self._directory):
-            self._manager = _Manager(self._directory, options=options)
+            self._manager = orbax.Manager(self._directory, options=options)
 
     @property
     def steps(self) -> Sequence[int]:
@@ -174,13 +171,13 @@ class Checkpoints:
         try:
             payload = self._payload(step)
         except Exception as error:
-            reason = _reason(error)
+            reason = errors.first_line(error)
         if payload:
             self._check(step, payload, like)
             try:
                 state = self._state(step, like)
             except Exception as error:
-                reason = _reason(error)
+                reason = errors.first_line(error)
         if processes.all_agree(state is not None):
             # All processes take part in the sums.
             is_whole = identity_lib.digest(state) == payload["state"]
@@ -189,7 +186,7 @@ class Checkpoints:
                 try:
                     and_then(step)
                 except Exception as error:
-                    is_whole, reason = False, _reason(error)
+                    is_whole, reason = False, errors.first_line(error)
             if processes.all_agree(is_whole):
                 return state, payload
         logging.warning(
@@ -209,7 +206,7 @@ class Checkpoints:
 
     def _state(self, step: int, like: Any) -> Any:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        with _reads_come_to_an_end():
+        with orbax.reads_come_to_an_end():
             return ocp.StandardCheckpointHandler().restore(
                 self._manager.directory / str(step) / "state",
                 args=ocp.args.StandardRestore(abstract),
@@ -255,59 +252,3 @@ class Checkpoints:
                 self._prune()
             finally:
                 self._manager.close()
-
-
-class _Manager(ocp.CheckpointManager):
-    def reached_preemption(self, step: int) -> bool:
-        """Says no: :mod:`ldro_jax.preemption` asks jax, and numbers its questions."""
-        return False
-
-
-def _reason(error: Exception) -> str:
-    # TensorStore adds all of its settings.
-    first = str(error).partition("\n")[0].partition(" [tensorstore_spec")[0]
-    return first[:300] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _reads_come_to_an_end() -> Iterator[None]:
-    """Has Orbax finish what it began to read, where one of many reads fails.
-
-    It closes its event loop over the others. What reaches a closed loop Python reports at any time
-    later, and it can crash the process.
-    """
-    make_loop = asyncio.new_event_loop
-
-    def make_patient_loop() -> asyncio.AbstractEventLoop:
-        loop: Any = make_loop()
-        close = loop.close
-
-        def finish_and_close():
-            if not loop.is_closed() and (pending := asyncio.all_tasks(loop)):
-                done, _ = loop.run_until_complete(asyncio.wait(pending, timeout=60))
-                for task in done:
-                    # Otherwise asyncio would report what nobody asks for.
-                    _ = task.cancelled() or task.exception()
-            close()
-
-        loop.close = finish_and_close
-        return loop
-
-    asyncio.new_event_loop = make_patient_loop
-    try:
-        yield
-    finally:
-        asyncio.new_event_loop = make_loop
-
-
-def _is_news(record: logging_lib.LogRecord) -> bool:
-    return not _is_of_orbax(record.pathname) and "tensorstore_spec" not in record.getMessage()
-
-
-def _is_of_orbax(path: str) -> bool:
-    return "orbax" in pathlib.Path(path).parts
-
-
-# What goes wrong in Orbax's threads and reads is raised as well, and said here in a line.
-for _name in ("absl", "asyncio"):
-    logging_lib.getLogger(_name).addFilter(_is_news)

@@ -4,6 +4,7 @@ What is compared is resolved once (`comparison`), from the record as a table (`f
 says what a page shows, `tables` and `figures` make its parts, `page` renders it with `templates/`.
 """
 
+import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
@@ -87,13 +88,17 @@ def finish(
 ) -> None:
     """Writes the report, then `results.json`, and prints the tables; see :func:`write_report`.
 
-    Without the extra `plots` there is no report, and a warning says why.
+    Without the extra `plots` there may be neither, and a warning says why.
     """
     try:
-        write_report(record, output_dir, config_text=config_text, extra_sections=extra_sections)
+        page = write_report(
+            record, output_dir, config_text=config_text, extra_sections=extra_sections
+        )
     except ImportError as error:
         logging.warning("No report is written: %s", error)
+        page = output_dir / "results.json"
     # Last, because a directory that has it counts as finished.
     save_results(record, output_dir / "results.json")
-    print(headline_text(record))
-    print(f"Everything is in {output_dir}; look at {output_dir / 'report.html'}.")
+    with contextlib.suppress(ImportError):
+        print(headline_text(record))
+    print(f"Everything is in {output_dir}; look at {page}.")

@@ -33,12 +33,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.compact:
             results = compact(results)
         config = record.with_name("config.gin")
-        page = reporting.write_report(
-            results,
-            output_dir,
-            config_text=config.read_text(encoding="utf-8") if config.exists() else "",
-            baseline=args.baseline,
-        )
+        text = config.read_text(encoding="utf-8") if config.exists() else ""
+        page = reporting.write_report(results, output_dir, config_text=text, baseline=args.baseline)
         if args.compact:
             save_results(results, output_dir / "results.json")
     except (ImportError, OSError, ValueError) as error:

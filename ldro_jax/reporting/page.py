@@ -73,8 +73,7 @@ def _identified(sections: Iterable[Section]) -> list[tuple[str, Section]]:
 
 
 def _save(folder: Path, picture: Picture) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    picture.figure.savefig(buffer, format="png", facecolor="white")
+    picture.figure.savefig(buffer := io.BytesIO(), format="png", facecolor="white")
     data = buffer.getvalue()
     paths.write(folder / f"{picture.name}.png", data)
     # A PNG file begins with its size.

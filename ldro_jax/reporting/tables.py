@@ -84,8 +84,7 @@ def headline(comparison: Comparison) -> Table:
     values = comparison.values
     averages, worsts = values.spreads("average"), values.spreads("worst")
     seconds = [step_seconds(s) for s in comparison.shown]
-    reference = step_seconds(comparison.baseline).mean
-    ratios = [s.mean / reference for s in seconds]
+    ratios = [s.mean / step_seconds(comparison.baseline).mean for s in seconds]
     milliseconds = [s.mean * 1e3 for s in seconds]
     quality = decimals_for(s.mean for s in [*averages, *worsts])
     fine = decimals_for(milliseconds)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldro_jax import checks
+from ldro_jax import checks, errors
 from ldro_jax.tasks import base
 
 # Published means and standard deviations of the channels of the training images, in [0, 1].
@@ -169,7 +169,7 @@ def _read(dataset: str, data_dir: str | None) -> dict[str, Any]:
     # TFDS has errors of its own for each way in which a directory can be wrong.
     except Exception as error:
         raise FileNotFoundError(
-            f"TFDS can't open the data set {dataset}{where} ({_first_line(error)}). "
+            f"TFDS can't open the data set {dataset}{where} ({errors.first_line(error)}). "
             f"{_how(data_dir)}"
         ) from error
     needed = {"image", "label", "coarse_label"}
@@ -191,7 +191,7 @@ def _read(dataset: str, data_dir: str | None) -> dict[str, Any]:
         except Exception as error:
             raise ValueError(
                 f"The {split} split of {dataset} under {builder.data_path} can't be read "
-                f"({_first_line(error)}). Is a file cut off? {_how(data_dir)}"
+                f"({errors.first_line(error)}). Is a file cut off? {_how(data_dir)}"
             ) from error
         found, expected = len(arrays[split]["label"]), splits[split].num_examples
         if found != expected:
@@ -202,10 +202,6 @@ def _read(dataset: str, data_dir: str | None) -> dict[str, Any]:
     arrays["task_names"] = tuple(name.replace("_", " ") for name in features["coarse_label"].names)
     arrays["num_classes"] = features["label"].num_classes
     return arrays
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _how(data_dir: str | None) -> str:

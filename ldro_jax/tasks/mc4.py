@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax import checks
+from ldro_jax import checks, errors
 from ldro_jax.tasks import sequences, streaming, text_files, token_cache, vocabulary
 
 # fmt: off
@@ -213,7 +213,7 @@ def _info(task: Any, folder: Any) -> Any:
     # TFDS has errors of its own for each way in which a directory can be wrong.
     except Exception as error:
         raise ValueError(
-            f"TFDS can't open mC4 in {folder} ({streaming.first_line(error)}). Copy its "
+            f"TFDS can't open mC4 in {folder} ({errors.first_line(error)}). Copy its "
             "dataset_info.json and features.json again."
         ) from error
     if "text" not in info.features:
@@ -256,6 +256,6 @@ def _tokenise(
     except tf.errors.OpError as error:
         raise ValueError(
             f"The {split} text of {task.name} in {folder} can't be read "
-            f"({streaming.first_line(error)}). Is a file cut off or missing?"
+            f"({errors.first_line(error)}). Is a file cut off or missing?"
         ) from error
     return np.concatenate(pages)[:max_tokens]

@@ -13,13 +13,13 @@ import contextlib
 import hashlib
 import json
 import pathlib
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from ldro_jax import errors
 from ldro_jax.tasks import vocabulary
 from ldro_jax.tasks.source import Source
 
@@ -133,7 +133,7 @@ class StreamingSequences(Source):
         except (OSError, self._tf.errors.OpError) as error:
             raise OSError(
                 f"The state of the training text can't be written to {directory} "
-                f"({first_line(error)}). Is the disk full?"
+                f"({errors.first_line(error)}). Is the disk full?"
             ) from error
 
     def restore(self, directory: pathlib.Path) -> None:
@@ -158,7 +158,7 @@ class StreamingSequences(Source):
             self._checkpoint().read(str(directory / self._name)).assert_consumed()
         except (self._tf.errors.OpError, AssertionError) as error:
             versions = f"written by TensorFlow {version}, read by {self._tf.__version__}"
-            reason = f"{first_line(error)}; {versions}"
+            reason = f"{errors.first_line(error)}; {versions}"
             raise _damaged(directory / self._name, reason) from error
 
     def _next(self, task: int) -> np.ndarray:
@@ -167,7 +167,7 @@ class StreamingSequences(Source):
         except self._tf.errors.OpError as error:
             raise ValueError(
                 f"The training text of {self._text['task_names'][task]} can't be read "
-                f"({first_line(error)}). Is a file cut off or missing?"
+                f"({errors.first_line(error)}). Is a file cut off or missing?"
             ) from error
         if sequence is None:
             raise ValueError(
@@ -239,21 +239,6 @@ def tensorflow() -> Any:
     with contextlib.suppress(RuntimeError):
         tf.config.set_visible_devices([], "GPU")
     return tf
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in short.
-
-    Args:
-      error: of a file, or one of TensorFlow, whose messages are long.
-
-    Returns:
-      The first line of its message, or its type if it has none.
-    """
-    message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    # TensorFlow names the operation before and after.
-    message = re.sub(r"\{\{.*?\}\}|\[Op:.*", "", message)
-    return next(iter(message.strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager

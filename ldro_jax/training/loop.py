@@ -58,7 +58,8 @@ def train(
         session = program.start(trials)
         saved = _Saved(checkpoint_dir, {**program.problem.identity, **session.identity})
         stack.enter_context(contextlib.closing(saved.checkpoints))
-        log = [stack.enter_context(_writer(directory)) for directory in tensorboard_dirs]
+        folders = tensorboard_dirs if processes.is_first() else ()
+        log = [stack.enter_context(writers.TensorBoardWriter(folder)) for folder in folders]
         preempted = stack.enter_context(preemption.watch())
         now = saved.restore(session)
         if now is None:
@@ -192,13 +193,6 @@ class _Saved:
         return _Progress.from_record(record)
 
 
-def _writer(directory: pathlib.Path) -> contextlib.closing:
-    first = processes.is_first()
-    return contextlib.closing(
-        writers.tensorboard_writer(directory) if first else writers.NullWriter()
-    )
-
-
 def _evaluate(
     program: Program,
     session: Session,
@@ -230,7 +224,8 @@ def _evaluate(
             seconds_per_step=float(np.median(seconds)) if seconds else math.nan,
             observed=session.observed(index),
         )
-        recording.write_scalars(log[index], now.runs[index])
+        if log:
+            recording.write_scalars(log[index], now.runs[index])
     return values
 
 

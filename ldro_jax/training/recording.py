@@ -136,8 +136,6 @@ def write_scalars(writer: Any, run: results.Run) -> None:
         tasks = zip(run.evaluations[-1].per_task, series.values[-1], strict=True)
         scalars |= {f"{name}/{task}": float(value) for task, value in tasks}
     writer.write_scalars(run.evaluations[-1].step, scalars)
-    # What isn't on disk when a checkpoint is, a resumed run won't write again.
-    writer.flush()
 
 
 def progress_text(run: results.Run) -> str:

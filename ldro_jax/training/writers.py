@@ -1,54 +1,37 @@
-"""TensorBoard scalars, where clu and TensorFlow are installed."""
+"""TensorBoard scalars, written without TensorFlow, which takes seconds to import."""
 
-import functools
-import os
+import contextlib
 import pathlib
+import time
+import uuid
 from collections.abc import Mapping
 
-from absl import logging
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.record_writer import directory_check
 
 
-class NullWriter:
-    """Writes nothing; stands in where TensorBoard events can't be written."""
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Drops the scalars."""
-        del step, scalars
-
-    def flush(self) -> None:
-        """Does nothing."""
-
-    def close(self) -> None:
-        """Does nothing."""
-
-
-def tensorboard_writer(directory: pathlib.Path):
-    """A writer of TensorBoard events.
+class TensorBoardWriter(contextlib.AbstractContextManager):
+    """Writes TensorBoard events at once; tensorboardX's own writer leaves that to a thread.
 
     Args:
-      directory: where the event files go.
-
-    Returns:
-      A ``clu.metric_writers.SummaryWriter``, or a :class:`NullWriter` if clu or TensorFlow, which
-      it writes with, is not installed; the log says so once.
+      directory: where the event file goes, a new one.
     """
-    summary_writer = _summary_writer()
-    return summary_writer(str(directory)) if summary_writer else NullWriter()
 
+    def __init__(self, directory: pathlib.Path):
+        directory_check(str(directory))
+        # The rest of its name are the second and the machine.
+        self._writer = EventsWriter(str(directory / "events"), f".{uuid.uuid4().hex}")
 
-@functools.cache
-def _summary_writer():
-    # TensorFlow reports on its search for GPUs; jaxlib has read this variable by now.
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    try:
-        import tensorflow as tf
-        from clu.metric_writers.summary_writer import SummaryWriter
-    except ImportError as error:
-        logging.warning(
-            "No TensorBoard events are written (%s). To have them: pip install 'ldro-jax[vision]'.",
-            error,
-        )
-        return None
-    # Otherwise TensorFlow takes all memory of a GPU, or complains that it finds none.
-    tf.config.set_visible_devices([], "GPU")
-    return SummaryWriter
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the scalars of one step, by name."""
+        values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
+        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
+        self._writer.write_event(event)
+        # What isn't on disk when a checkpoint is, a resumed run won't write again.
+        self._writer.flush()
+
+    def __exit__(self, *error: object) -> None:
+        """Closes the file."""
+        self._writer.close()

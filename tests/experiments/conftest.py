@@ -4,13 +4,6 @@ import pytest
 import trained as trained_lib
 
 from ldro_jax import reporting
-from ldro_jax.training import writers
-
-
-@pytest.fixture(autouse=True)
-def _no_tensorboard(monkeypatch):
-    # It imports TensorFlow.
-    monkeypatch.setattr(writers, "tensorboard_writer", lambda directory: writers.NullWriter())
 
 
 @pytest.fixture

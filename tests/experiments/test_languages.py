@@ -40,7 +40,7 @@ REFERENCES = {"vocabulary": "tiny", "eval_length": 2 * tiny_lm.LENGTH, "losses":
 
 @pytest.fixture(scope="module", autouse=True)
 def _quickly():
-    with tiny_lm.compiled_quickly(), tiny_lm.no_tensorboard():
+    with tiny_lm.compiled_quickly():
         yield
 
 

@@ -10,7 +10,6 @@ import tiny_lm
 
 from ldro_jax import configuration
 from ldro_jax.records import results
-from ldro_jax.training import writers
 
 # Importing seqio brings TensorFlow, whose packages use what is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -34,8 +33,7 @@ _TINY_ALONE = ["alone/monolingual.batch_size=8"]
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch):
-    monkeypatch.setattr(writers, "tensorboard_writer", lambda directory: writers.NullWriter())
+def _alone():
     jax.config.update("jax_disable_most_optimizations", True)
     # Optax's Adam is not made for strict promotion.
     with jax.numpy_dtype_promotion("standard"):

@@ -4,7 +4,7 @@ import jax
 import pytest
 import tiny
 
-from ldro_jax.training import loop, writers
+from ldro_jax.training import loop
 from ldro_jax.training.method import Method, grid
 from ldro_jax.training.sharding import Layout
 
@@ -14,11 +14,6 @@ LDRO = Method(
     {"lookahead_lr": 1.0, "weight_lr": 1.0},
     interaction_interval=2,
 )
-
-
-@pytest.fixture(autouse=True)
-def _no_tensorboard(monkeypatch):
-    monkeypatch.setattr(writers, "tensorboard_writer", lambda directory: writers.NullWriter())
 
 
 def test_a_sweep_is_one_run_for_each_setting_and_seed(tmp_path):

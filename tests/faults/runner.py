@@ -61,9 +61,7 @@ def _run(job) -> None:
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     from ldro_jax import main, paths, reporting
-    from ldro_jax.training import writers
 
-    writers.tensorboard_writer = lambda directory: writers.NullWriter()
     if not job.get("report"):
         reporting.write_report = lambda results, output_dir, **options: paths.write(
             paths.make(output_dir) / "report.html", "report"

@@ -160,8 +160,23 @@ def test_without_the_extra_it_says_what_to_install(full, tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
     # The results are kept and shown all the same.
     reporting.finish(full, tmp_path, "")
-    assert "L-DRO online" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "L-DRO online" in printed and f"look at {tmp_path / 'results.json'}." in printed
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_without_pandas_the_results_are_kept(full, tmp_path, run_python):
+    save_results(full, tmp_path / "before.json")
+    printed = run_python(
+        "import pathlib, sys\n"
+        "sys.modules['pandas'] = None\n"
+        "from ldro_jax import reporting\n"
+        "from ldro_jax.records import results\n"
+        f"folder = pathlib.Path({str(tmp_path)!r})\n"
+        "reporting.finish(results.load_results(folder / 'before.json'), folder, '')\n"
+    )
+    assert printed == f"Everything is in {tmp_path}; look at {tmp_path / 'results.json'}.\n"
+    assert load_results(tmp_path / "results.json").runs
 
 
 def test_the_results_are_written_last_and_tables_are_printed(full, tmp_path, monkeypatch, capsys):

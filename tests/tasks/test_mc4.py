@@ -13,7 +13,7 @@ import tiny_mc4
 from ldro_jax import configuration
 from ldro_jax.records import results
 from ldro_jax.tasks import mc4
-from ldro_jax.training import recording, writers
+from ldro_jax.training import recording
 
 # Importing seqio brings TensorFlow, whose packages use what is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -245,7 +245,6 @@ def test_without_tfds_the_error_says_what_to_install(monkeypatch):
 def test_a_run_on_mc4_that_is_stopped_goes_on_with_the_next_text(
     data_dir, cache_dir, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(writers, "tensorboard_writer", lambda directory: writers.NullWriter())
     bindings = [
         "TRAIN_STEPS=6",
         "WARMUP_STEPS=1",

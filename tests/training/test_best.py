@@ -17,7 +17,7 @@ from ldro_jax.training.engine import Trial
 
 @pytest.fixture(scope="module", autouse=True)
 def _quickly():
-    with tiny_lm.compiled_quickly(), tiny_lm.no_tensorboard():
+    with tiny_lm.compiled_quickly():
         yield
 
 

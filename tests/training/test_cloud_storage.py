@@ -1,7 +1,7 @@
 """An output directory in a bucket has the same files as one on this machine.
 
 What talks to Google is replaced: the backend of epath, the storage of TensorStore's arrays, and
-TensorFlow's own access.
+that of TensorBoard's events.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_lm
+from tensorboardX import record_writer
 
 from ldro_jax import configuration, main, output_dir, paths, reporting
 from ldro_jax.records import checkpoints, files, results
@@ -59,11 +60,29 @@ for _name in (
     setattr(Storage, _name, _mapped(_name))
 
 
+class TensorBoardFiles:
+    """The files that tensorboardX writes to a bucket."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def directory_check(self, path):
+        del path
+
+    def open(self, path):
+        local = pathlib.Path(path.replace("gs://", f"{self.root}/"))
+        local.parent.mkdir(parents=True, exist_ok=True)
+        return local.open("wb")
+
+
 @pytest.fixture
 def storage(tmp_path, monkeypatch):
     """The folder that stands for all buckets."""
     monkeypatch.setattr(gpath, "_is_tf_installed", lambda: False)
     monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", Storage(tmp_path / "storage"))
+    monkeypatch.setitem(
+        record_writer.REGISTERED_FACTORIES, "gs", TensorBoardFiles(tmp_path / "storage")
+    )
     (tmp_path / "storage" / "bucket").mkdir(parents=True)
     return tmp_path / "storage"
 
@@ -86,8 +105,7 @@ def orbax_too(storage, monkeypatch):
 @pytest.fixture(scope="module")
 def record(tmp_path_factory):
     """That of a whole experiment."""
-    with tiny_lm.no_tensorboard():
-        return tiny.run(tmp_path_factory.mktemp("whole"))
+    return tiny.run(tmp_path_factory.mktemp("whole"))
 
 
 def contents(folder):
@@ -204,8 +222,11 @@ def test_a_classification_experiment_ends_in_a_bucket(orbax_too, storage, tmp_pa
         found = tiny.run(folder, schedule=tiny.schedule(20, 5, 5))
         assert found.runs[0].evaluations
     names = [set(contents(folder)) for folder in (tmp_path / "here", storage / "bucket" / "there")]
+    events = [sorted(n.rpartition("/")[0] for n in some if ".tfevents." in n) for some in names]
+    assert events[0] == events[1] and events[0]
     # In a bucket nothing can be locked.
-    written = [{n for n in some if "checkpoints" not in n and "lock" not in n} for some in names]
+    others = ("checkpoints", "lock", "tfevents")
+    written = [{n for n in some if not any(word in n for word in others)} for some in names]
     assert written[0] == written[1]
     assert {"results.json", "report.html", "config.gin"} <= written[1]
     saved = storage / "bucket" / "there" / "checkpoints" / "Average-seed0"

@@ -22,7 +22,7 @@ METHODS = [tiny_lm.LDRO, tiny_lm.DRAWN]
 
 @pytest.fixture(scope="module", autouse=True)
 def _quickly():
-    with tiny_lm.compiled_quickly(), tiny_lm.no_tensorboard():
+    with tiny_lm.compiled_quickly():
         yield
 
 

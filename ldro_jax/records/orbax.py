@@ -1,0 +1,62 @@
+"""Orbax, kept quiet where it says twice what goes wrong, and whole where a read fails."""
+
+import asyncio
+import contextlib
+import logging
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's, which leaves the question of preemption to us."""
+
+    def reached_preemption(self, step: int) -> bool:
+        """Says no: :mod:`ldro_jax.preemption` asks jax, and numbers its questions."""
+        return False
+
+
+@contextlib.contextmanager
+def reads_come_to_an_end() -> Iterator[None]:
+    """Has Orbax finish what it began to read, where one of many reads fails.
+
+    It closes its event loop over the others. What reaches a closed loop Python reports at any time
+    later, and it can crash the process.
+    """
+    make_loop = asyncio.new_event_loop
+
+    def make_patient_loop() -> asyncio.AbstractEventLoop:
+        loop: Any = make_loop()
+        close = loop.close
+
+        def finish_and_close():
+            if not loop.is_closed() and (pending := asyncio.all_tasks(loop)):
+                done, _ = loop.run_until_complete(asyncio.wait(pending, timeout=60))
+                for task in done:
+                    # Otherwise asyncio would report what nobody asks for.
+                    _ = task.cancelled() or task.exception()
+            close()
+
+        loop.close = finish_and_close
+        return loop
+
+    asyncio.new_event_loop = make_patient_loop
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = make_loop
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return not _is_of_orbax(record.pathname) and "tensorstore_spec" not in record.getMessage()
+
+
+def _is_of_orbax(path: str) -> bool:
+    return "orbax" in pathlib.Path(path).parts
+
+
+# What goes wrong in Orbax's threads and reads is raised as well, and said here in a line.
+for _name in ("absl", "asyncio"):
+    logging.getLogger(_name).addFilter(_is_news)
