@@ -80,8 +80,8 @@ def main(output_dir):
         problem,
         methods,
         seeds=(0, 1, 2),
-        optimizer=optax.adam(0.003),
-        schedule=Schedule(300, eval_interval=30, checkpoint_interval=90, test="best"),
+        optimizer=optax.adamw(0.003, weight_decay=1.0),
+        schedule=Schedule(120, eval_interval=12, checkpoint_interval=36, test="best"),
         batch_size=30,
         output_dir=output_dir,
     )

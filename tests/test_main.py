@@ -199,7 +199,7 @@ def test_developers_get_the_traceback(tmp_path, monkeypatch):
 # Long enough that the process can be killed in the middle.
 LONG = (
     DIGITS,
-    "--gin.TRAIN_STEPS=200",
+    "--gin.TRAIN_STEPS=100",
     "--gin.SEEDS=(0,)",
     "--gin.Schedule.eval_interval=5",
     "--gin.Schedule.checkpoint_interval=10",
@@ -228,7 +228,7 @@ def end(process):
 def parameters(directory):
     import orbax.checkpoint as ocp
 
-    path = directory / "checkpoints" / "L-DRO-seed0" / "200" / "state"
+    path = directory / "checkpoints" / "L-DRO-seed0" / "100" / "state"
     with ocp.StandardCheckpointer() as checkpointer:
         item = checkpointer.metadata(path).item_metadata
         return checkpointer.restore(path, _like(item))

@@ -20,7 +20,7 @@ _NAMES = {signal.SIGINT: "Interrupted.", signal.SIGTERM: "Terminated."}
 # Long enough to be stopped in the middle.
 LONG = [
     *harness.DIGITS,
-    "--gin.TRAIN_STEPS=120",
+    "--gin.TRAIN_STEPS=40",
     "--gin.compare.methods=[@ldro/Method()]",
 ]
 
