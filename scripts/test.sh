@@ -10,5 +10,5 @@ use_environment vision,lm,plots,test
 ruff check .
 ruff format --check .
 pyright
-# One process per core, each with its own fake devices.
-python -m pytest -n auto --dist=worksteal "$@"
+# One process per core, each with its own fake devices. The tests of a file share what they compile.
+python -m pytest -n auto --dist=loadfile "$@"

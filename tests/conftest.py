@@ -6,6 +6,7 @@ import sys
 
 import jax
 import pytest
+from jax._src import compiler
 
 from ldro_jax import _xla_flags
 
@@ -37,6 +38,30 @@ def _compile_once(tmp_path_factory):
     # And for those that tests start.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+
+# Where rounding is looked at, or what XLA gets wrong.
+_OPTIMISED = ("games", "interaction", "models", "test_xla_flags")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_quickly(request):
+    """Compiling is most of what tests do, and LLVM's optimisations and MLIR most of compiling."""
+    if any(name in request.node.nodeid for name in _OPTIMISED):
+        yield
+        return
+    original = compiler.get_compile_options
+
+    def without_fusion_emitters(*args, **options):
+        found = original(*args, **options)
+        found.env_option_overrides += [("xla_cpu_use_fusion_emitters", False)]
+        return found
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", without_fusion_emitters)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(params=["float32", "float64"])

@@ -4,11 +4,7 @@ import errno
 import json
 import os
 import pathlib
-import signal
 import struct
-import subprocess
-import sys
-import time
 
 import gin
 import numpy as np
@@ -194,82 +190,3 @@ def test_developers_get_the_traceback(tmp_path, monkeypatch):
     monkeypatch.setenv("LDRO_JAX_TRACEBACK", "1")
     with pytest.raises(ValueError, match="Known names"):
         command(DIGITS, "--gin.Nope.a=1", f"--output_dir={tmp_path}")
-
-
-# Long enough that the process can be killed in the middle.
-LONG = (
-    DIGITS,
-    "--gin.TRAIN_STEPS=100",
-    "--gin.SEEDS=(0,)",
-    "--gin.Schedule.eval_interval=5",
-    "--gin.Schedule.checkpoint_interval=10",
-    "--gin.ldro/Method.interaction_interval=7",
-    "--gin.compare.methods=[@ldro/Method()]",
-)
-
-
-def start(directory):
-    """Starts the command line in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "ldro_jax.main", *LONG, f"--output_dir={directory}"],
-        cwd=_ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def end(process):
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return out + err
-
-
-def parameters(directory):
-    import orbax.checkpoint as ocp
-
-    path = directory / "checkpoints" / "L-DRO-seed0" / "100" / "state"
-    with ocp.StandardCheckpointer() as checkpointer:
-        item = checkpointer.metadata(path).item_metadata
-        return checkpointer.restore(path, _like(item))
-
-
-def _like(metadata):
-    import jax
-
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), metadata.tree
-    )
-
-
-def test_a_killed_run_goes_on_and_ends_bit_identical(tmp_path):
-    import jax
-
-    whole, killed = start(tmp_path / "whole"), start(tmp_path / "killed")
-    try:
-        checkpoints = tmp_path / "killed" / "checkpoints" / "L-DRO-seed0"
-        deadline = time.monotonic() + 240
-        while not (checkpoints / "30").exists() and killed.poll() is None:
-            assert time.monotonic() < deadline, "no checkpoint came"
-            time.sleep(0.01)
-        killed.send_signal(signal.SIGKILL)
-        killed.communicate()
-        assert killed.returncode == -signal.SIGKILL
-        assert not (tmp_path / "killed" / "runs").exists(), "it was done before it was killed"
-        assert "resumed at step" in end(start(tmp_path / "killed"))
-        assert "resumed" not in end(whole)
-    finally:
-        for process in (whole, killed):
-            process.kill()
-    records = [
-        json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "killed")
-    ]
-    for record in records:
-        assert record["runs"][0].pop("seconds_per_step") > 0 and record.pop("checksum")
-    assert records[0] == records[1]
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        parameters(tmp_path / "whole"),
-        parameters(tmp_path / "killed"),
-    )

@@ -1,6 +1,5 @@
 """A few artificial languages, and a model of them that compiles in a second or two."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -41,16 +40,6 @@ DRAWN = Method("Group DRO, drawn", "group_dro", {"weight_lr": 0.3}, sampling="we
 LDRO = Method(
     "L-DRO", "lookahead_online", {"lookahead_lr": 0.2, "weight_lr": 0.2}, interaction_interval=5
 )
-
-
-@contextlib.contextmanager
-def compiled_quickly():
-    """Compiling is most of what these tests do; LLVM's optimisations are half of that."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

@@ -58,8 +58,6 @@ def train(
         session = program.start(trials)
         saved = _Saved(checkpoint_dir, {**program.problem.identity, **session.identity})
         stack.enter_context(contextlib.closing(saved.checkpoints))
-        folders = tensorboard_dirs if processes.is_first() else ()
-        log = [stack.enter_context(writers.TensorBoardWriter(folder)) for folder in folders]
         preempted = stack.enter_context(preemption.watch())
         now = saved.restore(session)
         if now is None:
@@ -67,6 +65,8 @@ def train(
         else:
             progress.write(f"{now.names}: resumed at step {session.step}.")
             progress.update(session.step * len(trials))
+        folders = tensorboard_dirs if processes.is_first() else ()
+        log = [stack.enter_context(writers.TensorBoardWriter(folder)) for folder in folders]
         last_saved, seconds = session.step, []
 
         def save():

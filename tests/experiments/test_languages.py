@@ -38,12 +38,6 @@ LOSSES = {
 REFERENCES = {"vocabulary": "tiny", "eval_length": 2 * tiny_lm.LENGTH, "losses": LOSSES}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with tiny_lm.compiled_quickly():
-        yield
-
-
 @pytest.fixture
 def no_report(monkeypatch):
     """Figures take longer than training here."""

@@ -82,6 +82,7 @@ def test_a_signal_at_any_moment_ends_the_process(number, tmp_path, survived):
     survived(f"{number.name} at any moment", problems)
 
 
+@pytest.mark.heavy
 def test_sigterm_saves_an_experiment_on_images_and_ctrl_c_ends_it_at_once(tmp_path):
     checkpoints = tmp_path / "o" / "checkpoints" / "L-DRO-seed0"
     whole = start(LONG, tmp_path / "whole")

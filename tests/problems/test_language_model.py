@@ -11,12 +11,6 @@ from flax.core import meta
 CORPUS = tiny_lm.corpus()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with tiny_lm.compiled_quickly():
-        yield
-
-
 @pytest.fixture(scope="module")
 def params():
     return meta.unbox(jax.jit(tiny_lm.problem().init)(jax.random.key(0)))

@@ -15,12 +15,6 @@ from ldro_jax.records import checkpoints, results
 from ldro_jax.training.engine import Trial
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with tiny_lm.compiled_quickly():
-        yield
-
-
 def unstable_sgd(good, bad):
     """A good learning rate for 20 steps, one that unlearns for 10, and then NaN."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ldro_jax import processes
-from ldro_jax.records import checkpoints, identity
+from ldro_jax.records import checkpoints, identity, orbax
 
 RECORD = {"seed": 0, "values": [0.1, None, 1e-30], "name": "L-DRO"}
 
@@ -168,7 +168,7 @@ def test_two_at_a_time_have_messages_of_their_own(tmp_path, monkeypatch):
     def record(directory, options):
         made.append(options.multiprocessing_options.barrier_sync_key_prefix)
 
-    monkeypatch.setattr(checkpoints, "_Manager", record)
+    monkeypatch.setattr(orbax, "Manager", record)
     for name in ("latest", "best"):
         checkpoints.Checkpoints(tmp_path / name)
     assert made == ["latest", "best"]

@@ -29,12 +29,6 @@ DRAWN = dataclasses.replace(tiny_lm.LDRO, name="drawn", sampling="weights")
 METHODS = {m.name: m for m in (tiny_lm.AVERAGE, tiny_lm.LDRO, EVERY_STEP, DRAWN)}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with tiny_lm.compiled_quickly():
-        yield
-
-
 IMAGES = {
     "images": {},
     # Ten rows on eight devices can't be taken, sixteen of three tasks can.

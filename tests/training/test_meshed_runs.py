@@ -20,12 +20,6 @@ from ldro_jax.training.sharding import Layout
 METHODS = [tiny_lm.LDRO, tiny_lm.DRAWN]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with tiny_lm.compiled_quickly():
-        yield
-
-
 class Recorded:
     """A program that remembers what each step was trained on, and where training got to."""
 

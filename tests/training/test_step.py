@@ -34,12 +34,6 @@ PROBABILITIES = np.array([0.1, 0.2, 0.4, 0.3])
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quickly():
-    with tiny_lm.compiled_quickly():
-        yield
-
-
 @functools.cache
 def problem(name):
     """The problem, the gradient of one row's loss, and where to start."""
