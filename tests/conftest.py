@@ -26,6 +26,27 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# What -m smoke runs: the mathematics, data, records and tables, and one experiment to its end.
+_SMOKE = (
+    "problems/test_arrays.py",
+    "records/test_results.py",
+    "reporting/test_tables.py",
+    "test_checks.py",
+    "test_main.py::test_results_hold_what_was_promised",
+    "training/test_schedule.py",
+    "weighting/test_methods.py",
+    "weighting/test_pcgrad.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks what is quick and goes through most of the library."""
+    for item in items:
+        heavy = item.get_closest_marker("heavy")
+        if not heavy and any(f"tests/{name}" in item.nodeid for name in _SMOKE):
+            item.add_marker(pytest.mark.smoke)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compile_once(tmp_path_factory):
     """What takes long to compile is kept for all processes of this session."""
