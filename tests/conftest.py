@@ -49,20 +49,6 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.smoke)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compile_once(tmp_path_factory):
-    """What takes long to compile is kept for all processes of this session."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    folder = str(folder / "compiled")
-    jax.config.update("jax_compilation_cache_dir", folder)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    # And for those that tests start.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
-
-
 # Where rounding is looked at, or what XLA gets wrong.
 _OPTIMISED = ("games", "interaction", "models", "test_xla_flags")
 
@@ -87,12 +73,12 @@ def _compile_quickly(request):
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(autouse=True)
 def _free_programs():
     """Each compiled program maps some memory, of which a process may map 65,530 pieces on Linux."""
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    if maps.exists() and maps.read_bytes().count(b"\n") > 40_000:
         jax.clear_caches()
         gc.collect()
 

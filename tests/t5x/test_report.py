@@ -16,10 +16,14 @@ TASKS = ("ldro_text_ar", "ldro_text_fr")
 
 
 def write(folder, step, scalars):
-    # clu's writer, which T5X uses, writes tensors too.
+    # clu's writer, which T5X uses, writes tensors too: ``tf.summary.scalar``, which needs
+    # TensorBoard, does no more than this.
+    metadata = tf.compat.v1.SummaryMetadata(
+        plugin_data=tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    )
     with tf.summary.create_file_writer(str(folder)).as_default(step=step):
         for name, value in scalars.items():
-            tf.summary.scalar(name, value)
+            tf.summary.write(name, tf.constant(value, tf.float32), metadata=metadata)
 
 
 @pytest.fixture
