@@ -1,0 +1,129 @@
+"""The equilibrium of a matrix game whose players both pay for leaving the even strategy."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_MAX_STEPS = 60
+
+
+class SmoothEquilibrium(NamedTuple):
+    """Equilibrium of a game with entropy.
+
+    Attributes:
+      weights: w, the column player's strategy, ``[M]``, on the simplex.
+      adversary: v, the row player's, ``[N]``.
+      steps: Newton steps taken, int32.
+    """
+
+    weights: jax.Array
+    adversary: jax.Array
+    steps: jax.Array
+
+
+def smooth_equilibrium(
+    losses: jax.Array,
+    decrease: jax.Array,
+    *,
+    column_temperature: jax.Array,
+    row_temperature: jax.Array,
+    start: jax.Array | None = None,
+) -> SmoothEquilibrium:
+    r"""Solves :math:`\min_w \max_v v^⊤ (ℓ 1^⊤ − B) w + τ \, KL(w‖u) − σ \, KL(v‖u)`, u uniform.
+
+    The equilibrium is unique and a smooth function of the payoffs:
+    :math:`v ∝ \exp((ℓ − B w) / σ)` and :math:`w ∝ \exp(B^⊤ v / τ)`. It is found by Newton's method
+    on log w and log v together, from high temperatures down to those that are asked for. For τ,
+    σ → 0 it is an equilibrium of the game itself.
+
+    Args:
+      losses: ℓ, ``[N]``.
+      decrease: B, ``[N, M]``.
+      column_temperature: τ, positive, in units of the payoffs; no less is taken than a thousandth
+        of the range of the payoffs, in float64 a hundred-thousandth.
+      row_temperature: σ, the same.
+      start: w to begin with, ``[M]``; uniform by default.
+
+    Returns:
+      The equilibrium. Gradients stop at it.
+    """
+    losses, decrease = lax.stop_gradient((losses, decrease))
+    dtype = losses.dtype
+    count = decrease.shape[1]
+    eps = jnp.finfo(dtype).eps
+    # At lower temperatures rounding decides: the equilibrium there is as near to the game's own.
+    lowest = max(2**13 * eps, 1e-5) * jnp.maximum(jnp.ptp(losses), jnp.ptp(decrease))
+    tau, sigma = (
+        jnp.maximum(jnp.asarray(t, dtype), lowest) for t in (column_temperature, row_temperature)
+    )
+
+    def dot(a, b):
+        return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
+
+    def advance(carry):
+        log_w, log_v, heat, _, step = carry
+        t, s = tau * heat, sigma * heat
+        w, v = jnp.exp(log_w), jnp.exp(log_v)
+        # What log w and log v are short of, each up to a constant.
+        pull = dot(decrease.T, v)
+        short_w = pull / t - log_w
+        short_v = (losses - dot(decrease, w)) / s - log_v
+        short_w, short_v = short_w - w @ short_w, short_v - v @ short_v
+        # The rows' changes eliminated, and those of w times their root as unknowns: the matrix is
+        # then one plus something positive.
+        root = jnp.sqrt(w)
+        centred = (decrease - pull[None, :]) * root[None, :]
+        matrix = dot(centred.T, v[:, None] * centred) / (s * t) + jnp.eye(count, dtype=dtype)
+        target = root * short_w + dot(centred.T, v * short_v) / t
+        factor = jax.scipy.linalg.cho_factor(matrix)
+        both = jax.scipy.linalg.cho_solve(factor, jnp.stack([target, root], axis=1))
+        x = both[:, 0] - both[:, 1] * (root @ both[:, 0]) / (root @ both[:, 1])
+        change_v = short_v - dot(centred, x) / s
+        change_v = change_v - v @ change_v
+        # The same of w, from the equation that has no division by a root that may vanish.
+        change_w = short_w + dot((decrease - pull[None, :]).T, v * change_v) / t
+        change_w = change_w - w @ change_w
+        small = 16 * eps / count
+        size = jnp.maximum(
+            jnp.max(jnp.where(w > small, jnp.abs(change_w), 0)),
+            jnp.max(jnp.where(v > small, jnp.abs(change_v), 0)),
+        )
+        length = jnp.minimum(1, 2 / jnp.maximum(size, 1))
+        new_w = jax.nn.log_softmax(log_w + jnp.clip(length * change_w, -8, 8))
+        new_v = jax.nn.log_softmax(log_v + jnp.clip(length * change_v, -8, 8))
+        usable = jnp.isfinite(new_w).all() & jnp.isfinite(new_v).all()
+        cooler = jnp.maximum(1, jnp.where(size < 1, heat / 4, heat))
+        # It is done when a step at the temperatures themselves was tiny.
+        size = jnp.where(heat > 1, jnp.ones_like(size), size)
+        return (
+            jnp.where(usable, new_w, log_w),
+            jnp.where(usable, new_v, log_v),
+            cooler,
+            jnp.where(usable, size, 0),
+            step + 1,
+        )
+
+    def unfinished(carry):
+        _, _, _, size, step = carry
+        return (size > rounding) & (step < _MAX_STEPS)
+
+    if start is None:
+        log_w = jnp.full(count, -jnp.log(count), dtype)
+    else:
+        log_w = jax.nn.log_softmax(jnp.log(jnp.maximum(start, jnp.finfo(dtype).tiny)))
+    log_v = jax.nn.log_softmax((losses - dot(decrease, jnp.exp(log_w))) / sigma)
+    # Hot players hardly move from the even strategies: from there on they are cooled, unless the
+    # start is near the solution already.
+    gap = dot(decrease.T, jnp.exp(log_v)) / tau - log_w
+    near = jnp.ptp(gap) < 1
+    exponent = jnp.maximum(jnp.ptp(losses) / sigma, jnp.ptp(decrease) * (1 / tau + 1 / sigma))
+    heat = jnp.where(near, 1, jnp.maximum(exponent / 4, 1))
+    # Of the exponents; the last step has squared what it was short of.
+    rounding = 2 * eps * (32 + exponent)
+    log_w = jnp.where(near, log_w, -jnp.log(count))
+    log_v = jnp.where(near, log_v, jax.nn.log_softmax(losses / (sigma * heat)))
+    carry = (log_w, log_v, heat, jnp.ones((), dtype), jnp.int32(0))
+    log_w, log_v, _, _, steps = lax.while_loop(unfinished, advance, carry)
+    return SmoothEquilibrium(jnp.exp(log_w), jnp.exp(log_v), steps)

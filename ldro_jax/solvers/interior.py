@@ -1,0 +1,96 @@
+"""A primal-dual interior-point method for convex problems with bounds and one equality."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+_MAX_STEPS = 40
+
+
+class _Point(NamedTuple):
+    """Primal x > 0, dual z > 0 of the bounds, and the multiplier of the equality."""
+
+    x: jax.Array
+    z: jax.Array
+    multiplier: jax.Array
+
+
+def minimise(
+    derivatives: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+    start: jax.Array,
+    equality: jax.Array | None = None,
+) -> jax.Array:
+    r"""Minimises a convex function f over :math:`x ≥ 0`, and :math:`e^⊤ x = 1` if e is given.
+
+    Mehrotra's predictor-corrector, with the Hessian taken anew in every step. Variables should be
+    scaled so that the entries of the gradient and of the Hessian's diagonal are at most about one.
+
+    Args:
+      derivatives: ``x [N] -> (gradient [N], Hessian [N, N])``, which must be positive definite.
+      start: ``[N]``, positive.
+      equality: e, ``[N]``, positive.
+
+    Returns:
+      x, ``[N]``.
+
+    References:
+      Mehrotra, `On the Implementation of a Primal-Dual Interior Point Method
+      <https://doi.org/10.1137/0802028>`_, 1992.
+    """
+    target = jnp.finfo(start.dtype).eps / 10
+
+    def advance(carry):
+        point, step = carry
+        x, z, multiplier = point
+        gradient, hessian = derivatives(x)
+        dual = gradient - z
+        factor = jax.scipy.linalg.cho_factor(hessian + jnp.diag(z / x))
+        if equality is not None:
+            dual = dual - multiplier * equality
+            primal = 1 - equality @ x
+            normal = jax.scipy.linalg.cho_solve(factor, equality)
+
+        def direction(product):
+            """The Newton step for which x z changes by ``product`` to first order."""
+            dx = jax.scipy.linalg.cho_solve(factor, product / x - dual)
+            change = jnp.zeros_like(multiplier)
+            if equality is not None:
+                change = (primal - equality @ dx) / (equality @ normal)
+                dx = dx + change * normal
+            return _Point(dx, (product - z * dx) / x, change)
+
+        mean = x @ z / x.size
+        d = direction(-x * z)
+        affine = (x + _longest(x, d.x) * d.x) @ (z + _longest(z, d.z) * d.z) / x.size
+        centring = jnp.clip((affine / mean) ** 3, 1e-4, 1) * mean
+        d = direction(centring - x * z - d.x * d.z)
+        length = 0.99 * jnp.minimum(_longest(x, d.x), _longest(z, d.z))
+        new = jax.tree.map(lambda a, b: a + length * b, point, d)
+        valid = jnp.isfinite(new.x).all() & jnp.isfinite(new.z).all()
+        valid &= (new.x > 0).all() & (new.z > 0).all()
+        point = jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, point)
+        return point, jnp.where(valid, step + 1, _MAX_STEPS)
+
+    def unfinished(carry):
+        point, step = carry
+        return (point.x @ point.z > target * point.x.size) & (step < _MAX_STEPS)
+
+    gradient, _ = derivatives(start)
+    if equality is None:
+        multiplier = jnp.zeros((), start.dtype)
+        z = jnp.maximum(jnp.abs(gradient), 0.1)
+    else:
+        multiplier = jnp.min(gradient / equality)
+        z = gradient - multiplier * equality
+        z = z + 0.1 * jnp.max(z) + 0.01
+    point, _ = lax.while_loop(unfinished, advance, (_Point(start, z, multiplier), 0))
+    return point.x
+
+
+def _longest(x, dx):
+    """The longest step in [0, 1] that keeps x + step dx from being negative."""
+    ratios = jnp.where(dx < 0, -x / jnp.where(dx < 0, dx, -1), jnp.inf)
+    return jnp.minimum(1, jnp.min(ratios))
