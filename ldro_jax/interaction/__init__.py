@@ -1,8 +1,9 @@
 """Interaction strategies: ways to measure ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, one a file."""
 
-from ldro_jax.interaction.base import Interaction, gram
-from ldro_jax.interaction.choice import STRATEGIES, choose, get
+from ldro_jax.interaction.base import Interaction, Measured, gram
+from ldro_jax.interaction.choice import STRATEGIES, choose, get, split
 from ldro_jax.interaction.columns import columns
+from ldro_jax.interaction.geometry import from_optimizer, preconditioned
 from ldro_jax.interaction.jacrev import jacobian_gram, jacrev
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
@@ -11,13 +12,17 @@ from ldro_jax.interaction.vmap import vmap
 __all__ = [
     "STRATEGIES",
     "Interaction",
+    "Measured",
     "choose",
     "columns",
+    "from_optimizer",
     "get",
     "gram",
     "jacobian_gram",
     "jacrev",
+    "preconditioned",
     "scan",
+    "split",
     "tiled",
     "vmap",
 ]

@@ -20,20 +20,36 @@ _SLICE = 16384
 LossFn = Callable[[Any, Any], jax.Array]
 
 
+class Measured(NamedTuple):
+    """An interaction matrix, and how noisy the gradients were.
+
+    Attributes:
+      matrix: ``[N, N]``.
+      noise: an estimate of the variance of each task's minibatch gradient, the sum over the
+        parameters, ``[N]``.
+    """
+
+    matrix: jax.Array
+    noise: jax.Array
+
+
 class Interaction(NamedTuple):
     """A strategy that measures the interaction matrix.
 
     Attributes:
       matrix: ``(loss_fn, params, batch) -> [N, N]``, the Gram matrix of the task gradients, where
         ``loss_fn(params, task_batch)`` is a scalar and every leaf of ``batch`` is
-        ``[task, example, ...]``. At least float32, whatever the parameters are.
+        ``[task, example, ...]``. At least float32, whatever the parameters are. A strategy that
+        measures the gradients' noise besides returns a :class:`Measured`.
       gradients: ``(loss_fn, params, batch) -> (losses [N], gradients)``, the task gradients stacked
         along a leading task axis, or ``None`` if the strategy never holds them all. With it, a step
         that needs both the matrix and a training gradient takes them from the same pass.
+      multiple: the number of examples of each task must be a multiple of this.
     """
 
-    matrix: Callable[[LossFn, Any, Any], jax.Array]
+    matrix: Callable[[LossFn, Any, Any], jax.Array | Measured]
     gradients: Callable[[LossFn, Any, Any], tuple[jax.Array, Any]] | None = None
+    multiple: int = 1
 
 
 def gram(left: Any, right: Any | None = None) -> jax.Array:
@@ -109,7 +125,7 @@ def products_by_slices(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
 
 
 def refreshed(
-    last: jax.Array, measured: jax.Array, known: jax.Array
+    last: jax.Array, measured: jax.Array, known: jax.Array, squares: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """The interaction matrix with every entry replaced that could be measured.
 
@@ -121,13 +137,14 @@ def refreshed(
       last: the matrix so far, ``[N, N]``.
       measured: the new one, ``[N, N]``.
       known: the tasks that the new one was measured for, bool ``[N]``.
+      squares: the squared norms of the gradients, ``[N]``; by default the diagonal.
 
     Returns:
       The matrix ``[N, N]``, and which of the known tasks could not be measured, bool ``[N]``: those
       whose squared norm isn't finite or underflows, and both tasks of a pair whose norms are finite
       but whose product is not.
     """
-    squares = jnp.diagonal(measured)
+    squares = jnp.diagonal(measured) if squares is None else squares
     sound = jnp.isfinite(squares)
     pairs = known[:, None] & known[None, :]
     finite = pairs & jnp.isfinite(measured)

@@ -1,0 +1,115 @@
+"""Interactions in the geometry of the optimizer, in which the step will be taken.
+
+An optimizer such as Adam divides each parameter's gradient by a running size of it. To first order,
+its step along the gradient of task j changes the loss of task i by ``⟨∇ℓ_i, P ∇ℓ_j⟩``, with these
+factors as the diagonal matrix P, and not by the product of the bare gradients.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldro_jax import _state, checks
+from ldro_jax.interaction import base
+
+
+def preconditioned(strategy: base.Interaction, preconditioner: Any) -> base.Interaction:
+    """Measures ``⟨∇ℓ_i, P ∇ℓ_j⟩``.
+
+    Args:
+      strategy: how to measure inner products.
+      preconditioner: the diagonal of P, not negative, a pytree like the parameters.
+
+    Returns:
+      The :class:`~ldro_jax.interaction.base.Interaction`, without gradients.
+    """
+
+    def matrix(loss_fn, params, batch):
+        return strategy.matrix(*in_units(loss_fn, params, preconditioner), batch)
+
+    return base.Interaction(matrix, multiple=strategy.multiple)
+
+
+def in_units(loss_fn: Callable, params: Any, preconditioner: Any) -> tuple[Callable, Any]:
+    """A loss as a function of an offset of the parameters in units of √P, and no offset.
+
+    Its gradients there are ``√P ∇ℓ``, whose plain products are those of the geometry.
+
+    Args:
+      loss_fn: ``(params, ...) -> losses``.
+      params: where to differentiate.
+      preconditioner: the diagonal of P, a pytree like the parameters.
+
+    Returns:
+      ``(offset, ...) -> losses``, and the offset zero.
+    """
+    scale = jax.tree.map(jnp.sqrt, preconditioner)
+
+    def moved_loss(offset, *rest):
+        moved = jax.tree.map(lambda p, s, x: p + (s * x).astype(p.dtype), params, scale, offset)
+        return loss_fn(moved, *rest)
+
+    return moved_loss, jax.tree.map(jnp.zeros_like, scale)
+
+
+def scaled(gradients: Any, preconditioner: Any) -> Any:
+    """Stacked gradients ``[N, ...]`` in units of √P.
+
+    Args:
+      gradients: a pytree.
+      preconditioner: the diagonal of P, a pytree like the parameters.
+
+    Returns:
+      A pytree like ``gradients``.
+    """
+    return jax.tree.map(
+        lambda g, p: g * jnp.sqrt(p).astype(g.dtype)[None], gradients, preconditioner
+    )
+
+
+def from_optimizer(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Any:
+    """The factors that an optimizer will multiply the gradient with, before its learning rate.
+
+    Args:
+      opt_state: the state of Optax's ``adam`` or one of its kin (``adamw``, ``nadam``, ``lamb``),
+        ``rmsprop`` or ``adagrad``, alone or in a chain.
+      decay: β₂ of Adam, for the correction of its first steps.
+      eps: what the optimizer adds to the root.
+
+    Returns:
+      A pytree like the parameters; ones before the first step of an optimizer that begins at zero.
+      Afterwards a parameter that never had a gradient counts for nothing: what its first step will
+      be divided by is not known yet.
+
+    Raises:
+      ValueError: if the state holds no such running squares, or more than one set of them.
+    """
+    checks.number("decay", decay, "[0, 1)")
+    checks.number("eps", eps, "(0, inf)")
+    kinds = (optax.ScaleByAdamState, optax.ScaleByRmsState, optax.ScaleByRssState)
+    # A weighting may have an Adam of its own, of its logits.
+    ends = (*kinds, _state.WeightedState)
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, ends))
+    found = [leaf for leaf in leaves if isinstance(leaf, kinds)]
+    if len(found) != 1:
+        raise ValueError(
+            "The optimizer's geometry needs one set of running squared gradients, as adam, rmsprop "
+            f"and adagrad have it, but its state holds {len(found)}. Use such an optimizer, or the "
+            "plain interaction."
+        )
+    (state,) = found
+    squares = state.sum_of_squares if isinstance(state, optax.ScaleByRssState) else state.nu
+    correction = jnp.ones([])
+    if isinstance(state, optax.ScaleByAdamState):
+        correction = 1 - decay ** jnp.maximum(state.count, 1).astype(jnp.float32)
+    started = [(x > 0).any() for x in jax.tree.leaves(squares)]
+    is_known = jnp.stack(started).any()
+
+    def factor(square):
+        root = jnp.sqrt(square / correction.astype(square.dtype))
+        return jnp.where(is_known, jnp.where(square > 0, 1 / (root + eps), 0), 1)
+
+    return jax.tree.map(factor, squares)
