@@ -49,6 +49,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.smoke)
 
 
+# A test process holds millions of objects, and looking through them all again and again takes long.
+gc.set_threshold(200_000, 50, 100)
+
 # Where rounding is looked at, or what XLA gets wrong.
 _OPTIMISED = ("games", "interaction", "models", "test_xla_flags")
 

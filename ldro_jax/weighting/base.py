@@ -34,11 +34,32 @@ class Statistics(NamedTuple):
         one.
       interaction: Gram matrix of the task gradients, ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, ``[N, N]``; as of the
         last time it was measured, and zeros before that or if the weighting doesn't use it.
+      noise: variance of the minibatch gradient of each task, the sum over the parameters, ``[N]``;
+        ``None`` unless the weighting asks for it.
+      excess: mean over the examples or tokens of each task of how much worse than a reference the
+        model is, ``[N]``; ``None`` unless the weighting asks for it.
     """
 
     count: jax.Array
     losses: jax.Array
     interaction: jax.Array
+    noise: jax.Array | None = None
+    excess: jax.Array | None = None
+
+
+def nothing_known(num_tasks: int, dtype: Any = jnp.float32) -> Statistics:
+    """Zeros for all statistics, before any is measured.
+
+    Args:
+      num_tasks: N.
+      dtype: of the losses.
+
+    Returns:
+      The statistics.
+    """
+    zeros = jnp.zeros(num_tasks, dtype)
+    square = jnp.zeros((num_tasks, num_tasks), dtype)
+    return Statistics(jnp.zeros([], jnp.int32), zeros, square, noise=zeros, excess=zeros)
 
 
 class Weighting(NamedTuple):
@@ -48,6 +69,11 @@ class Weighting(NamedTuple):
       init: ``(num_tasks, dtype) -> state``, a pytree of small arrays.
       update: ``(statistics, state) -> (weights [N], state)``.
       uses_interaction: whether ``update`` reads ``statistics.interaction``.
+      uses_noise: whether it reads ``statistics.noise``, which is measured with the interaction by
+        a strategy that can, such as "split".
+      uses_excess: whether it reads ``statistics.excess``.
+      default_interaction: how to measure the interaction where nothing else is said, as in
+        :func:`ldro_jax.transform.weighted`.
       default_interval: every how many steps to measure the interaction where nothing else is said.
       expected_losses: ``(statistics, weights [N]) -> [N]``, the losses after the step by which it
         judges weights; ``None`` if it looks at the losses as they are.
@@ -56,6 +82,9 @@ class Weighting(NamedTuple):
     init: Callable[[int, Any], Any]
     update: Callable[[Statistics, Any], tuple[jax.Array, Any]]
     uses_interaction: bool = False
+    uses_noise: bool = False
+    uses_excess: bool = False
+    default_interaction: str = "auto"
     default_interval: int = 1
     expected_losses: Callable[[Statistics, jax.Array], jax.Array] | None = None
 
@@ -68,6 +97,42 @@ class LogWeightsState(NamedTuple):
     """
 
     log_weights: jax.Array
+
+
+class WeightsState(NamedTuple):
+    """State of methods that move weights on the simplex.
+
+    Attributes:
+      weights: ``[N]``, which sum to one.
+    """
+
+    weights: jax.Array
+
+
+def uniform_state(num_tasks: int, dtype=jnp.float32) -> WeightsState:
+    """Even weights.
+
+    Args:
+      num_tasks: N.
+      dtype: of the weights.
+
+    Returns:
+      The state.
+    """
+    return WeightsState(jnp.full(num_tasks, 1 / num_tasks, dtype))
+
+
+def uniform_log_state(num_tasks: int, dtype=jnp.float32) -> LogWeightsState:
+    """Even weights, as logarithms.
+
+    Args:
+      num_tasks: N.
+      dtype: of the weights.
+
+    Returns:
+      The state.
+    """
+    return LogWeightsState(jnp.full((num_tasks,), -jnp.log(num_tasks), dtype))
 
 
 def exponentiated_gradient(
@@ -87,15 +152,12 @@ def exponentiated_gradient(
       Information and Computation, 1997.
     """
 
-    def init(num_tasks, dtype=jnp.float32):
-        return LogWeightsState(jnp.full((num_tasks,), -jnp.log(num_tasks), dtype))
-
     def update(statistics, state):
         direction = direction_fn(statistics, jnp.exp(state.log_weights))
         log_weights = jax.nn.log_softmax(state.log_weights + direction)
         return jnp.exp(log_weights), LogWeightsState(log_weights)
 
-    return Weighting(init, update, uses_interaction)
+    return Weighting(uniform_log_state, update, uses_interaction)
 
 
 def stateless(weights_fn: Callable[[Statistics], jax.Array]) -> Weighting:
@@ -118,32 +180,6 @@ def stateless(weights_fn: Callable[[Statistics], jax.Array]) -> Weighting:
     return Weighting(init, update)
 
 
-def with_floor(weighting: Weighting, floor: optax.ScalarOrSchedule) -> Weighting:
-    """Mixes the weights with the uniform ones: ``(1 − floor) w + floor / N``.
-
-    Keeps every task in training when the weights would collapse onto a few. The weighting's own
-    state is left as it is.
-
-    Args:
-      weighting: the weighting to wrap.
-      floor: share of the weight that is spread evenly, in [0, 1]. A number or an Optax schedule.
-
-    Returns:
-      The wrapped :class:`Weighting`.
-
-    Raises:
-      ValueError: if ``floor`` is a number outside [0, 1].
-    """
-    check_range("floor", floor, "[0, 1]")
-
-    def update(statistics, state):
-        weights, state = weighting.update(statistics, state)
-        share = value_at(floor, statistics)
-        return (1 - share) * weights + share / weights.size, state
-
-    return weighting._replace(update=update)
-
-
 def value_at(value: optax.ScalarOrSchedule, statistics: Statistics) -> jax.Array:
     """The value of a hyperparameter, a number or an Optax schedule, at this step.
 
@@ -156,6 +192,35 @@ def value_at(value: optax.ScalarOrSchedule, statistics: Statistics) -> jax.Array
     """
     current = value(statistics.count) if callable(value) else value
     return jnp.asarray(current, statistics.losses.dtype)
+
+
+def mean_loss(statistics: Statistics) -> jax.Array:
+    """The mean of the losses, the unit of rates that don't depend on their scale.
+
+    Args:
+      statistics: this step's statistics.
+
+    Returns:
+      A positive scalar.
+    """
+    mean = jnp.mean(statistics.losses)
+    return jnp.where(mean > 0, mean, 1)
+
+
+def random_orders(seed: int, statistics: Statistics) -> jax.Array:
+    """An order of all tasks for each task, drawn anew in every step.
+
+    Args:
+      seed: of the orders, which are a function of it and of the step.
+      statistics: this step's statistics.
+
+    Returns:
+      int32 ``[N, N]``.
+    """
+    tasks = jnp.arange(statistics.losses.size, dtype=jnp.int32)
+    key = jax.random.fold_in(jax.random.key(seed), statistics.count)
+    keys = jax.random.split(key, tasks.size)
+    return jax.vmap(lambda key: jax.random.permutation(key, tasks))(keys)
 
 
 def check_range(name: str, value: Any, interval: str = "[0, inf)") -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax import checks, games
-from ldro_jax.weighting import base
+from ldro_jax.weighting import base, gram
 
 
 def normalized(interaction: jax.Array) -> jax.Array:
@@ -33,16 +33,16 @@ def normalized(interaction: jax.Array) -> jax.Array:
     Returns:
       The normalised matrix, ``[N, N]``, not symmetric.
     """
-    squared_norms = jnp.diagonal(interaction)
-    nonzero = squared_norms > 0
-    norms = jnp.sqrt(jnp.where(nonzero, squared_norms, 1))
-    return jnp.where(nonzero[None, :], interaction / norms[None, :], 0)
+    norms = gram.norms(interaction)
+    nonzero = norms > 0
+    return jnp.where(nonzero[None, :], interaction / jnp.where(nonzero, norms, 1)[None, :], 0)
 
 
 def online(
     lookahead_lr: optax.ScalarOrSchedule,
     weight_lr: optax.ScalarOrSchedule,
     *,
+    relative: bool = False,
     normalize_interaction: bool = True,
 ) -> base.Weighting:
     r"""Online Lookahead-DRO (Algorithms 2 and 3 of the paper).
@@ -60,6 +60,9 @@ def online(
       weight_lr: η, the learning rate of the weights. A number or an Optax schedule. Only the
         product ηλ moves the weights, λ alone decides which task is looked at; the paper's grids
         make ηλ tiny (1e-7 to 1e-3), so try larger ones too.
+      relative: take both rates relative to the mean loss and the gradients' lengths, so that the
+        scale of losses and parameters makes no difference: λ is then the share of the mean loss
+        that a step along a gradient of root-mean-square length would remove, to first order.
       normalize_interaction: use :func:`normalized` instead of the raw Gram matrix.
 
     Returns:
@@ -69,20 +72,24 @@ def online(
       ValueError: if a rate is negative or not finite.
     """
     base.check_range("weight_lr", weight_lr)
-    game = _game(lookahead_lr, normalize_interaction)
+    made = game(lookahead_lr, relative=relative, normalize_interaction=normalize_interaction)
 
     def direction(statistics, weights):
         eta = base.value_at(weight_lr, statistics)
-        worst = jnp.argmax(game.expected_losses(statistics, weights))
-        return eta * game.step_size(statistics) * game.interaction(statistics)[worst]
+        worst = jnp.argmax(made.expected_losses(statistics, weights))
+        row = made.step_size(statistics) * made.interaction(statistics)[worst]
+        return eta * row / base.mean_loss(statistics) if relative else eta * row
 
     return base.exponentiated_gradient(direction, uses_interaction=True)._replace(
-        default_interval=100, expected_losses=game.expected_losses
+        default_interval=100, expected_losses=made.expected_losses
     )
 
 
 def exact(
-    lookahead_lr: optax.ScalarOrSchedule, *, normalize_interaction: bool = True
+    lookahead_lr: optax.ScalarOrSchedule,
+    *,
+    relative: bool = False,
+    normalize_interaction: bool = True,
 ) -> base.Weighting:
     """Exact Lookahead-DRO (Algorithm 1 of the paper): the maximum-entropy equilibrium, every step.
 
@@ -92,6 +99,7 @@ def exact(
 
     Args:
       lookahead_lr: λ, as in :func:`online`.
+      relative: as in :func:`online`.
       normalize_interaction: use :func:`normalized` instead of the raw Gram matrix.
 
     Returns:
@@ -100,39 +108,71 @@ def exact(
     Raises:
       ValueError: if the rate is negative or not finite.
     """
-    game = _game(lookahead_lr, normalize_interaction)
+    made = game(lookahead_lr, relative=relative, normalize_interaction=normalize_interaction)
 
     def weights(statistics):
-        decrease = game.step_size(statistics) * game.interaction(statistics)
-        return games.max_entropy_nash(statistics.losses[:, None] - decrease).weights
+        payoff = statistics.losses[:, None] - made.decrease(statistics)
+        return games.max_entropy_nash(payoff).weights
 
     return base.stateless(weights)._replace(
-        uses_interaction=True, expected_losses=game.expected_losses
+        uses_interaction=True, expected_losses=made.expected_losses
     )
 
 
-def _game(lookahead_lr, normalize_interaction) -> "_Game":
+def game(
+    lookahead_lr: optax.ScalarOrSchedule, *, relative: bool, normalize_interaction: bool
+) -> "Game":
+    """The game that looks ahead, its arguments checked; see :func:`online`.
+
+    Args:
+      lookahead_lr: λ.
+      relative: whether λ is relative to the mean loss and the gradients' lengths.
+      normalize_interaction: whether to use :func:`normalized`.
+
+    Returns:
+      The game.
+
+    Raises:
+      ValueError: if the rate is negative or not finite.
+    """
     base.check_range("lookahead_lr", lookahead_lr)
+    checks.flag("relative", relative)
     checks.flag("normalize_interaction", normalize_interaction)
-    return _Game(lookahead_lr, normalize_interaction)
+    return Game(lookahead_lr, relative, normalize_interaction)
 
 
-class _Game(NamedTuple):
-    """The game whose payoff is the losses after a step."""
+class Game(NamedTuple):
+    """The game whose payoff is the losses after a step; see :func:`game`."""
 
     lookahead_lr: optax.ScalarOrSchedule
+    relative: bool
     normalize_interaction: bool
 
-    def step_size(self, statistics):
-        return base.value_at(self.lookahead_lr, statistics)
+    def step_size(self, statistics: base.Statistics) -> jax.Array:
+        """λ in this step."""
+        found = base.value_at(self.lookahead_lr, statistics)
+        if not self.relative:
+            return found
+        lengths = gram.norms(statistics.interaction)
+        longest = jnp.max(lengths)
+        inverse = gram.inverse_or_zero(longest)
+        # The root-mean-square length; squares of lengths may overflow.
+        length = longest * jnp.sqrt(jnp.mean((lengths * inverse) ** 2))
+        share = gram.inverse_or_zero(length)
+        found = found * base.mean_loss(statistics) * share
+        return found if self.normalize_interaction else found * share
 
-    def interaction(self, statistics):
+    def interaction(self, statistics: base.Statistics) -> jax.Array:
+        """The matrix whose product with the weights is the decrease per λ, ``[N, N]``."""
         found = statistics.interaction
         return normalized(found) if self.normalize_interaction else found
 
-    def expected_losses(self, statistics, weights):
+    def decrease(self, statistics: base.Statistics) -> jax.Array:
+        """λA, ``[N, N]``."""
+        return self.step_size(statistics) * self.interaction(statistics)
+
+    def expected_losses(self, statistics: base.Statistics, weights: jax.Array) -> jax.Array:
+        """The losses after a step with some weights, ``[N]``."""
         # A matrix product in a lower precision (TPU, TF32) would pick another worst task.
-        decrease = jnp.dot(
-            self.interaction(statistics), weights, precision=jax.lax.Precision.HIGHEST
-        )
+        decrease = gram.dot(self.interaction(statistics), weights)
         return statistics.losses - self.step_size(statistics) * decrease

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ldro_jax import checks
-from ldro_jax.weighting import base
+from ldro_jax.weighting import base, gram
 
 
 def pcgrad(*, seed: int = 0) -> base.Weighting:
@@ -37,12 +37,9 @@ def pcgrad(*, seed: int = 0) -> base.Weighting:
     seed = checks.seed("seed", seed)
 
     def weights(statistics):
-        interaction = statistics.interaction
-        key = jax.random.fold_in(jax.random.key(seed), statistics.count)
-        keys = jax.random.split(key, interaction.shape[0])
-        tasks = jnp.arange(interaction.shape[0], dtype=jnp.int32)
-        orders = jax.vmap(lambda key: jax.random.permutation(key, tasks))(keys)
-        return coefficients(interaction, orders).mean(axis=0)
+        return coefficients(statistics.interaction, base.random_orders(seed, statistics)).mean(
+            axis=0
+        )
 
     return base.stateless(weights)._replace(uses_interaction=True)
 
@@ -59,11 +56,12 @@ def coefficients(interaction: jax.Array, orders: jax.Array) -> jax.Array:
       C, ``[N, N]``, with :math:`g_i^{PC} = Σ_j C_{ij} g_j`.
     """
     tasks = jnp.arange(interaction.shape[0], dtype=jnp.int32)
+    squared_norms = gram.norms(interaction) ** 2
 
     def one_task(task, order):
         def project(row, other):
             inner = jnp.dot(row, interaction[:, other], precision=jax.lax.Precision.HIGHEST)
-            squared_norm = interaction[other, other]
+            squared_norm = squared_norms[other]
             # A zero gradient has nothing in conflict, though rounding may say so.
             conflict = (inner < 0) & (squared_norm > 0) & (other != task)
             share = jnp.where(conflict, inner / jnp.where(squared_norm > 0, squared_norm, 1), 0)

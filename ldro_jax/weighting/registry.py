@@ -11,22 +11,96 @@ import numpy as np
 
 from ldro_jax import checks
 from ldro_jax.weighting import base
+from ldro_jax.weighting.afl import afl
+from ldro_jax.weighting.aioli import aioli
+from ldro_jax.weighting.aligned_mtl import aligned_mtl
 from ldro_jax.weighting.baselined_dro import baselined_dro
+from ldro_jax.weighting.cagrad import cagrad
+from ldro_jax.weighting.config import config
+from ldro_jax.weighting.cvar import cvar
+from ldro_jax.weighting.db_mtl import db_mtl
+from ldro_jax.weighting.doge import doge
+from ldro_jax.weighting.doremi import doremi
+from ldro_jax.weighting.dualproj import dualproj
+from ldro_jax.weighting.dwa import dwa
+from ldro_jax.weighting.fairgrad import fairgrad
+from ldro_jax.weighting.famo import famo
+from ldro_jax.weighting.geometric_mean import geometric_mean, scale_invariant
+from ldro_jax.weighting.go4align import go4align
+from ldro_jax.weighting.gradnorm import gradnorm
+from ldro_jax.weighting.gradvac import gradvac
+from ldro_jax.weighting.grape import grape
 from ldro_jax.weighting.group_dro import group_dro
+from ldro_jax.weighting.imtl import imtl_g, imtl_l
 from ldro_jax.weighting.interpolated import interpolated
-from ldro_jax.weighting.lookahead import exact, online
+from ldro_jax.weighting.krum import krum
+from ldro_jax.weighting.lookahead import exact as lookahead_exact
+from ldro_jax.weighting.lookahead import online as lookahead_online
+from ldro_jax.weighting.mgda import mgda
+from ldro_jax.weighting.modo import modo
+from ldro_jax.weighting.nash_mtl import nash_mtl
 from ldro_jax.weighting.pcgrad import pcgrad
-from ldro_jax.weighting.static import average, static_mixing
+from ldro_jax.weighting.pike import pike
+from ldro_jax.weighting.q_ffl import q_ffl
+from ldro_jax.weighting.random_loss import random_loss
+from ldro_jax.weighting.regularized_dro import regularized_dro
+from ldro_jax.weighting.scalarization import scalarization
+from ldro_jax.weighting.sdmgrad import sdmgrad
+from ldro_jax.weighting.skill_it import skill_it
+from ldro_jax.weighting.smooth import smooth_lookahead
+from ldro_jax.weighting.static import average, static_mixing, unimax
+from ldro_jax.weighting.stch import stch
+from ldro_jax.weighting.term import term
+from ldro_jax.weighting.uncertainty import uncertainty
+from ldro_jax.weighting.upgrad import upgrad
 
 METHODS: dict[str, Callable[..., base.Weighting]] = {
+    "afl": afl,
+    "aioli": aioli,
+    "aligned_mtl": aligned_mtl,
     "average": average,
     "baselined_dro": baselined_dro,
+    "cagrad": cagrad,
+    "config": config,
+    "cvar": cvar,
+    "db_mtl": db_mtl,
+    "doge": doge,
+    "doremi": doremi,
+    "dualproj": dualproj,
+    "dwa": dwa,
+    "fairgrad": fairgrad,
+    "famo": famo,
+    "geometric_mean": geometric_mean,
+    "go4align": go4align,
+    "gradnorm": gradnorm,
+    "gradvac": gradvac,
+    "grape": grape,
     "group_dro": group_dro,
+    "imtl_g": imtl_g,
+    "imtl_l": imtl_l,
     "interpolated": interpolated,
-    "lookahead_exact": exact,
-    "lookahead_online": online,
+    "krum": krum,
+    "lookahead_exact": lookahead_exact,
+    "lookahead_online": lookahead_online,
+    "mgda": mgda,
+    "modo": modo,
+    "nash_mtl": nash_mtl,
     "pcgrad": pcgrad,
+    "pike": pike,
+    "q_ffl": q_ffl,
+    "random_loss": random_loss,
+    "regularized_dro": regularized_dro,
+    "scalarization": scalarization,
+    "scale_invariant": scale_invariant,
+    "sdmgrad": sdmgrad,
+    "skill_it": skill_it,
+    "smooth_lookahead": smooth_lookahead,
     "static_mixing": static_mixing,
+    "stch": stch,
+    "term": term,
+    "uncertainty": uncertainty,
+    "unimax": unimax,
+    "upgrad": upgrad,
 }
 
 # A key of METHODS, a factory like those there, or a weighting as it is.
@@ -169,9 +243,7 @@ def _traces(method: Named, hyperparameters: dict[str, Any], rate: str) -> bool:
 
     def weights(value):
         weighting = create(method, hyperparameters | {rate: value})
-        zeros = jnp.zeros(num_tasks, jnp.float32)
-        square = jnp.zeros((num_tasks, num_tasks), jnp.float32)
-        statistics = base.Statistics(jnp.zeros([], jnp.int32), zeros, square)
+        statistics = base.nothing_known(num_tasks)
         found, _ = weighting.update(statistics, weighting.init(num_tasks, jnp.float32))
         if weighting.expected_losses is not None:
             weighting.expected_losses(statistics, found)

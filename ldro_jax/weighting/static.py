@@ -44,8 +44,42 @@ def static_mixing(sizes: Sequence[float], *, exponent: float = 0.3) -> base.Weig
     # In logarithms, since |D|^α overflows float32 for sizes in bytes and α > 1.
     logits = exponent * np.log(amounts)
     weights = np.exp(logits - logits.max())
-    weights /= weights.sum()
+    return _fixed(weights / weights.sum())
 
+
+def unimax(sizes: Sequence[float], *, budget: float = 1.0, epochs: float = 4.0) -> base.Weighting:
+    r"""UniMax: as even as it can be with no task seen more than some epochs.
+
+    Tasks are filled in ascending order of their size: each gets an equal share of what is left of
+    the budget, or as many epochs of its own data as are allowed, whichever is less.
+
+    Args:
+      sizes: amount of data of each task, ``[N]``, in any unit.
+      budget: amount of data to train on, relative to that of all tasks together.
+      epochs: how often the data of a task may be seen.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, whose weights sum to one.
+
+    Raises:
+      ValueError: if a number is not positive and finite, or the sizes aren't those of the tasks.
+
+    References:
+      Chung, Constant, Garcia, Roberts, Tay, Narang and Firat, *UniMax: Fairer and More Effective
+      Language Sampling for Large-Scale Multilingual Pretraining*, ICLR 2023, Algorithm 1.
+    """
+    amounts = base.numbers_per_task("sizes", sizes, positive=True)
+    checks.number("budget", budget, "(0, inf)")
+    checks.number("epochs", epochs, "(0, inf)")
+    amounts = amounts / amounts.sum()
+    taken, left = np.zeros_like(amounts), budget
+    for place, task in enumerate(np.argsort(amounts, kind="stable")):
+        taken[task] = min(left / (len(amounts) - place), epochs * amounts[task])
+        left -= taken[task]
+    return _fixed(taken / taken.sum())
+
+
+def _fixed(weights: np.ndarray) -> base.Weighting:
     def update(statistics):
         base.check_per_task("sizes", weights, statistics.losses.size)
         return jnp.asarray(weights, statistics.losses.dtype)

@@ -91,6 +91,20 @@ def test_methods_coincide(method, same):
     np.testing.assert_allclose(weights_of(method, steps=3), weights_of(same, steps=3), rtol=1e-6)
 
 
+def test_unimax_is_algorithm_1():
+    # A budget of 12: the smallest gets its limit of 2 epochs, then the next, and the rest is even.
+    weights = weights_of(weighting.unimax([1.0, 2.0, 6.0], budget=12 / 9, epochs=2.0))
+    np.testing.assert_allclose(weights, np.array([2, 4, 6]) / 12, rtol=1e-6)
+    # Without a limit it is even.
+    np.testing.assert_allclose(weights_of(weighting.unimax([1.0, 2.0, 6.0], epochs=1e9)), 1 / 3)
+
+
+def test_doremi_counts_what_is_above_the_references():
+    method = weighting.doremi([2.0, 2.0, 1.0], 1.0, share=0.1)
+    expected = 0.9 * np.exp([0, 1, 1]) / (1 + 2 * np.e) + 0.1 / 3
+    np.testing.assert_allclose(weights_of(method), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [0.1, 10.0])
 def test_lookahead_online_between_independent_tasks_favours_the_worst_alone(scale):
     # With A = c 1 only the worst task gains, by exp(eta lambda c): section 2.4 of the paper.

@@ -1,0 +1,37 @@
+"""Aioli: the mixing law's own matrix, estimated while the model trains.
+
+References:
+  Chen, Hu, Lourie, Cho and Ré, *Aioli: A Unified Optimization Framework for Language Model Data
+  Mixing*, ICLR 2025.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from ldro_jax.weighting import base, gram
+
+
+def aioli(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
+    r""":math:`w ∝ w \exp(η \, 1^⊤ M)`, with A in units of its largest entry as M.
+
+    The paper measures M, how much training on one task lowers the loss of another, by short runs on
+    each; to first order that is A. Task j gets more the more it lowers all losses together.
+
+    Args:
+      weight_lr: η, the learning rate of the weights. A number or an Optax schedule.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
+
+    Raises:
+      ValueError: if the rate is negative or not finite.
+    """
+    base.check_range("weight_lr", weight_lr)
+
+    def direction(statistics, weights):
+        del weights
+        matrix = statistics.interaction
+        inverse = gram.inverse_or_zero(jnp.max(jnp.abs(matrix)))
+        return base.value_at(weight_lr, statistics) * jnp.sum(matrix * inverse, axis=0)
+
+    return base.exponentiated_gradient(direction, uses_interaction=True)

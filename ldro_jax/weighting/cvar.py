@@ -1,0 +1,37 @@
+"""Conditional value at risk over tasks: the mean of the worst share of them.
+
+References:
+  Rockafellar and Uryasev, *Optimization of Conditional Value-at-Risk*, Journal of Risk, 2000.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from ldro_jax.weighting import base
+
+
+def cvar(share: optax.ScalarOrSchedule) -> base.Weighting:
+    r""":math:`\arg\max_w w^⊤ ℓ` over the simplex with :math:`w_i ≤ 1 / (αN)`.
+
+    Args:
+      share: α in (0, 1], the share of the tasks, the worst, whose mean counts; 1 is the average
+        loss, 1 / N or less the worst task. A number or an Optax schedule.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one. Tied tasks
+      share alike.
+
+    Raises:
+      ValueError: if α lies outside (0, 1].
+    """
+    base.check_range("share", share, "(0, 1]")
+
+    def weights(statistics):
+        losses = statistics.losses
+        limit = 1 / (base.value_at(share, statistics) * losses.size)
+        worse = jnp.sum(losses[None, :] > losses[:, None], axis=1).astype(losses.dtype)
+        tied = jnp.sum(losses[None, :] == losses[:, None], axis=1).astype(losses.dtype)
+        left = jnp.maximum(1 - worse * limit, 0)
+        return jnp.minimum(limit, left / tied)
+
+    return base.stateless(weights)

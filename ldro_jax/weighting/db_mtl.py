@@ -1,0 +1,26 @@
+"""DB-MTL: logarithms of the losses, with gradients of one length.
+
+References:
+  Lin, Ye, Zhang, Tsang and Zhang, *Dual-Balancing for Multi-Task Learning*, 2023.
+"""
+
+import jax.numpy as jnp
+
+from ldro_jax.weighting import base, gram
+
+
+def db_mtl() -> base.Weighting:
+    r""":math:`\max_k(d_k / ℓ_k) / d_i`: gradients of log losses, as long as the longest of them.
+
+    The paper's moving average of the gradients is left out: that is the optimizer's momentum.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights' sum isn't fixed.
+    """
+
+    def weights(statistics):
+        lengths = gram.norms(statistics.interaction)
+        longest = jnp.max(lengths * gram.inverse_or_zero(statistics.losses))
+        return longest * gram.inverse_or_zero(lengths)
+
+    return base.stateless(weights)._replace(uses_interaction=True)

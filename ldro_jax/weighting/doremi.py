@@ -1,0 +1,65 @@
+"""DoReMi: domains on which the model is worse than a reference get more.
+
+References:
+  Xie, Pham, Dong, Du, Liu, Lu, Liang, Le, Ma and Yu, *DoReMi: Optimizing Data Mixtures Speeds Up
+  Language Model Pretraining*, NeurIPS 2023.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ldro_jax.weighting import base
+
+
+def doremi(
+    reference_losses: Sequence[float] | None,
+    weight_lr: optax.ScalarOrSchedule = 1.0,
+    *,
+    share: optax.ScalarOrSchedule = 1e-3,
+) -> base.Weighting:
+    r""":math:`w ← (1 − ε) \, \mathrm{softmax}(\log w + η [ℓ − ℓ_{ref}]_+) + ε / N`.
+
+    The paper takes the positive part for each token before the mean over a domain's tokens, which
+    needs the losses of a reference model on the same tokens: with ``None`` for the references the
+    step is told that mean (``excess``, at :func:`ldro_jax.transform.weighted`). With one reference
+    loss for each task the positive part is that of the mean.
+
+    Args:
+      reference_losses: of a model that was trained before, on all tasks or on each alone, ``[N]``;
+        or ``None``.
+      weight_lr: η, the learning rate of the weights. A number or an Optax schedule.
+      share: ε in [0, 1], what is spread evenly in every step. A number or an Optax schedule.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one. The paper trains a
+      second model with their mean over all steps.
+
+    Raises:
+      ValueError: if a number is out of range, or there isn't a reference for each task.
+    """
+    told = reference_losses is None
+    references = np.zeros(0)
+    if not told:
+        references = base.numbers_per_task("reference_losses", reference_losses)
+    base.check_range("weight_lr", weight_lr)
+    base.check_range("share", share, "[0, 1]")
+
+    def update(statistics, state):
+        losses = statistics.losses
+        if told:
+            excess = statistics.excess
+        else:
+            base.check_per_task("reference_losses", references, losses.size)
+            excess = jnp.maximum(losses - jnp.asarray(references, losses.dtype), 0)
+        step = base.value_at(weight_lr, statistics) * excess
+        tiny = jnp.finfo(losses.dtype).tiny
+        moved = jax.nn.softmax(jnp.log(jnp.maximum(state.weights, tiny)) + step)
+        even = base.value_at(share, statistics)
+        weights = (1 - even) * moved + even / losses.size
+        return weights, base.WeightsState(weights)
+
+    return base.Weighting(base.uniform_state, update, uses_excess=told)

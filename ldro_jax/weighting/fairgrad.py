@@ -1,0 +1,32 @@
+"""FairGrad: α-fair shares of the decrease, as in networks.
+
+References:
+  Ban and Ji, *Fair Resource Allocation in Multi-Task Learning*, ICML 2024.
+"""
+
+import optax
+
+from ldro_jax import solvers
+from ldro_jax.weighting import base
+
+
+def fairgrad(alpha: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
+    r"""Solves :math:`A w = w^{−1/α}`.
+
+    Args:
+      alpha: α, positive: near 0 the total decrease counts, 1 is proportional fairness (Nash-MTL),
+        and the larger, the more the task that gains least. A number or an Optax schedule.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights have the unit of
+      a gradient's length to the power −2α / (1 + α).
+
+    Raises:
+      ValueError: if α is not positive and finite.
+    """
+    base.check_range("alpha", alpha, "(0, inf)")
+
+    def weights(statistics):
+        return solvers.balance(statistics.interaction, base.value_at(alpha, statistics))
+
+    return base.stateless(weights)._replace(uses_interaction=True)

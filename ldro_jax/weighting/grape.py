@@ -1,0 +1,73 @@
+"""GRAPE: weights that help the tasks whose losses fall slowest, relative to their size.
+
+References:
+  Fan, Glarou and Jaggi, *GRAPE: Optimize Data Mixture for Group Robust Multi-target Adaptive
+  Pretraining*, NeurIPS 2025.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldro_jax.weighting import base, gram
+
+
+class GrapeState(NamedTuple):
+    """State of :func:`grape`.
+
+    Attributes:
+      log_weights: log α, ``[N]``, normalised so that their exponentials sum to one.
+      log_adversary: log z, likewise.
+    """
+
+    log_weights: jax.Array
+    log_adversary: jax.Array
+
+
+def grape(
+    weight_lr: optax.ScalarOrSchedule, adversary_lr: optax.ScalarOrSchedule
+) -> base.Weighting:
+    r""":math:`z ∝ z \exp(−η_z (Aα) / ℓ)`, and with the new z :math:`α ∝ α \exp(η_α A^⊤ (z / ℓ))`.
+
+    To first order :math:`(Aα)_i / ℓ_i` is the rate at which the loss of task i improves, relative
+    to its size. An adversary z moves to the tasks where it is least, and the weights α to those
+    whose gradients help them. In the paper z weighs target tasks and α the domains that are trained
+    on; here they are the same tasks. The paper takes a step of both every 100 steps of training;
+    here there is one in each.
+
+    Args:
+      weight_lr: η_α, the learning rate of the weights, γ / μ_α in the paper (1.5 there), in units
+        of a loss over a squared gradient. A number or an Optax schedule.
+      adversary_lr: η_z, that of the adversary, γ / μ_z in the paper (10 there), in the same unit.
+        A number or an Optax schedule.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, which gives α; the weights sum to one. A
+      task without a positive loss counts as one that doesn't improve, and nothing is done for it.
+
+    Raises:
+      ValueError: if a rate is negative or not finite.
+    """
+    base.check_range("weight_lr", weight_lr)
+    base.check_range("adversary_lr", adversary_lr)
+
+    def init(num_tasks, dtype=jnp.float32):
+        even = jnp.full(num_tasks, -math.log(num_tasks), dtype)
+        return GrapeState(even, even)
+
+    def update(statistics, state):
+        inverse = gram.inverse_or_zero(statistics.losses)
+        # ⟨∇ log ℓ_i, ∇ℓ_j⟩, finite so that it may be multiplied by a weight of zero.
+        alignment = jnp.nan_to_num(statistics.interaction * inverse[:, None])
+        improvement = gram.dot(alignment, jnp.exp(state.log_weights))
+        step = jnp.nan_to_num(base.value_at(adversary_lr, statistics) * improvement)
+        log_adversary = jax.nn.log_softmax(state.log_adversary - step)
+        gain = gram.dot(alignment.T, jnp.exp(log_adversary))
+        step = jnp.nan_to_num(base.value_at(weight_lr, statistics) * gain)
+        log_weights = jax.nn.log_softmax(state.log_weights + step)
+        return jnp.exp(log_weights), GrapeState(log_weights, log_adversary)
+
+    return base.Weighting(init, update, uses_interaction=True)

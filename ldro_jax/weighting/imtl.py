@@ -1,0 +1,72 @@
+"""IMTL: impartial to the tasks, in their gradients (IMTL-G) or in their losses (IMTL-L).
+
+References:
+  Liu, Li, Kuang, Xue, Chen, Yang, Liao and Zhang, *Towards Impartial Multi-Task Learning*, ICLR
+  2021.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldro_jax.weighting import base, gram
+
+
+def imtl_g() -> base.Weighting:
+    r"""The update has the same projection on the direction of every gradient.
+
+    :math:`A^+ d / 1^⊤ A^+ d`, with the gradients' lengths d; computed from the cosines, so that
+    tasks of any scale take part. Weights can be negative.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
+    """
+
+    def weights(statistics):
+        lengths = gram.norms(statistics.interaction)
+        alive = (lengths > 0).astype(lengths.dtype)
+        shortest = jnp.min(jnp.where(lengths > 0, lengths, jnp.inf))
+        relative = jnp.where(lengths > 0, shortest / jnp.where(lengths > 0, lengths, 1), 0)
+        found = gram.pseudo_solve(gram.cosines(statistics.interaction), alive) * relative
+        total = jnp.sum(found)
+        lost = jnp.abs(total) <= 4 * jnp.finfo(total.dtype).eps * jnp.sum(jnp.abs(found))
+        return jnp.where(lost, 1 / lengths.size, found / jnp.where(lost, 1, total))
+
+    return base.stateless(weights)._replace(uses_interaction=True)
+
+
+class ScalesState(NamedTuple):
+    """State of :func:`imtl_l`.
+
+    Attributes:
+      scales: s, ``[N]``; task i has the weight exp(s_i).
+    """
+
+    scales: jax.Array
+
+
+def imtl_l(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
+    r"""Scales the losses to one: weights :math:`e^{s_i}`, with s learned on :math:`e^s ℓ − s`.
+
+    Args:
+      weight_lr: learning rate of s. A number or an Optax schedule.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights begin at one and tend to 1 / ℓ.
+
+    Raises:
+      ValueError: if the rate is negative or not finite.
+    """
+    base.check_range("weight_lr", weight_lr)
+
+    def init(num_tasks, dtype=jnp.float32):
+        return ScalesState(jnp.zeros(num_tasks, dtype))
+
+    def update(statistics, state):
+        weights = jnp.exp(state.scales)
+        rate = base.value_at(weight_lr, statistics)
+        return weights, ScalesState(state.scales - rate * (weights * statistics.losses - 1))
+
+    return base.Weighting(init, update)

@@ -1,0 +1,43 @@
+"""MGDA: the shortest convex combination of the task gradients, a descent direction of all of them.
+
+References:
+  Désidéri, *Multiple-Gradient Descent Algorithm (MGDA) for Multiobjective Optimization*, Comptes
+  Rendus Mathématique, 2012; Sener and Koltun, *Multi-Task Learning as Multi-Objective
+  Optimization*, NeurIPS 2018.
+"""
+
+from ldro_jax import checks, solvers
+from ldro_jax.weighting import base, gram
+
+_NORMALIZATIONS = ("none", "l2", "loss", "loss+")
+
+
+def mgda(*, normalization: str = "none") -> base.Weighting:
+    r""":math:`\arg\min_w w^⊤ A w` over the simplex.
+
+    It favours tasks with small gradients, those that have nearly converged above all: one whose
+    gradient is zero gets all the weight.
+
+    Args:
+      normalization: what to divide each gradient by before, as Sener and Koltun's code does:
+        "none", its length ("l2"), its loss ("loss"), or both ("loss+"). The weights are then those
+        of the gradients as they are.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
+
+    Raises:
+      ValueError: if the normalization is none of these.
+    """
+    checks.one_of("normalization", normalization, _NORMALIZATIONS)
+
+    def weights(statistics):
+        matrix = statistics.interaction
+        if normalization in ("l2", "loss+"):
+            matrix = gram.cosines(matrix)
+        if normalization in ("loss", "loss+"):
+            inverse = gram.inverse_or_zero(statistics.losses)
+            matrix = matrix * inverse[:, None] * inverse[None, :]
+        return solvers.min_norm(matrix)
+
+    return base.stateless(weights)._replace(uses_interaction=True)

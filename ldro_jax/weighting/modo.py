@@ -1,0 +1,47 @@
+"""MoDo: MGDA's weights by stochastic gradient steps, without the bias of squared noise.
+
+References:
+  Chen, Fernando, Ying and Chen, *Three-Way Trade-Off in Multi-Objective Learning: Optimization,
+  Generalization and Conflict-Avoidance*, NeurIPS 2023.
+"""
+
+import jax
+import optax
+
+from ldro_jax.weighting import base, gram
+
+
+def modo(
+    weight_lr: optax.ScalarOrSchedule = 0.01, *, ridge: optax.ScalarOrSchedule = 0.0
+) -> base.Weighting:
+    r""":math:`w ← Π(w − γ (A'w + ρw))`, projected onto the simplex.
+
+    A' is the product of the gradients of two batches, so that its mean is that of the true
+    gradients. Here the two are the halves of a batch, by the strategy ``interaction="split"``,
+    which this method asks for by default.
+
+    Args:
+      weight_lr: γ, the learning rate of the weights. A number or an Optax schedule.
+      ridge: ρ, a pull to even weights. A number or an Optax schedule.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
+
+    Raises:
+      ValueError: if a number is negative or not finite.
+    """
+    base.check_range("weight_lr", weight_lr)
+    base.check_range("ridge", ridge)
+
+    def update(statistics, state):
+        w = state.weights
+        slope = gram.dot(statistics.interaction, w) + base.value_at(ridge, statistics) * w
+        moved = w - base.value_at(weight_lr, statistics) * slope
+        # Optax leaves conversions to JAX.
+        with jax.numpy_dtype_promotion("standard"):
+            weights = optax.projections.projection_simplex(moved)
+        return weights, base.WeightsState(weights)
+
+    return base.Weighting(
+        base.uniform_state, update, uses_interaction=True, default_interaction="split"
+    )

@@ -1,0 +1,37 @@
+"""Nash-MTL: the update that the tasks would agree on in a bargaining game.
+
+References:
+  Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik and Fetaya, *Multi-Task Learning as a
+  Bargaining Game*, ICML 2022.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from ldro_jax import solvers
+from ldro_jax.weighting import base
+
+
+def nash_mtl(max_norm: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
+    r"""Solves :math:`A w = 1 / w`, and shortens the update to ``max_norm``.
+
+    The update of the solution has the length √N whatever the gradients are.
+
+    Args:
+      max_norm: length of the update at most; inf leaves it at √N. A number or an Optax schedule.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights are one over lengths
+      of gradients.
+
+    Raises:
+      ValueError: if the length is not positive.
+    """
+    base.check_range("max_norm", max_norm, "(0, inf]")
+
+    def weights(statistics):
+        found = solvers.balance(statistics.interaction, jnp.ones((), statistics.losses.dtype))
+        length = jnp.sqrt(jnp.asarray(found.size, found.dtype))
+        return found * jnp.minimum(1, base.value_at(max_norm, statistics) / length)
+
+    return base.stateless(weights)._replace(uses_interaction=True)

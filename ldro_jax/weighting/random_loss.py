@@ -1,0 +1,33 @@
+"""Random loss weighting, a baseline that most methods have to be compared with.
+
+References:
+  Lin, Ye, Zhang and Tsang, *Reasonable Effectiveness of Random Weighting: A Litmus Test for
+  Multi-Task Learning*, TMLR 2022.
+"""
+
+import jax
+
+from ldro_jax import checks
+from ldro_jax.weighting import base
+
+
+def random_loss(*, seed: int = 0) -> base.Weighting:
+    """The softmax of a sample of the normal distribution, drawn anew in every step.
+
+    Args:
+      seed: of the samples, which are a function of it and of the step.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
+
+    Raises:
+      ValueError: if the seed is not an integer of 32 bits.
+    """
+    seed = checks.seed("seed", seed)
+
+    def weights(statistics):
+        key = jax.random.fold_in(jax.random.key(seed), statistics.count)
+        losses = statistics.losses
+        return jax.nn.softmax(jax.random.normal(key, losses.shape, losses.dtype))
+
+    return base.stateless(weights)

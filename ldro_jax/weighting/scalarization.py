@@ -1,0 +1,44 @@
+"""Scalarisation: static weights, drawn at random to be searched among.
+
+References:
+  Kurin, De Palma, Kostrikov, Whiteson and Kumar, *In Defense of the Unitary Scalarization for Deep
+  Multi-Task Learning*, NeurIPS 2022.
+  Xin, Ghorbani, Garg, Firat and Gilmer, *Do Current Multi-Task Optimization Methods in Deep
+  Learning Even Help?*, NeurIPS 2022.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ldro_jax.weighting import base
+
+
+def scalarization(draw: int, *, concentration: float = 1.0) -> base.Weighting:
+    """Static weights from a Dirichlet distribution, the same in every step.
+
+    What every method has to beat with the same number of runs: a search over static weights, such
+    as a grid of ``{"draw": range(20)}``, of which validation chooses. All of them share one
+    compiled program.
+
+    Args:
+      draw: the number of the draw. 0 is the even weights.
+      concentration: of the distribution; the higher, the more even the weights.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
+
+    Raises:
+      ValueError: if a number is out of range.
+    """
+    base.check_range("draw", draw)
+    base.check_range("concentration", concentration, "(0, inf)")
+
+    def weights(statistics):
+        losses = statistics.losses
+        number = jnp.asarray(draw).astype(jnp.int32)
+        key = jax.random.fold_in(jax.random.key(0), number)
+        alpha = jnp.broadcast_to(jnp.asarray(concentration, losses.dtype), losses.shape)
+        drawn = jax.random.dirichlet(key, alpha, dtype=losses.dtype)
+        return jnp.where(number == 0, 1 / losses.size, drawn)
+
+    return base.stateless(weights)

@@ -1,0 +1,66 @@
+"""The lookahead game with both players regularised.
+
+Lookahead-DRO's game has many equilibria, jumps between them with the noise of a minibatch, and can
+put all weight on one task. With a price on leaving the even weights, for both players, it has one
+equilibrium, which moves smoothly with losses and gradients.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from ldro_jax import games
+from ldro_jax.weighting import base, lookahead
+
+
+def smooth_lookahead(
+    lookahead_lr: optax.ScalarOrSchedule,
+    temperature: optax.ScalarOrSchedule,
+    *,
+    adversary_temperature: optax.ScalarOrSchedule | None = None,
+    relative: bool = False,
+    normalize_interaction: bool = True,
+) -> base.Weighting:
+    r"""Smooth Lookahead-DRO: :math:`\min_w \max_v v^⊤(ℓ1^⊤ − λA)w + τ KL(w‖u) − σ KL(v‖u)`.
+
+    The adversary v weighs the losses after the step by :math:`\exp((ℓ − λAw) / σ)`; the weights
+    answer with :math:`w ∝ \exp(λ A^⊤ v / τ)`. τ, σ → 0 is Lookahead-DRO (Algorithm 1), τ → ∞ the
+    average loss. Best with means over steps: ``smoothed(smooth_lookahead(…), 0.99)``.
+
+    Args:
+      lookahead_lr: λ, the size of the step that is looked ahead; see
+        :func:`ldro_jax.weighting.lookahead_online`, also for ``relative``.
+      temperature: τ, the price of uneven weights, in units of the losses; with ``relative``, of
+        their mean.
+      adversary_temperature: σ, in the same unit; τ if it isn't given.
+      relative: take λ, τ and σ relative to the mean loss and the gradients' lengths.
+      normalize_interaction: divide column j of A by ‖∇ℓ_j‖.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, which begins each solution at the last; the
+      weights sum to one.
+
+    Raises:
+      ValueError: if a rate is negative or a temperature not positive.
+    """
+    game = lookahead.game(
+        lookahead_lr, relative=relative, normalize_interaction=normalize_interaction
+    )
+    base.check_range("temperature", temperature, "(0, inf)")
+    if adversary_temperature is None:
+        adversary_temperature = temperature
+    base.check_range("adversary_temperature", adversary_temperature, "(0, inf)")
+
+    def update(statistics, state):
+        unit = base.mean_loss(statistics) if relative else jnp.ones((), statistics.losses.dtype)
+        found = games.smooth_equilibrium(
+            statistics.losses / unit,
+            game.decrease(statistics) / unit,
+            column_temperature=base.value_at(temperature, statistics),
+            row_temperature=base.value_at(adversary_temperature, statistics),
+            start=state.weights,
+        )
+        return found.weights, base.WeightsState(found.weights)
+
+    return base.Weighting(
+        base.uniform_state, update, uses_interaction=True, expected_losses=game.expected_losses
+    )

@@ -1,0 +1,65 @@
+"""Smooth Tchebycheff scalarisation: a smooth maximum of what each loss is above the best known.
+
+References:
+  Lin, Zhang, Yang, Liu, Wang and Zhang, *Smooth Tchebycheff Scalarization for Multi-Objective
+  Optimization*, ICML 2024.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldro_jax.weighting import base
+
+
+class IdealState(NamedTuple):
+    """State of :func:`stch`.
+
+    Attributes:
+      ideal: z*, the least loss of each task so far, ``[N]``; inf before the first step.
+    """
+
+    ideal: jax.Array
+
+
+def stch(
+    smoothing: optax.ScalarOrSchedule, *, preferences: Sequence[float] | None = None
+) -> base.Weighting:
+    r""":math:`p_i \, \mathrm{softmax}(p (ℓ − z^*) / μ)_i`, the gradient of a smooth maximum.
+
+    Args:
+      smoothing: μ, in units of the losses; near 0 the worst task counts alone. A number or an Optax
+        schedule.
+      preferences: p, a positive number for each task; 1 by default.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one if no preferences are
+      given.
+
+    Raises:
+      ValueError: if μ or a preference is not positive, or their number isn't that of the tasks.
+    """
+    base.check_range("smoothing", smoothing, "(0, inf)")
+    given = None
+    if preferences is not None:
+        given = base.numbers_per_task("preferences", preferences, positive=True)
+
+    def init(num_tasks, dtype=jnp.float32):
+        return IdealState(jnp.full(num_tasks, jnp.inf, dtype))
+
+    def update(statistics, state):
+        losses = statistics.losses
+        p = jnp.ones_like(losses)
+        if given is not None:
+            base.check_per_task("preferences", given, losses.size)
+            p = jnp.asarray(given, losses.dtype)
+        # A task that has had no examples yet has a loss of zero.
+        ideal = jnp.where(losses == 0, state.ideal, jnp.minimum(state.ideal, losses))
+        above = jnp.where(jnp.isfinite(ideal), losses - ideal, 0)
+        above = p * above / base.value_at(smoothing, statistics)
+        return p * jax.nn.softmax(above), IdealState(ideal)
+
+    return base.Weighting(init, update)

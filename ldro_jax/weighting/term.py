@@ -1,0 +1,35 @@
+"""Tilted empirical risk: a smooth maximum of the losses.
+
+References:
+  Li, Beirami, Sanjabi and Smith, *Tilted Empirical Risk Minimization*, ICLR 2021.
+"""
+
+import jax
+import optax
+
+from ldro_jax import checks
+from ldro_jax.weighting import base
+
+
+def term(tilt: optax.ScalarOrSchedule, *, relative: bool = False) -> base.Weighting:
+    r"""The gradient of :math:`\frac1t \log \frac1N Σ_i e^{t ℓ_i}`: weights softmax(t ℓ).
+
+    Args:
+      tilt: t; 0 is the average loss, large the worst task. A number or an Optax schedule.
+      relative: divide t by the mean loss, so that the scale of the losses makes no difference.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
+
+    Raises:
+      ValueError: if the tilt is negative or not finite.
+    """
+    base.check_range("tilt", tilt)
+    checks.flag("relative", relative)
+
+    def weights(statistics):
+        losses = statistics.losses
+        unit = base.mean_loss(statistics) if relative else 1
+        return jax.nn.softmax(base.value_at(tilt, statistics) * losses / unit)
+
+    return base.stateless(weights)

@@ -1,0 +1,37 @@
+"""Uncertainty weighting: each task's weight is the precision of its noise, which is learned.
+
+References:
+  Kendall, Gal and Cipolla, *Multi-Task Learning Using Uncertainty to Weigh Losses for Scene
+  Geometry and Semantics*, CVPR 2018.
+"""
+
+import jax.numpy as jnp
+import optax
+
+from ldro_jax.weighting import base
+from ldro_jax.weighting.imtl import ScalesState
+
+
+def uncertainty(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
+    r""":math:`½ e^{−s}`, with s, a logarithm of a variance, learned on :math:`½ (e^{−s} ℓ + s)`.
+
+    Args:
+      weight_lr: learning rate of s. A number or an Optax schedule.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights begin at ½ and tend to 1 / 2ℓ.
+
+    Raises:
+      ValueError: if the rate is negative or not finite.
+    """
+    base.check_range("weight_lr", weight_lr)
+
+    def init(num_tasks, dtype=jnp.float32):
+        return ScalesState(jnp.zeros(num_tasks, dtype))
+
+    def update(statistics, state):
+        precision = jnp.exp(-state.scales)
+        step = base.value_at(weight_lr, statistics) * (1 - precision * statistics.losses) / 2
+        return precision / 2, ScalesState(state.scales - step)
+
+    return base.Weighting(init, update)

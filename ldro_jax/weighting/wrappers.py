@@ -1,0 +1,246 @@
+"""Weightings around weightings: means of what they see, of what they say, and limits on it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldro_jax.weighting import base, gram
+
+
+def with_floor(weighting: base.Weighting, floor: optax.ScalarOrSchedule) -> base.Weighting:
+    """Mixes the weights with even ones of the same sum: ``(1 − floor) w + floor Σ|w| / N``.
+
+    Keeps every task in training when the weights would collapse onto a few. The weighting's own
+    state is left as it is.
+
+    Args:
+      weighting: the weighting to wrap.
+      floor: share of the weight that is spread evenly, in [0, 1]. A number or an Optax schedule.
+
+    Returns:
+      The wrapped :class:`~ldro_jax.weighting.base.Weighting`.
+
+    Raises:
+      ValueError: if ``floor`` is a number outside [0, 1].
+    """
+    base.check_range("floor", floor, "[0, 1]")
+
+    def update(statistics, state):
+        weights, state = weighting.update(statistics, state)
+        share = base.value_at(floor, statistics)
+        return (1 - share) * weights + share * jnp.mean(jnp.abs(weights)), state
+
+    return weighting._replace(update=update)
+
+
+def wrapped(
+    weighting: base.Weighting, *, smoothing: float, total: float | None, floor: float
+) -> base.Weighting:
+    """The weighting with the options that every method has.
+
+    Args:
+      weighting: the weighting to wrap.
+      smoothing: see :func:`smoothed`; 0 for none.
+      total: see :func:`rescaled`; ``None`` for what the method says.
+      floor: see :func:`with_floor`.
+
+    Returns:
+      The wrapped :class:`~ldro_jax.weighting.base.Weighting`.
+
+    Raises:
+      ValueError: if an option is out of range.
+    """
+    base.check_range("smoothing", smoothing, "[0, 1)")
+    if isinstance(smoothing, jax.Array) or smoothing > 0:
+        weighting = smoothed(weighting, smoothing)
+    if total is not None:
+        weighting = rescaled(weighting, total)
+    return with_floor(weighting, floor)
+
+
+class SmoothedState(NamedTuple):
+    """State of :func:`smoothed`.
+
+    Attributes:
+      losses: decaying sum of the losses, ``[N]``.
+      interaction: decaying sum of the interactions, ``[N, N]``; ``None`` if they aren't used.
+      noise: decaying sum of the gradients' variances, ``[N]``; ``None`` if they aren't used.
+      total: decaying sum of ones, by which the others are divided.
+      inner: state of the weighting.
+    """
+
+    losses: jax.Array
+    interaction: jax.Array | None
+    noise: jax.Array | None
+    total: jax.Array
+    inner: Any
+
+
+def smoothed(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.Weighting:
+    """Shows a weighting the running means of losses and interactions instead of this step's.
+
+    What is measured on a minibatch is mostly noise, and a weighting that answers to it at once
+    follows the noise.
+
+    Args:
+      weighting: the weighting to wrap.
+      decay: of the exponential means, in [0, 1): 0.9 averages over about ten steps. They are
+        corrected for their start from zero. A number or an Optax schedule.
+
+    Returns:
+      The wrapped :class:`~ldro_jax.weighting.base.Weighting`.
+
+    Raises:
+      ValueError: if ``decay`` is a number outside [0, 1).
+    """
+    base.check_range("decay", decay, "[0, 1)")
+
+    def init(num_tasks, dtype=jnp.float32):
+        square = jnp.zeros((num_tasks, num_tasks), dtype)
+        return SmoothedState(
+            losses=jnp.zeros(num_tasks, dtype),
+            interaction=square if weighting.uses_interaction else None,
+            noise=jnp.zeros(num_tasks, dtype) if weighting.uses_noise else None,
+            total=jnp.zeros([], dtype),
+            inner=weighting.init(num_tasks, dtype),
+        )
+
+    def update(statistics, state):
+        keep = base.value_at(decay, statistics)
+
+        def mean(old, new):
+            return keep * old + (1 - keep) * new
+
+        total = mean(state.total, jnp.ones_like(state.total))
+        new = state._asdict()
+        names = [name for name in ("losses", "interaction", "noise") if new[name] is not None]
+        for name in names:
+            new[name] = mean(new[name], getattr(statistics, name))
+        seen = statistics._replace(**{name: new[name] / total for name in names})
+        weights, inner = weighting.update(seen, state.inner)
+        return weights, SmoothedState(**new | {"total": total, "inner": inner})
+
+    return weighting._replace(init=init, update=update)
+
+
+class AveragedState(NamedTuple):
+    """State of :func:`averaged`.
+
+    Attributes:
+      weights: the mean weights, ``[N]``.
+      inner: state of the weighting.
+    """
+
+    weights: jax.Array
+    inner: Any
+
+
+def averaged(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.Weighting:
+    """Running means of the weights, ``w ← decay · w + (1 − decay) ŵ``, from the first step's.
+
+    Args:
+      weighting: the weighting that gives ŵ.
+      decay: in [0, 1). A number or an Optax schedule.
+
+    Returns:
+      The wrapped :class:`~ldro_jax.weighting.base.Weighting`.
+
+    Raises:
+      ValueError: if ``decay`` is a number outside [0, 1).
+
+    References:
+      Zhou, Zhang, Jiang, Zhong, Gu and Zhu, *On the Convergence of Stochastic Multi-Objective
+      Gradient Manipulation and Beyond* (CR-MOGM), NeurIPS 2022.
+    """
+    base.check_range("decay", decay, "[0, 1)")
+
+    def init(num_tasks, dtype=jnp.float32):
+        uniform = jnp.full(num_tasks, 1 / num_tasks, dtype)
+        return AveragedState(uniform, weighting.init(num_tasks, dtype))
+
+    def update(statistics, state):
+        weights, inner = weighting.update(statistics, state.inner)
+        keep = jnp.where(statistics.count == 0, 0, base.value_at(decay, statistics))
+        weights = keep * state.weights + (1 - keep) * weights
+        return weights, AveragedState(weights, inner)
+
+    return weighting._replace(init=init, update=update)
+
+
+def normalized_gradients(weighting: base.Weighting) -> base.Weighting:
+    """Weighs the gradients' directions: the weighting sees cosines instead of inner products.
+
+    Its weights, which are those of unit vectors, are divided by the gradients' lengths, and made to
+    sum to what they did. A task whose gradient is zero has none.
+
+    Args:
+      weighting: the weighting to wrap.
+
+    Returns:
+      The wrapped :class:`~ldro_jax.weighting.base.Weighting`, which uses the interaction.
+    """
+
+    def update(statistics, state):
+        seen = statistics._replace(interaction=gram.cosines(statistics.interaction))
+        weights, state = weighting.update(seen, state)
+        lengths = gram.norms(statistics.interaction)
+        inverse = gram.inverse_or_zero(lengths)
+        found = weights * inverse * gram.inverse_or_zero(jnp.max(inverse))
+        total = jnp.sum(found)
+        found = found * jnp.where(total != 0, jnp.sum(weights) / jnp.where(total != 0, total, 1), 0)
+        return jnp.where(total != 0, found, weights), state
+
+    return weighting._replace(update=update, uses_interaction=True, expected_losses=None)
+
+
+def clipped(weighting: base.Weighting, lower: float = 0.0, upper: float = 1.0) -> base.Weighting:
+    """Keeps each weight between two limits.
+
+    Args:
+      weighting: the weighting to wrap.
+      lower: limit from below; 0 leaves out negative weights.
+      upper: limit from above, not below the lower one.
+
+    Returns:
+      The wrapped :class:`~ldro_jax.weighting.base.Weighting`. What its weights sum to may change;
+      see :func:`rescaled`.
+
+    Raises:
+      ValueError: if a limit is negative, or the upper one is below the lower.
+    """
+    base.check_range("lower", lower)
+    base.check_range("upper", upper, f"[{lower}, inf]")
+
+    def update(statistics, state):
+        weights, state = weighting.update(statistics, state)
+        return jnp.clip(weights, lower, upper), state
+
+    return weighting._replace(update=update)
+
+
+def rescaled(weighting: base.Weighting, total: float = 1.0) -> base.Weighting:
+    """Makes the sizes of the weights sum to a number, so that methods share one learning rate.
+
+    Args:
+      weighting: the weighting to wrap.
+      total: of the weights' absolute values, positive.
+
+    Returns:
+      The wrapped :class:`~ldro_jax.weighting.base.Weighting`; even weights where all were zero.
+
+    Raises:
+      ValueError: if ``total`` is not positive.
+    """
+    base.check_range("total", total, "(0, inf)")
+
+    def update(statistics, state):
+        weights, state = weighting.update(statistics, state)
+        # Divided twice, because a sum of large weights overflows.
+        largest = jnp.max(jnp.abs(weights))
+        relative = weights * gram.inverse_or_zero(largest)
+        found = total * relative * gram.inverse_or_zero(jnp.sum(jnp.abs(relative)))
+        return jnp.where(largest > 0, found, total / weights.size), state
+
+    return weighting._replace(update=update)
