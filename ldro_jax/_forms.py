@@ -14,6 +14,7 @@ import numpy as np
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
+from ldro_jax.interaction import geometry
 
 
 class Step(NamedTuple):
@@ -22,13 +23,13 @@ class Step(NamedTuple):
     Attributes:
       losses: ``[N]``, floating point.
       pullback: ``weights [N] -> gradient``; doesn't round the weights.
-      interaction: ``() -> [N, N]``, or ``None`` if there is no way to measure it.
+      interaction: ``() -> [N, N]``, or with the noise; ``None`` if there is no way to measure it.
       is_stacked: whether ``updates`` were the gradients of the tasks, and so are used up.
     """
 
     losses: jax.Array
     pullback: Callable[[jax.Array], Any]
-    interaction: Callable[[], jax.Array] | None
+    interaction: Callable[[], jax.Array | interaction_base.Measured] | None
     is_stacked: bool = False
 
 
@@ -63,11 +64,21 @@ def read(
     """
     form = _form(arguments)
     losses = None if arguments["losses"] is None else jnp.asarray(arguments["losses"])
+    preconditioner = arguments["preconditioner"]
+    if preconditioner is not None:
+        if arguments["interaction_fn"] is not None or arguments["pullback"] is not None:
+            raise ValueError(
+                "interaction_fn measures the interaction as it likes, so preconditioner can't come "
+                "with it or with pullback. Use interaction.preconditioned(strategy, "
+                "preconditioner) inside of it."
+            )
+        check_like("preconditioner", preconditioner, params)
     if params is None and form != "forward":
         raise ValueError("update needs params, as its third argument.")
     if form == "tasks":
         step = _from_tasks(
             strategy,
+            preconditioner,
             arguments["loss_fn"],
             params,
             arguments["batch"],
@@ -77,11 +88,13 @@ def read(
             fused=fused,
         )
     elif form == "layout":
-        step = _from_losses_fn(arguments["losses_fn"], params, arguments["interaction_fn"], dtype)
+        step = _from_losses_fn(
+            arguments["losses_fn"], params, arguments["interaction_fn"], preconditioner, dtype
+        )
     elif form == "forward":
         step = _from_pullback(losses, arguments["pullback"], arguments["interaction_fn"], dtype)
     else:
-        step = _from_stacked(updates, losses, params, num_tasks)
+        step = _from_stacked(updates, losses, params, preconditioner, num_tasks)
     if jnp.shape(step.losses) != (num_tasks,):
         raise ValueError(
             f"There must be one loss for each of the {num_tasks} tasks, shape ({num_tasks},), but "
@@ -142,10 +155,10 @@ def check_real(what: str, tree: Any) -> None:
 
 # What each form of the statistics needs, and what may come with it.
 _FORMS = {
-    "tasks": ({"loss_fn", "batch"}, {"interaction_batch"}),
-    "layout": ({"losses_fn"}, {"interaction_fn"}),
+    "tasks": ({"loss_fn", "batch"}, {"interaction_batch", "preconditioner"}),
+    "layout": ({"losses_fn"}, {"interaction_fn", "preconditioner"}),
     "forward": ({"losses", "pullback"}, {"interaction_fn"}),
-    "stacked": ({"losses"}, set()),
+    "stacked": ({"losses"}, {"preconditioner"}),
 }
 
 
@@ -164,16 +177,19 @@ def _form(arguments: dict[str, Any]) -> str:
 
 
 def _from_tasks(
-    strategy, loss_fn, params, batch, interaction_batch, num_tasks, dtype, *, fused
+    strategy, preconditioner, loss_fn, params, batch, interaction_batch, num_tasks, dtype, *, fused
 ) -> Step:
     _check_batch("batch", batch, num_tasks)
     _check_scalar_loss(loss_fn, params, batch)
     if interaction_batch is not None:
         _check_batch("interaction_batch", interaction_batch, num_tasks)
     elif fused and strategy.gradients is not None:
-        return _stacked_step(*strategy.gradients(loss_fn, params, batch))
+        losses, gradients = strategy.gradients(loss_fn, params, batch)
+        return _stacked_step(losses, gradients, preconditioner)
     else:
         interaction_batch = batch
+    if preconditioner is not None:
+        strategy = interaction_lib.preconditioned(strategy, preconditioner)
     return _differentiated(
         lambda p: jax.vmap(loss_fn, in_axes=(None, 0))(p, batch),
         params,
@@ -182,9 +198,12 @@ def _from_tasks(
     )
 
 
-def _from_losses_fn(losses_fn, params, interaction_fn, dtype) -> Step:
+def _from_losses_fn(losses_fn, params, interaction_fn, preconditioner, dtype) -> Step:
     if interaction_fn is None:
         interaction_fn = functools.partial(interaction_lib.jacobian_gram, losses_fn)
+        if preconditioner is not None:
+            moved, zero = geometry.in_units(losses_fn, params, preconditioner)
+            interaction_fn = lambda _: interaction_lib.jacobian_gram(moved, zero)  # noqa: E731
     return _differentiated(losses_fn, params, functools.partial(interaction_fn, params), dtype)
 
 
@@ -211,7 +230,7 @@ def _from_pullback(losses, pullback, interaction, dtype) -> Step:
     return Step(losses, lambda weights: pullback(weights.astype(losses.dtype)), interaction)
 
 
-def _from_stacked(gradients, losses, params, num_tasks) -> Step:
+def _from_stacked(gradients, losses, params, preconditioner, num_tasks) -> Step:
     expected = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct((num_tasks, *jnp.shape(p)), jnp.result_type(p)), params
     )
@@ -222,10 +241,10 @@ def _from_stacked(gradients, losses, params, num_tasks) -> Step:
             f"{jax.tree.map(jnp.shape, expected)}, but has {jax.tree.map(jnp.shape, gradients)}."
         )
     _check_floating(losses)
-    return _stacked_step(losses, gradients)
+    return _stacked_step(losses, gradients, preconditioner)
 
 
-def _stacked_step(losses, gradients) -> Step:
+def _stacked_step(losses, gradients, preconditioner) -> Step:
     def combine(weights, gradient):
         dtype = np.promote_types(weights.dtype, gradient.dtype)
         total = jnp.tensordot(
@@ -236,10 +255,15 @@ def _stacked_step(losses, gradients) -> Step:
         )
         return total.astype(gradient.dtype)
 
+    def interaction():
+        if preconditioner is None:
+            return interaction_base.gram(gradients)
+        return interaction_base.gram(geometry.scaled(gradients, preconditioner))
+
     return Step(
         losses,
         lambda weights: jax.tree.map(functools.partial(combine, weights), gradients),
-        lambda: interaction_base.gram(gradients),
+        interaction,
     )
 
 

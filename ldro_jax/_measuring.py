@@ -12,40 +12,61 @@ from ldro_jax.interaction import base as interaction_base
 
 
 def measure(
-    matrix_fn: Callable[[], jax.Array] | None,
-    last: jax.Array,
+    matrix_fn: Callable[[], jax.Array | interaction_base.Measured] | None,
+    last: interaction_base.Measured,
     known: jax.Array,
     due: jax.Array | None,
-) -> tuple[jax.Array, jax.Array]:
+    *,
+    needs_noise: bool = False,
+) -> tuple[interaction_base.Measured, jax.Array]:
     """The interaction matrix of this step, and which tasks could not be measured.
 
     Args:
-      matrix_fn: measures it, ``() -> [N, N]``, or ``None`` if there is no way to.
-      last: the matrix so far, ``[N, N]``.
+      matrix_fn: measures it, ``() -> [N, N]`` or with the noise, or ``None`` if there is no way to.
+      last: what was measured last.
       known: the tasks that it can be measured for, bool ``[N]``.
       due: whether to measure it, bool; ``None`` in every step.
+      needs_noise: whether the weighting uses the noise.
 
     Returns:
-      The matrix ``[N, N]``, and bool ``[N]``; see
-      :func:`~ldro_jax.interaction.base.refreshed`.
+      The matrix and the noise, which stays as it is where the strategy doesn't measure it; and
+      bool ``[N]``, see :func:`~ldro_jax.interaction.base.refreshed`.
 
     Raises:
-      ValueError: if there is no way to measure the matrix, or it has another shape.
+      ValueError: if there is no way to measure the matrix or the noise that is needed, or one of
+        them has another shape.
     """
     if matrix_fn is None:
         raise ValueError(
             "This weighting uses the interaction matrix, but the losses came with a pullback and "
             "no interaction_fn. Pass interaction_fn, a function without arguments that returns the "
-            f"Gram matrix of the task gradients, {list(last.shape)}."
+            f"Gram matrix of the task gradients, {list(last.matrix.shape)}."
         )
 
     def fresh():
-        matrix = jnp.asarray(matrix_fn())
-        if matrix.shape != last.shape:
-            raise ValueError(
-                f"The interaction matrix must have shape {last.shape}, but it has {matrix.shape}."
-            )
-        return interaction_base.refreshed(last, matrix.astype(last.dtype), known)
+        found, plain = matrix_fn(), False
+        if not isinstance(found, interaction_base.Measured):
+            if needs_noise:
+                raise ValueError(
+                    "This weighting uses the variance of the gradients, which was not measured. "
+                    "Use interaction='split' with loss_fn and batch, or return an "
+                    "interaction.Measured from interaction_fn."
+                )
+            found = interaction_base.Measured(found, last.noise)
+            plain = True
+        found = interaction_base.Measured(*map(jnp.asarray, found))
+        for what, new, old in zip(("matrix", "noise"), found, last, strict=True):
+            if new.shape != old.shape:
+                raise ValueError(
+                    f"The interaction {what} must have shape {old.shape}, but it has {new.shape}."
+                )
+        matrix, noise = (x.astype(last.noise.dtype) for x in found)
+        # Without its noise a square may vanish.
+        squares = jnp.diagonal(matrix) + (0 if plain else noise)
+        matrix, unmeasured = interaction_base.refreshed(last.matrix, matrix, known, squares)
+        taken = known & ~unmeasured & jnp.isfinite(noise)
+        measured = interaction_base.Measured(matrix, jnp.where(taken, noise, last.noise))
+        return measured, unmeasured
 
     return _if_due(due, fresh, (last, jnp.zeros_like(known)))
 

@@ -15,8 +15,19 @@ import jax
 import optax
 
 from ldro_jax import transform as transform_lib
+from ldro_jax.diagnostics import diagnose
 from ldro_jax.interaction import base as interaction_base
-from ldro_jax.weighting import lookahead
+from ldro_jax.interaction import geometry
+from ldro_jax.weighting import lookahead, smooth
+
+__all__ = [
+    "diagnose",
+    "interaction",
+    "losses",
+    "preconditioner",
+    "transform",
+    "weights",
+]
 
 
 def transform(
@@ -26,9 +37,13 @@ def transform(
     weight_lr: optax.ScalarOrSchedule | None = None,
     interaction_interval: int | None = None,
     exact: bool = False,
+    temperature: optax.ScalarOrSchedule | None = None,
+    adversary_temperature: optax.ScalarOrSchedule | None = None,
+    relative: bool = False,
     normalize_interaction: bool = True,
     interaction: str | interaction_base.Interaction = "auto",
     lagged: bool = False,
+    smoothing: float = 0.0,
     floor: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Lookahead-DRO as an Optax gradient transformation; chain it before any optimizer.
@@ -44,14 +59,23 @@ def transform(
       num_tasks: N.
       lookahead_lr: λ, the size of the step that is looked ahead. A number or an Optax schedule.
       weight_lr: η, the learning rate of the weights. A number or an Optax schedule. Needed unless
-        ``exact``. Only the product ηλ moves the weights.
+        ``exact`` or a temperature is given. Only the product ηλ moves the weights.
       interaction_interval: k, the number of steps between two measurements of A; by default 100,
-        and 1 if ``exact``.
+        and 1 if ``exact`` or a temperature is given.
       exact: solve the matrix game anew in every step (Algorithm 1) instead. For problems without
         noise.
+      temperature: τ; makes it smooth Lookahead-DRO, whose game has one equilibrium that moves
+        smoothly with losses and gradients, solved anew in every step: see
+        :func:`ldro_jax.weighting.smooth_lookahead`.
+      adversary_temperature: σ, of its adversary; τ if it isn't given.
+      relative: take the rates relative to the mean loss and the gradients' lengths, so that they
+        don't depend on the scale of losses and parameters.
       normalize_interaction: divide column j of A by ‖∇ℓ_j‖, as the paper does.
       interaction: how to measure A; see :mod:`ldro_jax.interaction`.
       lagged: with k = 1, use the matrix of the step before, which saves memory.
+      smoothing: decay of the running means of losses and A that the weights are chosen from, such
+        as 0.99; 0 for none. What minibatches measure is noisy, and solving the game every step
+        follows the noise.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
 
     Returns:
@@ -93,20 +117,36 @@ def transform(
       Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*,
       2021.
     """
-    if exact:
-        weighting = lookahead.exact(lookahead_lr, normalize_interaction=normalize_interaction)
-    elif weight_lr is None:
-        raise ValueError("weight_lr is needed unless exact=True.")
-    else:
-        weighting = lookahead.online(
-            lookahead_lr, weight_lr, normalize_interaction=normalize_interaction
+    options: dict[str, Any] = {
+        "relative": relative,
+        "normalize_interaction": normalize_interaction,
+    }
+    kinds = {
+        "weight_lr": weight_lr is not None,
+        "temperature": temperature is not None,
+        "exact": exact,
+    }
+    given = [name for name, is_given in kinds.items() if is_given]
+    if len(given) != 1 or (temperature is None and adversary_temperature is not None):
+        raise ValueError(
+            "One of these is needed: weight_lr, or temperature (and adversary_temperature), or "
+            f"exact=True. Given: {', '.join(given) or 'none of them'}."
         )
+    if exact:
+        weighting = lookahead.exact(lookahead_lr, **options)
+    elif temperature is not None:
+        options["adversary_temperature"] = adversary_temperature
+        weighting = smooth.smooth_lookahead(lookahead_lr, temperature, **options)
+    else:
+        assert weight_lr is not None
+        weighting = lookahead.online(lookahead_lr, weight_lr, **options)
     return transform_lib.weighted(
         weighting,
         num_tasks,
         interaction=interaction,
         interaction_interval=interaction_interval,
         lagged=lagged,
+        smoothing=smoothing,
         floor=floor,
     )
 
@@ -139,6 +179,29 @@ def interaction(opt_state: Any) -> jax.Array:
       ValueError: if the state holds no weighting, or more than one.
     """
     return transform_lib.find_state(opt_state).interaction
+
+
+def preconditioner(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Any:
+    """The optimizer's own measure of the parameters, to look ahead along the step it will take.
+
+    Adam divides each parameter's gradient by a running size of it. Pass these factors to ``update``
+    and A_ij is ``⟨∇ℓ_i, P ∇ℓ_j⟩``, the change of task i's loss by Adam's step for task j:
+
+    ``tx.update(None, state, params, …, preconditioner=ldro.preconditioner(state))``
+
+    Args:
+      opt_state: the state of Optax's ``adam`` or one of its kin, ``rmsprop`` or ``adagrad``, in a
+        chain or alone.
+      decay: β₂ of Adam.
+      eps: what the optimizer adds to the root.
+
+    Returns:
+      A pytree like the parameters; ones before the first step.
+
+    Raises:
+      ValueError: if the state holds no running squares, or more than one set of them.
+    """
+    return geometry.from_optimizer(opt_state, decay=decay, eps=eps)
 
 
 def losses(opt_state: Any) -> jax.Array:

@@ -8,48 +8,19 @@ the same forward pass (one backward pass): the update is ``Σ_i w_i ∇ℓ_i``, 
 
 import functools
 import operator
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import _forms, _measuring, _wrappers, checks
+from ldro_jax import _forms, _measuring, _state, _wrappers, checks
 from ldro_jax import interaction as interaction_lib
+from ldro_jax._state import WeightedState, find_state
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.weighting import base as weighting_base
+from ldro_jax.weighting import wrappers
 
-
-class WeightedState(NamedTuple):
-    """State of :func:`weighted`: a few small arrays, float32 unless the parameters are float64.
-
-    Attributes:
-      count: number of steps taken, int32.
-      weights: the task weights of the last step, ``[N]``; uniform before the first.
-      losses: the last finite loss of each task, ``[N]``; zero before the first.
-      expected_losses: the losses after the step as the weighting expected them when it had chosen
-        the weights, ``[N]``; the largest is the value of Lookahead-DRO's game. The losses as they
-        are if it doesn't look ahead.
-      interaction: the last interaction matrix ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros
-        before the first.
-      nonfinite: how often the loss of each task was not finite, int32 ``[N]``.
-      nonfinite_streak: number of steps in a row, up to the last one, in which one was not, int32.
-      unmeasured: how often the interactions of each task could not be measured when they were due,
-        int32 ``[N]``: its gradient was not finite, or its norm so large or small that the square
-        over- or underflows (above 1e19 or below 1e-19 in float32). What could not be measured keeps
-        its last value.
-      weighting: the weighting's own state.
-    """
-
-    count: jax.Array
-    weights: jax.Array
-    losses: jax.Array
-    expected_losses: jax.Array
-    interaction: jax.Array
-    nonfinite: jax.Array
-    nonfinite_streak: jax.Array
-    unmeasured: jax.Array
-    weighting: Any
+__all__ = ["WeightedState", "find_state", "weighted"]
 
 
 def weighted(
@@ -59,6 +30,8 @@ def weighted(
     interaction: str | interaction_base.Interaction = "auto",
     interaction_interval: int | None = None,
     lagged: bool = False,
+    smoothing: float = 0.0,
+    total: float | None = None,
     floor: float = 0.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Trains on the weighted loss ``Σ_i w_i ℓ_i``, with weights chosen anew in every step.
@@ -76,6 +49,10 @@ def weighted(
     stacked gradients    ``losses [N]``, and as ``updates`` the task gradients ``[N, ...]``.
     ===================  =======================================================================
 
+    With ``preconditioner``, a pytree like the parameters, the interaction is measured in the
+    geometry of the optimizer; see :func:`ldro_jax.ldro.preconditioner`. A weighting that asks for
+    it is told the ``excess``, ``[N]``: by how much each task is worse than a reference.
+
     In the first three ``updates`` is the gradient of whatever belongs to no task (an L2 or a
     load-balancing term), which is added to the result, or ``None``. In all of them ``present``,
     bool ``[N]``, may name the tasks that have examples in this batch: an absent one keeps its last
@@ -91,14 +68,17 @@ def weighted(
       weighting: how to choose the weights.
       num_tasks: N, a Python integer.
       interaction: how to measure the interaction in the form "tasks": a name from
-        :data:`ldro_jax.interaction.STRATEGIES`, "auto", or an
-        :class:`~ldro_jax.interaction.Interaction`.
+        :data:`ldro_jax.interaction.STRATEGIES`, "split", or an
+        :class:`~ldro_jax.interaction.Interaction`; "auto" suits the weighting and the model.
       interaction_interval: k, the interaction is measured in every k-th step, from the first; by
         default as often as the weighting says (:attr:`Weighting.default_interval`). Ignored by
         weightings that don't use it. With 1 and a strategy that holds all gradients, the training
         gradient comes from the same pass.
       lagged: with an interval of 1, let the weights use the matrix of the step before. The N
         gradients of a parameter can then be freed one by one, which saves most of the memory.
+      smoothing: decay of the running means of losses and interactions that the weighting sees, in
+        [0, 1); see :func:`ldro_jax.weighting.smoothed`.
+      total: what the weights are made to sum to; by default what the method says.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
 
     Returns:
@@ -128,12 +108,14 @@ def weighted(
     """
     if interaction_interval is None:
         interaction_interval = weighting.default_interval
+    if isinstance(interaction, str) and interaction == "auto":
+        interaction = weighting.default_interaction
     _check_num_tasks(num_tasks)
     num_tasks = operator.index(num_tasks)
     if not isinstance(interaction_interval, jax.Array):
         interaction_interval = checks.integer("interaction_interval", interaction_interval)
     checks.flag("lagged", lagged)
-    weighting = weighting_base.with_floor(weighting, floor)
+    weighting = wrappers.wrapped(weighting, smoothing=smoothing, total=total, floor=floor)
     strategy = interaction_lib.get(interaction)
     every_step = isinstance(interaction_interval, int) and interaction_interval == 1
     if lagged and not every_step:
@@ -146,17 +128,7 @@ def weighted(
         _wrappers.check(params)
         _forms.check_real("params", params)
         dtype = interaction_base.statistics_dtype(params)
-        return WeightedState(
-            count=jnp.zeros([], jnp.int32),
-            weights=jnp.full((num_tasks,), 1 / num_tasks, dtype),
-            losses=jnp.zeros((num_tasks,), dtype),
-            expected_losses=jnp.zeros((num_tasks,), dtype),
-            interaction=jnp.zeros((num_tasks, num_tasks), dtype),
-            nonfinite=jnp.zeros((num_tasks,), jnp.int32),
-            nonfinite_streak=jnp.zeros([], jnp.int32),
-            unmeasured=jnp.zeros((num_tasks,), jnp.int32),
-            weighting=weighting.init(num_tasks, dtype),
-        )
+        return _state.initial(weighting, num_tasks, dtype)
 
     def update_fn(
         updates,
@@ -170,6 +142,8 @@ def weighted(
         losses=None,
         pullback=None,
         interaction_fn=None,
+        preconditioner=None,
+        excess=None,
         present=None,
         **extra_args,
     ):
@@ -186,6 +160,7 @@ def weighted(
             "losses": losses,
             "pullback": pullback,
             "interaction_fn": interaction_fn,
+            "preconditioner": preconditioner,
         }
         step = _forms.read(
             arguments, updates, params, num_tasks, strategy, dtype=state.weights.dtype, fused=fused
@@ -198,16 +173,22 @@ def weighted(
         good = ~bad.any()
         current = jnp.where(present & ~bad, step.losses.astype(state.losses.dtype), state.losses)
 
-        measured, unmeasured = state.interaction, jnp.zeros((num_tasks,), bool)
+        last = interaction_base.Measured(state.interaction, state.noise)
+        measured, unmeasured = last, jnp.zeros((num_tasks,), bool)
         from_batch = interaction_batch is None and interaction_fn is None
         due = None if every_step else state.count % interaction_interval == 0
         if weighting.uses_interaction:
             known = present if from_batch else jnp.ones_like(present)
             measured, unmeasured = _measuring.measure(
-                step.interaction, state.interaction, known, due
+                step.interaction, last, known, due, needs_noise=weighting.uses_noise
             )
+        seen = last if lagged else measured
         statistics = weighting_base.Statistics(
-            state.count, current, state.interaction if lagged else measured
+            state.count,
+            current,
+            seen.matrix,
+            noise=seen.noise if weighting.uses_noise else None,
+            excess=_excess(weighting, excess, present, current),
         )
         proposal = weighting.update(statistics, state.weighting)
         # The weights themselves overflow when a rate times a loss does.
@@ -223,10 +204,11 @@ def weighted(
         gradient = step.pullback(jnp.where(present, weights, 0))
         _forms.check_real("gradient", gradient)
         if weighting.uses_interaction and from_batch:
-            lost = _measuring.all_underflow(gradient, jnp.diagonal(measured), present, due)
+            squares = jnp.diagonal(measured.matrix) + measured.noise
+            lost = _measuring.all_underflow(gradient, squares, present, due)
             lost &= good & ~unmeasured.any()
             unmeasured |= lost & present
-            measured = jnp.where(lost, state.interaction, measured)
+            measured = jax.tree.map(functools.partial(jnp.where, lost), last, measured)
         if params is not None:
             _forms.check_like("The gradient", gradient, params)
         if updates is not None and not step.is_stacked:
@@ -240,7 +222,9 @@ def weighted(
             weights=weights,
             losses=current,
             expected_losses=jnp.where(usable, expected, state.expected_losses),
-            interaction=measured,
+            interaction=measured.matrix,
+            noise=measured.noise,
+            descent=_descended(state.descent, measured.matrix, weights, good),
             nonfinite=state.nonfinite + bad.astype(jnp.int32),
             nonfinite_streak=jnp.where(good, 0, state.nonfinite_streak + 1),
             unmeasured=state.unmeasured + unmeasured.astype(jnp.int32),
@@ -248,35 +232,6 @@ def weighted(
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
-def find_state(opt_state: Any) -> WeightedState:
-    """The state of :func:`weighted`, wherever it sits in an optimizer's state.
-
-    Args:
-      opt_state: the state of a chain or wrapper that holds one, or of a ``flax.nnx.Optimizer``.
-
-    Returns:
-      The :class:`WeightedState`; of arrays, where Flax NNX holds them in variables.
-
-    Raises:
-      ValueError: if there is none, or more than one.
-    """
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, WeightedState))
-    found = [leaf for leaf in leaves if isinstance(leaf, WeightedState)]
-    if len(found) != 1:
-        raise ValueError(
-            f"Expected one WeightedState in the optimizer state, but found {len(found)}. Was the "
-            "optimizer built with ldro.transform() or another transformation of this library?"
-        )
-    return jax.tree.map(
-        lambda x: x.get_value() if _is_variable(x) else x, found[0], is_leaf=_is_variable
-    )
-
-
-def _is_variable(leaf) -> bool:
-    # Of Flax NNX, which isn't needed otherwise.
-    return hasattr(leaf, "get_value")
 
 
 def _check_num_tasks(num_tasks) -> None:
@@ -290,3 +245,21 @@ def _check_num_tasks(num_tasks) -> None:
             "optax.inject_hyperparams, name it in static_args: "
             "static_args=('num_tasks', 'interaction_interval')."
         ) from None
+
+
+def _excess(weighting, excess, present, losses):
+    """What the weighting is told of it; an absent task has none."""
+    if not weighting.uses_excess:
+        return None
+    if excess is None:
+        raise ValueError(
+            "This weighting compares the examples with a reference. Pass excess, [N], the mean "
+            "over the examples of each task of how much worse the model is than the reference."
+        )
+    weighting_base.check_per_task("excess", jnp.asarray(excess), losses.size)
+    return jnp.where(present & jnp.isfinite(excess), jnp.asarray(excess, losses.dtype), 0)
+
+
+def _descended(descent, matrix, weights, good):
+    fall = jnp.sum(matrix * weights[None, :], axis=1)
+    return descent + jnp.where(good & jnp.isfinite(fall), fall, 0)

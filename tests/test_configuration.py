@@ -86,7 +86,7 @@ def test_files_are_found_from_anywhere(where, tmp_path, monkeypatch):
         ("TRAIN_STEP=5", "nothing uses the macro 'TRAIN_STEP'. Known macros: SEEDS, TRAIN_STEPS"),
         (
             "ldr0/Method.floor=0.1",
-            "nothing uses the scope 'ldr0'. Known scopes: average, group_dro, interpolated, ldro",
+            "nothing uses the scope 'ldr0'. Known scopes: average, group_dro, ldro, scalar",
         ),
         ("MLP.features=%WIDTH", "Nothing binds the macro WIDTH\\.$"),
         ("SEEDS=(0,", "can't be used"),

@@ -18,7 +18,7 @@ from ldro_jax.training import loop
 pytest.importorskip("sklearn")
 
 _ROOT = pathlib.Path(__file__).parents[1]
-_METHODS = ["Average", "Group DRO", "Interpolated", "L-DRO"]
+_METHODS = ["Average", "Scalarisation", "Group DRO", "TERM on means", "L-DRO", "Smooth L-DRO"]
 SHORT = (
     DIGITS,
     "--gin.TRAIN_STEPS=20",
@@ -42,7 +42,7 @@ def test_results_hold_what_was_promised(finished):
     assert {"platform", "kind", "count"} <= set(record["device"])
     names = record["task_names"]
     assert len(names) == 10 and "upside down" in names
-    average, *_, lookahead = record["runs"]
+    average, *_, lookahead, _ = record["runs"]
     assert [run["method"] for run in record["runs"]] == _METHODS
     assert (average["method"], average["hyperparameters"], average["seed"]) == ("Average", {}, 0)
     assert set(lookahead["hyperparameters"]) == {
@@ -102,7 +102,9 @@ def test_tensorboard_has_the_scalars(finished):
         event = event_pb2.Event.FromString(content[12 : 12 + length])
         content = content[16 + length :]
         found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
-    run = results.load_results(finished / "results.json").runs[-1]
+    (run,) = (
+        r for r in results.load_results(finished / "results.json").runs if r.method == "L-DRO"
+    )
     for evaluation in run.evaluations:
         prefix, step = f"{evaluation.split}/accuracy", evaluation.step
         assert found[f"{prefix}/average", step] == pytest.approx(evaluation.average, rel=1e-5)
@@ -148,7 +150,7 @@ def no_training(monkeypatch):
             ["--gin.ldro/Method.weighting='ldro'"],
             "ldro/Method.weighting must be a Weighting, ",
         ),
-        (["--gin.ldro/Method.hyperparameters={'lr': 1}"], "(lookahead_lr, weight_lr, normalize_"),
+        (["--gin.ldro/Method.hyperparameters={'lr': 1}"], "(lookahead_lr, weight_lr, relative, "),
         (
             ["--gin.SEEDS=3"],
             "compare.seeds must be a list of seeds, such as (0, 1, 2), but it is",

@@ -252,7 +252,7 @@ def test_an_interval_may_be_any_integer(interval):
 
 
 def test_the_front_door_needs_a_weight_lr():
-    with pytest.raises(ValueError, match="weight_lr is needed unless exact=True"):
+    with pytest.raises(ValueError, match="One of these is needed: .* Given: none of them"):
         ldro.transform(3, lookahead_lr=0.1)
 
 

@@ -1,0 +1,101 @@
+"""The state of a task weighting in an optimizer, and how to find it there."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ldro_jax.weighting import base as weighting_base
+
+
+class WeightedState(NamedTuple):
+    """State of :func:`ldro_jax.transform.weighted`: float32 unless the parameters are float64.
+
+    Attributes:
+      count: number of steps taken, int32.
+      weights: the task weights of the last step, ``[N]``; uniform before the first.
+      losses: the last finite loss of each task, ``[N]``; zero before the first.
+      expected_losses: the losses after the step as the weighting expected them when it had chosen
+        the weights, ``[N]``; the largest is the value of Lookahead-DRO's game. The losses as they
+        are if it doesn't look ahead.
+      interaction: the last interaction matrix ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros
+        before the first.
+      noise: variance of each task's minibatch gradient, the sum over the parameters, when the
+        interaction was measured last, ``[N]``; zeros unless the strategy measures it ("split").
+      descent: sum over all steps of ``A w``, how much each loss falls to first order with a
+        learning rate of 1 along the weighted gradient, ``[N]``.
+      nonfinite: how often the loss of each task was not finite, int32 ``[N]``.
+      nonfinite_streak: number of steps in a row, up to the last one, in which one was not, int32.
+      unmeasured: how often the interactions of each task could not be measured when they were due,
+        int32 ``[N]``: its gradient was not finite, or its norm so large or small that the square
+        over- or underflows (above 1e19 or below 1e-19 in float32). What could not be measured keeps
+        its last value.
+      weighting: the weighting's own state.
+    """
+
+    count: jax.Array
+    weights: jax.Array
+    losses: jax.Array
+    expected_losses: jax.Array
+    interaction: jax.Array
+    noise: jax.Array
+    descent: jax.Array
+    nonfinite: jax.Array
+    nonfinite_streak: jax.Array
+    unmeasured: jax.Array
+    weighting: Any
+
+
+def initial(weighting: weighting_base.Weighting, num_tasks: int, dtype: Any) -> WeightedState:
+    """The state before the first step.
+
+    Args:
+      weighting: how the weights are chosen.
+      num_tasks: N.
+      dtype: of losses, weights and interactions.
+
+    Returns:
+      The state.
+    """
+    return WeightedState(
+        count=jnp.zeros([], jnp.int32),
+        weights=jnp.full((num_tasks,), 1 / num_tasks, dtype),
+        losses=jnp.zeros((num_tasks,), dtype),
+        expected_losses=jnp.zeros((num_tasks,), dtype),
+        interaction=jnp.zeros((num_tasks, num_tasks), dtype),
+        noise=jnp.zeros((num_tasks,), dtype),
+        descent=jnp.zeros((num_tasks,), dtype),
+        nonfinite=jnp.zeros((num_tasks,), jnp.int32),
+        nonfinite_streak=jnp.zeros([], jnp.int32),
+        unmeasured=jnp.zeros((num_tasks,), jnp.int32),
+        weighting=weighting.init(num_tasks, dtype),
+    )
+
+
+def find_state(opt_state: Any) -> WeightedState:
+    """The state of :func:`ldro_jax.transform.weighted`, wherever it sits in an optimizer's state.
+
+    Args:
+      opt_state: the state of a chain or wrapper that holds one, or of a ``flax.nnx.Optimizer``.
+
+    Returns:
+      The :class:`WeightedState`; of arrays, where Flax NNX holds them in variables.
+
+    Raises:
+      ValueError: if there is none, or more than one.
+    """
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, WeightedState))
+    found = [leaf for leaf in leaves if isinstance(leaf, WeightedState)]
+    if len(found) != 1:
+        raise ValueError(
+            f"Expected one WeightedState in the optimizer state, but found {len(found)}. Was the "
+            "optimizer built with ldro.transform() or another transformation of this library?"
+        )
+    return jax.tree.map(
+        lambda x: x.get_value() if _is_variable(x) else x, found[0], is_leaf=_is_variable
+    )
+
+
+def _is_variable(leaf) -> bool:
+    # Of Flax NNX, which isn't needed otherwise.
+    return hasattr(leaf, "get_value")
