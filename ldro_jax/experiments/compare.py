@@ -66,7 +66,8 @@ def compare(
         the host. Where it isn't given, data that fits on a device is held there, and runs that
         differ in rates and seeds alone are trained together.
       microbatches: in how many parts to take a batch.
-      interaction_rows: measure the interaction on so many rows of each task; by default on all.
+      interaction_rows: measure the interaction on so many rows of each task; by default on those
+        of the batch. More than these are drawn apart, when they are needed.
       runs_together: how many runs to train at a time, as one program; halved while they don't fit
         into memory. By default all that can be on an accelerator, and one on CPU, where it makes no
         difference to the speed.

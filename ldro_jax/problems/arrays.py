@@ -166,7 +166,7 @@ class ArrayProblem(base.Problem):
     @property
     @override
     def identity(self) -> dict[str, Any]:
-        return self._identity
+        return {**self._identity, **self.reference_identity}
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:

@@ -5,13 +5,17 @@ seeds, resuming, devices, the report) works for every problem.
 """
 
 import abc
+import copy
+import types
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ldro_jax import checks
+from ldro_jax.tasks.base import content
 from ldro_jax.tasks.source import Source
 
 
@@ -55,6 +59,8 @@ class Problem(abc.ABC):
       splits: what can be evaluated. "test", if it is there, is for the final figures.
       on_device: the training rows on the device, if they fit there; ``None`` if they come from
         ``source`` alone.
+      reference: parameters of a reference model, if there is one; see :meth:`with_reference`.
+      reference_identity: what tells one reference from another, a part of ``identity``.
       observe: what to keep of the parameters after every step, ``params -> [D]``, if anything.
     """
 
@@ -62,6 +68,8 @@ class Problem(abc.ABC):
     metrics: tuple[Metric, ...]
     splits: tuple[str, ...] = ("validation", "test")
     on_device: OnDevice | None = None
+    reference: Any = None
+    reference_identity: Mapping[str, Any] = types.MappingProxyType({})
     observe: Callable[[Any], jax.Array] | None = None
 
     @abc.abstractmethod
@@ -86,6 +94,33 @@ class Problem(abc.ABC):
         Returns:
           ``[R]``, float32 or float64. The loss of a task is the mean over its rows.
         """
+
+    def row_excess(self, params: Any, reference: Any, rows: Any) -> jax.Array:
+        """By how much each row is worse than with a reference model, or zero.
+
+        Args:
+          params: of the model.
+          reference: of the reference model.
+          rows: some of a source's, arrays ``[R, ...]``.
+
+        Returns:
+          ``[R]``.
+        """
+        return jnp.maximum(self.row_losses(params, rows) - self.row_losses(reference, rows), 0)
+
+    def with_reference(self, params: Any) -> Self:
+        """The problem with a reference model, for methods that compare rows with it (DoReMi).
+
+        Args:
+          params: of the reference, a model like the one that is trained.
+
+        Returns:
+          The problem.
+        """
+        other = copy.copy(self)
+        other.reference = params
+        other.reference_identity = {"reference": content(jax.tree.leaves(params))}
+        return other
 
     @abc.abstractmethod
     def source(self, seed: int) -> Source:
@@ -118,7 +153,7 @@ class Problem(abc.ABC):
     @property
     def identity(self) -> dict[str, Any]:
         """What tells this data from other data of the same tasks, in plain JSON types."""
-        return {"task_names": list(self.task_names)}
+        return {"task_names": list(self.task_names), **self.reference_identity}
 
     @property
     def sizes(self) -> np.ndarray | None:

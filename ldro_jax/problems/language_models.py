@@ -114,9 +114,17 @@ class LanguageModel(base.Problem):
 
     def row_losses(self, params: Any, rows: jax.Array) -> jax.Array:
         """Mean loss of the tokens of each row, in nats."""
+        return self._token_losses(params, rows).mean(axis=1)
+
+    @override
+    def row_excess(self, params: Any, reference: Any, rows: jax.Array) -> jax.Array:
+        found = self._token_losses(params, rows) - self._token_losses(reference, rows)
+        return jnp.maximum(found, 0).mean(axis=1)
+
+    def _token_losses(self, params: Any, rows: jax.Array) -> jax.Array:
         losses = self._model.apply({"params": params}, rows)
         assert isinstance(losses, jax.Array)
-        return losses.mean(axis=1)
+        return losses
 
     @override
     def source(self, seed: int) -> Source:
@@ -129,7 +137,7 @@ class LanguageModel(base.Problem):
     @property
     @override
     def identity(self) -> dict[str, Any]:
-        return self.corpus.identity
+        return {**self.corpus.identity, **self.reference_identity}
 
     @property
     def sizes(self) -> np.ndarray:

@@ -172,7 +172,9 @@ class LDROTrainer(trainer_lib.Trainer):
                 dict(batch),
                 num_tasks,
                 limit=self._interaction_rows,
-                multiple=math.prod(mesh.shape[name] for name in axes),
+                multiple=math.lcm(
+                    math.prod(mesh.shape[name] for name in axes), self._strategy.multiple
+                ),
             )
             taken = jax.lax.with_sharding_constraint(
                 taken, self._sharded(PartitionSpec(None, axes))

@@ -1,7 +1,7 @@
 """Which rows make up a batch, drawn on the host from the numbers of rows drawn so far."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,24 @@ def rows_by_task(tasks: np.ndarray, num_tasks: int) -> np.ndarray:
     found = np.full((num_tasks, -(-len(tasks) // num_tasks)), -1, np.int32)
     found[tasks, np.arange(len(tasks)) // num_tasks] = np.arange(len(tasks))
     return found
+
+
+def probabilities(weights: Any) -> np.ndarray:
+    """Task weights as the probabilities to draw rows with.
+
+    Args:
+      weights: ``[N]``, which may sum to any number; a negative one counts by its size.
+
+    Returns:
+      ``[N]``, float32, which sum to one.
+    """
+    sizes = np.abs(np.asarray(weights, np.float64))
+    total = sizes.sum()
+    even = np.full(sizes.shape, 1 / sizes.size)
+    # As they are if they sum to one but for rounding, so that they stay the weights to the bit.
+    if abs(total - 1) < 1e-5 and np.min(weights) >= 0:
+        return np.asarray(weights, np.float32)
+    return (sizes / total if 0 < total < np.inf else even).astype(np.float32)
 
 
 def draw_mixed(

@@ -18,8 +18,10 @@ import numpy as np
 import optax
 
 from ldro_jax import checks
+from ldro_jax.interaction import Interaction
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks.source import Source
+from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
 from ldro_jax.training.step import TrainState
 
@@ -48,7 +50,8 @@ class Batches:
         random batches. A method with ``sampling="weights"`` draws rows by its weights instead.
       microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
         of them.
-      interaction_rows: measure the interaction on so many rows of each task; by default on all.
+      interaction_rows: measure the interaction on so many rows of each task; by default on those
+        of the batch. More than these are drawn apart, when they are needed.
 
     Raises:
       ValueError: if one of these isn't what it must be.
@@ -161,7 +164,42 @@ class Program(abc.ABC):
 
     def _set_method(self, method: Method) -> None:
         self.method = method
+        if method.uses_excess and self.problem.reference is None:
+            raise ValueError(
+                f"{method.name} compares each row with a reference model, which this problem "
+                "doesn't have. Use problem.with_reference(params), or give the method one "
+                "reference loss for each task."
+            )
         self._tx({})
+
+    def _train_step(self, multiple: int = 1) -> Callable:
+        """The function that takes one step, which both engines jit.
+
+        Raises ``ValueError`` if there are too few rows to halve.
+        """
+        few = max(self.batches.size // self.problem.num_tasks, 1)
+        measured = self._interaction_rows or few
+        if self.method.uses_interaction and measured < self._strategy().multiple:
+            raise ValueError(
+                f"interaction='split' halves the rows of each task, but {self.method.name} "
+                f"measures the interaction on {measured}. Use a larger batch_size or "
+                "interaction_rows=2."
+            )
+        return step_lib.train_step(
+            self.problem.row_losses,
+            self._tx,
+            self.problem.num_tasks,
+            self._strategy(),
+            fused=self._fused,
+            microbatches=self.batches.microbatches,
+            interaction_rows=self._interaction_rows,
+            geometry=self.method.preconditioner if self.method.uses_interaction else None,
+            row_excess=self.problem.row_excess if self.method.uses_excess else None,
+            multiple=multiple,
+        )
+
+    def _strategy(self) -> Interaction:
+        return self.method.strategy
 
     def _tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
         weighting = self.method.transform(self.problem.num_tasks, rates)
@@ -171,7 +209,30 @@ class Program(abc.ABC):
     def _fused(self) -> bool:
         """Whether the rows of a step serve for its interaction as they are, in every step."""
         batches = self.batches
-        return self.method.measures_every_step and self._balanced and batches.microbatches == 1
+        few = batches.size // self.problem.num_tasks
+        whole = (self._interaction_rows or few) >= few
+        alone = not self._apart and batches.microbatches == 1
+        return self.method.measures_every_step and whole and alone
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the rows that the interaction is measured on are drawn for it."""
+        few = self.batches.size // self.problem.num_tasks
+        # Random rows need not hold every task.
+        return self.method.uses_interaction and (
+            not self._balanced or (self._interaction_rows or 0) > few
+        )
+
+    @property
+    def _interaction_rows(self) -> int | None:
+        return self.method.interaction_rows or self.batches.interaction_rows
+
+    @property
+    def _rows_apart(self) -> int | None:
+        """Rows of each task that the interaction is measured on, if they are drawn apart."""
+        if not self._apart:
+            return None
+        return self._interaction_rows or max(self.batches.size // self.problem.num_tasks, 1)
 
     @property
     def _balanced(self) -> bool:

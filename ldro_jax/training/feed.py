@@ -17,16 +17,23 @@ from ldro_jax.training.step import Batch
 
 
 class Feed:
-    """Draws and places the batches of one problem and one method; ``balanced`` if of every task.
+    """Draws and places the batches of one problem and one method.
 
-    Raises ``ValueError`` if such batches can't be drawn.
+    The interaction is measured on ``rows_apart`` rows of each task, if they are drawn apart. Raises
+    ``ValueError`` if such batches can't be drawn.
     """
 
     def __init__(
-        self, problem: Problem, batches: Batches, method: Method, mesh: Mesh, balanced: bool
+        self,
+        problem: Problem,
+        batches: Batches,
+        method: Method,
+        mesh: Mesh,
+        rows_apart: int | None,
     ):
         self._problem, self._batches, self._method = problem, batches, method
-        self._balanced = balanced
+        self._measured_rows = problem.num_tasks * (rows_apart or 0)
+        self._measured: Any = None
         self._over_data = NamedSharding(mesh, PartitionSpec("data"))
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._row_shapes = problem.row_shapes()
@@ -43,13 +50,10 @@ class Feed:
         if method.sampling == "uniform":
             return np.full(num_tasks, 1 / num_tasks, np.float32)
         # Before any loss is known the static methods have their weights, the others uniform ones.
-        found = weighting.with_floor(method.weigh({}), method.floor)
-        zeros = jnp.zeros(num_tasks)
-        unknown = weighting.Statistics(
-            jnp.zeros([], jnp.int32), zeros, jnp.zeros((num_tasks, num_tasks))
-        )
-        weights, _ = found.update(unknown, found.init(num_tasks, zeros.dtype))
-        return np.asarray(weights)
+        found = method.wrapped()
+        unknown = weighting.nothing_known(num_tasks)
+        weights, _ = found.update(unknown, found.init(num_tasks, unknown.losses.dtype))
+        return draws.probabilities(weights)
 
     def draw(self, drawn: np.ndarray, probabilities: np.ndarray, seed: int, step: int):
         """Which rows the batch of a step has, after ``drawn`` of each task, ``[N]``.
@@ -62,8 +66,10 @@ class Feed:
             return draws.draw_uniform(drawn, self._batches.size, self._sizes, [seed])
         return draws.draw_balanced(drawn, self._batches.size)
 
-    def batch(self, source: Source, draw: draws.Draw, probabilities: np.ndarray) -> Batch:
-        """The rows of a draw on the devices; each process reads those of its devices alone.
+    def batch(
+        self, source: Source, draw: draws.Draw, probabilities: np.ndarray, step: int
+    ) -> Batch:
+        """The rows of a step's draw on the devices; each process reads those of its devices alone.
 
         ``probabilities`` are those that the draw was made with, ``[N]``.
         """
@@ -72,11 +78,19 @@ class Feed:
         expected = np.bincount(draw.tasks, None, num_tasks)
         if self._method.sampling == "weights":
             expected = probabilities * np.float32(size)
-        if self._measures_apart:
-            # Random rows need not hold every task. These don't count as drawn.
-            balanced = draws.draw_balanced(np.zeros_like(draw.drawn), self._measured_rows)
-            balanced = balanced._replace(indices=balanced.indices + draw.drawn[balanced.tasks])
-            measured = self._place(source, balanced, self._everywhere)
+        if self._measured_rows:
+            # These don't count as drawn.
+            if step % self._method.interval == 0:
+                balanced = draws.draw_balanced(np.zeros_like(draw.drawn), self._measured_rows)
+                balanced = balanced._replace(indices=balanced.indices + draw.drawn[balanced.tasks])
+                self._measured = self._place(source, balanced, self._everywhere)
+            elif self._measured is None:
+                # Not looked at, and a stream that was resumed must give no rows for it.
+                self._measured = jax.tree.map(
+                    lambda x: _put(np.zeros(x.shape, x.dtype), x.sharding),
+                    self.abstract_batch().measured,
+                )
+            measured = self._measured
         elif self._has_turns:
             by_task = _put(draws.rows_by_task(draw.tasks, num_tasks), self._everywhere)
         return Batch(
@@ -88,20 +102,10 @@ class Feed:
         )
 
     @property
-    def _measures_apart(self) -> bool:
-        return self._method.uses_interaction and not self._balanced
-
-    @property
     def _has_turns(self) -> bool:
         """Whether some tasks have a row more than others in a batch that serves for the matrix."""
         uneven = self._batches.size % self._problem.num_tasks > 0
-        return uneven and self._method.uses_interaction and self._balanced
-
-    @property
-    def _measured_rows(self) -> int:
-        """Rows to measure the interaction on, where those of the batch don't serve for it."""
-        num_tasks = self._problem.num_tasks
-        return max(self._batches.size // num_tasks, 1) * num_tasks
+        return uneven and self._method.uses_interaction and not self._measured_rows
 
     def _place(self, source, draw, where):
         parts: dict[tuple, list[np.ndarray]] = {}
@@ -136,7 +140,7 @@ class Feed:
             )
 
         measured = by_task = None
-        if self._measures_apart:
+        if self._measured_rows:
             measured = rows(self._measured_rows, self._everywhere)
         elif self._has_turns:
             by_task = shaped((num_tasks, -(-size // num_tasks)), jnp.int32, self._everywhere)

@@ -23,6 +23,7 @@ from typing_extensions import override
 from ldro_jax import checks, interaction, transform
 from ldro_jax.interaction.scan import scan
 from ldro_jax.problems.base import Problem
+from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import engine, sharding
 from ldro_jax.training import feed as feed_lib
@@ -72,40 +73,42 @@ class MeshedProgram(engine.Program):
         """The program for other data of the model in :attr:`problem`; it compiles nothing anew."""
         other = copy.copy(self)
         other.problem = problem
-        other.feed = feed_lib.Feed(
-            other.problem, self.batches, self.method, self.mesh, self._balanced
-        )
+        other.feed, other._reference = other._make_feed(), other._place_reference()
         return other
+
+    def _place_reference(self) -> Any:
+        if not self.method.uses_excess:
+            return None
+        return jax.device_put(self.problem.reference, self.shardings.params)
+
+    def _make_feed(self) -> feed_lib.Feed:
+        return feed_lib.Feed(self.problem, self.batches, self.method, self.mesh, self._rows_apart)
 
     @override
     def _set_method(self, method: Method) -> None:
         super()._set_method(method)
-        self.feed = feed_lib.Feed(self.problem, self.batches, method, self.mesh, self._balanced)
+        self.feed = self._make_feed()
         boxed = jax.eval_shape(self._boxed_state, jax.random.key(0))
         self._shapes = meta.unbox(boxed)
         self.shardings = sharding.shardings(boxed, self.mesh, self._rules)
         self._init = jax.jit(
             lambda key: meta.unbox(self._boxed_state(key)), out_shardings=self.shardings
         )
-        step = step_lib.train_step(
-            self.problem.row_losses,
-            self._tx,
-            self.problem.num_tasks,
-            self._strategy(),
-            fused=self._fused,
-            microbatches=self.batches.microbatches,
-            interaction_rows=self.batches.interaction_rows,
-            multiple=self._data_size,
-        )
+        self._reference = self._place_reference()
         self._step = jax.jit(
-            step, donate_argnums=1, out_shardings=(self.shardings, self._replicated)
+            self._train_step(multiple=self._data_size),
+            donate_argnums=1,
+            out_shardings=(self.shardings, self._replicated),
         )
 
-    def _strategy(self):
-        if self.mesh.size == 1:
-            return interaction.get(self.method.interaction)
-        split = jax.tree.map(sharding.over_data, self._shapes.params, self.shardings.params)
-        return scan(constrain=lambda g: jax.lax.with_sharding_constraint(g, split))
+    @override
+    def _strategy(self) -> interaction.Interaction:
+        named = self.method.named_strategy
+        if self.mesh.size == 1 or not isinstance(named, str):
+            return super()._strategy()
+        over = jax.tree.map(sharding.over_data, self._shapes.params, self.shardings.params)
+        found = scan(constrain=lambda g: jax.lax.with_sharding_constraint(g, over))
+        return interaction.split(found) if named == "split" else found
 
     def _boxed_state(self, key):
         params = self.problem.init(key)
@@ -126,7 +129,7 @@ class MeshedProgram(engine.Program):
         Returns the new state and the losses of the tasks, ``[N]``, not waited for.
         """
         rates = {k: np.asarray(v, np.float32) for k, v in method.rates().items()}
-        return self._step(rates, state, batch)
+        return self._step(rates, state, batch._replace(reference=self._reference))
 
     def abstract_state(self) -> step_lib.TrainState:
         """The shapes, dtypes and shardings of a training state."""
@@ -150,7 +153,10 @@ class MeshedProgram(engine.Program):
     def _abstract_arguments(self) -> tuple[Any, ...]:
         """Shapes of the rates, the state and the batch of a step."""
         rates = {k: jax.ShapeDtypeStruct((), jnp.float32) for k in self.method.rates()}
-        return rates, self.abstract_state(), self.feed.abstract_batch()
+        batch = self.feed.abstract_batch()
+        if self.method.uses_excess:
+            batch = batch._replace(reference=self.abstract_state().params)
+        return rates, self.abstract_state(), batch
 
 
 @dataclasses.dataclass
@@ -221,7 +227,7 @@ class MeshedSession(engine.Session):
         probabilities = self._drawn.probabilities
         while step < self._end:
             draw = feed.draw(drawn, probabilities, self._trial.seed, step)
-            yield feed.batch(self._source, draw, probabilities), draw.drawn
+            yield feed.batch(self._source, draw, probabilities, step), draw.drawn
             drawn, step = draw.drawn, step + 1
 
     @override
@@ -229,7 +235,7 @@ class MeshedSession(engine.Session):
         losses = np.mean(self._losses, axis=0)
         self._losses.clear()
         weights = transform.find_state(self.states.opt_state).weights
-        self._drawn.probabilities = np.asarray(weights)
+        self._drawn.probabilities = draws.probabilities(weights)
         return losses[None]
 
     @override

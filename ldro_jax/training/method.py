@@ -8,9 +8,22 @@ from typing import Any
 
 import optax
 
-from ldro_jax import checks, transform, weighting
+from ldro_jax import checks, interaction, transform, weighting
 from ldro_jax.interaction import Interaction
-from ldro_jax.weighting import Weighting
+from ldro_jax.weighting import Weighting, wrappers
+
+# What a record has of a method where it isn't the default.
+_OPTIONS = {
+    "interaction_rows": None,
+    "lagged": False,
+    "smoothing": 0.0,
+    "total": None,
+    "floor": 0.0,
+    "sampling": "uniform",
+    "geometry": "euclidean",
+}
+
+_OF_THE_INTERACTION = ("interaction_rows", "lagged", "geometry")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +37,18 @@ class Method:
       hyperparameters: its arguments.
       interaction: how to measure the interaction, as in :func:`ldro_jax.transform.weighted`.
       interaction_interval: every how many steps to measure it; by default as the weighting says.
+      interaction_rows: measure it on so many rows of each task, drawn apart if a batch has fewer;
+        by default as all methods of the comparison do.
       lagged: with an interval of 1, let the weights use the matrix of the step before.
+      smoothing: decay of the running means of losses and interactions that the weighting sees.
+      total: what the weights are made to sum to; by default what the method says.
       floor: share of the weight that is spread evenly.
       sampling: how language models draw the rows of a batch: ``"uniform"``, the same number of each
         task, or ``"weights"``, at random with the task weights as probabilities; the loss of a row
         then counts ``w / q``, with the weights w now and those q that it was drawn with.
+      geometry: ``"euclidean"``, or ``"optimizer"`` to measure the interaction in that of the
+        optimizer, as :func:`ldro_jax.ldro.preconditioner` does; or a function of your own from the
+        optimizer's state to a preconditioner.
 
     Raises:
       ValueError: if one of these is unknown or out of range.
@@ -39,14 +59,22 @@ class Method:
     hyperparameters: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     interaction: str | Interaction = "auto"
     interaction_interval: int | None = None
+    interaction_rows: int | None = None
     lagged: bool = False
+    smoothing: float = 0.0
+    total: float | None = None
     floor: float = 0.0
     sampling: str = "uniform"
+    geometry: str | Callable[[Any], Any] = "euclidean"
 
     def __post_init__(self):
         checks.text("name", self.name)
         weighting.factory(self.weighting)
+        if self.interaction_rows is not None:
+            checks.integer("interaction_rows", self.interaction_rows)
         checks.one_of("sampling", self.sampling, ("uniform", "weights"))
+        if not callable(self.geometry):
+            checks.one_of("geometry", self.geometry, ("euclidean", "optimizer"))
         given = self.hyperparameters
         checks.require(isinstance(given, Mapping), "hyperparameters", "a dictionary", given)
         made = weighting.average()
@@ -80,6 +108,12 @@ class Method:
         """The weighting alone, with other values for some hyperparameters."""
         return weighting.create(self.weighting, {**self.hyperparameters, **rates})
 
+    def wrapped(self) -> Weighting:
+        """The weighting with the options that all methods have."""
+        return wrappers.wrapped(
+            self.weigh({}), smoothing=self.smoothing, total=self.total, floor=self.floor
+        )
+
     def _weighted(self, made: Weighting, num_tasks: int):
         return transform.weighted(
             made,
@@ -87,6 +121,8 @@ class Method:
             interaction=self.interaction,
             interaction_interval=self.interaction_interval,
             lagged=self.lagged,
+            smoothing=self.smoothing,
+            total=self.total,
             floor=self.floor,
         )
 
@@ -119,9 +155,7 @@ class Method:
         others = (
             self.interaction,
             self.interval,
-            self.lagged,
-            self.floor,
-            self.sampling,
+            *(getattr(self, name) for name in _OPTIONS),
         )
         return (self.weighting, *sorted(self.rates()), repr(sorted(static.items())), *others)
 
@@ -129,6 +163,29 @@ class Method:
     def uses_interaction(self) -> bool:
         """Whether the weights depend on the interaction matrix."""
         return self._outline.uses_interaction
+
+    @property
+    def uses_excess(self) -> bool:
+        """Whether they depend on how much worse than a reference the model is."""
+        return self._outline.uses_excess
+
+    @property
+    def strategy(self) -> Interaction:
+        """How to measure the interaction."""
+        return interaction.get(self.named_strategy)
+
+    @property
+    def named_strategy(self) -> str | Interaction:
+        """Its name, or the strategy itself."""
+        is_auto = self.interaction == "auto"
+        return self._outline.default_interaction if is_auto else self.interaction
+
+    @property
+    def preconditioner(self) -> Callable[[Any], Any] | None:
+        """From the optimizer's state to what the interaction is measured with, if anything."""
+        if callable(self.geometry):
+            return self.geometry
+        return interaction.from_optimizer if self.geometry == "optimizer" else None
 
     @property
     def interval(self) -> int:
@@ -147,9 +204,14 @@ class Method:
         settings = dict(self._plain)
         if self.uses_interaction:
             settings["interaction_interval"] = self.interval
-        for name, default in [("lagged", False), ("floor", 0.0), ("sampling", "uniform")]:
-            if getattr(self, name) != default:
-                settings[name] = getattr(self, name)
+            if self.interaction != "auto":
+                named = isinstance(self.interaction, str)
+                settings["interaction"] = self.interaction if named else "own"
+        for name, default in _OPTIONS.items():
+            has_effect = self.uses_interaction or name not in _OF_THE_INTERACTION
+            if getattr(self, name) != default and has_effect:
+                value = getattr(self, name)
+                settings[name] = getattr(value, "__name__", "own") if callable(value) else value
         return settings
 
 

@@ -1,6 +1,7 @@
 """The record of a run, stretch by stretch."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from ldro_jax import transform
+from ldro_jax import diagnostics, transform
 from ldro_jax.records import results
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.schedule import Schedule
@@ -86,9 +87,12 @@ def extended(
         )
         logging.error("%s, seed %d: %s", run.method, run.seed, stopped)
     taken = [] if observed is None else range(step - len(observed) + 1, step + 1)
-    interaction = None
+    interaction, descent = None, run.descent
     if (matrix := np.asarray(weighting.interaction)).any():
         interaction = results.Series([step], matrix[None])
+        descent = _append(descent, [step], np.asarray(weighting.descent)[None])
+    found = diagnostics.diagnose(weighting)
+    numbers = np.array([float(found[name]) for name in diagnostics.NAMES])
     return dataclasses.replace(
         run,
         seconds_per_step=seconds_per_step,
@@ -96,6 +100,8 @@ def extended(
         weights=_append(run.weights, [step], np.asarray(weighting.weights)[None]),
         losses=_append(run.losses, [step], np.asarray(losses)[None]),
         interaction=interaction,
+        diagnostics=_append(run.diagnostics, [step], numbers[None]),
+        descent=descent,
         path=run.path if observed is None else _append(run.path, taken, observed),
         nonfinite_losses=nonfinite,
         unmeasured_interactions=unmeasured,
@@ -135,6 +141,9 @@ def write_scalars(writer: Any, run: results.Run) -> None:
         assert series is not None
         tasks = zip(run.evaluations[-1].per_task, series.values[-1], strict=True)
         scalars |= {f"{name}/{task}": float(value) for task, value in tasks}
+    assert run.diagnostics is not None
+    numbers = dict(zip(diagnostics.NAMES, run.diagnostics.values[-1].tolist(), strict=True))
+    scalars |= {f"tasks/{name}": x for name, x in numbers.items() if math.isfinite(x)}
     writer.write_scalars(run.evaluations[-1].step, scalars)
 
 

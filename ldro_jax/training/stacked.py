@@ -16,7 +16,7 @@ import optax
 from flax.core import meta
 from typing_extensions import override
 
-from ldro_jax import interaction, transform
+from ldro_jax import transform
 from ldro_jax.problems.base import OnDevice, Problem
 from ldro_jax.tasks import sampling
 from ldro_jax.training import engine
@@ -54,7 +54,7 @@ class StackedProgram(engine.Program):
         batches.check(problem.num_tasks, 1)
         assert problem.on_device is not None
         self._data: OnDevice = problem.on_device
-        self._arrays = jax.device_put(self._data.arrays)
+        self._arrays = jax.device_put((self._data.arrays, problem.reference))
         self._make_params = jax.jit(lambda key: meta.unbox(problem.init(key)))
         super().__init__(problem, optimizer, batches, method)
 
@@ -78,7 +78,7 @@ class StackedProgram(engine.Program):
         state = jax.eval_shape(lambda: self.init(0))
         tasks = jax.ShapeDtypeStruct((self.batches.size,), jnp.int32)
         key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
-        rows = jax.eval_shape(self._data.take, self._arrays, key, step, tasks, tasks)
+        rows = jax.eval_shape(self._data.take, self._data.arrays, key, step, tasks, tasks)
         self._check_losses(state.params, rows)
         rates = {name: jnp.zeros([], float) for name in self.method.rates()}
         jax.eval_shape(self.stretch(1), rates, state, jax.random.key(0), self._arrays)
@@ -92,52 +92,45 @@ class StackedProgram(engine.Program):
     def stretch(self, num_steps: int) -> Callable[..., tuple[step_lib.TrainState, Any, Any]]:
         """The function that takes a stretch of steps in one run, to be jitted.
 
-        It is ``(rates, state, key, arrays) -> (state, mean losses [N], observed [steps, D])``.
+        It is ``(rates, state, key, (arrays, reference)) -> (state, losses [N], observed)``, means
+        over the steps and what was observed, ``[steps, D]``.
         """
         batches, sizes, num_tasks = self.batches, self._data.sizes, self.problem.num_tasks
         draw = {"balanced": sampling.balanced, "uniform": sampling.uniform}[batches.sampler]
-        measured_size = max(batches.size, num_tasks)
-        apart = self.method.uses_interaction and not self._balanced
+        interval, rows_apart = self.method.interval, self._rows_apart
         observe = self.problem.observe or (lambda params: ())
-        step = step_lib.train_step(
-            self.problem.row_losses,
-            self._tx,
-            num_tasks,
-            interaction.get(self.method.interaction),
-            fused=self._fused,
-            microbatches=batches.microbatches,
-            interaction_rows=batches.interaction_rows,
-        )
+        step = self._train_step()
 
-        def stretch(rates, state, key, arrays):
+        def stretch(rates, state, key, arrays_and_reference):
+            arrays, reference = arrays_and_reference
             drawn = draw(key, state.step, num_steps, sizes, batches.size)
-            apart_drawn = None
-            if apart:
-                # Random rows need not hold every task.
-                other = jax.random.fold_in(key, 2)
-                apart_drawn = sampling.balanced(other, state.step, num_steps, sizes, measured_size)
+            apart, first = None, state.step // interval
+            if rows_apart is not None:
+                # One draw for each measurement in the stretch.
+                other, count = jax.random.fold_in(key, 2), -(-num_steps // interval) + 1
+                apart = sampling.balanced(other, first, count, sizes, num_tasks * rows_apart)
 
-            def one_step(state, draws):
-                drawn, measured = draws
-
+            def one_step(state, drawn):
                 def take(draw):
                     return self._data.take(arrays, key, state.step, draw.task, draw.index)
+
+                def measured():
+                    now = jax.tree.map(lambda x: x[state.step // interval - first], apart)
+                    # They are sorted by task.
+                    return take(jax.tree.map(lambda x: x.reshape(num_tasks, -1).T.reshape(-1), now))
 
                 batch = step_lib.Batch(
                     rows=take(drawn),
                     tasks=drawn.task,
                     expected=jnp.bincount(drawn.task, length=num_tasks).astype(jnp.float32),
-                    measured=None if measured is None else take(measured),
-                    by_task=sampling.places(
-                        drawn.task if measured is None else measured.task,
-                        num_tasks,
-                        -(-measured_size // num_tasks),
-                    ),
+                    measured=None if apart is None else measured,
+                    by_task=sampling.places(drawn.task, num_tasks, -(-batches.size // num_tasks)),
+                    reference=reference,
                 )
                 state, losses = step(rates, state, batch)
                 return state, (losses, observe(state.params))
 
-            state, (losses, seen) = jax.lax.scan(one_step, state, (drawn, apart_drawn))
+            state, (losses, seen) = jax.lax.scan(one_step, state, drawn)
             return state, losses.mean(axis=0), seen
 
         return stretch

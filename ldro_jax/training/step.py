@@ -1,5 +1,6 @@
 """One training step on rows of any tasks, as a pure function."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import optax
 
 from ldro_jax import transform
 from ldro_jax.interaction import base as interaction_base
+from ldro_jax.interaction import geometry as geometry_lib
 from ldro_jax.training import rows as rows_lib
 
 # (params, rows [R, ...]) -> [R].
@@ -38,10 +40,12 @@ class Batch(NamedTuple):
       tasks: the task of each row, int32 ``[B]``.
       expected: how many rows of each task a batch has, ``[N]``: as many as this one, or as many as
         random batches have on average.
-      measured: rows to measure the interaction on, arrays ``[M, ...]``; or ``None`` if those of
+      measured: rows to measure the interaction on, arrays ``[M, ...]``, row r of task ``r mod N``,
+        or a function without arguments that makes them when they are needed; ``None`` if those of
         ``rows`` serve for it.
-      by_task: where the rows of each task are among these, int32 ``[N, E]``, filled up with −1; or
-        ``None`` if there are as many of every task, row r of task ``r mod N``.
+      by_task: where the rows of each task are among ``rows``, if these serve for it, int32
+        ``[N, E]``, filled up with −1; ``None`` if row r is of task ``r mod N``.
+      reference: parameters of the reference model, if the weighting compares rows with one.
     """
 
     rows: Any
@@ -49,6 +53,7 @@ class Batch(NamedTuple):
     expected: jax.Array
     measured: Any = None
     by_task: jax.Array | None = None
+    reference: Any = None
 
 
 def task_means(values: jax.Array, task: jax.Array, num_tasks: int) -> tuple[jax.Array, jax.Array]:
@@ -79,6 +84,8 @@ def train_step(
     microbatches: int = 1,
     interaction_rows: int | None = None,
     multiple: int = 1,
+    geometry: Callable[[Any], Any] | None = None,
+    row_excess: Callable[[Any, Any, Any], jax.Array] | None = None,
 ) -> Callable[[Mapping[str, Any], TrainState, Batch], tuple[TrainState, jax.Array]]:
     """Makes the function that takes one step, to be jitted.
 
@@ -97,20 +104,26 @@ def train_step(
       microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
         of them, at the price of a second forward pass.
       interaction_rows: measure the interaction on so many rows of each task; by default on all.
+      geometry: ``optimizer state -> preconditioner`` that the interaction is measured with, if any.
+      row_excess: ``(params, reference, rows [R, ...]) -> excess [R]``, by how much each row is
+        worse than a reference, if the weighting asks for it.
       multiple: number of rows of a task is filled up to a multiple of this, so that they can be
         split over devices.
 
     Returns:
       ``(rates, state, batch) -> (state, losses [N])``.
     """
+    fused = fused and strategy.gradients is not None
+    multiple = math.lcm(multiple, strategy.multiple)
 
     def rows_by_task(batch):
+        apart = batch.measured() if callable(batch.measured) else batch.measured
         taken, is_real = rows_lib.by_task(
-            batch.rows if batch.measured is None else batch.measured,
+            batch.rows if apart is None else apart,
             num_tasks,
             limit=None if fused else interaction_rows,
             multiple=multiple,
-            where=batch.by_task,
+            where=batch.by_task if apart is None else None,
         )
         return {"rows": taken, "is_real": is_real}
 
@@ -119,15 +132,30 @@ def train_step(
         total = jnp.sum(jnp.where(task_rows["is_real"], losses, 0))
         return total / jnp.sum(task_rows["is_real"], dtype=losses.dtype)
 
-    def statistics(params, batch) -> tuple[Any, dict[str, Any]]:
+    def mean_excess(excess, batch):
+        if row_excess is None:
+            return {}
+        # Microbatch m holds the rows m, m + microbatches, and so on.
+        return {"excess": task_means(excess.T.reshape(-1), batch.tasks, num_tasks)[0]}
+
+    def statistics(params, opt_state, batch) -> tuple[Any, dict[str, Any]]:
         """What the update of the weighting takes: ``updates``, and keyword arguments."""
-        if fused and strategy.gradients is not None:
-            losses, gradients = strategy.gradients(task_loss, params, rows_by_task(batch))
-            return gradients, {"losses": losses}
+        preconditioner = None if geometry is None else geometry(opt_state)
         if fused:
-            return None, {"loss_fn": task_loss, "batch": rows_by_task(batch)}
-        losses, _, pullback = rows_lib.forward(
-            lambda p, rows, _: (row_losses(p, rows), ()), params, batch.rows, microbatches
+            measured = {"preconditioner": preconditioner}
+            if row_excess is not None:
+                excess = row_excess(params, batch.reference, batch.rows)
+                measured |= mean_excess(excess[None], batch)
+            assert strategy.gradients is not None
+            losses, gradients = strategy.gradients(task_loss, params, rows_by_task(batch))
+            return gradients, {"losses": losses, **measured}
+
+        def losses_and_excess(params, rows, _):
+            excess = () if row_excess is None else row_excess(params, batch.reference, rows)
+            return row_losses(params, rows), excess
+
+        losses, excess, pullback = rows_lib.forward(
+            losses_and_excess, params, batch.rows, microbatches
         )
         means, present = task_means(losses, batch.tasks, num_tasks)
 
@@ -135,15 +163,30 @@ def train_step(
             share = (weights / batch.expected.astype(weights.dtype))[batch.tasks]
             return pullback(share.astype(losses.dtype))
 
+        measuring = strategy
+        if preconditioner is not None:
+            measuring = geometry_lib.preconditioned(strategy, preconditioner)
+
+        def interaction():
+            taken = rows_by_task(batch)
+            found = measuring.matrix(task_loss, params, taken)
+            if not isinstance(found, interaction_base.Measured):
+                return found
+            # The noise is that of the batch's gradients, whatever it was measured on.
+            counts = taken["is_real"].sum(axis=1)
+            share = counts.astype(found.noise.dtype) / batch.expected.astype(found.noise.dtype)
+            return found._replace(noise=found.noise * share)
+
         return None, {
             "losses": means,
             "present": present,
             "pullback": gradient,
-            "interaction_fn": lambda: strategy.matrix(task_loss, params, rows_by_task(batch)),
+            "interaction_fn": interaction,
+            **mean_excess(excess, batch),
         }
 
     def step(rates, state, batch):
-        gradients, measured = statistics(state.params, batch)
+        gradients, measured = statistics(state.params, state.opt_state, batch)
         updates, opt_state = make_tx(rates).update(
             gradients, state.opt_state, state.params, **measured
         )

@@ -44,8 +44,8 @@ ldro/Method.hyperparameters={'lookahead_lr': 1}
     compare.methods: 'L-DRO' lacks weight_lr in its hyperparameters, {
 ldro/Method.hyperparameters={'lookahead_lr': 1, 'weight_lr': 1, 'normalize_interaction': 'no'}
     ldro/Method.hyperparameters: normalize_interaction must be True or False, but it is 'no'.
-interpolated/Method.hyperparameters={'alpha': 1.5}
-    interpolated/Method.hyperparameters: alpha must be a number in [0, 1], … 1.5.
+smooth_ldro/Method.hyperparameters={'lookahead_lr': 1.0, 'temperature': 0}
+    smooth_ldro/Method.hyperparameters: temperature must be a number in (0, inf), … 0.
 group_dro/Method.hyperparameters={'weight_lr': 1, 'group_sizes': (1, 2)}
     methods: 'Group DRO' can't be trained. group_sizes must hold one … the 10 tasks
 group_dro/Method.hyperparameters={'weight_lr': 1, 'group_sizes': 'many'}

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import usual
 
 from ldro_jax import ldro, transform, weighting
 
@@ -160,15 +161,7 @@ def test_summaries_name_the_tasks():
 
 @pytest.mark.parametrize("name", sorted(weighting.METHODS))
 def test_every_weighting_trains(name):
-    required = {
-        "baselined_dro": {"reference_losses": (1.0, 2.0, 3.0, 4.0), "weight_lr": 0.1},
-        "static_mixing": {"sizes": (4.0, 3.0, 2.0, 1.0), "exponent": 0.3},
-        "lookahead_online": {"lookahead_lr": 0.5, "weight_lr": 0.4},
-        "lookahead_exact": {"lookahead_lr": 0.5},
-        "group_dro": {"weight_lr": 0.1},
-        "interpolated": {"alpha": 0.3},
-    }
-    tx = transform.weighted(weighting.create(name, required.get(name, {})), N)
+    tx = transform.weighted(weighting.create(name, usual.hyperparameters(name, N)), N)
     optimizer = tiny_t5x.optimizer_lib.WeightedOptimizer(tx, tiny_t5x.sgd())
     a_trainer = tiny_t5x.make_trainer(tiny_t5x.make_model(optimizer))
     tiny_t5x.train(a_trainer, BATCHES[:2])

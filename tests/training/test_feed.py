@@ -35,7 +35,7 @@ def batch(program, probabilities=UNIFORM):
     """The batch after a few others."""
     num_tasks = program.problem.num_tasks
     draw = program.feed.draw(np.arange(num_tasks), probabilities[:num_tasks], 0, 3)
-    return program.feed.batch(program.problem.source(0), draw, probabilities[:num_tasks]), draw
+    return program.feed.batch(program.problem.source(0), draw, probabilities[:num_tasks], 0), draw
 
 
 @pytest.mark.parametrize(
@@ -129,3 +129,37 @@ def test_making_a_batch_compares_nothing_between_processes(monkeypatch):
     for program in programs:
         found, draw = batch(program)
         np.testing.assert_array_equal(found.tasks, draw.tasks)
+
+
+class Asked:
+    """A source that notes how many rows it was asked for."""
+
+    def __init__(self, source):
+        self.source, self.asked = source, []
+
+    def rows(self, tasks, indices):
+        self.asked.append(len(tasks))
+        return self.source.rows(tasks, indices)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_more_rows_to_measure_on_are_read_when_they_are_needed(first):
+    method = dataclasses.replace(tiny_lm.LDRO, interaction_interval=3)
+    program = tiny_lm.make_program(method, interaction_rows=7)
+    source, drawn, measured = Asked(program.problem.source(0)), np.zeros(4, np.int64), {}
+    for step in range(first, 5):
+        draw = program.feed.draw(drawn, UNIFORM, 0, step)
+        measured[step] = np.asarray(program.feed.batch(source, draw, UNIFORM, step).measured)
+        drawn = draw.drawn
+    size = tiny_lm.BATCH_SIZE
+    # Four times seven rows, row r of task r mod 4; a run that goes on in between reads none.
+    asked = {0: [28, size, size, size, 28, size, size], 1: [size, size, 28, size, size]}
+    assert source.asked == asked[first]
+    assert not measured[1].any() if first else (measured[1] == measured[0]).all()
+    assert measured[3].shape == (28, tiny_lm.LENGTH)
+    tasks = np.arange(28) % 4
+    # Those that come next, after three batches and the fourth.
+    places = np.arange(28) // 4 + (4 - first) * size // 4
+    expected = program.problem.source(0).rows(tasks, places)
+    np.testing.assert_array_equal(measured[3], expected)
+    np.testing.assert_array_equal(measured[4], measured[3])

@@ -26,7 +26,8 @@ MODELS = {
 }
 EVERY_STEP = dataclasses.replace(tiny_lm.LDRO, name="every step", interaction_interval=1)
 DRAWN = dataclasses.replace(tiny_lm.LDRO, name="drawn", sampling="weights")
-METHODS = {m.name: m for m in (tiny_lm.AVERAGE, tiny_lm.LDRO, EVERY_STEP, DRAWN)}
+HALVES = dataclasses.replace(tiny_lm.LDRO, name="halves", interaction="split")
+METHODS = {m.name: m for m in (tiny_lm.AVERAGE, tiny_lm.LDRO, EVERY_STEP, DRAWN, HALVES)}
 
 
 IMAGES = {
@@ -34,6 +35,7 @@ IMAGES = {
     # Ten rows on eight devices can't be taken, sixteen of three tasks can.
     "images, uneven": {"size": 16},
     "images, plain random": {"sampler": "uniform", "size": 8},
+    "images, more rows": {"interaction_rows": 12},
     "images, in parts": {"microbatches": 3, "interaction_rows": 2},
 }
 
@@ -62,7 +64,7 @@ def trained(layout, model, method="L-DRO", num_tasks=N, steps=STEPS):
     state, seen = a_program.init(0), []
     for step in range(steps):
         draw = feed.draw(drawn, uniform, 0, step)
-        rows = feed.batch(source, draw, uniform)
+        rows = feed.batch(source, draw, uniform, step)
         state, losses = a_program.step(state, rows, a_program.method)
         drawn, found = draw.drawn, transform.find_state(state.opt_state)
         # Copies, since the next step reuses the memory.
@@ -82,6 +84,7 @@ def trained(layout, model, method="L-DRO", num_tasks=N, steps=STEPS):
         ("data", "bigram", {"num_tasks": 5}),
         *(("data", name, {}) for name in IMAGES),
         ("data", "images", {"method": "every step"}),
+        ("data", "images", {"method": "halves"}),
     ],
 )
 def test_every_layout_trains_the_same(layout, model, options):

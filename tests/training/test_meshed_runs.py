@@ -254,10 +254,10 @@ def test_a_run_that_fails_leaves_no_thread(tmp_path):
     broken = copy.copy(tiny_lm.program())
     broken.feed = copy.copy(broken.feed)
 
-    def batch(source, draw, probabilities):
+    def batch(source, draw, probabilities, step):
         if draw.drawn[0] > 20:
             raise OSError("the file system is gone")
-        return tiny_lm.program().feed.batch(source, draw, probabilities)
+        return tiny_lm.program().feed.batch(source, draw, probabilities, step)
 
     broken.feed.batch = batch
     before = set(threading.enumerate())

@@ -35,7 +35,7 @@ RATES = {"weight_lr": (0.1, 3.0), "lookahead_lr": (0.1, 1.0)}
 SCHEDULE = tiny.schedule(50, 25, 25)
 
 
-def draws(sampler, batch_size):
+def draws(sampler, batch_size, interval=1, measured_rows=None):
     """What a run trains on, and what it measures the interaction on otherwise: a stretch of each.
 
     The keys are those of every run so far, and a resumed one goes on with them.
@@ -44,7 +44,9 @@ def draws(sampler, batch_size):
     key = jax.random.fold_in(jax.random.key(SEED), 1)
     drawn = sampling.SAMPLERS[sampler](key, jnp.int32(0), STEPS, sizes, batch_size)
     other = jax.random.fold_in(key, 2)
-    measured = sampling.balanced(other, jnp.int32(0), STEPS, sizes, max(batch_size, N))
+    measured_size = N * (measured_rows or max(batch_size // N, 1))
+    count = STEPS // interval + 1
+    measured = sampling.balanced(other, jnp.int32(0), count, sizes, measured_size)
     return jax.tree.map(np.asarray, (drawn, measured))
 
 
@@ -53,7 +55,8 @@ def assert_is_a_plain_loop(method, sampler, batch_size, *, measured_rows=None, *
         method, size=batch_size, sampler=sampler, learning_rate=LEARNING_RATE, **options
     )
     train, trials = tiny.data().train, [Trial(method, SEED)]
-    drawn, apart = draws(sampler, batch_size)
+    rows_apart = options.get("interaction_rows")
+    drawn, apart = draws(sampler, batch_size, method.interval, rows_apart)
 
     def rows(draw, step, chosen=slice(None)):
         tasks, indices = draw.task[step][chosen], draw.index[step][chosen]
@@ -66,8 +69,9 @@ def assert_is_a_plain_loop(method, sampler, batch_size, *, measured_rows=None, *
     steps = []
     for step in range(STEPS):
         tasks, measured = drawn.task[step], None
-        if sampler == "uniform":
-            measured = rows(apart, step), apart.task[step]
+        if sampler == "uniform" or (rows_apart or 0) > batch_size // N:
+            due = step // method.interval
+            measured = rows(apart, due), apart.task[due]
         elif measured_rows is not None:
             first = [np.flatnonzero(tasks == task)[:measured_rows] for task in range(N)]
             chosen = np.concatenate(first)
@@ -135,6 +139,31 @@ def test_the_interaction_of_plain_random_batches_is_measured_on_other_rows():
     # and not on those that a balanced run of the same seed trains on.
     assert not np.array_equal(draws("uniform", 10)[1].index, draws("balanced", 10)[0].index)
     assert_is_a_plain_loop(EVERY_THIRD, "uniform", 10)
+
+
+@pytest.mark.parametrize("make", [tiny.stacked, tiny.meshed])
+@pytest.mark.parametrize("interval", [1, 2])
+def test_fewer_rows_can_be_asked_for_and_halved(make, interval):
+    method = Method("MoDo", "modo", {"weight_lr": 0.5}, interaction_interval=interval)
+    found = {}
+    for rows in (None, 4, 3):
+        chosen = dataclasses.replace(method, interaction_rows=rows)
+        session = make(chosen, size=24).start([Trial(chosen, SEED)])
+        session.advance(2, lambda step: False, tiny.Progress())
+        state = transform.find_state(session.state(0).opt_state)
+        assert not state.unmeasured.any() and (state.noise > 0).all()
+        found[rows] = np.asarray(state.interaction)
+    assert not np.allclose(found[4], found[None]) and not np.allclose(found[4], found[3])
+
+
+def test_a_row_of_each_task_can_not_be_halved():
+    with pytest.raises(ValueError, match="halves the rows of each task, but MoDo measures.*on 1"):
+        tiny.stacked(Method("MoDo", "modo"), size=4).check()
+
+
+@pytest.mark.parametrize("method", [EVERY, EVERY_THIRD], ids=["every step", "every third"])
+def test_the_interaction_can_be_measured_on_more_rows_than_a_batch_has(method):
+    assert_is_a_plain_loop(method, "balanced", 10, interaction_rows=7)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,95 @@
+"""Methods that compare each row with a reference model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import tiny_lm
+
+from ldro_jax import transform, weighting
+from ldro_jax.training import Method
+from ldro_jax.training.engine import Trial
+
+ETA, SHARE, ONE = 2.0, 0.01, jnp.ones([])
+DOREMI = Method("DoReMi", "doremi", {"reference_losses": None, "weight_lr": ETA, "share": SHARE})
+
+
+def expected(excess):
+    """One step of Xie et al., Algorithm 1, from even weights."""
+    moved = np.exp(ETA * excess)
+    return (1 - SHARE) * moved / moved.sum() + SHARE / len(excess)
+
+
+def weights_after(session, steps=1):
+    session.advance(steps, lambda step: False, tiny.Progress())
+    return np.asarray(transform.find_state(session.state(0).opt_state).weights)
+
+
+@pytest.mark.parametrize("make", [tiny.stacked, tiny.meshed])
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_the_positive_part_is_taken_row_by_row(make, microbatches):
+    problem = tiny.problem()
+    reference = problem.init(jax.random.key(7))
+    program = make(DOREMI, problem.with_reference(reference), microbatches=microbatches)
+    session = program.start([Trial(DOREMI, 0)])
+    params = jax.tree.map(np.asarray, session.state(0).params)
+    rows, tasks = first_rows(program, session)
+    excess = np.zeros(3)
+    for task in range(3):
+        mine = jax.tree.map(lambda x, t=task: x[tasks == t], rows)
+        losses, theirs = (np.asarray(problem.row_losses(p, mine)) for p in (params, reference))
+        excess[task] = np.maximum(losses - theirs, 0).mean()
+        # The positive part of the mean would be another number.
+        assert excess[task] > max((losses - theirs).mean(), 0) + 1e-4
+    np.testing.assert_allclose(weights_after(session), expected(excess), rtol=1e-4)
+
+
+def first_rows(program, session):
+    """The rows of the first step."""
+    if isinstance(program, tiny.MeshedProgram):
+        draw = program.feed.draw(np.zeros(3, np.int64), np.full(3, 1 / 3), 0, 0)
+        rows = program.problem.source(0).rows(draw.tasks, draw.indices)
+        return rows, draw.tasks
+    from ldro_jax.tasks import sampling
+
+    key = jax.random.fold_in(jax.random.key(0), 1)
+    draw = sampling.balanced(key, 0, 1, np.array([40, 32, 40]), tiny.BATCH_SIZE)
+    tasks, indices = np.asarray(draw.task[0]), np.asarray(draw.index[0])
+    train = tiny.data().train
+    rows = {"inputs": train.inputs[tasks, indices], "targets": train.targets[tasks, indices]}
+    return {**rows, "task": tasks}, tasks
+
+
+def test_language_models_take_it_token_by_token():
+    problem = tiny_lm.problem()
+    reference, params = (problem.init(jax.random.key(seed)) for seed in (1, 2))
+    rows = jnp.asarray(np.random.default_rng(0).integers(0, 8, (5, tiny_lm.LENGTH)), jnp.int32)
+    found = problem.with_reference(reference).row_excess(params, reference, rows)
+    losses, theirs = (
+        np.stack([problem._model.apply({"params": p}, row[None])[0] for row in rows])
+        for p in (params, reference)
+    )
+    np.testing.assert_allclose(found, np.maximum(losses - theirs, 0).mean(axis=1), rtol=1e-5)
+
+
+def test_without_a_reference_it_is_refused():
+    with pytest.raises(ValueError, match="DoReMi compares each row.*with_reference"):
+        tiny.stacked(DOREMI)
+
+
+def test_another_reference_is_other_data():
+    problem = tiny.problem()
+    one, two = (problem.with_reference(problem.init(jax.random.key(s))) for s in (0, 1))
+    assert one.identity != two.identity and "reference" not in problem.identity
+
+
+def test_a_step_is_told_the_excess():
+    tx = transform.weighted(weighting.doremi(None, ETA, share=SHARE), 2)
+    arguments = {"losses": jnp.ones(2), "pullback": lambda w: w[0]}
+    _, state = tx.update(None, tx.init(ONE), ONE, excess=jnp.array([0.5, 0.1]), **arguments)
+    np.testing.assert_allclose(state.weights, expected(np.array([0.5, 0.1])), rtol=1e-5)
+    with pytest.raises(ValueError, match=r"Pass excess, \[N\]"):
+        tx.update(None, tx.init(ONE), ONE, **arguments)
+    with pytest.raises(ValueError, match="excess must hold one number for each of the 2 tasks"):
+        tx.update(None, tx.init(ONE), ONE, excess=jnp.ones(3), **arguments)
