@@ -70,6 +70,10 @@ class Run:
       weights: the weight of every task over training, values [S, N], or None.
       losses: the training loss of every task, values [S, N], or None.
       interaction: the raw Gram matrix `A_ij = <grad_i, grad_j>`, values [S, N, N], or None.
+      diagnostics: the numbers of `ldro_jax.diagnostics.NAMES` at some steps, values [S, 4], or
+        None.
+      descent: by how much each loss was to fall so far, to first order and for a learning rate of
+        1, values [S, N]; or None.
       path: what the problem observed of the model after every step, values [S, D], or None.
       nonfinite_losses: how many non-finite losses each task had, by name; tasks with none left out.
       unmeasured_interactions: how often the interactions of each task could not be measured, by
@@ -87,6 +91,8 @@ class Run:
     weights: Series | None = None
     losses: Series | None = None
     interaction: Series | None = None
+    diagnostics: Series | None = None
+    descent: Series | None = None
     path: Series | None = None
     nonfinite_losses: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unmeasured_interactions: Mapping[str, int] = dataclasses.field(default_factory=dict)

@@ -121,7 +121,7 @@ _RESULTS_TYPES = {
     "higher_is_better": bool,
     "runs": list,
 }
-_SERIES = ("weights", "losses", "interaction", "path")
+_SERIES = ("weights", "losses", "interaction", "diagnostics", "descent", "path")
 _RUN_TYPES = {"method": str, "seed": int, "num_steps": int, "evaluations": list}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ldro_jax.records.results import Results
-from ldro_jax.reporting import sweeps, tables
+from ldro_jax.reporting import diagnostics, sweeps, tables
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import balance, interaction, pareto, training
 from ldro_jax.reporting.figures import relative as relative_figure
@@ -262,7 +262,10 @@ def _over_training(comparison: Comparison) -> Iterator[Section]:
             "Similar tasks stand side by side; bars are the lengths of the gradients."
         )
         figure = interaction.interaction_matrix(found, comparison.record.task_names)
-        yield _figure("interaction_matrix", "Interaction of tasks", figure, caption)
+        more = []
+        if (table := diagnostics.table(comparison)) is not None:
+            more = [Block("table", table), Block("note", diagnostics.CAPTION)]
+        yield _figure("interaction_matrix", "Interaction of tasks", figure, caption, *more)
     seconds = [
         tables.step_seconds(s).mean for s in (comparison.baseline, *comparison.values.others)
     ]
