@@ -1,6 +1,6 @@
 """Groups of very different size: the rare one is not to be left behind.
 
-    python examples/imbalanced_groups.py /tmp/imbalanced_groups
+    python examples/imbalanced_groups.py [OUTPUT_DIR]
 
 Handwritten digits in three groups: 900 images as they are, 60 upside down, 30 with inverted
 colours. Plain random batches rarely see the small groups. Balanced batches see all equally often,
@@ -41,7 +41,7 @@ def load():
     return splits
 
 
-def main(output_dir: str, sampler: str = "balanced") -> None:
+def main(output_dir: str = "results_local/imbalanced_groups", sampler: str = "balanced") -> None:
     """Trains and compares."""
     train, validation, test = load()
     problem = problems.from_arrays(

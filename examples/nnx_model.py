@@ -1,6 +1,6 @@
 """A Flax NNX model and your own weighting in the trainer: digits seen through ten optics.
 
-python examples/nnx_model.py /tmp/nnx_model
+python examples/nnx_model.py [OUTPUT_DIR]
 """
 
 import sys
@@ -31,7 +31,7 @@ def softmax_of_losses(temperature: float) -> weighting.Weighting:
     return weighting.stateless(lambda statistics: jax.nn.softmax(statistics.losses / temperature))
 
 
-def main(output_dir: str) -> None:
+def main(output_dir: str = "results_local/nnx_model") -> None:
     """Trains and compares."""
     problem = problems.classification(load_data=digits.load, model=lambda num_classes: Network)
     ldro_jax.compare(

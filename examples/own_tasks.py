@@ -1,6 +1,6 @@
 """Your own tasks: two regressions and a classification with one trunk and a head for each.
 
-    python examples/own_tasks.py /tmp/own_tasks
+    python examples/own_tasks.py [OUTPUT_DIR]
 
 Trains three methods with three seeds, and writes `report.html`. After an interruption the same
 command goes on from where it stopped.
@@ -60,7 +60,7 @@ def loss(outputs, rows):
     return jnp.where(rows["task"] == 2, entropy, squared)
 
 
-def main(output_dir):
+def main(output_dir="results_local/own_tasks"):
     """Trains and compares."""
     train, validation, test = load()
     problem = problems.from_arrays(

@@ -1,6 +1,6 @@
 """A model spread over several devices: here eight that are simulated on the CPU.
 
-    python examples/sharded.py /tmp/sharded
+    python examples/sharded.py [OUTPUT_DIR]
 
 Logical axes in the model say what can be split; `Layout` says over how many devices. Batches are
 split four ways and the hidden layer two ways.
@@ -37,7 +37,7 @@ class Network(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=kernel("mlp", None))(hidden)
 
 
-def main(output_dir: str) -> None:
+def main(output_dir: str = "results_local/sharded") -> None:
     """Trains and compares."""
     print(f"{jax.device_count()} devices")
     ldro_jax.compare(

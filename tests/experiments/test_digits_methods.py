@@ -1,0 +1,79 @@
+"""The experiment with every method."""
+
+import collections
+
+import gin
+import numpy as np
+import pytest
+
+from ldro_jax import configuration, weighting
+from ldro_jax.records import results
+
+pytest.importorskip("sklearn")
+
+_FILE = "gin_configs/experiments/digits_methods.gin"
+_TINY = [
+    "TRAIN_STEPS=6",
+    "SEEDS=(0, 1)",
+    "Schedule.eval_interval=3",
+    "Schedule.checkpoint_interval=6",
+    "MLP.features=(4,)",
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_gin_bindings_left():
+    yield
+    gin.clear_config()
+
+
+def _run(output_dir, *bindings):
+    experiment = configuration.load([_FILE], [*_TINY, *bindings])
+    experiment(output_dir=output_dir, data_dir=None, config_text=configuration.text())
+    record = results.load_results(output_dir / "results.json")
+    for run in record.runs:
+        assert run.stopped is None, run.method
+        values = run.weights.values
+        assert np.isfinite(values).all(), run.method
+        np.testing.assert_allclose(np.abs(values).sum(axis=1), 1, rtol=1e-4, err_msg=run.method)
+    return record
+
+
+def test_some_methods_run_to_the_report(tmp_path):
+    scopes = ("average", "smooth_relative", "modo", "fairgrad")
+    methods = ", ".join(f"@{scope}/Method()" for scope in scopes)
+    record = _run(tmp_path, f"compare.methods=[{methods}]")
+    assert len(record.runs) == 8 and (tmp_path / "report.html").exists()
+    settings = {run.method: run.hyperparameters for run in record.runs}
+    assert settings["Smooth L-DRO, A of batches"]["smoothing"] == 0.99
+    assert settings["FairGrad"]["total"] == 1.0
+
+
+@pytest.mark.heavy
+def test_the_search_tries_as_many_settings_of_each_method(tmp_path):
+    file = "gin_configs/experiments/digits_sweep.gin"
+    bindings = ["TRAIN_STEPS=3", "SEEDS=(0,)", "MLP.features=(4,)", "Schedule.eval_interval=3"]
+    experiment = configuration.load([file], [*bindings, "Schedule.checkpoint_interval=3"])
+    experiment(output_dir=tmp_path, data_dir=None, config_text=configuration.text())
+    runs = results.load_results(tmp_path / "results.json").runs
+    counts = collections.Counter(run.method for run in runs)
+    assert counts.pop("Average") == 1 and set(counts.values()) == {16}
+    # What digits.gin takes is among what was tried.
+    for scope in ("scalarization", "group_dro", "term", "ldro", "smooth_ldro"):
+        chosen = gin.query_parameter(f"{scope}/Method.hyperparameters")
+        for name, tried in gin.query_parameter(f"{scope}/grid.values").items():
+            assert chosen[name] in tried, (scope, name)
+
+
+@pytest.mark.heavy
+def test_all_methods_run_to_the_report(tmp_path):
+    record = _run(tmp_path)
+    assert len({run.method for run in record.runs}) == 43
+
+
+def test_every_method_is_in_it_but_those_that_need_more_than_losses_and_gradients():
+    configuration.load([_FILE], [])
+    text = configuration.text().replace("'", '"')
+    named = {name for name in weighting.METHODS if f'"{name}"' in text}
+    more = {"baselined_dro", "doremi", "skill_it", "static_mixing", "unimax"}
+    assert set(weighting.METHODS) - named == more
