@@ -21,6 +21,9 @@ STRATEGIES = {
     "tiled, tiles of 4": interaction.tiled(4),
     "columns": interaction.columns(),
     "jacrev": interaction.jacrev(),
+    "split, of vmap": interaction.split("vmap"),
+    "split, of scan": interaction.split("scan"),
+    "vmap, in a geometry": None,
 }
 
 
@@ -48,6 +51,9 @@ def main():
         for name, strategy in STRATEGIES.items():
 
             def matrix(params, batch, strategy=strategy):
+                if strategy is None:
+                    factors = jax.tree.map(jnp.abs, params)
+                    strategy = interaction.preconditioned(interaction.vmap(), factors)
                 return strategy.matrix(mlp.loss_fn, params, batch)
 
             compiled[name] = jax.jit(matrix).lower(params, batch)

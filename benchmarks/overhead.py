@@ -1,12 +1,15 @@
 """What Lookahead-DRO costs: whole training steps, as a ratio to the average loss.
 
     python benchmarks/overhead.py
+    python benchmarks/overhead.py --methods --rounds 20
 
-"Plain Optax" is a training loop without this library.
+"Plain Optax" is a training loop without this library. With `--methods`, every method that uses the
+interaction, measured in every step, relative to L-DRO's step.
 """
 
 import jax
 import jax.numpy as jnp
+import methods
 import mlp
 import optax
 import timing
@@ -64,8 +67,18 @@ def _stepper(program, carry, batch):
     return step
 
 
+def every_method():
+    """All methods that use the interaction, measured in every step."""
+    found = {name: methods.made(name, NUM_TASKS) for name in sorted(weighting.METHODS)}
+    return {
+        name: transform.weighted(method, NUM_TASKS, interaction_interval=1)
+        for name, method in found.items()
+        if method.uses_interaction
+    }
+
+
 def main():
-    args = timing.arguments(__doc__, rounds=100)
+    args = timing.arguments(__doc__, {"--methods": "time every method"}, rounds=100)
     timing.print_machine()
     params = mlp.init(jax.random.key(0))
     batch = mlp.batch(jax.random.key(1), NUM_TASKS, args.examples)
@@ -76,7 +89,10 @@ def main():
     )
     optimizer = optax.sgd(0.01)
     programs = {"plain Optax": (plain_step(optimizer), optimizer)}
-    for name, transformation in WEIGHTINGS.items():
+    weightings, baseline = WEIGHTINGS, "average loss"
+    if args.methods:
+        weightings, programs, baseline = every_method(), {}, "lookahead_online"
+    for name, transformation in weightings.items():
         tx = optax.chain(transformation, optimizer)
         programs[name] = (weighted_step(tx), tx)
 
@@ -85,8 +101,8 @@ def main():
         carry = jax.tree.map(jnp.copy, (params, tx.init(params)))
         compiled[name] = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, batch).compile()
         timed[name] = _stepper(compiled[name], carry, batch)
-    table = timing.paired_ratios(timed, "average loss", args.rounds)
-    plain = compiled["average loss"].memory_analysis().temp_size_in_bytes
+    table = timing.paired_ratios(timed, baseline, args.rounds)
+    plain = compiled[baseline].memory_analysis().temp_size_in_bytes
     print(f"{'step':24}{'ms':>9}{'ratio':>9}{'±':>7}{'temporary':>12}{'ratio':>7}")
     for name, (milliseconds, ratio, spread) in table.items():
         memory = compiled[name].memory_analysis().temp_size_in_bytes

@@ -8,7 +8,8 @@ import argparse
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import jax
 
@@ -43,9 +44,13 @@ def paired_ratios(
     return table
 
 
-def arguments(description: str, *, rounds: int) -> argparse.Namespace:
-    """Command line of a benchmark."""
+def arguments(
+    description: str, flags: Mapping[str, str] = MappingProxyType({}), *, rounds: int
+) -> argparse.Namespace:
+    """Command line of a benchmark; flags that are true if given, with what they do."""
     parser = argparse.ArgumentParser(description=description)
+    for flag, meaning in flags.items():
+        parser.add_argument(flag, action="store_true", help=meaning)
     parser.add_argument("--rounds", type=int, default=rounds, help="steps of each program")
     parser.add_argument("--examples", type=int, default=64, help="examples of each task")
     return parser.parse_args()
