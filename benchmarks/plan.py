@@ -39,11 +39,10 @@ def main():
     import jax
     import numpy as np
 
-    from ldro_jax import configuration, optimizers
+    from ldro_jax import configuration, optimizers, sharding
     from ldro_jax.models.decoder import Decoder
     from ldro_jax.problems import LanguageModel
     from ldro_jax.tasks import sequences
-    from ldro_jax.training import sharding
     from ldro_jax.training.engine import Batches
     from ldro_jax.training.meshed import MeshedProgram
     from ldro_jax.training.method import Method

@@ -16,14 +16,14 @@ import gin
 import optax
 from gin import config as gin_config
 
-from ldro_jax import optimizers
+from ldro_jax import optimizers, sharding
 from ldro_jax.experiments import alone, compare, trajectories
 from ldro_jax.models import cnn, decoder, mlp
 from ldro_jax.problems import classification, language_model
 from ldro_jax.tasks import cifar100, digits, mc4
 from ldro_jax.tasks import synthetic as synthetic_tasks
 from ldro_jax.tasks import text as text_tasks
-from ldro_jax.training import method, schedule, sharding
+from ldro_jax.training import method, schedule
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 # Where gin_configs/ lies in a clone, and where in an installed package.

@@ -11,13 +11,13 @@ from ldro_jax import problems
 from ldro_jax.experiments import compare
 from ldro_jax.models import mlp
 from ldro_jax.problems import base as base_problem
+from ldro_jax.sharding import Layout
 from ldro_jax.tasks import base
 from ldro_jax.training import loop
 from ldro_jax.training.engine import Batches, Trial
 from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
-from ldro_jax.training.sharding import Layout
 from ldro_jax.training.stacked import StackedProgram
 
 NAMES = ("left", "middle", "right")

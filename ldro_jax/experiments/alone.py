@@ -21,11 +21,11 @@ from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.language_models import LanguageModel
 from ldro_jax.records import files, results
 from ldro_jax.records import identity as identity_lib
+from ldro_jax.sharding import Layout
 from ldro_jax.training.engine import Batches, Trial
 from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
-from ldro_jax.training.sharding import Layout
 
 _ALONE = Method("Monolingual", "average")
 

@@ -15,11 +15,11 @@ from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.base import Problem
 from ldro_jax.records import provenance, results
+from ldro_jax.sharding import Layout
 from ldro_jax.training.engine import Batches, Program, Trial
 from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
-from ldro_jax.training.sharding import Layout
 from ldro_jax.training.stacked import StackedProgram
 
 

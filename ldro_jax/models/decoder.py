@@ -1,7 +1,7 @@
 """A decoder-only transformer language model: pre-norm, gated MLP, rotary or learned positions.
 
 Each parameter has logical axes, which rules map to the axes of a mesh
-(:mod:`ldro_jax.training.sharding`). The output layer is the transposed embedding.
+(:mod:`ldro_jax.sharding`). The output layer is the transposed embedding.
 
 References:
   Vaswani et al., *Attention Is All You Need*, NeurIPS 2017; Shazeer, *GLU Variants Improve

@@ -19,12 +19,12 @@ from t5x import trainer as trainer_lib
 from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
+from ldro_jax import sharding
 from ldro_jax.interaction.scan import scan
 from ldro_jax.t5x import inheritance, tasks
 from ldro_jax.t5x.model import LDRODecoderOnlyModel, token_weights
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 from ldro_jax.training import rows as rows_lib
-from ldro_jax.training import sharding
 
 
 class LDROTrainer(trainer_lib.Trainer):

@@ -11,8 +11,8 @@ import numpy as np
 from absl import logging
 
 from ldro_jax import paths, preemption, processes
-from ldro_jax.records import checkpoints, results
-from ldro_jax.training import recording, writers
+from ldro_jax.records import checkpoints, results, tensorboard
+from ldro_jax.training import recording
 from ldro_jax.training.engine import Program, Session, Trial
 from ldro_jax.training.schedule import Schedule
 
@@ -66,7 +66,7 @@ def train(
             progress.write(f"{now.names}: resumed at step {session.step}.")
             progress.update(session.step * len(trials))
         folders = tensorboard_dirs if processes.is_first() else ()
-        log = [stack.enter_context(writers.TensorBoardWriter(folder)) for folder in folders]
+        log = [stack.enter_context(tensorboard.TensorBoardWriter(folder)) for folder in folders]
         last_saved, seconds = session.step, []
 
         def save():

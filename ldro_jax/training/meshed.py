@@ -20,12 +20,12 @@ from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
-from ldro_jax import checks, interaction, transform
+from ldro_jax import checks, interaction, sharding, transform
 from ldro_jax.interaction.scan import scan
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
-from ldro_jax.training import engine, sharding
+from ldro_jax.training import engine
 from ldro_jax.training import feed as feed_lib
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method

@@ -17,10 +17,10 @@ import tiny
 from ldro_jax import preemption
 from ldro_jax.experiments import compare, runs
 from ldro_jax.records import results
+from ldro_jax.sharding import Layout
 from ldro_jax.training.engine import Program
 from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method
-from ldro_jax.training.sharding import Layout
 from ldro_jax.training.stacked import StackedProgram
 
 LDRO = Method("L", "lookahead_online", {"lookahead_lr": 1})

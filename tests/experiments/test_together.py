@@ -4,9 +4,9 @@ import jax
 import pytest
 import tiny
 
+from ldro_jax.sharding import Layout
 from ldro_jax.training import loop
 from ldro_jax.training.method import Method, grid
-from ldro_jax.training.sharding import Layout
 
 LDRO = Method(
     "L-DRO",

@@ -9,8 +9,8 @@ import pytest
 import scipy.special
 from flax.core import meta
 
+from ldro_jax import sharding
 from ldro_jax.models import decoder
-from ldro_jax.training import sharding
 
 V, CONTEXT, LAYERS, HEADS, WIDTH = 37, 8, 2, 2, 16
 # As many rows as positions, each to change one token of.

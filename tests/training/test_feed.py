@@ -9,8 +9,8 @@ import tiny
 import tiny_lm
 from jax.sharding import PartitionSpec
 
+from ldro_jax.sharding import Layout
 from ldro_jax.training.method import Method
-from ldro_jax.training.sharding import Layout
 
 EIGHT = Layout(data=8)
 MIXING = Method(

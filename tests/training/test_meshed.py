@@ -10,7 +10,7 @@ import tiny
 import tiny_lm
 
 from ldro_jax import transform
-from ldro_jax.training.sharding import Layout
+from ldro_jax.sharding import Layout
 
 N, STEPS = 8, 20
 LAYOUTS = {

@@ -15,7 +15,7 @@ import tiny_lm
 
 from ldro_jax import preemption, transform
 from ldro_jax.records import identity, results
-from ldro_jax.training.sharding import Layout
+from ldro_jax.sharding import Layout
 
 METHODS = [tiny_lm.LDRO, tiny_lm.DRAWN]
 
