@@ -18,6 +18,8 @@ from ldro_jax.reporting import frame
 from ldro_jax.reporting.frame import DataFrame, Setting
 from ldro_jax.reporting.statistics import Difference, Spread, difference, spread
 
+# Looks that can be told apart in one picture.
+_AT_ONCE = 12
 _OVERALL = ["average", "worst", "worst_task"]
 
 
@@ -99,6 +101,22 @@ class Comparison:
     own: Mapping[str, float]
     progress_split: str
     task_order: Sequence[str]
+
+    @property
+    def notable(self) -> Sequence[Setting]:
+        """The baseline, and as many of the best by worst task as a picture can tell apart."""
+        if not self.has_many:
+            return self.shown
+        others = self.values.others
+        means = [self.values.sign * s.mean for s in self.values.spreads("worst")]
+        ranks = dict(zip(self.values.settings, np.nan_to_num(means, nan=-np.inf), strict=True))
+        best = sorted(others, key=lambda s: -ranks[s])[: _AT_ONCE - 1]
+        return [s for s in self.shown if s is self.baseline or s in best]
+
+    @property
+    def has_many(self) -> bool:
+        """Whether there are more methods than a picture can tell apart."""
+        return len(self.shown) > _AT_ONCE
 
     @property
     def is_sweep(self) -> bool:

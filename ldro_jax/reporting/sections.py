@@ -226,6 +226,13 @@ def _final(comparison: Comparison) -> Iterator[Section]:
     values = comparison.values
     if not values.any:
         return
+    if comparison.has_many:
+        caption = (
+            "Points are means over seeds, bars one standard deviation, strokes the seeds; the "
+            f"dashed line is {comparison.baseline.label}. The pictures below show it and the "
+            f"{len(comparison.notable) - 1} others with the best worst task."
+        )
+        yield _figure("ranking", "All methods", balance.ranking(comparison), caption)
     caption = (
         f"Further {'up and right' if values.higher_is_better else 'down and left'} is better. "
         "Small points are seeds, the large point their mean, bars one standard deviation."

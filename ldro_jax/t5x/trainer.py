@@ -74,7 +74,7 @@ class LDROTrainer(trainer_lib.Trainer):
         self._model_dir, self._began = kwargs["summary_dir"], False
         self._interaction_rows = interaction_rows
         _check(self._model, self._train_state, self._task_names, checkpoint_cfg)
-        if interaction is None:
+        if interaction in (None, "split"):
             shapes = jax.tree.leaves(self._train_state.params)
             # A parameter without a specification is on every device.
             specs = jax.tree.leaves(
@@ -86,9 +86,10 @@ class LDROTrainer(trainer_lib.Trainer):
                 for shape, spec in zip(shapes, specs, strict=True)
             ]
             split = jax.tree.unflatten(jax.tree.structure(self._train_state.params), split)
-            self._strategy = scan(
+            whole = scan(
                 constrain=lambda gradient: jax.lax.with_sharding_constraint(gradient, split)
             )
+            self._strategy = whole if interaction is None else interaction_lib.split(whole)
         else:
             self._strategy = interaction_lib.get(interaction)
 

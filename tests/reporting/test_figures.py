@@ -58,6 +58,7 @@ def draw_interaction(comparison):
 
 DRAW = {
     "average_vs_worst": balance.average_vs_worst,
+    "ranking": balance.ranking,
     "task_values": balance.task_values,
     "step_time": balance.step_time,
     "metric_over_steps": training.metric_over_steps,

@@ -373,3 +373,18 @@ def test_reporting_trains_nothing(run_python):
     ).split()
     assert "ldro_jax.reporting.sections" in found
     assert not [name for name in found if name.startswith("ldro_jax.training")]
+
+
+def test_of_many_methods_pictures_show_the_best_and_one_shows_all(made_up, tmp_path):
+    runs = [
+        made_up.run(f"M{i:02d}" if i else "Average", seed, [0.5, 0.3 + 0.01 * i + 0.001 * seed])
+        for i in range(16)
+        for seed in range(3)
+    ]
+    compared = compare(made_up.results(runs))
+    names = [setting.label for setting in compared.notable]
+    assert names == ["Average", *(f"M{i:02d}" for i in range(5, 16))]
+    page = reporting.write_report(made_up.results(runs), tmp_path).read_text(encoding="utf-8")
+    assert "All methods" in page and (tmp_path / "figures" / "ranking.png").exists()
+    few = compare(made_up.results(runs[:9]))
+    assert few.notable == few.shown and not few.has_many

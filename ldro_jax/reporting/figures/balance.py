@@ -20,7 +20,7 @@ def average_vs_worst(comparison: Comparison):
     values = comparison.values
     figure = style.new_figure(style.WIDTH, 5.4)
     axes, keys = figure.subplots(), []
-    for setting, look in style.looks(comparison.shown).items():
+    for setting, look in style.looks(comparison.notable).items():
         seeds = values.overall[setting][["average", "worst"]].to_numpy(float)
         seeds = seeds[np.isfinite(seeds).all(axis=1)]
         frontier = non_dominated(comparison.checkpoints(setting), values.higher_is_better)
@@ -42,11 +42,39 @@ def average_vs_worst(comparison: Comparison):
 
 
 @style.applied
+def ranking(comparison: Comparison):
+    """Average and worst task of every method, the best worst task on top; strokes are seeds."""
+    values = comparison.values
+    spreads = {s: spread(values.overall[s]["worst"]) for s in comparison.shown}
+    drawn = [s for s in comparison.shown if math.isfinite(spreads[s].mean)]
+    drawn.sort(key=lambda s: -values.sign * spreads[s].mean)
+    figure = style.new_figure(style.WIDTH, 1.0 + 0.22 * len(drawn))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, which in zip(panels, ("average", "worst"), strict=True):
+        for row, setting in enumerate(drawn):
+            seeds, color = values.overall[setting][which].to_numpy(float), "#0072b2"
+            if setting is comparison.baseline:
+                color = "black"
+                axes.axvline(np.nanmean(seeds), color=style.GREY, linestyle="--", linewidth=1)
+            found = spread(seeds)
+            axes.plot(seeds, np.full(len(seeds), row), "|", color=color, alpha=0.35, markersize=7)
+            error = found.std if math.isfinite(found.std) else 0.0
+            axes.errorbar(found.mean, row, xerr=error, fmt="o", color=color, markersize=5)
+        axes.set_title("average over tasks" if which == "average" else "worst task")
+        axes.set_xlabel(style.axis_name(values, f"{values.split} "))
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+    panels[0].set_yticks(range(len(drawn)), [style.short(s.label, 32) for s in drawn])
+    panels[0].set_ylim(len(drawn) - 0.5, -0.5)
+    return figure
+
+
+@style.applied
 def task_values(comparison: Comparison):
     """The final value of each task and method, tasks ordered by the baseline's value."""
     values, order = comparison.values, comparison.task_order
-    drawn_as = style.looks(comparison.shown)
-    drawn = [s for s in comparison.shown if np.isfinite(values.tasks[s].to_numpy()).any()]
+    drawn_as = style.looks(comparison.notable)
+    drawn = [s for s in comparison.notable if np.isfinite(values.tasks[s].to_numpy()).any()]
     row_height = max(0.24, 0.075 * len(drawn) + 0.05)
     figure = style.new_figure(style.WIDTH, 1.4 + row_height * len(order))
     axes = figure.subplots()

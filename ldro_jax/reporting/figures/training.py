@@ -78,10 +78,10 @@ def weights_over_time(comparison: Comparison):
 def metric_over_steps(comparison: Comparison):
     """Average and worst-task value over training: mean over seeds and one standard deviation."""
     values, split = comparison.values, comparison.progress_split
-    figure = style.new_figure(style.WIDTH, 4.2 + 0.2 * (len(comparison.shown) // 4))
+    figure = style.new_figure(style.WIDTH, 4.2 + 0.2 * (len(comparison.notable) // 4))
     panels, keys = figure.subplots(1, 2, sharex=True), []
     drawn: list[list[float]] = [[], []]
-    for setting, look in style.looks(comparison.shown).items():
+    for setting, look in style.looks(comparison.notable).items():
         by_step = comparison.rows(setting, split).groupby("step")
         for axes, which, shown in zip(panels, ("average", "worst"), drawn, strict=True):
             mean, std = by_step[which].mean(), by_step[which].std().fillna(0.0)
