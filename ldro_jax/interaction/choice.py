@@ -82,8 +82,9 @@ def split(strategy: str | base.Interaction = "auto") -> base.Interaction:
       strategy: how to measure the interaction of the 2N halves.
 
     Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`. It takes twice the memory for gradients
-      and the same arithmetic, and needs an even number of examples of each task.
+      The :class:`~ldro_jax.interaction.base.Interaction`. It takes up to twice the memory for
+      gradients and about one and a half times the time, and needs an even number of examples of
+      each task.
     """
     inner = get(strategy)
 
