@@ -68,9 +68,8 @@ def read(
     if preconditioner is not None:
         if arguments["interaction_fn"] is not None or arguments["pullback"] is not None:
             raise ValueError(
-                "interaction_fn measures the interaction as it likes, so preconditioner can't come "
-                "with it or with pullback. Use interaction.preconditioned(strategy, "
-                "preconditioner) inside of it."
+                "interaction_fn measures as it likes, so preconditioner can't come with it or with "
+                "pullback. Use interaction.preconditioned(strategy, preconditioner) inside of it."
             )
         check_like("preconditioner", preconditioner, params)
     if params is None and form != "forward":
@@ -260,11 +259,8 @@ def _stacked_step(losses, gradients, preconditioner) -> Step:
             return interaction_base.gram(gradients)
         return interaction_base.gram(geometry.scaled(gradients, preconditioner))
 
-    return Step(
-        losses,
-        lambda weights: jax.tree.map(functools.partial(combine, weights), gradients),
-        interaction,
-    )
+    pullback = lambda weights: jax.tree.map(functools.partial(combine, weights), gradients)  # noqa: E731
+    return Step(losses, pullback, interaction)
 
 
 def _check_floating(losses) -> None:
