@@ -108,8 +108,7 @@ def weighted(
     """
     if interaction_interval is None:
         interaction_interval = weighting.default_interval
-    if isinstance(interaction, str) and interaction == "auto":
-        interaction = weighting.default_interaction
+    interaction = weighting.interaction_for(interaction)
     _check_num_tasks(num_tasks)
     num_tasks = operator.index(num_tasks)
     if not isinstance(interaction_interval, jax.Array):

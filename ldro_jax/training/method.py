@@ -177,8 +177,7 @@ class Method:
     @property
     def named_strategy(self) -> str | Interaction:
         """Its name, or the strategy itself."""
-        is_auto = self.interaction == "auto"
-        return self._outline.default_interaction if is_auto else self.interaction
+        return self._outline.interaction_for(self.interaction)
 
     @property
     def preconditioner(self) -> Callable[[Any], Any] | None:

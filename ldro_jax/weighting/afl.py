@@ -4,7 +4,6 @@ References:
   Mohri, Sivek and Suresh, *Agnostic Federated Learning*, ICML 2019.
 """
 
-import jax
 import optax
 
 from ldro_jax.weighting import base
@@ -26,9 +25,7 @@ def afl(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
 
     def update(statistics, state):
         step = base.value_at(weight_lr, statistics) * statistics.losses
-        # Optax leaves conversions to JAX.
-        with jax.numpy_dtype_promotion("standard"):
-            weights = optax.projections.projection_simplex(state.weights + step)
+        weights = base.onto_simplex(state.weights + step)
         return weights, base.WeightsState(weights)
 
     return base.Weighting(base.uniform_state, update)

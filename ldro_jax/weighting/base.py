@@ -47,6 +47,20 @@ class Statistics(NamedTuple):
     excess: jax.Array | None = None
 
 
+def onto_simplex(weights: jax.Array) -> jax.Array:
+    """The nearest weights that are not negative and sum to one.
+
+    Args:
+      weights: ``[N]``.
+
+    Returns:
+      ``[N]``.
+    """
+    # Optax leaves conversions to JAX.
+    with jax.numpy_dtype_promotion("standard"):
+        return optax.projections.projection_simplex(weights)
+
+
 def nothing_known(num_tasks: int, dtype: Any = jnp.float32) -> Statistics:
     """Zeros for all statistics, before any is measured.
 
@@ -87,6 +101,10 @@ class Weighting(NamedTuple):
     default_interaction: str = "auto"
     default_interval: int = 1
     expected_losses: Callable[[Statistics, jax.Array], jax.Array] | None = None
+
+    def interaction_for(self, interaction: Any) -> Any:
+        """How to measure the interaction: as it is given, or for "auto" as this method likes."""
+        return self.default_interaction if interaction == "auto" else interaction
 
 
 class LogWeightsState(NamedTuple):

@@ -5,7 +5,6 @@ References:
   Pretraining*, NeurIPS 2025.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -55,7 +54,7 @@ def grape(
     base.check_range("adversary_lr", adversary_lr)
 
     def init(num_tasks, dtype=jnp.float32):
-        even = jnp.full(num_tasks, -math.log(num_tasks), dtype)
+        even = base.uniform_log_state(num_tasks, dtype).log_weights
         return GrapeState(even, even)
 
     def update(statistics, state):

@@ -47,6 +47,19 @@ class ScalesState(NamedTuple):
     scales: jax.Array
 
 
+def no_scales(num_tasks: int, dtype=jnp.float32) -> ScalesState:
+    """Scales of zero.
+
+    Args:
+      num_tasks: N.
+      dtype: of the scales.
+
+    Returns:
+      The state.
+    """
+    return ScalesState(jnp.zeros(num_tasks, dtype))
+
+
 def imtl_l(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     r"""Scales the losses to one: weights :math:`e^{s_i}`, with s learned on :math:`e^s ℓ − s`.
 
@@ -61,12 +74,9 @@ def imtl_l(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     """
     base.check_range("weight_lr", weight_lr)
 
-    def init(num_tasks, dtype=jnp.float32):
-        return ScalesState(jnp.zeros(num_tasks, dtype))
-
     def update(statistics, state):
         weights = jnp.exp(state.scales)
         rate = base.value_at(weight_lr, statistics)
         return weights, ScalesState(state.scales - rate * (weights * statistics.losses - 1))
 
-    return base.Weighting(init, update)
+    return base.Weighting(no_scales, update)

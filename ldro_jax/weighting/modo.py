@@ -5,7 +5,6 @@ References:
   Generalization and Conflict-Avoidance*, NeurIPS 2023.
 """
 
-import jax
 import optax
 
 from ldro_jax.weighting import base, gram
@@ -37,9 +36,7 @@ def modo(
         w = state.weights
         slope = gram.dot(statistics.interaction, w) + base.value_at(ridge, statistics) * w
         moved = w - base.value_at(weight_lr, statistics) * slope
-        # Optax leaves conversions to JAX.
-        with jax.numpy_dtype_promotion("standard"):
-            weights = optax.projections.projection_simplex(moved)
+        weights = base.onto_simplex(moved)
         return weights, base.WeightsState(weights)
 
     return base.Weighting(

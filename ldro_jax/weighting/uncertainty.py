@@ -8,8 +8,7 @@ References:
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base
-from ldro_jax.weighting.imtl import ScalesState
+from ldro_jax.weighting import base, imtl
 
 
 def uncertainty(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
@@ -26,12 +25,9 @@ def uncertainty(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     """
     base.check_range("weight_lr", weight_lr)
 
-    def init(num_tasks, dtype=jnp.float32):
-        return ScalesState(jnp.zeros(num_tasks, dtype))
-
     def update(statistics, state):
         precision = jnp.exp(-state.scales)
         step = base.value_at(weight_lr, statistics) * (1 - precision * statistics.losses) / 2
-        return precision / 2, ScalesState(state.scales - step)
+        return precision / 2, imtl.ScalesState(state.scales - step)
 
-    return base.Weighting(init, update)
+    return base.Weighting(imtl.no_scales, update)
