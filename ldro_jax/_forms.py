@@ -187,8 +187,7 @@ def _from_tasks(
         return _stacked_step(losses, gradients, preconditioner)
     else:
         interaction_batch = batch
-    if preconditioner is not None:
-        strategy = interaction_lib.preconditioned(strategy, preconditioner)
+    strategy = interaction_lib.preconditioned(strategy, preconditioner)
     return _differentiated(
         lambda p: jax.vmap(loss_fn, in_axes=(None, 0))(p, batch),
         params,
@@ -254,13 +253,11 @@ def _stacked_step(losses, gradients, preconditioner) -> Step:
         )
         return total.astype(gradient.dtype)
 
-    def interaction():
-        if preconditioner is None:
-            return interaction_base.gram(gradients)
-        return interaction_base.gram(geometry.scaled(gradients, preconditioner))
-
-    pullback = lambda weights: jax.tree.map(functools.partial(combine, weights), gradients)  # noqa: E731
-    return Step(losses, pullback, interaction)
+    return Step(
+        losses,
+        lambda weights: jax.tree.map(functools.partial(combine, weights), gradients),
+        lambda: interaction_base.gram(geometry.scaled(gradients, preconditioner)),
+    )
 
 
 def _check_floating(losses) -> None:

@@ -44,16 +44,15 @@ def measure(
         )
 
     def fresh():
-        found, plain = matrix_fn(), False
-        if not isinstance(found, interaction_base.Measured):
-            if needs_noise:
-                raise ValueError(
-                    "This weighting uses the variance of the gradients, which was not measured. "
-                    "Use interaction='split' with loss_fn and batch, or return an "
-                    "interaction.Measured from interaction_fn."
-                )
-            found = interaction_base.Measured(found, last.noise)
-            plain = True
+        found = matrix_fn()
+        plain = not isinstance(found, interaction_base.Measured)
+        if plain and needs_noise:
+            raise ValueError(
+                "This weighting uses the variance of the gradients, which was not measured. Use "
+                "interaction='split' with loss_fn and batch, or return an interaction.Measured "
+                "from interaction_fn."
+            )
+        found = (found, last.noise) if plain else found
         found = interaction_base.Measured(*map(jnp.asarray, found))
         for what, new, old in zip(("matrix", "noise"), found, last, strict=True):
             if new.shape != old.shape:

@@ -21,11 +21,14 @@ def preconditioned(strategy: base.Interaction, preconditioner: Any) -> base.Inte
 
     Args:
       strategy: how to measure inner products.
-      preconditioner: the diagonal of P, not negative, a pytree like the parameters.
+      preconditioner: the diagonal of P, not negative, a pytree like the parameters; ``None`` for
+        the plain products.
 
     Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`, without gradients.
+      The :class:`~ldro_jax.interaction.base.Interaction`, without gradients if there is a P.
     """
+    if preconditioner is None:
+        return strategy
 
     def matrix(loss_fn, params, batch):
         return strategy.matrix(*in_units(loss_fn, params, preconditioner), batch)
@@ -60,11 +63,13 @@ def scaled(gradients: Any, preconditioner: Any) -> Any:
 
     Args:
       gradients: a pytree.
-      preconditioner: the diagonal of P, a pytree like the parameters.
+      preconditioner: the diagonal of P, a pytree like the parameters; ``None`` for no such unit.
 
     Returns:
       A pytree like ``gradients``.
     """
+    if preconditioner is None:
+        return gradients
     return jax.tree.map(
         lambda g, p: g * jnp.sqrt(p).astype(g.dtype)[None], gradients, preconditioner
     )

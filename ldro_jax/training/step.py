@@ -163,9 +163,7 @@ def train_step(
             share = (weights / batch.expected.astype(weights.dtype))[batch.tasks]
             return pullback(share.astype(losses.dtype))
 
-        measuring = strategy
-        if preconditioner is not None:
-            measuring = geometry_lib.preconditioned(strategy, preconditioner)
+        measuring = geometry_lib.preconditioned(strategy, preconditioner)
 
         def interaction():
             taken = rows_by_task(batch)
