@@ -177,8 +177,7 @@ class Program(abc.ABC):
 
         Raises ``ValueError`` if there are too few rows to halve.
         """
-        few = max(self.batches.size // self.problem.num_tasks, 1)
-        measured = self._interaction_rows or few
+        measured = self._interaction_rows or self._rows_of_a_task
         if self.method.uses_interaction and measured < self._strategy().multiple:
             raise ValueError(
                 f"interaction='split' halves the rows of each task, but {self.method.name} "
@@ -209,7 +208,7 @@ class Program(abc.ABC):
     def _fused(self) -> bool:
         """Whether the rows of a step serve for its interaction as they are, in every step."""
         batches = self.batches
-        few = batches.size // self.problem.num_tasks
+        few = self._rows_of_a_task
         whole = (self._interaction_rows or few) >= few
         alone = not self._apart and batches.microbatches == 1
         return self.method.measures_every_step and whole and alone
@@ -217,11 +216,15 @@ class Program(abc.ABC):
     @property
     def _apart(self) -> bool:
         """Whether the rows that the interaction is measured on are drawn for it."""
-        few = self.batches.size // self.problem.num_tasks
         # Random rows need not hold every task.
         return self.method.uses_interaction and (
-            not self._balanced or (self._interaction_rows or 0) > few
+            not self._balanced or (self._interaction_rows or 0) > self._rows_of_a_task
         )
+
+    @property
+    def _rows_of_a_task(self) -> int:
+        """Rows of each task in a batch that is balanced, or what comes near to it."""
+        return max(self.batches.size // self.problem.num_tasks, 1)
 
     @property
     def _interaction_rows(self) -> int | None:
@@ -232,7 +235,7 @@ class Program(abc.ABC):
         """Rows of each task that the interaction is measured on, if they are drawn apart."""
         if not self._apart:
             return None
-        return self._interaction_rows or max(self.batches.size // self.problem.num_tasks, 1)
+        return self._interaction_rows or self._rows_of_a_task
 
     @property
     def _balanced(self) -> bool:
