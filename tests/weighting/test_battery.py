@@ -1,8 +1,6 @@
 """What every weighting must do, whatever its method."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -132,18 +130,11 @@ def statistics(dtype="float32", *, seed=0, num_tasks=N, scale=1.0, order=None, d
     )
 
 
-class Compiled(NamedTuple):
-    """A method whose update is compiled; see :class:`weighting.Weighting`."""
-
-    init: Callable
-    update: Callable
-
-
 @functools.cache
 def compiled(name, order=tuple(ORDER)):
     """A method of the list, compiled once for all tests."""
     method = WEIGHTINGS[name](np.array(order))
-    return Compiled(method.init, jax.jit(method.update))
+    return method._replace(update=jax.jit(method.update))
 
 
 def run(method, all_statistics, num_tasks=N):
@@ -247,7 +238,7 @@ def test_follows_a_permutation_of_the_tasks(name, dtype):
 def test_jit_equals_eager_and_compiles_once(name):
     method = WEIGHTINGS[name](ORDER)
     steps = [statistics(seed=s, directions=12) for s in range(3)]
-    once = Compiled(method.init, jax.jit(method.update))
+    once = method._replace(update=jax.jit(method.update))
     run(once, steps)
     assert once.update._cache_size() == 1
     if name.startswith(ITERATED):
