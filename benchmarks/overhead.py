@@ -14,7 +14,7 @@ import mlp
 import optax
 import timing
 
-from ldro_jax import ldro, transform, weighting
+from ldro_jax import interaction, ldro, transform, weighting
 
 NUM_TASKS = 20
 
@@ -70,8 +70,15 @@ def _stepper(program, carry, batch):
 def every_method():
     """All methods that use the interaction, measured in every step."""
     found = {name: methods.made(name, NUM_TASKS) for name in sorted(weighting.METHODS)}
+    # The model's losses are means over examples.
+    strategies = {"auto": "auto", "split": interaction.split(fused=True)}
     return {
-        name: transform.weighted(method, NUM_TASKS, interaction_interval=1)
+        name: transform.weighted(
+            method,
+            NUM_TASKS,
+            interaction=strategies[method.default_interaction],
+            interaction_interval=1,
+        )
         for name, method in found.items()
         if method.uses_interaction
     }

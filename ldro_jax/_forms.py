@@ -93,7 +93,7 @@ def read(
     elif form == "forward":
         step = _from_pullback(losses, arguments["pullback"], arguments["interaction_fn"], dtype)
     else:
-        step = _from_stacked(updates, losses, params, preconditioner, num_tasks)
+        step = _from_stacked(updates, losses, params, strategy, preconditioner, num_tasks)
     if jnp.shape(step.losses) != (num_tasks,):
         raise ValueError(
             f"There must be one loss for each of the {num_tasks} tasks, shape ({num_tasks},), but "
@@ -184,7 +184,7 @@ def _from_tasks(
         _check_batch("interaction_batch", interaction_batch, num_tasks)
     elif fused and strategy.gradients is not None:
         losses, gradients = strategy.gradients(loss_fn, params, batch)
-        return _stacked_step(losses, gradients, preconditioner)
+        return _stacked_step(losses, gradients, strategy, preconditioner, num_tasks)
     else:
         interaction_batch = batch
     strategy = interaction_lib.preconditioned(strategy, preconditioner)
@@ -228,21 +228,26 @@ def _from_pullback(losses, pullback, interaction, dtype) -> Step:
     return Step(losses, lambda weights: pullback(weights.astype(losses.dtype)), interaction)
 
 
-def _from_stacked(gradients, losses, params, preconditioner, num_tasks) -> Step:
+def _from_stacked(gradients, losses, params, strategy, preconditioner, num_tasks) -> Step:
+    stacked = _parts(losses, strategy, num_tasks) * num_tasks
     expected = jax.tree.map(
-        lambda p: jax.ShapeDtypeStruct((num_tasks, *jnp.shape(p)), jnp.result_type(p)), params
+        lambda p: jax.ShapeDtypeStruct((stacked, *jnp.shape(p)), jnp.result_type(p)), params
     )
     if not is_like(gradients, expected):
         raise ValueError(
             "With losses and no pullback, updates must be the gradients of the tasks, each leaf "
-            f"[{num_tasks}, ...] with the shape of its parameter: "
+            f"[{stacked}, ...] with the shape of its parameter: "
             f"{jax.tree.map(jnp.shape, expected)}, but has {jax.tree.map(jnp.shape, gradients)}."
         )
     _check_floating(losses)
-    return _stacked_step(losses, gradients, preconditioner)
+    return _stacked_step(losses, gradients, strategy, preconditioner, num_tasks)
 
 
-def _stacked_step(losses, gradients, preconditioner) -> Step:
+def _stacked_step(losses, gradients, strategy, preconditioner, num_tasks) -> Step:
+    parts, products = _parts(losses, strategy, num_tasks), interaction_base.gram
+    if parts > 1:
+        losses, products = losses.reshape(num_tasks, parts).mean(axis=1), strategy.products
+
     def combine(weights, gradient):
         dtype = np.promote_types(weights.dtype, gradient.dtype)
         total = jnp.tensordot(
@@ -253,11 +258,15 @@ def _stacked_step(losses, gradients, preconditioner) -> Step:
         )
         return total.astype(gradient.dtype)
 
-    return Step(
-        losses,
-        lambda weights: jax.tree.map(functools.partial(combine, weights), gradients),
-        lambda: interaction_base.gram(geometry.scaled(gradients, preconditioner)),
-    )
+    def pullback(weights):
+        weights = jnp.repeat(weights / parts, parts)
+        return jax.tree.map(functools.partial(combine, weights), gradients)
+
+    return Step(losses, pullback, lambda: products(geometry.scaled(gradients, preconditioner)))
+
+
+def _parts(losses, strategy, num_tasks) -> int:
+    return strategy.parts if losses.shape == (strategy.parts * num_tasks,) else 1
 
 
 def _check_floating(losses) -> None:

@@ -19,6 +19,7 @@ from ldro_jax.diagnostics import diagnose
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
 from ldro_jax.weighting import lookahead, smooth
+from ldro_jax.weighting.regularized_dro import regularized_dro
 
 __all__ = [
     "diagnose",
@@ -33,7 +34,7 @@ __all__ = [
 def transform(
     num_tasks: int,
     *,
-    lookahead_lr: optax.ScalarOrSchedule,
+    lookahead_lr: optax.ScalarOrSchedule | None = None,
     weight_lr: optax.ScalarOrSchedule | None = None,
     interaction_interval: int | None = None,
     exact: bool = False,
@@ -58,6 +59,8 @@ def transform(
     Args:
       num_tasks: N.
       lookahead_lr: λ, the size of the step that is looked ahead. A number or an Optax schedule.
+        Without it nothing is looked ahead: with ``temperature`` σ, and optionally ``weight_lr`` ρ,
+        this is KL-regularised group DRO, :func:`ldro_jax.weighting.regularized_dro`.
       weight_lr: η, the learning rate of the weights. A number or an Optax schedule. Needed unless
         ``exact`` or a temperature is given. Only the product ηλ moves the weights.
       interaction_interval: k, the number of steps between two measurements of A; by default 100,
@@ -117,22 +120,30 @@ def transform(
       Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*,
       2021.
     """
-    options: dict[str, Any] = {
-        "relative": relative,
-        "normalize_interaction": normalize_interaction,
-    }
     kinds = {
         "weight_lr": weight_lr is not None,
         "temperature": temperature is not None,
         "exact": exact,
     }
     given = [name for name, is_given in kinds.items() if is_given]
-    if len(given) != 1 or (temperature is None and adversary_temperature is not None):
+    options: dict[str, Any] = {
+        "relative": relative,
+        "normalize_interaction": normalize_interaction,
+    }
+    if lookahead_lr is None:
+        if temperature is None or exact or adversary_temperature is not None:
+            raise ValueError(
+                "Without lookahead_lr, temperature is needed, and optionally weight_lr. Given: "
+                f"{', '.join(given) or 'none of them'}."
+            )
+        rate = 0.1 if weight_lr is None else weight_lr
+        weighting = regularized_dro(temperature, rate=rate, relative=relative)
+    elif len(given) != 1 or (temperature is None and adversary_temperature is not None):
         raise ValueError(
             "One of these is needed: weight_lr, or temperature (and adversary_temperature), or "
             f"exact=True. Given: {', '.join(given) or 'none of them'}."
         )
-    if exact:
+    elif exact:
         weighting = lookahead.exact(lookahead_lr, **options)
     elif temperature is not None:
         options["adversary_temperature"] = adversary_temperature

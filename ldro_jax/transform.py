@@ -46,7 +46,9 @@ def weighted(
                          [N, N]``, by default the Gram matrix of the Jacobian of ``losses_fn``.
     forward done         ``losses [N]``, ``pullback(weights [N]) -> gradient`` (from ``jax.vjp``)
                          and, if the weighting uses it, ``interaction_fn() -> [N, N]``.
-    stacked gradients    ``losses [N]``, and as ``updates`` the task gradients ``[N, ...]``.
+    stacked gradients    ``losses [N]``, and as ``updates`` the task gradients ``[N, ...]``; with
+                         "split" also those of the halves, ``[2N]`` and ``[2N, ...]``, those of a
+                         task side by side.
     ===================  =======================================================================
 
     With ``preconditioner``, a pytree like the parameters, the interaction is measured in the

@@ -254,6 +254,18 @@ def test_an_interval_may_be_any_integer(interval):
 def test_the_front_door_needs_a_weight_lr():
     with pytest.raises(ValueError, match="One of these is needed: .* Given: none of them"):
         ldro.transform(3, lookahead_lr=0.1)
+    with pytest.raises(ValueError, match="Without lookahead_lr, temperature .* Given: weight_lr"):
+        ldro.transform(3, weight_lr=0.1)
+
+
+def test_without_a_look_ahead_the_front_door_is_regularised_dro():
+    losses = jnp.array([1.0, 2.0, 4.0])
+    given = {"losses": losses, "pullback": lambda w: w.sum()}
+    for options, rate in (({}, 0.1), ({"weight_lr": 0.5}, 0.5)):
+        tx = ldro.transform(3, temperature=0.5, relative=True, **options)
+        _, state = tx.update(None, tx.init(jnp.ones([])), jnp.ones([]), **given)
+        moved = np.exp(rate * np.asarray(losses) / (0.5 * 7 / 3))
+        np.testing.assert_allclose(ldro.weights(state), moved / moved.sum(), rtol=1e-5)
 
 
 def test_errors_come_through_a_chain_and_jit():

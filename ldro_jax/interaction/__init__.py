@@ -3,7 +3,7 @@
 from ldro_jax.interaction.base import Interaction, Measured, gram
 from ldro_jax.interaction.choice import STRATEGIES, choose, get, split
 from ldro_jax.interaction.columns import columns
-from ldro_jax.interaction.geometry import from_optimizer, preconditioned
+from ldro_jax.interaction.geometry import decay_of, from_optimizer, preconditioned
 from ldro_jax.interaction.jacrev import jacobian_gram, jacrev
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
@@ -15,6 +15,7 @@ __all__ = [
     "Measured",
     "choose",
     "columns",
+    "decay_of",
     "from_optimizer",
     "get",
     "gram",

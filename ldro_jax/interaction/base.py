@@ -43,13 +43,19 @@ class Interaction(NamedTuple):
         measures the gradients' noise besides returns a :class:`Measured`.
       gradients: ``(loss_fn, params, batch) -> (losses [N], gradients)``, the task gradients stacked
         along a leading task axis, or ``None`` if the strategy never holds them all. With it, a step
-        that needs both the matrix and a training gradient takes them from the same pass.
+        that needs both the matrix and a training gradient takes them from the same pass. With
+        several parts the axis is ``[N × parts]``, those of a task side by side.
+      parts: in how many parts of equal weight the examples of a task are taken.
+      products: from stacked gradients, as ``gradients`` gives them, to what ``matrix`` would;
+        ``None`` for :func:`gram`.
       multiple: the number of examples of each task must be a multiple of this.
     """
 
     matrix: Callable[[LossFn, Any, Any], jax.Array | Measured]
     gradients: Callable[[LossFn, Any, Any], tuple[jax.Array, Any]] | None = None
     multiple: int = 1
+    parts: int = 1
+    products: Callable[[Any], jax.Array | Measured] | None = None
 
 
 def gram(left: Any, right: Any | None = None) -> jax.Array:

@@ -65,7 +65,7 @@ def auto() -> base.Interaction:
     return base.Interaction(matrix, gradients)
 
 
-def split(strategy: str | base.Interaction = "auto") -> base.Interaction:
+def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> base.Interaction:
     """Takes the diagonal from the product of two halves of each task's examples.
 
     The squared length of a minibatch's gradient is that of the true one and its variance, which can
@@ -75,32 +75,52 @@ def split(strategy: str | base.Interaction = "auto") -> base.Interaction:
     zero. Entries between tasks have no such bias and stay as they are.
 
     What the diagonal loses is an estimate of the variance of each task's gradient, which comes with
-    the matrix. With an ``interaction_interval`` of 1 the training gradient comes from a pass of its
-    own.
+    the matrix.
 
     Args:
       strategy: how to measure the interaction of the 2N halves.
+      fused: with an ``interaction_interval`` of 1, take the training gradient from the same pass,
+        as the mean of those of the halves. Only for losses that are plain means over the examples:
+        of two masked halves the mean isn't that of the whole. The trainer sees to it by itself.
 
     Returns:
       The :class:`~ldro_jax.interaction.base.Interaction`. It takes up to twice the memory for
       gradients and about one and a half times the time, and needs an even number of examples of
       each task.
+
+    Raises:
+      ValueError: if ``fused`` is asked of a strategy that never holds all gradients.
     """
     inner = get(strategy)
+    if fused and inner.gradients is None:
+        raise ValueError(
+            "fused needs a strategy that holds the gradients of all tasks, such as 'vmap'."
+        )
 
     def matrix(loss_fn, params, batch):
-        num_tasks = base.num_tasks(batch)
-        halves = jax.tree.map(_halves, batch)
-        found = inner.matrix(loss_fn, params, halves)
-        assert not isinstance(found, base.Measured)
-        blocks = found.reshape(num_tasks, 2, num_tasks, 2)
-        full = blocks.mean(axis=(1, 3))
-        # Each half with the other.
-        crossed = (blocks[:, 0, :, 1] + blocks[:, 1, :, 0]) / 2
-        matrix = jnp.where(jnp.eye(num_tasks, dtype=bool), crossed, full)
-        return base.Measured(matrix, jnp.diagonal(full - crossed))
+        return _crossed(inner.matrix(loss_fn, params, jax.tree.map(_halves, batch)))
 
-    return base.Interaction(matrix, multiple=2)
+    def gradients(loss_fn, params, batch):
+        assert inner.gradients is not None
+        return inner.gradients(loss_fn, params, jax.tree.map(_halves, batch))
+
+    return base.Interaction(
+        matrix,
+        gradients if fused else None,
+        multiple=2,
+        parts=2,
+        products=lambda stacked: _crossed(base.gram(stacked)),
+    )
+
+
+def _crossed(found: Any) -> base.Measured:
+    """The matrix of tasks from that of their halves, ``[2N, 2N]``."""
+    blocks = found.reshape(found.shape[0] // 2, 2, found.shape[1] // 2, 2)
+    full = blocks.mean(axis=(1, 3))
+    # Each half with the other.
+    crossed = (blocks[:, 0, :, 1] + blocks[:, 1, :, 0]) / 2
+    matrix = jnp.where(jnp.eye(full.shape[0], dtype=bool), crossed, full)
+    return base.Measured(matrix, jnp.diagonal(full - crossed))
 
 
 def _halves(leaf: jax.Array) -> jax.Array:

@@ -94,19 +94,8 @@ def from_optimizer(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -
     """
     checks.number("decay", decay, "[0, 1)")
     checks.number("eps", eps, "(0, inf)")
-    kinds = (optax.ScaleByAdamState, optax.ScaleByRmsState, optax.ScaleByRssState)
-    # A weighting may have an Adam of its own, of its logits.
-    ends = (*kinds, _state.WeightedState)
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, ends))
-    found = [leaf for leaf in leaves if isinstance(leaf, kinds)]
-    if len(found) != 1:
-        raise ValueError(
-            "The optimizer's geometry needs one set of running squared gradients, as adam, rmsprop "
-            f"and adagrad have it, but its state holds {len(found)}. Use such an optimizer, or the "
-            "plain interaction."
-        )
-    (state,) = found
-    squares = state.sum_of_squares if isinstance(state, optax.ScaleByRssState) else state.nu
+    state = _running(opt_state)
+    squares = _squares(state)
     correction = jnp.ones([])
     if isinstance(state, optax.ScaleByAdamState):
         correction = 1 - decay ** jnp.maximum(state.count, 1).astype(jnp.float32)
@@ -118,3 +107,62 @@ def from_optimizer(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -
         return jnp.where(is_known, jnp.where(square > 0, 1 / (root + eps), 0), 1)
 
     return jax.tree.map(factor, squares)
+
+
+def decay_of(optimizer: optax.GradientTransformation, params: Any) -> float:
+    """β₂ of the Adam in an optimizer, by how much of a squared gradient is left a step later.
+
+    Args:
+      optimizer: Optax's ``adam`` or one of its kin, alone or in a chain.
+      params: arrays or their shapes.
+
+    Returns:
+      β₂; 0.999 if the optimizer has running squares of another kind.
+
+    Raises:
+      ValueError: if its state holds no running squares, or what is left can't be told.
+    """
+    numbers = jax.tree.map(lambda x: jnp.zeros([], x.dtype), params)
+
+    def remembered():
+        optimizer_ = optax.with_extra_args_support(optimizer)
+        ones, state = jax.tree.map(jnp.ones_like, numbers), optimizer_.init(numbers)
+        found = []
+        for gradient in (ones, numbers):
+            _, state = optimizer_.update(gradient, state, numbers)
+            leaves = jax.tree.leaves(_squares(_running(state)))
+            found.append(jnp.sum(jnp.stack([x.astype(jnp.float32) for x in leaves])))
+        return found[1] / found[0]
+
+    with jax.numpy_dtype_promotion("standard"):
+        if not isinstance(
+            _running(jax.eval_shape(optimizer.init, numbers)), optax.ScaleByAdamState
+        ):
+            return 0.999
+        decay = float(jax.jit(remembered)())
+    if not 0 <= decay < 1:
+        raise ValueError(
+            "Adam's decay of the squared gradients can't be told from its first two steps. Give "
+            "geometry=functools.partial(interaction.from_optimizer, decay=...)."
+        )
+    return decay
+
+
+def _running(opt_state: Any) -> Any:
+    """The part of an optimizer's state that holds running squares."""
+    kinds = (optax.ScaleByAdamState, optax.ScaleByRmsState, optax.ScaleByRssState)
+    # A weighting may have an Adam of its own, of its logits.
+    ends = (*kinds, _state.WeightedState)
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, ends))
+    found = [leaf for leaf in leaves if isinstance(leaf, kinds)]
+    if len(found) != 1:
+        raise ValueError(
+            "The optimizer's geometry needs one set of running squared gradients, as adam, rmsprop "
+            f"and adagrad have it, but its state holds {len(found)}. Use such an optimizer, or the "
+            "plain interaction."
+        )
+    return found[0]
+
+
+def _squares(state: Any) -> Any:
+    return state.sum_of_squares if isinstance(state, optax.ScaleByRssState) else state.nu

@@ -9,6 +9,7 @@ spread over a mesh of devices and several processes.
 import abc
 import copy
 import dataclasses
+import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ import jax
 import numpy as np
 import optax
 
-from ldro_jax import checks
+from ldro_jax import checks, interaction
 from ldro_jax.interaction import Interaction
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks.source import Source
@@ -192,13 +193,27 @@ class Program(abc.ABC):
             fused=self._fused,
             microbatches=self.batches.microbatches,
             interaction_rows=self._interaction_rows,
-            geometry=self.method.preconditioner if self.method.uses_interaction else None,
+            geometry=self._geometry(),
             row_excess=self.problem.row_excess if self.method.uses_excess else None,
             multiple=multiple,
         )
 
     def _strategy(self) -> Interaction:
+        if self.method.named_strategy == "split":
+            # Halves of the same number of rows.
+            return interaction.split(fused=self._fused and self._rows_of_a_task % 2 == 0)
         return self.method.strategy
+
+    def _geometry(self) -> Callable[[Any], Any] | None:
+        """From the optimizer's state to what the interaction is measured with, if anything."""
+        geometry = self.method.geometry
+        if not self.method.uses_interaction or geometry == "euclidean":
+            return None
+        if callable(geometry):
+            return geometry
+        shapes = jax.eval_shape(self.problem.init, jax.random.key(0))
+        decay = interaction.decay_of(self._optimizer, shapes)
+        return functools.partial(interaction.from_optimizer, decay=decay)
 
     def _tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
         weighting = self.method.transform(self.problem.num_tasks, rates)

@@ -180,13 +180,6 @@ class Method:
         return self._outline.interaction_for(self.interaction)
 
     @property
-    def preconditioner(self) -> Callable[[Any], Any] | None:
-        """From the optimizer's state to what the interaction is measured with, if anything."""
-        if callable(self.geometry):
-            return self.geometry
-        return interaction.from_optimizer if self.geometry == "optimizer" else None
-
-    @property
     def interval(self) -> int:
         """Every how many steps the interaction matrix is measured, if it is."""
         if self.interaction_interval is None:

@@ -9,7 +9,7 @@ import problems
 import pytest
 from jax import flatten_util
 
-from ldro_jax import interaction, ldro, transform, weighting
+from ldro_jax import interaction, ldro, optimizers, transform, weighting
 
 B1, B2, EPS = 0.9, 0.99, 1e-6
 
@@ -124,3 +124,26 @@ def test_it_does_not_fit_with_an_interaction_of_ones_own():
             interaction_fn=lambda p: jnp.eye(5),
             preconditioner=factors(problem.params)[1],
         )
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.1, b2=0.9, weight_decay=0.1)),
+        optimizers.adam(0.1, warmup_steps=2, train_steps=9, b2=0.9),
+        optax.chain(optax.adaptive_grad_clip(0.01), optax.scale_by_adam(b2=0.9)),
+    ],
+)
+def test_the_decay_of_an_adam_is_found(optimizer):
+    shapes = {"a": jnp.ones((3, 2)), "b": jax.ShapeDtypeStruct((4,), "bfloat16")}
+    assert interaction.decay_of(optimizer, shapes) == pytest.approx(0.9, rel=1e-2)
+
+
+def test_a_decay_that_can_not_be_found_is_refused():
+    # Nothing reaches it in two steps.
+    slow = optax.MultiSteps(optax.adam(0.1), 3).gradient_transformation()
+    with pytest.raises(ValueError, match="decay of the squared gradients can't be told"):
+        interaction.decay_of(slow, jnp.ones(2))
+    with pytest.raises(ValueError, match="needs one set of running squared gradients"):
+        interaction.decay_of(optax.sgd(0.1), jnp.ones(2))
+    assert interaction.decay_of(optax.rmsprop(0.1), jnp.ones(2)) == 0.999

@@ -1,5 +1,7 @@
 """The diagonal from two halves: what it is, and that it has no bias."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,3 +153,51 @@ def test_what_solves_with_the_diagonal_stays_within_bounds(name):
             lengths[kind].append(np.sqrt(w @ plain @ w))
     # Thousands of times as long without a bound on the cosines.
     assert max(lengths["split"]) < 200 * np.median(lengths["plain"])
+
+
+def mean_loss(params, batch):
+    return jnp.mean((batch[0] @ params - batch[1]) ** 2)
+
+
+@pytest.mark.parametrize("form", ["tasks", "stacked"])
+@pytest.mark.parametrize("preconditioner", [None, jnp.array([0.5, 2.0])])
+def test_the_halves_give_the_training_gradient_too(form, preconditioner, dtype):
+    rng = np.random.default_rng(0)
+    batch = tuple(jnp.asarray(rng.normal(size=s), dtype) for s in ((3, 4, 2), (3, 4)))
+    params = jnp.ones(2, dtype)
+    if preconditioner is not None:
+        preconditioner = preconditioner.astype(dtype)
+    method = weighting.pike(0.5, noise_penalty=0.5)
+    strategies = {"apart": interaction.split(), "fused": interaction.split(fused=True)}
+    found = {}
+    for name, strategy in strategies.items():
+        tx = transform.weighted(method, 3, interaction=strategy)
+        given = {"loss_fn": mean_loss, "batch": batch}
+        updates = None
+        if name == "fused" and form == "stacked":
+            halves = jax.tree.map(
+                lambda x: jnp.stack([x[:, ::2], x[:, 1::2]], 1).reshape(6, 2, *x.shape[2:]), batch
+            )
+            value_and_grad = jax.vmap(jax.value_and_grad(mean_loss), in_axes=(None, 0))
+            losses, updates = value_and_grad(params, halves)
+            given = {"losses": losses}
+        state = tx.init(params)
+        for _ in range(3):
+            taken, state = tx.update(updates, state, params, preconditioner=preconditioner, **given)
+        found[name] = taken, state
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+    jax.tree.map(assert_close, found["apart"], found["fused"])
+    assert (found["fused"][1].noise > 0).all()
+
+
+def test_only_what_holds_all_gradients_can_be_fused():
+    with pytest.raises(ValueError, match="fused needs a strategy that holds the gradients"):
+        interaction.split("tiled", fused=True)
+
+
+def test_stacked_gradients_of_whole_tasks_have_no_halves():
+    tx = transform.weighted(weighting.mgda(), 2, interaction="split")
+    gradients = jnp.array([[1.0, 0.0], [0.5, 0.5]])
+    _, state = tx.update(gradients, tx.init(jnp.ones(2)), jnp.ones(2), losses=jnp.ones(2))
+    np.testing.assert_allclose(state.interaction, gradients @ gradients.T)

@@ -1,6 +1,7 @@
 """Runs that look ahead in the geometry of their optimizer."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import optax
 import pytest
 import tiny
 
-from ldro_jax import interaction, transform
+from ldro_jax import interaction, optimizers, transform
 from ldro_jax.training import Method
 from ldro_jax.training.engine import Trial
 
@@ -24,9 +25,9 @@ def fourfold(opt_state):
     return jax.tree.map(lambda x: jnp.full_like(x, 4), squares)
 
 
-def measured(make, geometry, *, steps=3, interval=1, **options):
+def measured(make, geometry, *, steps=3, interval=1, optimizer=PROPORTIONAL, **options):
     method = dataclasses.replace(LDRO, geometry=geometry, interaction_interval=interval)
-    session = make(method, optimizer=PROPORTIONAL, **options).start([Trial(method, 0)])
+    session = make(method, optimizer=optimizer, **options).start([Trial(method, 0)])
     session.advance(steps, lambda step: False, tiny.Progress())
     return np.asarray(transform.find_state(session.state(0).opt_state).interaction)
 
@@ -44,6 +45,20 @@ def test_the_optimizers_is_found(make):
     found = measured(make, "optimizer")
     np.testing.assert_array_equal(found, measured(make, interaction.from_optimizer))
     assert not np.allclose(found, measured(make, "euclidean"), rtol=0.1)
+
+
+@pytest.mark.parametrize("make", [tiny.stacked, tiny.meshed])
+def test_with_its_own_decay(make):
+    adam = optimizers.adam(0.01, warmup_steps=1, train_steps=9, b2=0.5)
+    given = functools.partial(interaction.from_optimizer, decay=0.5)
+    options = {"optimizer": adam, "steps": 4}
+    with jax.numpy_dtype_promotion("standard"):  # Optax's own schedules need it
+        found, same, other = (
+            measured(make, geometry, **options)
+            for geometry in ("optimizer", given, interaction.from_optimizer)
+        )
+    np.testing.assert_allclose(found, same, rtol=1e-5)
+    assert not np.allclose(found, other, rtol=0.1)
 
 
 def test_an_optimizer_without_one_is_refused_before_training():

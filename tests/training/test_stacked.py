@@ -5,11 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import plain_loop
 import pytest
 import tiny
 
-from ldro_jax import transform
+from ldro_jax import interaction, transform
 from ldro_jax.records import results
 from ldro_jax.tasks import sampling
 from ldro_jax.training.engine import Trial
@@ -283,3 +284,21 @@ def test_rows_on_the_device_are_not_drawn_by_weights():
     drawn = dataclasses.replace(tiny.GROUP_DRO, sampling="weights")
     with pytest.raises(ValueError, match=r"sampling must be 'uniform' .*Pass layout=Layout\(\)"):
         tiny.stacked(drawn)
+
+
+@pytest.mark.parametrize("size", [24, 21])
+@pytest.mark.parametrize("geometry", ["euclidean", "optimizer"])
+def test_the_gradients_of_halves_serve_for_the_training_gradient(size, geometry):
+    # PiKE uses all that is measured: losses, products and noise. An odd row isn't in two halves.
+    named = Method("PiKE", "pike", {"weight_lr": 0.5, "noise_penalty": 0.5}, geometry=geometry)
+    apart = dataclasses.replace(named, interaction=interaction.split("vmap"))
+    states = []
+    for method in (named, apart):
+        program = tiny.stacked(method, size=size, optimizer=optax.rmsprop(0.1))
+        assert (program._strategy().gradients is not None) == (method is named and size == 24)
+        session = program.start([Trial(method, SEED)])
+        session.advance(STEPS, lambda step: False, tiny.Progress())
+        states.append(session.state(0))
+    close = {"rtol": 1e-4, "atol": 1e-6}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), *states)
+    assert np.ptp(transform.find_state(states[0].opt_state).weights) > 1e-3
