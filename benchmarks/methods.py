@@ -47,6 +47,7 @@ def made(name, num_tasks):
         "doge": lambda n: {"rate": 0.01},
         "doremi": lambda n: {"reference_losses": [0.1] * n},
         "dwa": lambda n: {"window": 100},
+        "fairgrad": lambda n: {"alpha": 2.0},
         "grape": lambda n: {"weight_lr": 0.1, "adversary_lr": 0.1},
         "interpolated": lambda n: {"alpha": 0.5},
         "lookahead_exact": lambda n: {"lookahead_lr": 0.1},
@@ -91,20 +92,20 @@ def theirs():
     import torch
     from torchjd import aggregation
 
-    names = ("AlignedMTL", "CAGrad", "DualProj", "GradVac", "IMTLG", "Krum", "MGDA", "NashMTL")
-    names += ("PCGrad", "UPGrad", "FairGrad", "SDMGrad")
+    names = ("AlignedMTL", "CAGrad", "DualProj", "FairGrad", "GradVac", "IMTLG", "Krum", "MGDA")
+    names += ("PCGrad", "SDMGrad", "UPGrad")
+    arguments = {"CAGrad": {"c": 0.5}, "FairGrad": {"alpha": 2.0}, "Krum": {"n_byzantine": 1}}
 
-    def make(kind, num_tasks):
-        arguments = {"CAGrad": {"c": 0.5}, "Krum": {"n_byzantine": 1}, "NashMTL": {}}
-        if kind.__name__.startswith("NashMTL"):
-            arguments["NashMTL"] = {"n_tasks": num_tasks}
-        name = kind.__name__.removesuffix("Weighting")
-        found = kind(**arguments.get(name, {}))
+    def make(name, num_tasks):
         matrix = torch.tensor(gram(num_tasks))
+        if name == "NashMTL":  # of a Jacobian: one with this Gram matrix
+            found = aggregation.NashMTL(n_tasks=num_tasks).weighting
+            matrix = torch.linalg.cholesky(matrix)
+        else:
+            found = getattr(aggregation, f"{name}Weighting")(**arguments.get(name, {}))
         return lambda: found(matrix)
 
-    kinds = {name: getattr(aggregation, f"{name}Weighting", None) for name in names}
-    return {name: (lambda n, kind=kind: make(kind, n)) for name, kind in kinds.items() if kind}
+    return {name: (lambda n, name=name: make(name, n)) for name in (*names, "NashMTL")}
 
 
 def main():

@@ -30,8 +30,8 @@ import numpy as np
 INPUTS, OUTPUTS = 64, 10
 LEARNING_RATE = 0.01
 STEPS = 10  # before timing
-OURS = ("mgda", "upgrad", "cagrad", "pcgrad", "nash_mtl", "aligned_mtl", "imtl_g")
-THEIRS = ("MGDA", "UPGrad", "CAGrad", "PCGrad", "NashMTL", "AlignedMTL", "IMTLG")
+OURS = ("mgda", "upgrad", "cagrad", "pcgrad", "nash_mtl", "fairgrad", "aligned_mtl", "imtl_g")
+THEIRS = ("MGDA", "UPGrad", "CAGrad", "PCGrad", "NashMTL", "FairGrad", "AlignedMTL", "IMTLG")
 
 
 def problem(args):
@@ -92,7 +92,8 @@ def ours(args):
 
     makers = {"average": lambda: make(weighting.average())}
     for name in OURS:
-        method = weighting.create(name, {"c": 0.5} if name == "cagrad" else {})
+        options = {"cagrad": {"c": 0.5}, "fairgrad": {"alpha": 2.0}}
+        method = weighting.create(name, options.get(name, {}))
         makers[name] = lambda method=method: make(method)
     return makers
 
@@ -121,6 +122,7 @@ def theirs(args):
         optimizer = torch.optim.SGD(params, lr=rate)
         if engine_name is not None:
             arguments = {"CAGrad": {"c": 0.5}, "NashMTL": {"n_tasks": args.tasks}}
+            arguments["FairGrad"] = {"alpha": 2.0}
             options = arguments.get(kind.removesuffix("Weighting"), {})
             method = getattr(aggregation, kind)(**options)
         if engine_name == "autogram":
