@@ -184,7 +184,15 @@ def measured(tx, *, steps=3):
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in INTERVALS if name not in ("krum", "pike")])
+@pytest.mark.parametrize("name", INTERVALS)
+def test_every_method_has_its_interval(name):
+    made = weighting.create(name, RATES[name][0])
+    assert made.default_interval == INTERVALS[name]
+    assert weighting.with_floor(made, 0.1).default_interval == INTERVALS[name]
+    assert Method("a", name, RATES[name][0]).interval == INTERVALS[name]
+
+
+@pytest.mark.parametrize("name", ["lookahead_exact", "lookahead_online", "smooth_lookahead"])
 def test_every_door_has_the_same_default(name):
     hyperparameters = RATES[name][0]
     made = weighting.create(name, hyperparameters)
@@ -198,8 +206,7 @@ def test_every_door_has_the_same_default(name):
         "lookahead_exact": {"exact": True},
         "smooth_lookahead": {"temperature": 0.1},
     }
-    if name in fronts:
-        assert measured(ldro.transform(2, lookahead_lr=0.1, **fronts[name])) == expected
+    assert measured(ldro.transform(2, lookahead_lr=0.1, **fronts[name])) == expected
 
 
 def test_an_interval_of_numpy_is_an_interval():
