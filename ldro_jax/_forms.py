@@ -22,7 +22,8 @@ class Step(NamedTuple):
 
     Attributes:
       losses: ``[N]``, floating point.
-      pullback: ``weights [N] -> gradient``; doesn't round the weights.
+      pullback: ``weights [N] -> gradient``, or with the interaction, :class:`Pulled`; doesn't round
+        the weights.
       interaction: ``() -> [N, N]``, or with the noise; ``None`` if there is no way to measure it.
       is_stacked: whether ``updates`` were the gradients of the tasks, and so are used up.
     """
@@ -42,6 +43,7 @@ def read(
     *,
     dtype: Any,
     fused: bool,
+    lagged: bool,
 ) -> Step:
     """Reads the measurements of one step from the arguments of ``update``.
 
@@ -54,6 +56,7 @@ def read(
       dtype: of the weights.
       fused: whether the interaction is wanted in every step, so that the task gradients may serve
         for the training gradient as well.
+      lagged: whether the weights don't need the interaction of this step.
 
     Returns:
       The :class:`Step`.
@@ -85,6 +88,7 @@ def read(
             num_tasks,
             dtype,
             fused=fused,
+            lagged=lagged,
         )
     elif form == "layout":
         step = _from_losses_fn(
@@ -176,12 +180,24 @@ def _form(arguments: dict[str, Any]) -> str:
 
 
 def _from_tasks(
-    strategy, preconditioner, loss_fn, params, batch, interaction_batch, num_tasks, dtype, *, fused
+    strategy,
+    preconditioner,
+    loss_fn,
+    params,
+    batch,
+    interaction_batch,
+    num_tasks,
+    dtype,
+    *,
+    fused,
+    lagged,
 ) -> Step:
     _check_batch("batch", batch, num_tasks)
     _check_scalar_loss(loss_fn, params, batch)
     if interaction_batch is not None:
         _check_batch("interaction_batch", interaction_batch, num_tasks)
+    elif lagged and strategy.pullback is not None and preconditioner is None:
+        return Step(*strategy.pullback(loss_fn, params, batch), None)
     elif fused and strategy.gradients is not None:
         losses, gradients = strategy.gradients(loss_fn, params, batch)
         return _stacked_step(losses, gradients, strategy, preconditioner, num_tasks)
@@ -248,19 +264,9 @@ def _stacked_step(losses, gradients, strategy, preconditioner, num_tasks) -> Ste
     if parts > 1:
         losses, products = losses.reshape(num_tasks, parts).mean(axis=1), strategy.products
 
-    def combine(weights, gradient):
-        dtype = np.promote_types(weights.dtype, gradient.dtype)
-        total = jnp.tensordot(
-            weights.astype(dtype),
-            gradient.astype(dtype),
-            axes=1,
-            precision=jax.lax.Precision.HIGHEST,
-        )
-        return total.astype(gradient.dtype)
-
     def pullback(weights):
         weights = jnp.repeat(weights / parts, parts)
-        return jax.tree.map(functools.partial(combine, weights), gradients)
+        return jax.tree.map(functools.partial(interaction_base.combined, weights), gradients)
 
     return Step(losses, pullback, lambda: products(geometry.scaled(gradients, preconditioner)))
 

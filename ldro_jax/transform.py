@@ -45,7 +45,8 @@ def weighted(
     any layout           ``losses_fn(params) -> [N]`` and optionally ``interaction_fn(params) ->
                          [N, N]``, by default the Gram matrix of the Jacobian of ``losses_fn``.
     forward done         ``losses [N]``, ``pullback(weights [N]) -> gradient`` (from ``jax.vjp``)
-                         and, if the weighting uses it, ``interaction_fn() -> [N, N]``.
+                         and, if the weighting uses it, ``interaction_fn() -> [N, N]``; with
+                         ``lagged`` the pullback may give both, as an ``interaction.Pulled``.
     stacked gradients    ``losses [N]``, and as ``updates`` the task gradients ``[N, ...]``; with
                          "split" also those of the halves, ``[2N]`` and ``[2N, ...]``, those of a
                          task side by side.
@@ -77,7 +78,8 @@ def weighted(
         weightings that don't use it. With 1 and a strategy that holds all gradients, the training
         gradient comes from the same pass.
       lagged: with an interval of 1, let the weights use the matrix of the step before. The N
-        gradients of a parameter can then be freed one by one, which saves most of the memory.
+        gradients of a parameter, or of a layer that is scanned, can then be freed one by one, which
+        saves most of the memory.
       smoothing: decay of the running means of losses and interactions that the weighting sees, in
         [0, 1); see :func:`ldro_jax.weighting.smoothed`.
       total: what the weights are made to sum to; by default what the method says.
@@ -164,7 +166,14 @@ def weighted(
             "preconditioner": preconditioner,
         }
         step = _forms.read(
-            arguments, updates, params, num_tasks, strategy, dtype=state.weights.dtype, fused=fused
+            arguments,
+            updates,
+            params,
+            num_tasks,
+            strategy,
+            dtype=state.weights.dtype,
+            fused=fused,
+            lagged=fused and lagged,
         )
         present = jnp.ones((num_tasks,), bool) if present is None else jnp.asarray(present, bool)
         weighting_base.check_per_task("present", present, num_tasks)
@@ -178,12 +187,15 @@ def weighted(
         measured, unmeasured = last, jnp.zeros((num_tasks,), bool)
         from_batch = interaction_batch is None and interaction_fn is None
         due = None if every_step else state.count % interaction_interval == 0
-        if weighting.uses_interaction:
+
+        def measure(interaction):
             known = present if from_batch else jnp.ones_like(present)
-            measured, unmeasured = _measuring.measure(
-                step.interaction, last, known, due, needs_noise=weighting.uses_noise
-            )
-        seen = last if lagged else measured
+            needs_noise = weighting.uses_noise
+            return _measuring.measure(interaction, last, known, due, needs_noise=needs_noise)
+
+        if weighting.uses_interaction and not lagged:
+            measured, unmeasured = measure(step.interaction)
+        seen = measured
         statistics = weighting_base.Statistics(
             state.count,
             current,
@@ -202,7 +214,16 @@ def weighted(
         if weighting.expected_losses is not None:
             expected = weighting.expected_losses(statistics, weights)
 
-        gradient = step.pullback(jnp.where(present, weights, 0))
+        pulled = step.pullback(jnp.where(present, weights, 0))
+        gradient = pulled.gradient if isinstance(pulled, interaction_base.Pulled) else pulled
+        if isinstance(pulled, interaction_base.Pulled) and not lagged:
+            raise ValueError(
+                "pullback returned the interaction with the gradient, after the weights were "
+                "chosen. That needs lagged=True and interaction_interval=1."
+            )
+        if weighting.uses_interaction and lagged:
+            found = step.interaction if gradient is pulled else lambda: pulled.matrix
+            measured, unmeasured = measure(found)
         _forms.check_real("gradient", gradient)
         if weighting.uses_interaction and from_batch:
             squares = jnp.diagonal(measured.matrix) + measured.noise

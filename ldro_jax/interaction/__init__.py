@@ -1,10 +1,11 @@
 """Interaction strategies: ways to measure ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, one a file."""
 
-from ldro_jax.interaction.base import Interaction, Measured, gram
+from ldro_jax.interaction.base import Interaction, Measured, Pulled, gram
 from ldro_jax.interaction.choice import STRATEGIES, choose, get, split
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.geometry import decay_of, from_optimizer, preconditioned
 from ldro_jax.interaction.jacrev import jacobian_gram, jacrev
+from ldro_jax.interaction.layerwise import layerwise
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
 from ldro_jax.interaction.vmap import vmap
@@ -13,6 +14,7 @@ __all__ = [
     "STRATEGIES",
     "Interaction",
     "Measured",
+    "Pulled",
     "choose",
     "columns",
     "decay_of",
@@ -21,6 +23,7 @@ __all__ = [
     "gram",
     "jacobian_gram",
     "jacrev",
+    "layerwise",
     "preconditioned",
     "scan",
     "split",

@@ -33,6 +33,21 @@ class Measured(NamedTuple):
     noise: jax.Array
 
 
+class Pulled(NamedTuple):
+    """A training gradient and an interaction matrix from one backward pass.
+
+    Attributes:
+      gradient: of the weighted loss, like the parameters.
+      matrix: ``[N, N]``.
+    """
+
+    gradient: Any
+    matrix: jax.Array
+
+
+Pullback = Callable[[jax.Array], Pulled]
+
+
 class Interaction(NamedTuple):
     """A strategy that measures the interaction matrix.
 
@@ -48,6 +63,8 @@ class Interaction(NamedTuple):
       parts: in how many parts of equal weight the examples of a task are taken.
       products: from stacked gradients, as ``gradients`` gives them, to what ``matrix`` would;
         ``None`` for :func:`gram`.
+      pullback: ``(loss_fn, params, batch) -> (losses [N], (weights [N]) -> Pulled)``, for weights
+        that don't need the matrix of this step; ``None`` if the strategy has no such way.
       multiple: the number of examples of each task must be a multiple of this.
     """
 
@@ -56,6 +73,7 @@ class Interaction(NamedTuple):
     multiple: int = 1
     parts: int = 1
     products: Callable[[Any], jax.Array | Measured] | None = None
+    pullback: Callable[[LossFn, Any, Any], tuple[jax.Array, Pullback]] | None = None
 
 
 def gram(left: Any, right: Any | None = None) -> jax.Array:
@@ -77,6 +95,26 @@ def gram(left: Any, right: Any | None = None) -> jax.Array:
     right = left if right is None else right
     leaves = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
     return functools.reduce(operator.add, (leaf_products(x, y, dtype) for x, y in leaves))
+
+
+def combined(weights: jax.Array, gradients: jax.Array) -> jax.Array:
+    """The weighted sum of the gradients of a parameter.
+
+    Args:
+      weights: ``[n]``.
+      gradients: ``[n, ...]``.
+
+    Returns:
+      ``[...]``, in the gradients' dtype; summed in the wider of both.
+    """
+    dtype = np.promote_types(weights.dtype, gradients.dtype)
+    total = jnp.tensordot(
+        weights.astype(dtype),
+        gradients.astype(dtype),
+        axes=1,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return total.astype(gradients.dtype)
 
 
 def products(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:

@@ -1,5 +1,6 @@
 """Choosing a strategy by name, or from the shapes of a problem."""
 
+import functools
 from typing import Any
 
 import jax
@@ -9,11 +10,19 @@ from ldro_jax import checks
 from ldro_jax.interaction import base
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
+from ldro_jax.interaction.layerwise import held, layerwise
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
 from ldro_jax.interaction.vmap import vmap
 
-STRATEGIES = {"columns": columns, "jacrev": jacrev, "scan": scan, "tiled": tiled, "vmap": vmap}
+STRATEGIES = {
+    "columns": columns,
+    "jacrev": jacrev,
+    "layerwise": layerwise,
+    "scan": scan,
+    "tiled": tiled,
+    "vmap": vmap,
+}
 
 # How much more memory than the gradients of the model a strategy chosen automatically may take, as
 # a multiple of the model and in bytes, whichever is more.
@@ -62,7 +71,21 @@ def auto() -> base.Interaction:
         assert gradients_of is not None
         return gradients_of(loss_fn, params, batch)
 
-    return base.Interaction(matrix, gradients)
+    def pullback(loss_fn, params, batch):
+        # Layers that aren't scanned are used up leaf by leaf anyway.
+        if _slow_under_vmap(loss_fn, params, batch):
+            losses, stacked = gradients(loss_fn, params, batch)
+            return losses, functools.partial(_pulled, stacked)
+        pull = layerwise().pullback
+        assert pull is not None
+        return pull(loss_fn, params, batch)
+
+    return base.Interaction(matrix, gradients, pullback=pullback)
+
+
+def _pulled(stacked: Any, weights: jax.Array) -> base.Pulled:
+    gradient = jax.tree.map(functools.partial(base.combined, weights), stacked)
+    return base.Pulled(gradient, base.gram(stacked))
 
 
 def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> base.Interaction:
@@ -142,8 +165,9 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     """Name of the strategy that suits a problem.
 
     ``vmap``, unless the N gradients of the largest parameter would take too much memory (a stacked
-    layer axis can hide a whole model in one leaf): then ``tiled``. On CPU, ``scan`` for a loss with
-    convolutions if its N gradients fit, because XLA:CPU is slow at their batched weight gradients.
+    layer axis can hide a whole model in one leaf): then ``layerwise`` if the layers are scanned, or
+    else ``tiled``. On CPU, ``scan`` for a loss with convolutions if its N gradients fit, because
+    XLA:CPU is slow at their batched weight gradients.
 
     Args:
       loss_fn: ``(params, task_batch) -> scalar``.
@@ -158,7 +182,9 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     limit = max(_MODELS * sum(sizes), _BYTES)
     if num_tasks * sum(sizes) <= limit and _slow_under_vmap(loss_fn, params, batch):
         return "scan"
-    return "vmap" if num_tasks * max(sizes) <= limit else "tiled"
+    if num_tasks * max(sizes) <= limit:
+        return "vmap"
+    return "layerwise" if held(loss_fn, params, batch) <= limit else "tiled"
 
 
 def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:

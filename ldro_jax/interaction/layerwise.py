@@ -1,17 +1,17 @@
-"""The gradients of scanned layers, contracted in the scan of the backward pass.
+"""The gradients of scanned layers, used up in the scan of the backward pass.
 
 Layers that are scanned (``flax.linen.scan``, ``jax.lax.scan``) have their parameters stacked in one
-array, whose N gradients are as large as N models. In the backward pass they come out layer by layer.
-Here the products of each layer's gradients are taken as soon as they are there, so that those of one
-layer are all that is held.
+array, whose N gradients are as large as N models. In the backward pass they come out layer by
+layer. Here the products of each layer's gradients are taken as soon as they are there, and their
+weighted sum, so that those of one layer are all that is held.
 
-It works on the traced program of the gradients, not on the model: an output that is nothing but what
-a scan puts out, layer by layer, is contracted within that scan.
+It works on the traced program of the gradients, not on the model: an output that is nothing but
+what a scan puts out, layer by layer, turned and converted, is used up within that scan.
 """
 
 import collections
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,57 +24,89 @@ from ldro_jax.interaction import base
 _CALLS = ("closed_call", "core_call", "jit", "pjit")
 
 
-class _Contraction(NamedTuple):
-    """An output of a scan that is nowhere needed but for its products.
+class _Stacked(NamedTuple):
+    """An output of the program that comes layer by layer out of a scan.
 
     Attributes:
-      output: which of the outputs of the scan.
+      scan: the number of the scan's equation.
+      place: which of the scan's outputs it is.
       axis: of the tasks, in what one step of the scan puts out.
+      turned: the equations between the scan and the output, the last one first.
     """
 
-    output: int
+    scan: int
+    place: int
     axis: int
+    turned: tuple[int, ...]
+
+
+class _Program(NamedTuple):
+    """Losses and gradients of all tasks, traced.
+
+    Attributes:
+      closed: without calls; its outputs are the losses and the leaves of the gradients.
+      arguments: its arguments.
+      stacked: those of the leaves that come out of a scan, by their number.
+      structure: of the gradients.
+    """
+
+    closed: core.ClosedJaxpr
+    arguments: list[Any]
+    stacked: dict[int, _Stacked]
+    structure: Any
 
 
 def layerwise() -> base.Interaction:
-    """Contracts the gradients of scanned layers where they come out; the others leaf by leaf.
+    """Uses up the gradients of scanned layers where they come out; the others leaf by leaf.
 
-    Work: one backward pass. Memory: as ``vmap``, but of stacked parameters N gradients of one layer.
+    Work: one backward pass. Memory: as ``vmap``, but of stacked parameters N gradients of one
+    layer. With ``lagged``, and an ``interaction_interval`` of 1, the training gradient comes from
+    the same pass.
 
     Returns:
       The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
+    def pullback(loss_fn, params, batch):
+        return _used_up(_traced(loss_fn, params, batch), base.statistics_dtype(params))
+
     def matrix(loss_fn, params, batch):
-        gradients = jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))
-        dtype = base.statistics_dtype(params)
-        return gram_of(gradients, params, batch, dtype=dtype)
+        return pullback(loss_fn, params, batch)[1](None).matrix
 
-    return base.Interaction(matrix)
+    return base.Interaction(matrix, pullback=pullback)
 
 
-def gram_of(function: Callable[..., Any], *arguments: Any, dtype: Any) -> jax.Array:
-    """Gram matrix of what a function returns, without holding what a scan stacks up.
+def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
+    """Bytes of the N gradients that :func:`layerwise` holds at a time, for the largest parameter.
 
     Args:
-      function: returns a pytree of arrays ``[N, ...]``.
-      *arguments: its arguments.
-      dtype: to accumulate in.
+      loss_fn: ``(params, task_batch) -> scalar``.
+      params: arrays or their shapes.
+      batch: arrays or their shapes, ``[task, example, ...]``.
 
     Returns:
-      ``[N, N]``.
+      The bytes.
     """
-    flat, structure = jax.tree.flatten(arguments)
+    program = _traced(loss_fn, params, batch)
+    sizes = [0]
+    for number, leaf in enumerate(program.closed.jaxpr.outvars[1:]):
+        size = leaf.aval.size * leaf.aval.dtype.itemsize
+        if (found := program.stacked.get(number)) is not None:
+            size //= program.closed.jaxpr.eqns[found.scan].params["length"]
+        sizes.append(size)
+    return max(sizes)
 
-    def flattened(*leaves):
-        return jax.tree.leaves(function(*jax.tree.unflatten(structure, leaves)))
 
-    closed = _inlined(jax.make_jaxpr(flattened)(*flat))
-    found, rest = _contractions(closed.jaxpr)
-    totals, outputs = _evaluate(closed, flat, found, rest, dtype)
-    for output in outputs:
-        totals.append(base.products(output, output, dtype))
-    return functools.reduce(jnp.add, totals)
+def _traced(loss_fn, params, batch) -> _Program:
+    flat, structure = jax.tree.flatten((params, batch))
+
+    def losses_and_gradients(*leaves):
+        both = jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))
+        losses, gradients = both(*jax.tree.unflatten(structure, leaves))
+        return losses, *jax.tree.leaves(gradients)
+
+    closed = _inlined(jax.make_jaxpr(losses_and_gradients)(*flat))
+    return _Program(closed, flat, _stacked(closed.jaxpr), jax.tree.structure(params))
 
 
 def _inlined(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
@@ -85,107 +117,123 @@ def _inlined(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
         known |= dict(zip(jaxpr.invars, values, strict=True))
         for eqn in jaxpr.eqns:
             if eqn.primitive.name in _CALLS:
-                inputs = [_read(known, v) for v in eqn.invars]
                 inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-                constants_ = getattr(inner, "consts", ())
-                outputs = evaluate(getattr(inner, "jaxpr", inner), constants_, *inputs)
+                found = evaluate(
+                    getattr(inner, "jaxpr", inner),
+                    getattr(inner, "consts", ()),
+                    *(_read(known, v) for v in eqn.invars),
+                )
             else:
-                outputs = _bind(eqn, known)
-            known |= dict(zip(eqn.outvars, outputs, strict=True))
+                found = _run(jaxpr, eqn, known)
+            known |= dict(zip(eqn.outvars, found, strict=True))
         return [_read(known, v) for v in jaxpr.outvars]
 
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
     return jax.make_jaxpr(functools.partial(evaluate, closed.jaxpr, closed.consts))(*shapes)
 
 
-def _read(known, variable):
-    return variable.val if isinstance(variable, core.Literal) else known[variable]
-
-
-def _bind(eqn, known) -> Sequence[jax.Array]:
-    """Runs one equation."""
-    inputs = list(dict.fromkeys(v for v in eqn.invars if not isinstance(v, core.Literal)))
-    alone = core.Jaxpr([], inputs, eqn.outvars, [eqn], eqn.effects)
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(known[v] for v in inputs))
-
-
-def _contractions(jaxpr: core.Jaxpr) -> tuple[dict[int, list[_Contraction]], list[core.Var]]:
-    """What to contract in which scan, by the number of its equation; and the other outputs."""
-    made = {
-        variable: (number, place)
-        for number, eqn in enumerate(jaxpr.eqns)
-        for place, variable in enumerate(eqn.outvars)
-    }
-    times = collections.Counter(
-        v
-        for v in [*(v for eqn in jaxpr.eqns for v in eqn.invars), *jaxpr.outvars]
-        if not isinstance(v, core.Literal)
+def _stacked(jaxpr: core.Jaxpr) -> dict[int, _Stacked]:
+    """Which leaves of the gradients come out of a scan and are needed nowhere else."""
+    made = {v: number for number, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
+    used = collections.Counter(
+        v for eqn in [*jaxpr.eqns, jaxpr.outvars] for v in _variables(getattr(eqn, "invars", eqn))
     )
 
-    def source(variable):
-        axis = 0
-        while variable in made and times[variable] == 1:
-            number, place = made[variable]
+    def source(variable) -> _Stacked | None:
+        axis, turned = 0, []
+        while variable in made and used[variable] == 1:
+            number = made[variable]
             eqn = jaxpr.eqns[number]
+            if eqn.primitive.name == "scan":
+                place = eqn.outvars.index(variable)
+                # The first axis of what a scan stacks up is that of its steps.
+                if axis == 0 or place < eqn.params["num_carry"]:
+                    return None
+                return _Stacked(number, place, axis - 1, tuple(turned))
             if eqn.primitive.name == "transpose":
-                axis, variable = eqn.params["permutation"][axis], eqn.invars[0]
-                continue
-            if eqn.primitive.name == "scan" and axis > 0 and place >= eqn.params["num_carry"]:
-                return number, _Contraction(place, axis - 1)
-            break
+                axis = eqn.params["permutation"][axis]
+            elif eqn.primitive.name not in ("convert_element_type", "copy", "copy_p"):
+                return None
+            turned.append(number)
+            (variable,) = eqn.invars
         return None
 
-    found, rest = collections.defaultdict(list), []
-    for output in jaxpr.outvars:
-        if (place := source(output)) is None:
-            rest.append(output)
-        else:
-            found[place[0]].append(place[1])
-    return found, rest
+    found = {number: source(v) for number, v in enumerate(jaxpr.outvars[1:])}
+    return {number: place for number, place in found.items() if place is not None}
 
 
-def _evaluate(closed, arguments, contractions, outputs, dtype):
-    """The products of what is contracted, and the other outputs."""
-    known = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    known |= dict(zip(closed.jaxpr.invars, arguments, strict=True))
-    totals = []
-    for number, eqn in enumerate(closed.jaxpr.eqns):
-        if any(v not in known for v in eqn.invars if not isinstance(v, core.Literal)):
-            continue  # turns what is contracted
-        if number not in contractions:
-            known |= dict(zip(eqn.outvars, _bind(eqn, known), strict=True))
-            continue
-        inputs = [_read(known, v) for v in eqn.invars]
-        total, found = _contracted_scan(eqn, inputs, contractions[number], dtype)
-        totals.append(total)
-        gone = {contraction.output for contraction in contractions[number]}
-        kept = [v for place, v in enumerate(eqn.outvars) if place not in gone]
-        known |= dict(zip(kept, found, strict=True))
-    return totals, [_read(known, v) for v in outputs]
+def _used_up(
+    program: _Program, dtype: Any
+) -> tuple[jax.Array, Callable[[jax.Array | None], base.Pulled]]:
+    """The losses, and what weights pull back; without weights the matrix alone."""
+    jaxpr, stacked = program.closed.jaxpr, program.stacked
+    known = dict(zip(jaxpr.constvars, program.closed.consts, strict=True))
+    known |= dict(zip(jaxpr.invars, program.arguments, strict=True))
+    forward = _needed(jaxpr, jaxpr.outvars[:1])
+    for number in forward:
+        eqn = jaxpr.eqns[number]
+        known |= dict(zip(eqn.outvars, _run(jaxpr, eqn, known), strict=True))
+    losses = _read(known, jaxpr.outvars[0])
+    turned = {number for found in stacked.values() for number in found.turned}
+
+    def pull(weights):
+        values, total = dict(known), jnp.zeros((losses.size, losses.size), dtype)
+        leaves: dict[int, Any] = {}
+        for number, eqn in enumerate(jaxpr.eqns):
+            if number in forward or number in turned:
+                continue
+            here = {leaf: found for leaf, found in stacked.items() if found.scan == number}
+            if not here:
+                values |= dict(zip(eqn.outvars, _run(jaxpr, eqn, values), strict=True))
+                continue
+            inputs = [_read(values, v) for v in eqn.invars]
+            products, sums, others = _scanned(eqn, inputs, list(here.values()), weights, dtype)
+            total += products
+            gone = {found.place for found in here.values()}
+            kept = [v for place, v in enumerate(eqn.outvars) if place not in gone]
+            values |= dict(zip(kept, others, strict=True))
+            for (leaf, found), summed in zip(here.items(), sums, strict=False):
+                leaves[leaf] = _turned(jaxpr, found, summed)
+        for leaf, variable in enumerate(jaxpr.outvars[1:]):
+            if leaf not in stacked:
+                gradients = _read(values, variable)
+                total += base.gram(gradients).astype(dtype)
+                if weights is not None:
+                    leaves[leaf] = base.combined(weights, gradients)
+        if weights is None:
+            return base.Pulled(None, total)
+        gradient = [leaves[leaf] for leaf in range(len(jaxpr.outvars) - 1)]
+        return base.Pulled(jax.tree.unflatten(program.structure, gradient), total)
+
+    return losses, pull
 
 
-def _contracted_scan(eqn, inputs, contractions, dtype):
-    """Runs a scan that adds up products instead of stacking up what they are of."""
+def _scanned(eqn, inputs, stacked: list[_Stacked], weights, dtype):
+    """Runs a scan that adds up products and weighted sums instead of stacking up gradients.
+
+    Returns the products ``[N, N]``, the weighted sums of each output that is gone, stacked, and the
+    other outputs.
+    """
     num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
-    constants, first, rows = (
-        inputs[:num_consts],
-        inputs[num_consts : num_consts + num_carry],
-        inputs[num_consts + num_carry :],
-    )
+    carried = num_consts + num_carry
+    constants, first, rows = inputs[:num_consts], inputs[num_consts:carried], inputs[carried:]
     body = core.jaxpr_as_fun(eqn.params["jaxpr"])
-    gone = {contraction.output for contraction in contractions}
-    count = eqn.params["jaxpr"].out_avals[contractions[0].output].shape[contractions[0].axis]
+    gone = {found.place for found in stacked}
+    count = eqn.params["jaxpr"].out_avals[stacked[0].place].shape[stacked[0].axis]
 
     def step(carry, row):
         state, total = carry
         outputs = body(*constants, *state, *row)
-        for place, axis in contractions:
-            gradients = jnp.moveaxis(outputs[place], axis, 0)
-            total = total + base.products(gradients, gradients, dtype)
+        sums = []
+        for found in stacked:
+            gradients = jnp.moveaxis(outputs[found.place], found.axis, 0)
+            total += base.gram(gradients).astype(dtype)
+            if weights is not None:
+                sums.append(base.combined(weights, gradients))
         kept = [x for place, x in enumerate(outputs) if place >= num_carry and place not in gone]
-        return (outputs[:num_carry], total), kept
+        return (outputs[:num_carry], total), (sums, kept)
 
-    (last, total), stacked = lax.scan(
+    (last, total), (sums, others) = lax.scan(
         step,
         (list(first), jnp.zeros((count, count), dtype)),
         list(rows),
@@ -193,4 +241,44 @@ def _contracted_scan(eqn, inputs, contractions, dtype):
         reverse=eqn.params["reverse"],
         unroll=eqn.params["unroll"],
     )
-    return total, [*last, *stacked]
+    return total, sums, [*last, *others]
+
+
+def _turned(jaxpr: core.Jaxpr, found: _Stacked, summed: jax.Array) -> jax.Array:
+    """A sum over the tasks, turned and converted as the gradients of each would have been."""
+    value = jnp.expand_dims(summed, found.axis + 1)
+    for number in reversed(found.turned):
+        eqn = jaxpr.eqns[number]
+        if eqn.primitive.name == "transpose":
+            value = jnp.transpose(value, eqn.params["permutation"])
+        else:
+            value = value.astype(eqn.outvars[0].aval.dtype)
+    return value[0]
+
+
+def _needed(jaxpr: core.Jaxpr, variables: Iterable[Any]) -> list[int]:
+    """The numbers of the equations that some variables depend on, in order."""
+    wanted, found = set(_variables(variables)), []
+    for number in reversed(range(len(jaxpr.eqns))):
+        eqn = jaxpr.eqns[number]
+        if wanted.intersection(eqn.outvars):
+            wanted.update(_variables(eqn.invars))
+            found.append(number)
+    return found[::-1]
+
+
+def _variables(atoms: Iterable[Any]) -> list[Any]:
+    return [v for v in atoms if not isinstance(v, core.Literal)]
+
+
+def _read(known, variable):
+    return variable.val if isinstance(variable, core.Literal) else known[variable]
+
+
+def _run(jaxpr: core.Jaxpr, eqn, known) -> Sequence[jax.Array]:
+    """The outputs of one equation of a program."""
+    inputs = list(dict.fromkeys(_variables(eqn.invars)))
+    alone = jaxpr.replace(
+        constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects
+    )
+    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(known[v] for v in inputs))
