@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend import core
+from jax.sharding import NamedSharding, PartitionSpec
 
+from ldro_jax import sharding
 from ldro_jax.interaction import base
 
 _CALLS = ("closed_call", "core_call", "jit", "pjit")
@@ -30,14 +32,20 @@ class _Stacked(NamedTuple):
     Attributes:
       scan: the number of the scan's equation.
       place: which of the scan's outputs it is.
-      axis: of the tasks, in what one step of the scan puts out.
+      order: for each axis of the output, tasks first, where it is in what the scan has stacked up;
+        0 is the axis of its steps.
       turned: the equations between the scan and the output, the last one first.
     """
 
     scan: int
     place: int
-    axis: int
+    order: tuple[int, ...]
     turned: tuple[int, ...]
+
+    @property
+    def axis(self) -> int:
+        """That of the tasks, in what one step of the scan puts out."""
+        return self.order[0] - 1
 
 
 class _Program(NamedTuple):
@@ -48,27 +56,49 @@ class _Program(NamedTuple):
       arguments: its arguments.
       stacked: those of the leaves that come out of a scan, by their number.
       structure: of the gradients.
+      shardings: of the leaves, in the same order, or ``None``.
     """
 
     closed: core.ClosedJaxpr
     arguments: list[Any]
     stacked: dict[int, _Stacked]
     structure: Any
+    shardings: list[NamedSharding] | None
+
+    def placed(self, gradients: jax.Array, leaf: int) -> jax.Array:
+        """The gradients of a leaf or of one layer of it, ``[N, ...]``, split over the devices."""
+        if self.shardings is None:
+            return gradients
+        whole = self.shardings[leaf]
+        spec = [*whole.spec, *[None] * self.closed.jaxpr.outvars[leaf + 1].aval.ndim]
+        if (found := self.stacked.get(leaf)) is not None:
+            axes = sorted(set(found.order[1:]) - {0})
+            spec = [spec[found.order.index(axis) - 1] for axis in axes]
+        shape = jax.ShapeDtypeStruct(gradients.shape[1:], gradients.dtype)
+        spec = PartitionSpec(*spec[: len(shape.shape)])
+        split = sharding.over_data(shape, NamedSharding(whole.mesh, spec))
+        split = NamedSharding(whole.mesh, PartitionSpec(None, *split.spec))
+        return lax.with_sharding_constraint(gradients, split)
 
 
-def layerwise() -> base.Interaction:
+def layerwise(shardings: Any = None) -> base.Interaction:
     """Uses up the gradients of scanned layers where they come out; the others leaf by leaf.
 
     Work: one backward pass. Memory: as ``vmap``, but of stacked parameters N gradients of one
     layer. With ``lagged``, and an ``interaction_interval`` of 1, the training gradient comes from
     the same pass.
 
+    Args:
+      shardings: of the parameters, a pytree of ``NamedSharding``. The gradients of a layer are then
+        split in the same way, and over the mesh axis ``data`` as well.
+
     Returns:
       The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
     def pullback(loss_fn, params, batch):
-        return _used_up(_traced(loss_fn, params, batch), base.statistics_dtype(params))
+        program = _traced(loss_fn, params, batch, shardings)
+        return _used_up(program, base.statistics_dtype(params))
 
     def matrix(loss_fn, params, batch):
         return pullback(loss_fn, params, batch)[1](None).matrix
@@ -97,7 +127,7 @@ def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
     return max(sizes)
 
 
-def _traced(loss_fn, params, batch) -> _Program:
+def _traced(loss_fn, params, batch, shardings=None) -> _Program:
     flat, structure = jax.tree.flatten((params, batch))
 
     def losses_and_gradients(*leaves):
@@ -106,7 +136,8 @@ def _traced(loss_fn, params, batch) -> _Program:
         return losses, *jax.tree.leaves(gradients)
 
     closed = _inlined(jax.make_jaxpr(losses_and_gradients)(*flat))
-    return _Program(closed, flat, _stacked(closed.jaxpr), jax.tree.structure(params))
+    places = None if shardings is None else jax.tree.leaves(shardings)
+    return _Program(closed, flat, _stacked(closed.jaxpr), jax.tree.structure(params), places)
 
 
 def _inlined(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
@@ -140,18 +171,18 @@ def _stacked(jaxpr: core.Jaxpr) -> dict[int, _Stacked]:
     )
 
     def source(variable) -> _Stacked | None:
-        axis, turned = 0, []
+        order, turned = tuple(range(variable.aval.ndim)), []
         while variable in made and used[variable] == 1:
             number = made[variable]
             eqn = jaxpr.eqns[number]
             if eqn.primitive.name == "scan":
                 place = eqn.outvars.index(variable)
                 # The first axis of what a scan stacks up is that of its steps.
-                if axis == 0 or place < eqn.params["num_carry"]:
+                if order[0] == 0 or place < eqn.params["num_carry"]:
                     return None
-                return _Stacked(number, place, axis - 1, tuple(turned))
+                return _Stacked(number, place, order, tuple(turned))
             if eqn.primitive.name == "transpose":
-                axis = eqn.params["permutation"][axis]
+                order = tuple(eqn.params["permutation"][axis] for axis in order)
             elif eqn.primitive.name not in ("convert_element_type", "copy", "copy_p"):
                 return None
             turned.append(number)
@@ -187,7 +218,7 @@ def _used_up(
                 values |= dict(zip(eqn.outvars, _run(jaxpr, eqn, values), strict=True))
                 continue
             inputs = [_read(values, v) for v in eqn.invars]
-            products, sums, others = _scanned(eqn, inputs, list(here.values()), weights, dtype)
+            products, sums, others = _scanned(program, eqn, inputs, here, weights, dtype)
             total += products
             gone = {found.place for found in here.values()}
             kept = [v for place, v in enumerate(eqn.outvars) if place not in gone]
@@ -196,7 +227,7 @@ def _used_up(
                 leaves[leaf] = _turned(jaxpr, found, summed)
         for leaf, variable in enumerate(jaxpr.outvars[1:]):
             if leaf not in stacked:
-                gradients = _read(values, variable)
+                gradients = program.placed(_read(values, variable), leaf)
                 total += base.gram(gradients).astype(dtype)
                 if weights is not None:
                     leaves[leaf] = base.combined(weights, gradients)
@@ -208,7 +239,7 @@ def _used_up(
     return losses, pull
 
 
-def _scanned(eqn, inputs, stacked: list[_Stacked], weights, dtype):
+def _scanned(program, eqn, inputs, stacked: dict[int, _Stacked], weights, dtype):
     """Runs a scan that adds up products and weighted sums instead of stacking up gradients.
 
     Returns the products ``[N, N]``, the weighted sums of each output that is gone, stacked, and the
@@ -218,15 +249,15 @@ def _scanned(eqn, inputs, stacked: list[_Stacked], weights, dtype):
     carried = num_consts + num_carry
     constants, first, rows = inputs[:num_consts], inputs[num_consts:carried], inputs[carried:]
     body = core.jaxpr_as_fun(eqn.params["jaxpr"])
-    gone = {found.place for found in stacked}
-    count = eqn.params["jaxpr"].out_avals[stacked[0].place].shape[stacked[0].axis]
+    gone = {found.place for found in stacked.values()}
+    count = program.closed.jaxpr.outvars[0].aval.size
 
     def step(carry, row):
         state, total = carry
         outputs = body(*constants, *state, *row)
         sums = []
-        for found in stacked:
-            gradients = jnp.moveaxis(outputs[found.place], found.axis, 0)
+        for leaf, found in stacked.items():
+            gradients = program.placed(jnp.moveaxis(outputs[found.place], found.axis, 0), leaf)
             total += base.gram(gradients).astype(dtype)
             if weights is not None:
                 sums.append(base.combined(weights, gradients))

@@ -191,6 +191,7 @@ class Program(abc.ABC):
             self.problem.num_tasks,
             self._strategy(),
             fused=self._fused,
+            lagged=self.method.lagged,
             microbatches=self.batches.microbatches,
             interaction_rows=self._interaction_rows,
             geometry=self._geometry(),

@@ -81,6 +81,7 @@ def train_step(
     strategy: interaction_base.Interaction,
     *,
     fused: bool = False,
+    lagged: bool = False,
     microbatches: int = 1,
     interaction_rows: int | None = None,
     multiple: int = 1,
@@ -101,6 +102,8 @@ def train_step(
       fused: whether the weighting measures the interaction in every step, so that the gradients of
         the tasks serve for the training gradient as well, if the strategy holds them. Needs rows of
         every task and one microbatch.
+      lagged: whether it takes the interaction of the step before, so that the gradients of the
+        tasks needn't be held until the weights are known, if the strategy has such a way.
       microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
         of them, at the price of a second forward pass.
       interaction_rows: measure the interaction on so many rows of each task; by default on all.
@@ -113,7 +116,8 @@ def train_step(
     Returns:
       ``(rates, state, batch) -> (state, losses [N])``.
     """
-    fused = fused and strategy.gradients is not None
+    lagged = fused and lagged and strategy.pullback is not None and geometry is None
+    fused = lagged or (fused and strategy.gradients is not None)
     multiple = math.lcm(multiple, strategy.multiple)
 
     def rows_by_task(batch):
@@ -146,6 +150,10 @@ def train_step(
             if row_excess is not None:
                 excess = row_excess(params, batch.reference, batch.rows)
                 measured |= mean_excess(excess[None], batch)
+            if lagged:
+                assert strategy.pullback is not None
+                losses, pull = strategy.pullback(task_loss, params, rows_by_task(batch))
+                return None, {"losses": losses, "pullback": pull, **measured}
             assert strategy.gradients is not None
             losses, gradients = strategy.gradients(task_loss, params, rows_by_task(batch))
             return gradients, {"losses": losses, **measured}
