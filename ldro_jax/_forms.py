@@ -197,7 +197,8 @@ def _from_tasks(
     if interaction_batch is not None:
         _check_batch("interaction_batch", interaction_batch, num_tasks)
     elif lagged and strategy.pullback is not None and preconditioner is None:
-        return Step(*strategy.pullback(loss_fn, params, batch), None)
+        losses, pullback = strategy.pullback(loss_fn, params, batch)
+        return Step(losses, pullback, None)
     elif fused and strategy.gradients is not None:
         losses, gradients = strategy.gradients(loss_fn, params, batch)
         return _stacked_step(losses, gradients, strategy, preconditioner, num_tasks)

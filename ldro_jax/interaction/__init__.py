@@ -1,7 +1,7 @@
 """Interaction strategies: ways to measure ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, one a file."""
 
 from ldro_jax.interaction.base import Interaction, Measured, Pulled, gram
-from ldro_jax.interaction.choice import STRATEGIES, choose, get, split
+from ldro_jax.interaction.choice import STRATEGIES, auto, choose, get, split
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.geometry import decay_of, from_optimizer, preconditioned
 from ldro_jax.interaction.jacrev import jacobian_gram, jacrev
@@ -15,6 +15,7 @@ __all__ = [
     "Interaction",
     "Measured",
     "Pulled",
+    "auto",
     "choose",
     "columns",
     "decay_of",

@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldro_jax import checks
+from ldro_jax import checks, sharding
 from ldro_jax.interaction import base
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
-from ldro_jax.interaction.layerwise import held, layerwise
+from ldro_jax.interaction.layerwise import has_layers, held, layerwise
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
 from ldro_jax.interaction.vmap import vmap
@@ -53,32 +53,47 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
     return split() if strategy == "split" else STRATEGIES[strategy]()
 
 
-def auto() -> base.Interaction:
+def auto(shardings: Any = None) -> base.Interaction:
     """Chooses a strategy with :func:`choose` when it is traced.
+
+    Args:
+      shardings: of the parameters, a pytree of ``NamedSharding``, if they are spread over a mesh.
+        Gradients are then taken one task after another, or with ``lagged`` layer by layer, and
+        split over the mesh axis ``data`` as well.
 
     Returns:
       The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
+    def constrain(gradient):
+        split = jax.tree.map(sharding.over_data, gradient, shardings)
+        return jax.lax.with_sharding_constraint(gradient, split)
+
+    by_layers = layerwise(shardings)
+    one_by_one = scan(constrain=None if shardings is None else constrain)
+
     def matrix(loss_fn, params, batch):
-        return get(choose(loss_fn, params, batch)).matrix(loss_fn, params, batch)
+        # On a mesh the rows of a task are filled up so that every device has one, and of all tasks
+        # at once that takes more memory than their gradients one after another.
+        chosen = one_by_one if shardings else get(choose(loss_fn, params, batch))
+        return chosen.matrix(loss_fn, params, batch)
 
     def gradients(loss_fn, params, batch):
-        # All N gradients are wanted here, so memory can't decide; only the speed of convolutions
-        # does.
-        name = "scan" if _slow_under_vmap(loss_fn, params, batch) else "vmap"
-        gradients_of = STRATEGIES[name]().gradients
+        # All N gradients are wanted here, so memory can't decide; only the mesh and the speed of
+        # convolutions do.
+        apart = shardings is not None or _slow_under_vmap(loss_fn, params, batch)
+        gradients_of = (one_by_one if apart else vmap()).gradients
         assert gradients_of is not None
         return gradients_of(loss_fn, params, batch)
 
     def pullback(loss_fn, params, batch):
-        # Layers that aren't scanned are used up leaf by leaf anyway.
-        if _slow_under_vmap(loss_fn, params, batch):
+        apart = shardings is not None and not _has_layers(loss_fn, params, batch)
+        if apart or _slow_under_vmap(loss_fn, params, batch):
             losses, stacked = gradients(loss_fn, params, batch)
             return losses, functools.partial(_pulled, stacked)
-        pull = layerwise().pullback
-        assert pull is not None
-        return pull(loss_fn, params, batch)
+        # Layers that aren't scanned are used up leaf by leaf.
+        assert by_layers.pullback is not None
+        return by_layers.pullback(loss_fn, params, batch)
 
     return base.Interaction(matrix, gradients, pullback=pullback)
 
@@ -164,10 +179,10 @@ def _halves(leaf: jax.Array) -> jax.Array:
 def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     """Name of the strategy that suits a problem.
 
-    ``vmap``, unless the N gradients of the largest parameter would take too much memory (a stacked
-    layer axis can hide a whole model in one leaf): then ``layerwise`` if the layers are scanned, or
-    else ``tiled``. On CPU, ``scan`` for a loss with convolutions if its N gradients fit, because
-    XLA:CPU is slow at their batched weight gradients.
+    ``layerwise`` if layers are scanned, otherwise ``vmap``; ``tiled`` if the N gradients of the
+    largest parameter, or of its largest layer, would take too much memory. On CPU, ``scan`` for a
+    loss with convolutions if its N gradients fit, because XLA:CPU is slow at their batched weight
+    gradients.
 
     Args:
       loss_fn: ``(params, task_batch) -> scalar``.
@@ -182,18 +197,28 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     limit = max(_MODELS * sum(sizes), _BYTES)
     if num_tasks * sum(sizes) <= limit and _slow_under_vmap(loss_fn, params, batch):
         return "scan"
-    if num_tasks * max(sizes) <= limit:
-        return "vmap"
-    return "layerwise" if held(loss_fn, params, batch) <= limit else "tiled"
+    layers = _has_layers(loss_fn, params, batch)
+    largest = held(loss_fn, params, batch) if layers else num_tasks * max(sizes)
+    if largest > limit:
+        return "tiled"
+    return "layerwise" if layers else "vmap"
+
+
+def _has_layers(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
+    """Whether gradients come layer by layer out of a scan."""
+    return _has("scan[", loss_fn, params, batch) and has_layers(loss_fn, params, batch)
 
 
 def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
-    if jax.default_backend() != "cpu":
-        return False
+    slow = jax.default_backend() == "cpu"
+    return slow and _has("conv_general_dilated", loss_fn, params, batch)
+
+
+def _has(name: str, loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
     first = jax.eval_shape(lambda x: base.task(x, 0), batch)
     jaxpr = jax.make_jaxpr(loss_fn)(jax.tree.map(_shape, params), first)
     # The text names the primitives of nested jaxprs as well.
-    return "conv_general_dilated" in str(jaxpr)
+    return name in str(jaxpr)
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

@@ -127,6 +127,20 @@ def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
     return max(sizes)
 
 
+def has_layers(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
+    """Whether there are gradients that come layer by layer out of a scan.
+
+    Args:
+      loss_fn: ``(params, task_batch) -> scalar``.
+      params: arrays or their shapes.
+      batch: arrays or their shapes, ``[task, example, ...]``.
+
+    Returns:
+      Whether :func:`layerwise` saves memory.
+    """
+    return bool(_traced(loss_fn, params, batch).stacked)
+
+
 def _traced(loss_fn, params, batch, shardings=None) -> _Program:
     flat, structure = jax.tree.flatten((params, batch))
 
@@ -283,7 +297,7 @@ def _turned(jaxpr: core.Jaxpr, found: _Stacked, summed: jax.Array) -> jax.Array:
         if eqn.primitive.name == "transpose":
             value = jnp.transpose(value, eqn.params["permutation"])
         else:
-            value = value.astype(eqn.outvars[0].aval.dtype)
+            value = value.astype(eqn.params.get("new_dtype", value.dtype))
     return value[0]
 
 

@@ -21,7 +21,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
 from ldro_jax import checks, interaction, sharding, transform
-from ldro_jax.interaction.scan import scan
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
@@ -106,8 +105,7 @@ class MeshedProgram(engine.Program):
         named = self.method.named_strategy
         if self.mesh.size == 1 or not isinstance(named, str):
             return super()._strategy()
-        over = jax.tree.map(sharding.over_data, self._shapes.params, self.shardings.params)
-        found = scan(constrain=lambda g: jax.lax.with_sharding_constraint(g, over))
+        found = interaction.auto(self.shardings.params)
         return interaction.split(found) if named == "split" else found
 
     def _boxed_state(self, key):

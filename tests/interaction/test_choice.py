@@ -69,8 +69,30 @@ def test_other_backends_convolve_side_by_side(monkeypatch):
     assert interaction.choose(*problems.convolutional()) == "vmap"
 
 
+def scanned(params, task):
+    return jnp.mean(jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), task, params["w"])[0])
+
+
+@pytest.mark.parametrize(
+    "width, expected", [(64, "layerwise"), (2**13, "layerwise"), (2**14, "tiled")]
+)
+def test_scanned_layers_count_one_by_one(width, expected):
+    # Of 10 layers of 2^14 squared, 100 gradients of one are more than 8 models.
+    params = {"w": jax.ShapeDtypeStruct((10, width, width), jnp.float32)}
+    num_tasks = 100 if expected == "tiled" else 20
+    rows = jax.ShapeDtypeStruct((num_tasks, 4, width), jnp.float32)
+    assert interaction.choose(scanned, params, rows) == expected
+
+
+def test_scans_of_other_things_are_no_layers():
+    def loss(params, task):
+        return jnp.sum(jax.lax.scan(lambda total, x: (total + x @ params, None), 0.0, task)[0])
+
+    assert interaction.choose(loss, jnp.ones(4), jnp.ones((3, 5, 4))) == "vmap"
+
+
 def test_an_unknown_name_lists_the_known_ones():
-    known = "auto, columns, jacrev, scan, tiled, vmap"
+    known = "auto, columns, jacrev, layerwise, scan, tiled, vmap"
     with pytest.raises(
         ValueError, match=f"interaction must be an Interaction or one of {known}, .* 'vmpa'"
     ):
