@@ -9,9 +9,7 @@ It works on the traced program of the gradients, not on the model: an output tha
 what a scan puts out, layer by layer, turned and converted, is used up within that scan.
 """
 
-import collections
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,31 +19,7 @@ from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ldro_jax import sharding
-from ldro_jax.interaction import base
-
-_CALLS = ("closed_call", "core_call", "jit", "pjit")
-
-
-class _Stacked(NamedTuple):
-    """An output of the program that comes layer by layer out of a scan.
-
-    Attributes:
-      scan: the number of the scan's equation.
-      place: which of the scan's outputs it is.
-      order: for each axis of the output, tasks first, where it is in what the scan has stacked up;
-        0 is the axis of its steps.
-      turned: the equations between the scan and the output, the last one first.
-    """
-
-    scan: int
-    place: int
-    order: tuple[int, ...]
-    turned: tuple[int, ...]
-
-    @property
-    def axis(self) -> int:
-        """That of the tasks, in what one step of the scan puts out."""
-        return self.order[0] - 1
+from ldro_jax.interaction import base, scans
 
 
 class _Program(NamedTuple):
@@ -61,7 +35,7 @@ class _Program(NamedTuple):
 
     closed: core.ClosedJaxpr
     arguments: list[Any]
-    stacked: dict[int, _Stacked]
+    stacked: dict[int, scans.Stacked]
     structure: Any
     shardings: list[NamedSharding] | None
 
@@ -149,62 +123,11 @@ def _traced(loss_fn, params, batch, shardings=None) -> _Program:
         losses, gradients = both(*jax.tree.unflatten(structure, leaves))
         return losses, *jax.tree.leaves(gradients)
 
-    closed = _inlined(jax.make_jaxpr(losses_and_gradients)(*flat))
+    closed = scans.inlined(jax.make_jaxpr(losses_and_gradients)(*flat))
     places = None if shardings is None else jax.tree.leaves(shardings)
-    return _Program(closed, flat, _stacked(closed.jaxpr), jax.tree.structure(params), places)
-
-
-def _inlined(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
-    """The same program without calls of compiled functions."""
-
-    def evaluate(jaxpr, constants, *values):
-        known = dict(zip(jaxpr.constvars, constants, strict=True))
-        known |= dict(zip(jaxpr.invars, values, strict=True))
-        for eqn in jaxpr.eqns:
-            if eqn.primitive.name in _CALLS:
-                inner = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-                found = evaluate(
-                    getattr(inner, "jaxpr", inner),
-                    getattr(inner, "consts", ()),
-                    *(_read(known, v) for v in eqn.invars),
-                )
-            else:
-                found = _run(jaxpr, eqn, known)
-            known |= dict(zip(eqn.outvars, found, strict=True))
-        return [_read(known, v) for v in jaxpr.outvars]
-
-    shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
-    return jax.make_jaxpr(functools.partial(evaluate, closed.jaxpr, closed.consts))(*shapes)
-
-
-def _stacked(jaxpr: core.Jaxpr) -> dict[int, _Stacked]:
-    """Which leaves of the gradients come out of a scan and are needed nowhere else."""
-    made = {v: number for number, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
-    used = collections.Counter(
-        v for eqn in [*jaxpr.eqns, jaxpr.outvars] for v in _variables(getattr(eqn, "invars", eqn))
+    return _Program(
+        closed, flat, scans.stacked_outputs(closed.jaxpr), jax.tree.structure(params), places
     )
-
-    def source(variable) -> _Stacked | None:
-        order, turned = tuple(range(variable.aval.ndim)), []
-        while variable in made and used[variable] == 1:
-            number = made[variable]
-            eqn = jaxpr.eqns[number]
-            if eqn.primitive.name == "scan":
-                place = eqn.outvars.index(variable)
-                # The first axis of what a scan stacks up is that of its steps.
-                if order[0] == 0 or place < eqn.params["num_carry"]:
-                    return None
-                return _Stacked(number, place, order, tuple(turned))
-            if eqn.primitive.name == "transpose":
-                order = tuple(eqn.params["permutation"][axis] for axis in order)
-            elif eqn.primitive.name not in ("convert_element_type", "copy", "copy_p"):
-                return None
-            turned.append(number)
-            (variable,) = eqn.invars
-        return None
-
-    found = {number: source(v) for number, v in enumerate(jaxpr.outvars[1:])}
-    return {number: place for number, place in found.items() if place is not None}
 
 
 def _used_up(
@@ -214,11 +137,11 @@ def _used_up(
     jaxpr, stacked = program.closed.jaxpr, program.stacked
     known = dict(zip(jaxpr.constvars, program.closed.consts, strict=True))
     known |= dict(zip(jaxpr.invars, program.arguments, strict=True))
-    forward = _needed(jaxpr, jaxpr.outvars[:1])
+    forward = dict.fromkeys(scans.needed(jaxpr, jaxpr.outvars[:1]))
     for number in forward:
         eqn = jaxpr.eqns[number]
-        known |= dict(zip(eqn.outvars, _run(jaxpr, eqn, known), strict=True))
-    losses = _read(known, jaxpr.outvars[0])
+        known |= dict(zip(eqn.outvars, scans.run(jaxpr, eqn, known), strict=True))
+    losses = scans.read(known, jaxpr.outvars[0])
     turned = {number for found in stacked.values() for number in found.turned}
 
     def pull(weights):
@@ -229,9 +152,9 @@ def _used_up(
                 continue
             here = {leaf: found for leaf, found in stacked.items() if found.scan == number}
             if not here:
-                values |= dict(zip(eqn.outvars, _run(jaxpr, eqn, values), strict=True))
+                values |= dict(zip(eqn.outvars, scans.run(jaxpr, eqn, values), strict=True))
                 continue
-            inputs = [_read(values, v) for v in eqn.invars]
+            inputs = [scans.read(values, v) for v in eqn.invars]
             products, sums, others = _scanned(program, eqn, inputs, here, weights, dtype)
             total += products
             gone = {found.place for found in here.values()}
@@ -241,7 +164,7 @@ def _used_up(
                 leaves[leaf] = _turned(jaxpr, found, summed)
         for leaf, variable in enumerate(jaxpr.outvars[1:]):
             if leaf not in stacked:
-                gradients = program.placed(_read(values, variable), leaf)
+                gradients = program.placed(scans.read(values, variable), leaf)
                 total += base.gram(gradients).astype(dtype)
                 if weights is not None:
                     leaves[leaf] = base.combined(weights, gradients)
@@ -253,7 +176,7 @@ def _used_up(
     return losses, pull
 
 
-def _scanned(program, eqn, inputs, stacked: dict[int, _Stacked], weights, dtype):
+def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, dtype):
     """Runs a scan that adds up products and weighted sums instead of stacking up gradients.
 
     Returns the products ``[N, N]``, the weighted sums of each output that is gone, stacked, and the
@@ -289,7 +212,7 @@ def _scanned(program, eqn, inputs, stacked: dict[int, _Stacked], weights, dtype)
     return total, sums, [*last, *others]
 
 
-def _turned(jaxpr: core.Jaxpr, found: _Stacked, summed: jax.Array) -> jax.Array:
+def _turned(jaxpr: core.Jaxpr, found: scans.Stacked, summed: jax.Array) -> jax.Array:
     """A sum over the tasks, turned and converted as the gradients of each would have been."""
     value = jnp.expand_dims(summed, found.axis + 1)
     for number in reversed(found.turned):
@@ -299,31 +222,3 @@ def _turned(jaxpr: core.Jaxpr, found: _Stacked, summed: jax.Array) -> jax.Array:
         else:
             value = value.astype(eqn.params.get("new_dtype", value.dtype))
     return value[0]
-
-
-def _needed(jaxpr: core.Jaxpr, variables: Iterable[Any]) -> list[int]:
-    """The numbers of the equations that some variables depend on, in order."""
-    wanted, found = set(_variables(variables)), []
-    for number in reversed(range(len(jaxpr.eqns))):
-        eqn = jaxpr.eqns[number]
-        if wanted.intersection(eqn.outvars):
-            wanted.update(_variables(eqn.invars))
-            found.append(number)
-    return found[::-1]
-
-
-def _variables(atoms: Iterable[Any]) -> list[Any]:
-    return [v for v in atoms if not isinstance(v, core.Literal)]
-
-
-def _read(known, variable):
-    return variable.val if isinstance(variable, core.Literal) else known[variable]
-
-
-def _run(jaxpr: core.Jaxpr, eqn, known) -> Sequence[jax.Array]:
-    """The outputs of one equation of a program."""
-    inputs = list(dict.fromkeys(_variables(eqn.invars)))
-    alone = jaxpr.replace(
-        constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects
-    )
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(known[v] for v in inputs))
