@@ -59,21 +59,24 @@ class Interaction(NamedTuple):
       gradients: ``(loss_fn, params, batch) -> (losses [N], gradients)``, the task gradients stacked
         along a leading task axis, or ``None`` if the strategy never holds them all. With it, a step
         that needs both the matrix and a training gradient takes them from the same pass. With
-        several parts the axis is ``[N × parts]``, those of a task side by side.
+        ``has_aux=True`` the loss function returns something besides, and so does this, beside the
+        losses and stacked as they are. With several parts the axis is ``[N × parts]``, those of a
+        task side by side.
       parts: in how many parts of equal weight the examples of a task are taken.
       products: from stacked gradients, as ``gradients`` gives them, to what ``matrix`` would;
         ``None`` for :func:`gram`.
       pullback: ``(loss_fn, params, batch) -> (losses [N], (weights [N]) -> Pulled)``, for weights
-        that don't need the matrix of this step; ``None`` if the strategy has no such way.
+        that don't need the matrix of this step; ``None`` if the strategy has no such way. Takes
+        ``has_aux`` as well.
       multiple: the number of examples of each task must be a multiple of this.
     """
 
     matrix: Callable[[LossFn, Any, Any], jax.Array | Measured]
-    gradients: Callable[[LossFn, Any, Any], tuple[jax.Array, Any]] | None = None
+    gradients: Callable[..., tuple[Any, Any]] | None = None
     multiple: int = 1
     parts: int = 1
     products: Callable[[Any], jax.Array | Measured] | None = None
-    pullback: Callable[[LossFn, Any, Any], tuple[jax.Array, Pullback]] | None = None
+    pullback: Callable[..., tuple[Any, Pullback]] | None = None
 
 
 def gram(left: Any, right: Any | None = None) -> jax.Array:

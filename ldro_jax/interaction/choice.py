@@ -78,22 +78,23 @@ def auto(shardings: Any = None) -> base.Interaction:
         chosen = one_by_one if shardings else get(choose(loss_fn, params, batch))
         return chosen.matrix(loss_fn, params, batch)
 
-    def gradients(loss_fn, params, batch):
+    def gradients(loss_fn, params, batch, **options):
         # All N gradients are wanted here, so memory can't decide; only the mesh and the speed of
         # convolutions do.
         apart = shardings is not None or _slow_under_vmap(loss_fn, params, batch)
         gradients_of = (one_by_one if apart else vmap()).gradients
         assert gradients_of is not None
-        return gradients_of(loss_fn, params, batch)
+        return gradients_of(loss_fn, params, batch, **options)
 
-    def pullback(loss_fn, params, batch):
-        apart = shardings is not None and not _has_layers(loss_fn, params, batch)
-        if apart or _slow_under_vmap(loss_fn, params, batch):
-            losses, stacked = gradients(loss_fn, params, batch)
+    def pullback(loss_fn, params, batch, *, has_aux=False):
+        loss = (lambda *both: loss_fn(*both)[0]) if has_aux else loss_fn
+        apart = shardings is not None and not _has_layers(loss, params, batch)
+        if apart or _slow_under_vmap(loss, params, batch):
+            losses, stacked = gradients(loss_fn, params, batch, has_aux=has_aux)
             return losses, functools.partial(_pulled, stacked)
         # Layers that aren't scanned are used up leaf by leaf.
         assert by_layers.pullback is not None
-        return by_layers.pullback(loss_fn, params, batch)
+        return by_layers.pullback(loss_fn, params, batch, has_aux=has_aux)
 
     return base.Interaction(matrix, gradients, pullback=pullback)
 
@@ -138,9 +139,9 @@ def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> 
     def matrix(loss_fn, params, batch):
         return _crossed(inner.matrix(loss_fn, params, jax.tree.map(_halves, batch)))
 
-    def gradients(loss_fn, params, batch):
+    def gradients(loss_fn, params, batch, **options):
         assert inner.gradients is not None
-        return inner.gradients(loss_fn, params, jax.tree.map(_halves, batch))
+        return inner.gradients(loss_fn, params, jax.tree.map(_halves, batch), **options)
 
     return base.Interaction(
         matrix,

@@ -26,17 +26,19 @@ class _Program(NamedTuple):
     """Losses and gradients of all tasks, traced.
 
     Attributes:
-      closed: without calls; its outputs are the losses and the leaves of the gradients.
+      closed: without calls; its last outputs are the leaves of the gradients.
+      leaves: these outputs.
       arguments: its arguments.
       stacked: those of the leaves that come out of a scan, by their number.
-      structure: of the gradients.
+      structure: of the gradients, and of what comes before them.
       shardings: of the leaves, in the same order, or ``None``.
     """
 
     closed: core.ClosedJaxpr
+    leaves: list[Any]
     arguments: list[Any]
     stacked: dict[int, scans.Stacked]
-    structure: Any
+    structure: tuple[Any, Any]
     shardings: list[NamedSharding] | None
 
     def placed(self, gradients: jax.Array, leaf: int) -> jax.Array:
@@ -44,7 +46,7 @@ class _Program(NamedTuple):
         if self.shardings is None:
             return gradients
         whole = self.shardings[leaf]
-        spec = [*whole.spec, *[None] * self.closed.jaxpr.outvars[leaf + 1].aval.ndim]
+        spec = [*whole.spec, *[None] * self.leaves[leaf].aval.ndim]
         if (found := self.stacked.get(leaf)) is not None:
             axes = sorted(set(found.order[1:]) - {0})
             spec = [spec[found.order.index(axis) - 1] for axis in axes]
@@ -70,8 +72,8 @@ def layerwise(shardings: Any = None) -> base.Interaction:
       The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
-    def pullback(loss_fn, params, batch):
-        program = _traced(loss_fn, params, batch, shardings)
+    def pullback(loss_fn, params, batch, *, has_aux=False):
+        program = _traced(loss_fn, params, batch, shardings, has_aux)
         return _used_up(program, base.statistics_dtype(params))
 
     def matrix(loss_fn, params, batch):
@@ -93,7 +95,7 @@ def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
     """
     program = _traced(loss_fn, params, batch)
     sizes = [0]
-    for number, leaf in enumerate(program.closed.jaxpr.outvars[1:]):
+    for number, leaf in enumerate(program.leaves):
         size = leaf.aval.size * leaf.aval.dtype.itemsize
         if (found := program.stacked.get(number)) is not None:
             size //= program.closed.jaxpr.eqns[found.scan].params["length"]
@@ -115,37 +117,41 @@ def has_layers(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
     return bool(_traced(loss_fn, params, batch).stacked)
 
 
-def _traced(loss_fn, params, batch, shardings=None) -> _Program:
+def _traced(loss_fn, params, batch, shardings=None, has_aux=False) -> _Program:
     flat, structure = jax.tree.flatten((params, batch))
-
-    def losses_and_gradients(*leaves):
-        both = jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))
-        losses, gradients = both(*jax.tree.unflatten(structure, leaves))
-        return losses, *jax.tree.leaves(gradients)
-
-    closed = scans.inlined(jax.make_jaxpr(losses_and_gradients)(*flat))
+    both = jax.vmap(jax.value_and_grad(loss_fn, has_aux=has_aux), in_axes=(None, 0))
+    made, shapes = jax.make_jaxpr(
+        lambda *leaves: both(*jax.tree.unflatten(structure, leaves)), return_shape=True
+    )(*flat)
+    closed = scans.inlined(made)
+    first, like = (jax.tree.structure(part) for part in shapes)
+    leaves = closed.jaxpr.outvars[first.num_leaves :]
+    stacked = scans.stacked_outputs(closed.jaxpr, leaves)
     places = None if shardings is None else jax.tree.leaves(shardings)
-    return _Program(
-        closed, flat, scans.stacked_outputs(closed.jaxpr), jax.tree.structure(params), places
-    )
+    return _Program(closed, leaves, flat, stacked, (like, first), places)
 
 
 def _used_up(
     program: _Program, dtype: Any
 ) -> tuple[jax.Array, Callable[[jax.Array | None], base.Pulled]]:
-    """The losses, and what weights pull back; without weights the matrix alone."""
+    """The losses (and what comes with them), and what weights pull back.
+
+    Without weights, that is the matrix alone.
+    """
     jaxpr, stacked = program.closed.jaxpr, program.stacked
     known = dict(zip(jaxpr.constvars, program.closed.consts, strict=True))
     known |= dict(zip(jaxpr.invars, program.arguments, strict=True))
-    forward = dict.fromkeys(scans.needed(jaxpr, jaxpr.outvars[:1]))
+    like, first = program.structure
+    outputs = jaxpr.outvars[: first.num_leaves]
+    forward = dict.fromkeys(scans.needed(jaxpr, outputs))
     for number in forward:
         eqn = jaxpr.eqns[number]
         known |= dict(zip(eqn.outvars, scans.run(jaxpr, eqn, known), strict=True))
-    losses = scans.read(known, jaxpr.outvars[0])
+    losses = [scans.read(known, output) for output in outputs]
     turned = {number for found in stacked.values() for number in found.turned}
 
     def pull(weights):
-        values, total = dict(known), jnp.zeros((losses.size, losses.size), dtype)
+        values, total = dict(known), jnp.zeros((losses[0].size,) * 2, dtype)
         leaves: dict[int, Any] = {}
         for number, eqn in enumerate(jaxpr.eqns):
             if number in forward or number in turned:
@@ -162,7 +168,7 @@ def _used_up(
             values |= dict(zip(kept, others, strict=True))
             for (leaf, found), summed in zip(here.items(), sums, strict=False):
                 leaves[leaf] = _turned(jaxpr, found, summed)
-        for leaf, variable in enumerate(jaxpr.outvars[1:]):
+        for leaf, variable in enumerate(program.leaves):
             if leaf not in stacked:
                 gradients = program.placed(scans.read(values, variable), leaf)
                 total += base.gram(gradients).astype(dtype)
@@ -170,10 +176,10 @@ def _used_up(
                     leaves[leaf] = base.combined(weights, gradients)
         if weights is None:
             return base.Pulled(None, total)
-        gradient = [leaves[leaf] for leaf in range(len(jaxpr.outvars) - 1)]
-        return base.Pulled(jax.tree.unflatten(program.structure, gradient), total)
+        gradient = [leaves[leaf] for leaf in range(len(program.leaves))]
+        return base.Pulled(jax.tree.unflatten(like, gradient), total)
 
-    return losses, pull
+    return jax.tree.unflatten(first, losses), pull
 
 
 def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, dtype):

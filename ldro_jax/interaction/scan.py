@@ -27,9 +27,9 @@ def scan(
       The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
-    def gradients(loss_fn, params, batch):
+    def gradients(loss_fn, params, batch, *, has_aux=False):
         def value_and_gradient(task_batch):
-            loss, gradient = jax.value_and_grad(loss_fn)(params, task_batch)
+            loss, gradient = jax.value_and_grad(loss_fn, has_aux=has_aux)(params, task_batch)
             return loss, gradient if constrain is None else constrain(gradient)
 
         return jax.lax.map(value_and_gradient, batch)

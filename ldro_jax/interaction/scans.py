@@ -63,14 +63,15 @@ def inlined(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
     return jax.make_jaxpr(functools.partial(evaluate, closed.jaxpr, closed.consts))(*shapes)
 
 
-def stacked_outputs(jaxpr: core.Jaxpr) -> dict[int, Stacked]:
+def stacked_outputs(jaxpr: core.Jaxpr, outputs: Sequence[Any]) -> dict[int, Stacked]:
     """Which outputs come out of a scan, turned and converted, and are needed nowhere else.
 
     Args:
-      jaxpr: a program whose first output is something else.
+      jaxpr: a program.
+      outputs: some of its outputs.
 
     Returns:
-      From the number of an output, counted from the second, to where it comes from.
+      From the number of such an output among them to where it comes from.
     """
     made = {v: number for number, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
     used = collections.Counter(
@@ -96,7 +97,7 @@ def stacked_outputs(jaxpr: core.Jaxpr) -> dict[int, Stacked]:
             (variable,) = eqn.invars
         return None
 
-    found = {number: source(v) for number, v in enumerate(jaxpr.outvars[1:])}
+    found = {number: source(v) for number, v in enumerate(outputs)}
     return {number: place for number, place in found.items() if place is not None}
 
 

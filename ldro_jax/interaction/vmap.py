@@ -16,8 +16,9 @@ def vmap() -> base.Interaction:
       The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
-    def gradients(loss_fn, params, batch):
-        return jax.vmap(jax.value_and_grad(loss_fn), in_axes=(None, 0))(params, batch)
+    def gradients(loss_fn, params, batch, *, has_aux=False):
+        value_and_gradient = jax.value_and_grad(loss_fn, has_aux=has_aux)
+        return jax.vmap(value_and_gradient, in_axes=(None, 0))(params, batch)
 
     def matrix(loss_fn, params, batch):
         return base.gram(jax.vmap(jax.grad(loss_fn), in_axes=(None, 0))(params, batch))
