@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 from flax.core import meta
 from flax.linen import spmd
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from ldro_jax import checks
 
@@ -103,19 +103,3 @@ def shardings(boxed: Any, mesh: Mesh, rules: list[tuple[str, str | None]]) -> An
                     "other model sizes."
                 )
     return found
-
-
-def over_data(leaf: Any, sharding: NamedSharding) -> NamedSharding:
-    """The sharding of a parameter's gradient, split over the data axis as well where it can be.
-
-    That is on the first axis that ``data`` divides and that isn't split yet.
-    """
-    mesh = sharding.mesh
-    spec = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
-    if "data" in spec:
-        return sharding
-    for axis, size in enumerate(leaf.shape):
-        if spec[axis] is None and size % mesh.shape["data"] == 0:
-            spec[axis] = "data"
-            break
-    return NamedSharding(mesh, PartitionSpec(*spec))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 # Elements of a row; 20 rows of float32 are then 1.3 MB.
 _SLICE = 16384
@@ -255,3 +256,26 @@ def task(batch: Any, index: jax.typing.ArrayLike) -> Any:
       The same pytree without the task axis.
     """
     return jax.tree.map(lambda x: x[index], batch)
+
+
+def over_data(leaf: Any, sharding: NamedSharding) -> NamedSharding:
+    """The sharding of a parameter's gradient, split over the data axis as well where it can be.
+
+    That is on the first axis that ``data`` divides and that isn't split yet.
+
+    Args:
+      leaf: the gradient or its shape.
+      sharding: of the parameter.
+
+    Returns:
+      The sharding of the gradient.
+    """
+    mesh = sharding.mesh
+    spec = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
+    if "data" in spec:
+        return sharding
+    for axis, size in enumerate(leaf.shape):
+        if spec[axis] is None and size % mesh.shape["data"] == 0:
+            spec[axis] = "data"
+            break
+    return NamedSharding(mesh, PartitionSpec(*spec))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldro_jax import checks, sharding
+from ldro_jax import checks
 from ldro_jax.interaction import base
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
@@ -66,7 +66,7 @@ def auto(shardings: Any = None) -> base.Interaction:
     """
 
     def constrain(gradient):
-        split = jax.tree.map(sharding.over_data, gradient, shardings)
+        split = jax.tree.map(base.over_data, gradient, shardings)
         return jax.lax.with_sharding_constraint(gradient, split)
 
     by_layers = layerwise(shardings)

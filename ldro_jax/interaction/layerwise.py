@@ -18,7 +18,6 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ldro_jax import sharding
 from ldro_jax.interaction import base, scans
 
 
@@ -52,7 +51,7 @@ class _Program(NamedTuple):
             spec = [spec[found.order.index(axis) - 1] for axis in axes]
         shape = jax.ShapeDtypeStruct(gradients.shape[1:], gradients.dtype)
         spec = PartitionSpec(*spec[: len(shape.shape)])
-        split = sharding.over_data(shape, NamedSharding(whole.mesh, spec))
+        split = base.over_data(shape, NamedSharding(whole.mesh, spec))
         split = NamedSharding(whole.mesh, PartitionSpec(None, *split.spec))
         return lax.with_sharding_constraint(gradients, split)
 

@@ -19,7 +19,7 @@ from t5x import trainer as trainer_lib
 from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
-from ldro_jax import sharding
+from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction.scan import scan
 from ldro_jax.t5x import inheritance, tasks
 from ldro_jax.t5x.model import LDRODecoderOnlyModel, token_weights
@@ -82,7 +82,7 @@ class LDROTrainer(trainer_lib.Trainer):
                 is_leaf=lambda x: x is None or isinstance(x, PartitionSpec),
             )
             split = [
-                sharding.over_data(shape, self._sharded(spec or PartitionSpec()))
+                interaction_base.over_data(shape, self._sharded(spec or PartitionSpec()))
                 for shape, spec in zip(shapes, specs, strict=True)
             ]
             split = jax.tree.unflatten(jax.tree.structure(self._train_state.params), split)

@@ -18,6 +18,7 @@ STRATEGIES = {
     "columns": lambda num_tasks: interaction.columns(),
     "jacrev": lambda num_tasks: interaction.jacrev(),
     "scan": lambda num_tasks: interaction.scan(),
+    "layerwise": lambda num_tasks: interaction.layerwise(),
     "tiled 1": lambda num_tasks: interaction.tiled(1),
     "tiled 3": lambda num_tasks: interaction.tiled(3),
     "tiled N": lambda num_tasks: interaction.tiled(num_tasks),
