@@ -93,8 +93,7 @@ def assert_close(found, expected, tolerance):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("jitted", [False, True])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form, jitted", [("plain", True), *((form, False) for form in FORMS)])
 def test_equals_a_loop_of_gradients(form, jitted, dtype):
     loss = functools.partial(loss_fn, **FORMS[form])
     params, batch = parameters(dtype, FORMS[form].get("axis", 0)), batches(dtype)
