@@ -6,6 +6,7 @@ import optax
 from t5x import adafactor, checkpoints, models, optimizers, partitioning, utils  # noqa: F401
 from t5x import trainer as t5x_trainer
 from t5x.examples.decoder_only import network
+from t5x.examples.t5 import network as t5_network
 
 from ldro_jax import ldro
 from ldro_jax.t5x import checkpoints as checkpoints_lib  # noqa: F401
@@ -19,7 +20,7 @@ from ldro_jax.tasks import vocabulary
 
 # Tests import T5X through this module, and are left out where that fails.
 NAMES = ("ar", "fr", "ru", "sw")
-N, ROWS, LENGTH, VOCAB_SIZE = 4, 16, 8, 256
+N, ROWS, LENGTH, INPUTS, VOCAB_SIZE = 4, 16, 8, 12, 256
 LEARNING_RATE = 0.1
 
 
@@ -44,8 +45,28 @@ def module():
     return network.DecoderWrapper(config)
 
 
+def encoder_decoder_module():
+    config = t5_network.T5Config(
+        vocab_size=VOCAB_SIZE,
+        emb_dim=16,
+        num_heads=2,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        head_dim=8,
+        mlp_dim=32,
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=0.0,
+        dtype="float32",
+        logits_via_embedding=False,
+    )
+    return t5_network.Transformer(config)
+
+
 def make_model(optimizer, cls=model_lib.LDRODecoderOnlyModel, **options):
-    return cls(module(), vocabulary.load(None), optimizer, **options)
+    words = vocabulary.load(None)
+    if issubclass(cls, models.EncoderDecoderModel):
+        return cls(encoder_decoder_module(), words, words, optimizer, **options)
+    return cls(module(), words, optimizer, **options)
 
 
 def sgd():
@@ -78,6 +99,23 @@ def batch(seed=0, rows=ROWS, padding=True):
     }
 
 
+def pair_batch(seed=0, rows=ROWS, padding=True, packed=False):
+    """The same for an encoder-decoder; packed, two texts a row."""
+    rng = np.random.default_rng([seed, 1])
+    inputs = rng.integers(3, 3 + 20 * (1 + np.arange(rows) % N)[:, None], (rows, INPUTS))
+    found = batch(seed, rows, padding)
+    if padding and not packed:
+        inputs[::2, -3:] = 0
+    found["encoder_input_tokens"] = inputs.astype(np.int32)
+    if packed:
+        for part, length, first in [("encoder", INPUTS, 5), ("decoder", LENGTH, 3)]:
+            segments, positions = np.repeat([1, 2], [first, length - first]), np.arange(length)
+            positions[first:] -= first
+            for name, row in [("segment_ids", segments), ("positions", positions)]:
+                found[f"{part}_{name}"] = np.tile(row, (rows, 1)).astype(np.int32)
+    return found
+
+
 def partitioner(model=2):
     return partitioning.PjitPartitioner(
         num_partitions=None, model_parallel_submesh=(1, model, 1, 1)
@@ -85,13 +123,13 @@ def partitioner(model=2):
 
 
 def initializer(a_model, parts, rows=ROWS):
-    shape = (rows, LENGTH)
-    names = ("decoder_input_tokens", "decoder_target_tokens", "decoder_loss_weights")
+    pairs = isinstance(a_model, models.EncoderDecoderModel)
+    features = tasks_lib.unmarked((pair_batch if pairs else batch)(rows=rows))
     return utils.TrainStateInitializer(
         optimizer_def=a_model.optimizer_def,
         init_fn=a_model.get_initial_variables,
-        input_shapes=dict.fromkeys(names, shape),
-        input_types=dict.fromkeys(names, np.int32),
+        input_shapes={name: feature.shape for name, feature in features.items()},
+        input_types={name: np.int32 for name in features},
         partitioner=parts,
     )
 

@@ -5,16 +5,16 @@ import ldro_jax.t5x.installed  # noqa: F401
 # isort: split
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gin
 
 
-def arguments(
-    parent: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
+def missing(
+    parent: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Arguments for a class or method of T5X: those given, and for the others what gin has.
+    """What gin has for a class or method of T5X besides the arguments that are given.
 
     Args:
       parent: the class or method, as T5X has it.
@@ -22,29 +22,40 @@ def arguments(
       kwargs: given by name; a binding for the subclass is among them, and so counts first.
 
     Returns:
-      The arguments by name. Scopes count as they do for ``parent`` itself.
+      The other arguments by name. Scopes count as they do for ``parent`` itself.
     """
-    given = inspect.signature(parent).bind_partial(*args, **kwargs).arguments
+    given = inspect.signature(parent).bind_partial(*args, **kwargs).arguments.keys() | kwargs.keys()
     # A copy calls what the bindings refer to, as in gin itself; what isn't used is not called.
-    return copy.deepcopy({k: v for k, v in _bound(parent).items() if k not in given}) | given
+    return copy.deepcopy({k: v for k, v in _bound(parent).items() if k not in given})
 
 
-def refuse_methods(cls: type, inherited: Sequence[str] = ()) -> None:
-    """Refuses bindings for methods of a class that would be without effect on a subclass.
+def check(cls: type, inherited: Sequence[str] = ()) -> None:
+    """Refuses bindings that would be without effect on a subclass.
 
     Args:
-      cls: the class, as T5X has it.
-      inherited: names of the methods whose bindings the subclass looks at.
+      cls: the class, as T5X has it, whose own bindings the subclass looks at.
+      inherited: names of the methods whose bindings it looks at too.
 
     Raises:
-      ValueError: if there are bindings for another method.
+      ValueError: if there are bindings for another method, or for a class that ``cls`` is derived
+        from, which gin leaves without effect on T5X's own classes as well.
     """
-    for name, method in inspect.getmembers(cls, inspect.isfunction):
-        if name not in inherited and (bound := _bound(method)):
+    for base in cls.__mro__[1:]:
+        if bound := _bound(base):
             raise ValueError(
-                f"{cls.__name__}.{name} is bound in gin ({', '.join(bound)}), but ldro_jax.t5x has "
-                "a class of its own in its place, which these bindings don't reach. Remove them."
+                f"{base.__name__} is bound in gin ({', '.join(bound)}), which has no effect on "
+                f"the classes derived from it. Bind {cls.__name__} instead."
             )
+    for base in cls.__mro__:
+        for name, method in vars(base).items():
+            if not inspect.isfunction(method) or not (bound := _bound(method)):
+                continue
+            if name not in inherited or method is not getattr(cls, name):
+                raise ValueError(
+                    f"{base.__name__}.{name} is bound in gin ({', '.join(bound)}), but "
+                    "ldro_jax.t5x has a class of its own in its place, which these bindings don't "
+                    "reach. Remove them."
+                )
 
 
 def _bound(parent):

@@ -1,4 +1,8 @@
-"""T5X's decoder-only model with the losses of rows, from which those of tasks are made."""
+"""T5X's models with the losses of rows, from which those of tasks are made.
+
+What trains differs from T5X's models by one class, :class:`LDROModel`, put before any of them:
+``class LDROMine(LDROModel, Mine)`` makes a model of one's own trainable.
+"""
 
 import ldro_jax.t5x.installed  # noqa: F401
 
@@ -16,37 +20,54 @@ from t5x import models
 from ldro_jax.t5x import inheritance
 from ldro_jax.t5x.network import DecoderNetwork, with_params_axes
 
+_METHODS = ("predict_batch_with_aux", "score_batch")
 
-class LDRODecoderOnlyModel(models.DecoderOnlyModel):
-    """A ``t5x.models.DecoderOnlyModel`` that :class:`~ldro_jax.t5x.trainer.LDROTrainer` can train.
 
-    Evaluation, scoring and decoding are T5X's own. So are the arguments; gin's bindings for
-    ``t5x.models.DecoderOnlyModel`` count for those that aren't given. The training loss of a task
-    is the mean over its target tokens, with label smoothing and z-loss as set; a loss normalising
-    factor would be without effect, and is refused.
+class LDROModel(models.BaseTransformerModel):
+    """What makes a model of T5X one that :class:`~ldro_jax.t5x.trainer.LDROTrainer` can train.
+
+    Evaluation, scoring and decoding are T5X's own. So are the arguments; gin's bindings for the
+    class that it is put before count for those that aren't given, and so do those for its
+    ``predict_batch_with_aux`` and ``score_batch``. The training loss of a task is the mean over its
+    target tokens, with label smoothing and z-loss as set; a loss normalising factor would be
+    without effect, and is refused.
+
+    Raises:
+      TypeError: if the model has a loss of its own.
+      ValueError: if a loss normalising factor is set, or gin has bindings that can't count.
     """
 
     def __init__(self, *args, **kwargs):
-        inheritance.refuse_methods(models.DecoderOnlyModel, ["predict_batch_with_aux"])
-        super().__init__(**inheritance.arguments(models.DecoderOnlyModel, args, kwargs))
+        stock = self._stock()
+        if stock.loss_fn is not models.BaseTransformerModel.loss_fn:
+            raise TypeError(
+                f"{stock.__name__} has a loss_fn of its own, but {type(self).__name__} trains on "
+                "the cross-entropy of t5x.models.BaseTransformerModel. Train it with T5X's trainer."
+            )
+        inheritance.check(stock, _METHODS)
+        super().__init__(*args, **kwargs, **inheritance.missing(stock, args, kwargs))
         if self._loss_normalizing_factor is not None:
             raise ValueError(
                 "The loss of a task is the mean over its tokens, so loss_normalizing_factor must "
                 f"be None, but it is {self._loss_normalizing_factor!r}. Bind "
-                "LDRODecoderOnlyModel.loss_normalizing_factor = None."
+                f"{type(self).__name__}.loss_normalizing_factor = None."
             )
 
-    def get_initial_variables(self, *args, **kwargs) -> Any:
-        """T5X's: the parameters, and the names of their axes."""
-        variables = super().get_initial_variables(*args, **kwargs)
-        if isinstance(self.module, DecoderNetwork):
-            variables = with_params_axes(variables)
-        return variables
+    @classmethod
+    def _stock(cls):
+        return next(parent for parent in cls.__mro__ if not issubclass(parent, LDROModel))
 
     def predict_batch_with_aux(self, *args, **kwargs) -> Any:
         """T5X's: decodes, with gin's bindings for T5X's method."""
-        method = models.DecoderOnlyModel.predict_batch_with_aux
-        return method(**inheritance.arguments(method, (self, *args), kwargs))
+        return self._inherited("predict_batch_with_aux", args, kwargs)
+
+    def score_batch(self, *args, **kwargs) -> Any:
+        """T5X's: log-likelihoods of rows, with gin's bindings for T5X's method."""
+        return self._inherited("score_batch", args, kwargs)
+
+    def _inherited(self, name, args, kwargs):
+        method, args = getattr(self._stock(), name), (self, *args)
+        return method(*args, **kwargs, **inheritance.missing(method, args, kwargs))
 
     def row_losses(
         self, params: Any, batch: Mapping[str, jax.Array], dropout_rng: jax.Array | None
@@ -55,7 +76,7 @@ class LDRODecoderOnlyModel(models.DecoderOnlyModel):
 
         Args:
           params: of the model.
-          batch: features ``[R, L]``, as of ``seqio.DecoderFeatureConverter``.
+          batch: features ``[R, L]``, as of the model's feature converter.
           dropout_rng: for dropout; ``None`` for none.
 
         Returns:
@@ -77,19 +98,36 @@ class LDRODecoderOnlyModel(models.DecoderOnlyModel):
             losses = losses - entropy
         weights = token_weights(batch)
         losses, z_losses = losses * weights, z_losses * weights
-        if "decoder_segment_ids" in batch:
-            segments = {"decoder": batch["decoder_segment_ids"]}
-        else:
-            segments = {"decoder_target_tokens": batch["decoder_target_tokens"] != 0}
         metrics = self._compute_metrics(
             logits=logits,
             targets=batch["decoder_target_tokens"],
             mask=weights,
             loss=losses.sum(),
             z_loss=z_losses.sum(),
-            segment_ids=segments,
+            segment_ids=_segments(batch),
         )
         return losses.sum(axis=1), metrics
+
+
+class LDRODecoderOnlyModel(LDROModel, models.DecoderOnlyModel):
+    """A ``t5x.models.DecoderOnlyModel`` for training with L-DRO, also as a prefix language model.
+
+    See :class:`LDROModel`.
+    """
+
+    def get_initial_variables(self, *args, **kwargs) -> Any:
+        """T5X's: the parameters, and the names of their axes."""
+        variables = super().get_initial_variables(*args, **kwargs)
+        if isinstance(self.module, DecoderNetwork):
+            variables = with_params_axes(variables)
+        return variables
+
+
+class LDROEncoderDecoderModel(LDROModel, models.EncoderDecoderModel):
+    """A ``t5x.models.EncoderDecoderModel``, as of T5 1.1, mT5 and ByT5, for training with L-DRO.
+
+    See :class:`LDROModel`.
+    """
 
 
 def token_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
@@ -104,3 +142,11 @@ def token_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
     weights = batch.get("decoder_loss_weights")
     weights = batch["decoder_target_tokens"] > 0 if weights is None else weights
     return weights.astype(jnp.float32)
+
+
+def _segments(batch):
+    """By feature, which text a token is of and 0 for padding, for T5X's metrics."""
+    ending = "_segment_ids"
+    packed = {k.removesuffix(ending): ids for k, ids in batch.items() if k.endswith(ending)}
+    features = {"encoder_input_tokens", "decoder_target_tokens"} & batch.keys()
+    return packed or {name: batch[name] != 0 for name in sorted(features)}

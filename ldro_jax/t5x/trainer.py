@@ -22,7 +22,7 @@ from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction.scan import scan
 from ldro_jax.t5x import inheritance, tasks
-from ldro_jax.t5x.model import LDRODecoderOnlyModel, token_weights
+from ldro_jax.t5x.model import LDROModel, token_weights
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 from ldro_jax.training import rows as rows_lib
 
@@ -67,8 +67,8 @@ class LDROTrainer(trainer_lib.Trainer):
         interaction_rows: int | None = None,
         **kwargs,
     ):
-        inheritance.refuse_methods(trainer_lib.Trainer)
-        kwargs = inheritance.arguments(trainer_lib.Trainer, (), kwargs)
+        inheritance.check(trainer_lib.Trainer)
+        kwargs |= inheritance.missing(trainer_lib.Trainer, (), kwargs)
         super().__init__(**kwargs)
         self._task_names = tuple(task_names)
         self._model_dir, self._began = kwargs["summary_dir"], False
@@ -247,10 +247,10 @@ def _task_metrics(names, weighting, tokens) -> dict[str, clu.metrics.Metric]:
 
 
 def _check(model, train_state, task_names, checkpoint_cfg) -> None:
-    if not isinstance(model, LDRODecoderOnlyModel):
+    if not isinstance(model, LDROModel):
         raise TypeError(
-            "LDROTrainer trains an ldro_jax.t5x.model.LDRODecoderOnlyModel, but MODEL is a "
-            f"{type(model).__name__}."
+            "LDROTrainer trains an LDRODecoderOnlyModel, an LDROEncoderDecoderModel or another "
+            f"ldro_jax.t5x.model.LDROModel, but MODEL is a {type(model).__name__}."
         )
     if not isinstance(model.optimizer_def, WeightedOptimizer):
         raise TypeError(
@@ -258,7 +258,10 @@ def _check(model, train_state, task_names, checkpoint_cfg) -> None:
             f"{type(model.optimizer_def).__name__}."
         )
     if train_state.flax_mutables:
-        raise ValueError("LDROTrainer can't train models with mutable Flax collections.")
+        raise ValueError(
+            "LDROTrainer can't train models with mutable Flax collections, but MODEL has "
+            f"{', '.join(sorted(train_state.flax_mutables))}."
+        )
     num_tasks = model.optimizer_def.num_tasks(train_state)
     if num_tasks != len(task_names):
         raise ValueError(

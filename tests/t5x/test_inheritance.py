@@ -157,13 +157,13 @@ def test_decoding_has_the_bindings_of_a_stock_file(parse, order):
 
 def test_bindings_for_other_methods_are_refused_by_name(run_python):
     # In a process of its own: gin forgets bindings, but not what has been registered for them.
-    text = HEADER + STOCK + OURS + "models.DecoderOnlyModel.score_batch.return_intermediates = True"
+    text = HEADER + STOCK + OURS + "models.BaseTransformerModel.loss_fn.dropout_rng = None"
     output = run_python(
         f"import gin, tiny_t5x\ngin.parse_config({text!r})\n"
         "try:\n  gin.get_configurable('ldro_jax.t5x.model.LDRODecoderOnlyModel')()\n"
         "except ValueError as error:\n  print(error)\n"
     )
-    assert "DecoderOnlyModel.score_batch is bound in gin (return_intermediates), but" in output
+    assert "BaseTransformerModel.loss_fn is bound in gin (dropout_rng), but" in output
     assert "Remove them." in output
 
 
@@ -195,3 +195,52 @@ def test_the_trainer_has_the_bindings_of_a_stock_file(parse):
     assert (found._num_microbatches, found._learning_rate_fn(0)) == (2, 0.25)
     assert found._weight_metrics_computer is not None
     assert make(num_microbatches=None)._num_microbatches is None
+
+
+PAIRS = """
+models.EncoderDecoderModel:
+  module = @tiny_t5x.encoder_decoder_module()
+  input_vocabulary = @seqio.ByteVocabulary()
+  output_vocabulary = @seqio.ByteVocabulary()
+  optimizer_def = %OPTIMIZER
+  z_loss = 0.01
+  label_smoothing = 0.1
+  decode_fn = @decoding.temperature_sample
+models.EncoderDecoderModel.predict_batch_with_aux.num_decodes = 8
+models.EncoderDecoderModel.score_batch.return_intermediates = True
+MODEL = @model.LDROEncoderDecoderModel()
+OPTIMIZER = @tiny_t5x.weighted()
+"""
+
+
+def test_an_encoder_decoder_has_the_bindings_of_a_stock_file(parse):
+    parse(PAIRS)
+    found = gin.get_configurable("ldro_jax.t5x.model.LDROEncoderDecoderModel")()
+    assert isinstance(found, tiny_t5x.model_lib.LDROEncoderDecoderModel)
+    assert (found._z_loss, found._label_smoothing) == (0.01, 0.1)
+    assert found.decode_fn.__name__ == "temperature_sample"
+    start = tiny_t5x.initializer(found, tiny_t5x.partitioner())
+    params = start.from_scratch(jax.random.PRNGKey(0)).params
+    batch = tiny_t5x.tasks_lib.unmarked(tiny_t5x.pair_batch())
+    scores, intermediates = found.score_batch(params, batch)
+    assert scores.shape == (tiny_t5x.ROWS,) and "decoder" in intermediates
+    assert found.score_batch(params, batch, return_intermediates=False).shape == scores.shape
+    decodes, _ = found.predict_batch_with_aux(
+        params, batch, jax.random.PRNGKey(0), return_all_decodes=True
+    )
+    assert decodes.shape[:2] == (tiny_t5x.ROWS, 8)
+
+
+@pytest.mark.parametrize(
+    "binding",
+    ["models.BaseTransformerModel.z_loss = 0.1", "t5x_trainer.BaseTrainer.rng = None"],
+)
+def test_bindings_for_base_classes_are_refused_by_name(parse, binding):
+    # T5X's own classes would be left without them.
+    parse(STOCK, OURS, f"{binding}\n")
+    name = binding.split(" ")[0].split(".")[1]
+    with pytest.raises(ValueError, match=f"{name} is bound in gin .* no effect .* Bind "):
+        if name == "BaseTrainer":
+            tiny_t5x.make_trainer(tiny_t5x.make_model(tiny_t5x.weighted()))
+        else:
+            model_of()

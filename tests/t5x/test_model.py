@@ -9,21 +9,23 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def params(a_model):
-    shape = (tiny_t5x.ROWS, tiny_t5x.LENGTH)
-    return a_model.get_initial_variables(
-        jax.random.PRNGKey(0), {"decoder_input_tokens": shape}, {"decoder_input_tokens": np.int32}
-    )["params"]
+    batch = tiny_t5x.tasks_lib.unmarked(tiny_t5x.pair_batch())
+    shapes = {name: feature.shape for name, feature in batch.items()}
+    types = {name: np.int32 for name in batch}
+    return a_model.get_initial_variables(jax.random.PRNGKey(0), shapes, types)["params"]
 
 
+CLASSES = [tiny_t5x.model_lib.LDRODecoderOnlyModel, tiny_t5x.model_lib.LDROEncoderDecoderModel]
+
+
+@pytest.mark.parametrize("cls", CLASSES)
 @pytest.mark.parametrize("options", [{}, {"z_loss": 0.01}, {"label_smoothing": 0.1}])
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_losses_of_rows_add_up_to_t5x_own_loss(options, packed):
-    a_model = tiny_t5x.make_model(tiny_t5x.weighted(), **options)
-    batch = tiny_t5x.batch()
-    if packed:
-        segments = np.repeat([1, 2], [3, tiny_t5x.LENGTH - 3])[None].repeat(tiny_t5x.ROWS, 0)
-        positions = np.r_[0:3, 0 : tiny_t5x.LENGTH - 3][None].repeat(tiny_t5x.ROWS, 0)
-        batch |= {"decoder_segment_ids": segments, "decoder_positions": positions}
+def test_the_losses_of_rows_add_up_to_t5x_own_loss(cls, options, packed):
+    a_model = tiny_t5x.make_model(tiny_t5x.weighted(), cls, **options)
+    batch = tiny_t5x.pair_batch(packed=packed)
+    if not issubclass(cls, tiny_t5x.models.EncoderDecoderModel):
+        batch = {name: x for name, x in batch.items() if not name.startswith("encoder")}
     losses, metrics = a_model.row_losses(params(a_model), batch, None)
     total, expected = a_model.loss_fn(params(a_model), batch, None)
     assert losses.shape == (tiny_t5x.ROWS,)
@@ -32,6 +34,42 @@ def test_the_losses_of_rows_add_up_to_t5x_own_loss(options, packed):
     np.testing.assert_allclose(losses[3], a_model.loss_fn(params(a_model), one, None)[0], rtol=1e-5)
     assert metrics.keys() == expected.keys()
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), metrics, expected)
+
+
+class Mine(tiny_t5x.models.EncoderDecoderModel):
+    """With arguments of its own, as a team may have."""
+
+    def __init__(self, *args, note, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.note = note
+
+
+class LDROMine(tiny_t5x.model_lib.LDROModel, Mine):
+    """And for training with L-DRO."""
+
+
+def test_a_model_of_ones_own_needs_two_lines():
+    a_model = tiny_t5x.make_model(tiny_t5x.weighted(), LDROMine, note="ours", z_loss=0.01)
+    assert (a_model.note, a_model._z_loss) == ("ours", 0.01)
+    batch = tiny_t5x.pair_batch()
+    losses, _ = a_model.row_losses(params(a_model), batch, None)
+    total, _ = a_model.loss_fn(params(a_model), batch, None)
+    np.testing.assert_allclose(losses.sum(), total, rtol=1e-5)
+
+
+class OtherLoss(tiny_t5x.models.EncoderDecoderModel):
+    def loss_fn(self, params, batch, dropout_rng):
+        loss, metrics = super().loss_fn(params, batch, dropout_rng)
+        return loss + 1, metrics
+
+
+class LDROOtherLoss(tiny_t5x.model_lib.LDROModel, OtherLoss):
+    pass
+
+
+def test_refuses_a_model_with_another_loss():
+    with pytest.raises(TypeError, match="OtherLoss has a loss_fn of its own, but LDROOtherLoss"):
+        tiny_t5x.make_model(tiny_t5x.weighted(), LDROOtherLoss)
 
 
 def test_refuses_a_loss_normalising_factor():

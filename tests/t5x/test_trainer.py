@@ -13,23 +13,30 @@ tiny_t5x = pytest.importorskip(
     "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = pytest.mark.filterwarnings("ignore")
+ROWS_ALONE = tiny_t5x.model_lib.LDRODecoderOnlyModel
+PAIRS = tiny_t5x.model_lib.LDROEncoderDecoderModel
 N, STEPS = tiny_t5x.N, 5
 BATCHES = [tiny_t5x.batch(seed) for seed in range(STEPS)]
 
 
 def plain_loop(tx, optimizer, batches):
     """The same run on one device without T5X's trainer, from the losses of T5X's module."""
-    a_model = tiny_t5x.make_model(tiny_t5x.weighted())
+    pairs = "encoder_input_tokens" in batches[0]
+    a_model = tiny_t5x.make_model(tiny_t5x.weighted(), PAIRS if pairs else ROWS_ALONE)
     params = tiny_t5x.make_trainer(a_model).train_state.params
     params = jax.device_put(params, jax.devices()[0])
     chain = optax.chain(tx, optimizer)
     state = chain.init(params)
 
     def loss_fn(params, rows):
+        parts = ("encoder", "decoder") if pairs else ("decoder",)
+        names = [f"{part}_{name}" for part in parts for name in ("segment_ids", "positions")]
         logits = a_model.module.apply(
             {"params": params},
+            *([rows["encoder_input_tokens"]] if pairs else []),
             rows["decoder_input_tokens"],
             rows["decoder_target_tokens"],
+            **{name: rows[name] for name in names if name in rows},
             enable_dropout=False,
         )
         losses = optax.softmax_cross_entropy_with_integer_labels(
@@ -68,6 +75,19 @@ def test_steps_are_those_of_a_plain_loop(model_parallel):
     )
     tiny_t5x.train(a_trainer, BATCHES)
     expected = plain_loop(tiny_t5x.weighting(), tiny_t5x.sgd(), BATCHES)
+    assert np.ptp(expected[1].weights) > 0.05
+    assert_same(a_trainer.train_state, expected)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("microbatches", [None, 2])
+def test_steps_of_an_encoder_decoder_are_those_of_a_plain_loop(packed, microbatches):
+    batches = [tiny_t5x.pair_batch(seed, packed=packed) for seed in range(STEPS)]
+    a_trainer = tiny_t5x.make_trainer(
+        tiny_t5x.make_model(tiny_t5x.weighted(), PAIRS), num_microbatches=microbatches
+    )
+    tiny_t5x.train(a_trainer, batches)
+    expected = plain_loop(tiny_t5x.weighting(), tiny_t5x.sgd(), batches)
     assert np.ptp(expected[1].weights) > 0.05
     assert_same(a_trainer.train_state, expected)
 
