@@ -46,7 +46,7 @@ def transform(
     lagged: bool = False,
     smoothing: float = 0.0,
     floor: float = 0.0,
-) -> optax.GradientTransformationExtraArgs:
+) -> transform_lib.Weighted:
     r"""Lookahead-DRO as an Optax gradient transformation; chain it before any optimizer.
 
     It picks the weights of the task losses :math:`ℓ` so that the worst loss is smallest *after* a

@@ -20,7 +20,27 @@ from ldro_jax.interaction import base as interaction_base
 from ldro_jax.weighting import base as weighting_base
 from ldro_jax.weighting import wrappers
 
-__all__ = ["WeightedState", "find_state", "weighted"]
+__all__ = ["Weighted", "WeightedState", "find_state", "weighted"]
+
+
+class Weighted(optax.GradientTransformationExtraArgs):
+    """What :func:`weighted` makes: a transformation that says how it weighs, for trainers.
+
+    Attributes:
+      weighting: the method, with smoothing, total and floor.
+      interval: k, the number of steps between two measurements of the interaction; ``None`` if the
+        method doesn't use it.
+      lagged: whether the weights use the matrix of the step before.
+    """
+
+    weighting: weighting_base.Weighting
+    interval: int | jax.Array | None
+    lagged: bool
+
+    @property
+    def every_step(self) -> bool:
+        """Whether the interaction is measured in every step."""
+        return isinstance(self.interval, int) and self.interval == 1
 
 
 def weighted(
@@ -33,7 +53,7 @@ def weighted(
     smoothing: float = 0.0,
     total: float | None = None,
     floor: float = 0.0,
-) -> optax.GradientTransformationExtraArgs:
+) -> Weighted:
     """Trains on the weighted loss ``Σ_i w_i ℓ_i``, with weights chosen anew in every step.
 
     ``update`` takes the statistics of the tasks in one of four forms, all as keyword arguments:
@@ -253,7 +273,11 @@ def weighted(
             weighting=inner,
         )
 
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    made = Weighted(init_fn, update_fn)
+    made.weighting = weighting
+    made.interval = interaction_interval if weighting.uses_interaction else None
+    made.lagged = fused and lagged
+    return made
 
 
 def _check_num_tasks(num_tasks) -> None:

@@ -1,6 +1,7 @@
 """T5X with a model that compiles in seconds: trainers, batches, and how a run is put together."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from t5x import adafactor, checkpoints, models, optimizers, partitioning, utils  # noqa: F401
@@ -8,7 +9,7 @@ from t5x import trainer as t5x_trainer
 from t5x.examples.decoder_only import network
 from t5x.examples.t5 import network as t5_network
 
-from ldro_jax import ldro
+from ldro_jax import ldro, transform
 from ldro_jax.t5x import checkpoints as checkpoints_lib  # noqa: F401
 from ldro_jax.t5x import data  # noqa: F401
 from ldro_jax.t5x import model as model_lib
@@ -124,7 +125,7 @@ def partitioner(model=2):
 
 def initializer(a_model, parts, rows=ROWS):
     pairs = isinstance(a_model, models.EncoderDecoderModel)
-    features = tasks_lib.unmarked((pair_batch if pairs else batch)(rows=rows))
+    features = tasks_lib.read((pair_batch if pairs else batch)(rows=rows), NAMES).features
     return utils.TrainStateInitializer(
         optimizer_def=a_model.optimizer_def,
         init_fn=a_model.get_initial_variables,
@@ -167,4 +168,54 @@ def stock(optimizer, **options):
 def weighted(optimizer=None, **changes):
     return optimizer_lib.WeightedOptimizer(
         weighting(**changes), sgd() if optimizer is None else optimizer
+    )
+
+
+def plain_loop(tx, optimizer, batches):
+    """The same run on one device without T5X's trainer, from the losses of T5X's module."""
+    pairs = "encoder_input_tokens" in batches[0]
+    models_of = (model_lib.LDRODecoderOnlyModel, model_lib.LDROEncoderDecoderModel)
+    a_model = make_model(weighted(), models_of[pairs])
+    params = make_trainer(a_model).train_state.params
+    params = jax.device_put(params, jax.devices()[0])
+    chain = optax.chain(tx, optimizer)
+    state = chain.init(params)
+
+    def loss_fn(params, rows):
+        parts = ("encoder", "decoder") if pairs else ("decoder",)
+        names = [f"{part}_{name}" for part in parts for name in ("segment_ids", "positions")]
+        logits = a_model.module.apply(
+            {"params": params},
+            *([rows["encoder_input_tokens"]] if pairs else []),
+            rows["decoder_input_tokens"],
+            rows["decoder_target_tokens"],
+            **{name: rows[name] for name in names if name in rows},
+            enable_dropout=False,
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits, rows["decoder_target_tokens"]
+        )
+        weights = rows["decoder_loss_weights"]
+        return jnp.sum(losses * weights) / jnp.sum(weights)
+
+    @jax.jit
+    def step(params, state, batch):
+        by_task = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, N, *x.shape[1:]), 1, 0), batch)
+        updates, state = chain.update(None, state, params, loss_fn=loss_fn, batch=by_task)
+        return optax.apply_updates(params, updates), state
+
+    for batch in batches:
+        params, state = step(params, state, batch)
+    return params, transform.find_state(state)
+
+
+def assert_same(state, expected, rtol=2e-5):
+    params, weighted = expected
+    found = state.param_states["weighting"]
+    np.testing.assert_allclose(found.weights, weighted.weights, rtol=rtol)
+    np.testing.assert_allclose(found.losses, weighted.losses, rtol=rtol)
+    scale = np.abs(weighted.interaction).max()
+    np.testing.assert_allclose(found.interaction, weighted.interaction, rtol, atol=rtol * scale)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5), state.params, params
     )

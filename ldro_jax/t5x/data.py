@@ -19,7 +19,8 @@ import seqio
 import tensorflow as tf
 from t5x import utils
 
-from ldro_jax.t5x import checkpoints, tasks
+from ldro_jax import transform
+from ldro_jax.t5x import checkpoints, drawing, tasks
 from ldro_jax.t5x.names import MC4_MIXTURE, TEXT_MIXTURE
 from ldro_jax.tasks import mc4, text, text_files
 
@@ -65,14 +66,17 @@ def get_dataset(
     *,
     model_dir: str,
     read_checkpoint: bool = True,
-) -> tf.data.Dataset:
+    sampling: str = "uniform",
+    temperature: float = 1.0,
+    weighting: transform.Weighted | None = None,
+) -> tf.data.Dataset | drawing.DrawnRows:
     """Task-balanced batches; for ``train.get_dataset_fn``.
 
     T5X calls it before it restores a checkpoint, so that this is where a run that can't go on with
     these tasks in ``model_dir`` is refused.
 
     Args:
-      cfg: T5X's; the rates of the mixture are not used.
+      cfg: T5X's.
       shard_id: which of the shards of the data to read.
       num_shards: number of shards.
       feature_converter_cls: the model's.
@@ -81,40 +85,56 @@ def get_dataset(
       model_dir: the run's.
       read_checkpoint: whether to read its newest checkpoint in full, to say what to do if it is
         damaged. It is then read twice; without, T5X's own errors have to do.
+      sampling: which rows a batch has. "uniform": the tasks in turn. "rates": random tasks, with
+        the rates of the mixture. "weights": random tasks, with the task weights; these are looked
+        up whenever T5X writes a summary, so that ``stats_period`` is part of what a run computes.
+        A task counts in the gradient by its weight whatever its rate, since its rows are counted
+        relative to those expected.
+      temperature: T, tasks are drawn with ``rate ** (1 / T)``, relative to their sum, for "rates".
+      weighting: the run's, for "rates" and "weights": a static method has its weights from the
+        first batch on, and one that uses the interaction has it measured on as many rows again,
+        drawn for it when it is due, all tasks in turn.
 
     Returns:
-      Batches of ``cfg.batch_size / num_shards`` rows, row r of task ``r mod N``, with the mark of
-      each row, int32, besides (:mod:`ldro_jax.t5x.tasks`).
+      Batches of ``cfg.batch_size / num_shards`` rows, row r of task ``r mod N`` if N divides them
+      and sampling is "uniform", with the mark of each row, int32, besides
+      (:mod:`ldro_jax.t5x.tasks`).
 
     Raises:
-      ValueError: if the batch doesn't hold as many rows of every task in each shard, or the run was
-        begun with other tasks or without L-DRO, or its newest checkpoint is damaged.
+      ValueError: if the batch can't be drawn so, or the run was begun with other tasks or without
+        L-DRO, or its newest checkpoint is damaged.
     """
     if cfg.module:
         utils.import_module(cfg.module)
-    parts = _tasks(cfg.mixture_or_task_name)
+    mixture = cfg.mixture_or_task_name
+    parts = _tasks(mixture)
     names = [task.name for task in parts]
-    if cfg.batch_size % (len(parts) * num_shards):
-        step = len(parts) * num_shards
-        raise ValueError(
-            f"Every shard of a batch holds as many rows of each task, so batch_size must be a "
-            f"multiple of {len(parts)} tasks × {num_shards} shards of the data = {step}, but it is "
-            f"{cfg.batch_size}. The next one is {-(-cfg.batch_size // step) * step}."
-        )
+    interval = None if weighting is None else weighting.interval
+    drawing.check(sampling, temperature, weighting, cfg.batch_size, len(parts), num_shards)
     tasks.check_names(model_dir, names)
     checkpoints.check(model_dir, len(parts), read=read_checkpoint)
-    own = dataclasses.replace(cfg, batch_size=cfg.batch_size // len(parts))
-    datasets = tuple(
-        utils.get_dataset(
-            dataclasses.replace(own, mixture_or_task_name=task),
-            shard_id,
-            num_shards,
-            feature_converter_cls,
-            num_epochs,
-            continue_from_last_checkpoint,
+    is_even = sampling == "uniform" and cfg.batch_size % (len(parts) * num_shards) == 0
+
+    def of_task(task):
+        # Rows one by one, where they are drawn one by one.
+        size = cfg.batch_size // len(parts) if is_even else num_shards
+        own = dataclasses.replace(cfg, batch_size=size, mixture_or_task_name=task)
+        options = (feature_converter_cls, num_epochs, continue_from_last_checkpoint)
+        return utils.get_dataset(own, shard_id, num_shards, *options)
+
+    datasets = tuple(map(of_task, parts))
+    if not is_even:
+        return drawing.DrawnRows(
+            datasets,
+            names,
+            cfg.batch_size,
+            shard=shard_id,
+            num_shards=num_shards,
+            seed=cfg.seed or 0,
+            probabilities=drawing.probabilities(mixture, parts, sampling, temperature, weighting),
+            follows_weights=sampling == "weights",
+            interval=None if sampling == "uniform" else interval,
         )
-        for task in parts
-    )
     rows = cfg.batch_size // num_shards
 
     def interleaved(*batches):

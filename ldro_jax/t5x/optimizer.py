@@ -47,7 +47,7 @@ class WeightedOptimizer(optimizers.OptimizerDef):
 
     def __init__(
         self,
-        weighting: optax.GradientTransformationExtraArgs,
+        weighting: transform.Weighted,
         optimizer: optax.GradientTransformation | optimizers.OptimizerDef,
     ):
         if isinstance(weighting, weighting_base.Weighting):
@@ -55,10 +55,12 @@ class WeightedOptimizer(optimizers.OptimizerDef):
                 "WeightedOptimizer.weighting must be a transformation, but it is a Weighting. Bind "
                 "it to @transform.weighted(), and transform.weighted.weighting to what it is now."
             )
-        if not isinstance(weighting, optax.GradientTransformation):
+        if not isinstance(weighting, transform.Weighted):
             raise TypeError(
-                f"WeightedOptimizer.weighting must be a transformation, but it is {weighting!r}. "
-                "Bind it to @ldro.transform(), or to @transform.weighted() for another weighting."
+                "WeightedOptimizer.weighting must be a transformation of this library by itself, "
+                f"but it is {weighting!r}. Bind it to @ldro.transform(), or to "
+                "@transform.weighted() for another weighting; what follows it belongs to "
+                "WeightedOptimizer.optimizer."
             )
         if not isinstance(optimizer, optax.GradientTransformation | optimizers.OptimizerDef):
             raise TypeError(
@@ -69,24 +71,25 @@ class WeightedOptimizer(optimizers.OptimizerDef):
         if isinstance(optimizer, optax.GradientTransformation):
             optimizer = optimizers.OptaxWrapper(optimizer)
         self._inner: Any = optimizer
-        self._weighting = optimizers.OptaxWrapper(weighting)
+        self.weighting, self._weighting = weighting, optimizers.OptaxWrapper(weighting)
         super().__init__(optimizer.hyper_params)
         if hasattr(optimizer, "set_param_axes"):
             # T5X looks for the method.
             self.set_param_axes = optimizer.set_param_axes
 
-    def weigh(self, train_state: Any, **statistics: Any) -> WeightedGradient:
+    def weigh(self, train_state: Any, updates: Any = None, **statistics: Any) -> WeightedGradient:
         """Chooses the task weights of a step.
 
         Args:
           train_state: a T5X training state with this optimizer.
+          updates: the gradients of the tasks, ``[N, ...]``, if they are known already.
           **statistics: of the tasks, as :func:`ldro_jax.transform.weighted` takes them.
 
         Returns:
           The :class:`WeightedGradient`, for ``train_state.apply_gradient``.
         """
-        gradient, state = self._weighting.optax_optimizer.update(
-            None, train_state.param_states["weighting"], train_state.params, **statistics
+        gradient, state = self.weighting.update(
+            updates, train_state.param_states["weighting"], train_state.params, **statistics
         )
         return WeightedGradient(gradient, state)
 

@@ -11,7 +11,7 @@ import ldro_jax.t5x.installed  # noqa: F401
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,31 @@ import tensorflow as tf
 from ldro_jax.t5x.names import TASKS_FILE, saved_tasks
 
 MARK = "ldro_tasks"
+# The probabilities that rows were drawn with, and rows to measure the interaction on.
+SHARE, MEASURED = "ldro_share", "ldro_measured/"
+
+
+class TaskRows(NamedTuple):
+    """A batch, and which tasks its rows belong to.
+
+    Attributes:
+      features: of the model, ``[B, ...]``.
+      task: of each row, int32 ``[B]``; ``None`` if row r is of task ``r mod N``.
+      share: the probabilities of the tasks that the rows were drawn with, ``[N]``, if they were
+        drawn at random.
+      measured: rows to measure the interaction on, ``[M, ...]``, row r of task ``r mod N``;
+        ``None`` if those of the batch serve for it.
+    """
+
+    features: dict[str, Any]
+    task: jax.Array | None = None
+    share: jax.Array | None = None
+    measured: dict[str, Any] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """B."""
+        return jax.tree.leaves(self.features)[0].shape[0]
 
 
 def marks(names: Sequence[str], rows: int) -> np.ndarray:
@@ -37,17 +62,18 @@ def marks(names: Sequence[str], rows: int) -> np.ndarray:
     return np.resize(np.array(one, np.int32), rows)
 
 
-def unmarked(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The features of the model.
+def read(batch: Mapping[str, Any], names: Sequence[str]) -> TaskRows:
+    """A batch as the data gives it.
 
     Args:
       batch: features ``[B, ...]``, with the marks of the rows.
+      names: of the tasks, in order.
 
     Returns:
-      The same without the marks.
+      The :class:`TaskRows`.
 
     Raises:
-      ValueError: if there are none.
+      ValueError: if there are no marks.
     """
     if MARK not in batch:
         raise ValueError(
@@ -55,11 +81,26 @@ def unmarked(batch: Mapping[str, Any]) -> dict[str, Any]:
             "task a row belongs to. Bind train.get_dataset_fn = @data.get_dataset, with data from "
             "ldro_jax.t5x."
         )
-    return {name: feature for name, feature in batch.items() if name != MARK}
+    features = {name: x for name, x in batch.items() if not name.startswith("ldro_")}
+    apart = {
+        name.removeprefix(MEASURED): x for name, x in batch.items() if name.startswith(MEASURED)
+    }
+    size, num_tasks = batch[MARK].shape[0], len(names)
+    found = TaskRows(features)
+    if SHARE in batch:
+        found = found._replace(share=batch[SHARE][0])
+    if apart:
+        # The tasks have a row each as often as they all can.
+        whole = size - size % num_tasks
+        found = found._replace(measured={name: x[:whole] for name, x in apart.items()})
+    if SHARE in batch or size % num_tasks:
+        known = batch[MARK][:, None] == marks(names, num_tasks)[None]
+        found = found._replace(task=jnp.argmax(known, axis=1).astype(jnp.int32))
+    return found
 
 
 def check_rows(batch: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Checks that the rows of a batch on the devices belong to the tasks in turn.
+    """Checks that the rows of a batch on the devices are of the tasks, in turn if all have as many.
 
     Args:
       batch: features ``[B, ...]`` with the marks of the rows.
@@ -68,12 +109,13 @@ def check_rows(batch: Mapping[str, Any], names: Sequence[str]) -> None:
     Raises:
       ValueError: if there are no marks, or they are others.
     """
-    unmarked(batch)
+    in_turn = read(batch, names).task is None
     found = jnp.asarray(batch[MARK])
     expected = marks(names, found.size)
     # On several hosts each sees its own rows alone.
     for shard in found.addressable_shards:
-        if not np.array_equal(shard.data, expected[shard.index]):
+        right = shard.data == expected[shard.index] if in_turn else np.isin(shard.data, expected)
+        if not np.all(right):
             raise ValueError(
                 f"The rows of the data don't belong to the trainer's {len(names)} tasks in turn, "
                 f"{', '.join(names)}. Bind data.task_names.mixture_or_task_name to the mixture "

@@ -4,7 +4,6 @@ import ldro_jax.t5x.installed  # noqa: F401
 
 # isort: split
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,19 +18,19 @@ from t5x import trainer as trainer_lib
 from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
-from ldro_jax.interaction import base as interaction_base
-from ldro_jax.interaction.scan import scan
-from ldro_jax.t5x import inheritance, tasks
-from ldro_jax.t5x.model import LDROModel, token_weights
+from ldro_jax import transform
+from ldro_jax.t5x import drawing, inheritance, tasks
+from ldro_jax.t5x.model import LDROModel
 from ldro_jax.t5x.optimizer import WeightedOptimizer
-from ldro_jax.training import rows as rows_lib
+from ldro_jax.t5x.statistics import Statistics
+from ldro_jax.tasks import draws
 
 
 class LDROTrainer(trainer_lib.Trainer):
     """A ``t5x.trainer.Trainer`` that trains on weighted task losses.
 
-    Row r of a batch belongs to task ``r mod N``, as :func:`ldro_jax.t5x.data.get_dataset` gives
-    and marks them; other batches are refused. The names of the tasks are saved in the run's
+    Rows belong to tasks, as :func:`ldro_jax.t5x.data.get_dataset` draws and marks them; other
+    batches are refused. The names of the tasks are saved in the run's
     directory when the first step is taken, since weights are known by position alone. With several
     microbatches the weights are chosen from the losses of all of them, at the price of a second
     forward pass.
@@ -46,8 +45,9 @@ class LDROTrainer(trainer_lib.Trainer):
       task_names: the names of the tasks, in order.
       checkpoint_cfg: the run's ``t5x.utils.CheckpointConfig``, to be looked at alone.
       interaction: how to measure the interaction: a name from
-        :data:`ldro_jax.interaction.STRATEGIES`; by default one task after another, with each
-        gradient split over the data axis of the mesh as well.
+        :data:`ldro_jax.interaction.STRATEGIES`, or "split"; by default, on a mesh, one task after
+        another, with each gradient split over the data axis as well, or for a lagged weighting
+        layer by layer where layers are scanned; on one device what suits the model.
       interaction_rows: measure it on so many rows of each task; by default on all.
       **kwargs: T5X's own, see ``t5x.trainer.Trainer``; gin's bindings for that class count for
         those that aren't given.
@@ -72,26 +72,36 @@ class LDROTrainer(trainer_lib.Trainer):
         super().__init__(**kwargs)
         self._task_names = tuple(task_names)
         self._model_dir, self._began = kwargs["summary_dir"], False
-        self._interaction_rows = interaction_rows
+        self._drawn: drawing.DrawnRows | None = None
         _check(self._model, self._train_state, self._task_names, checkpoint_cfg)
-        if interaction in (None, "split"):
-            shapes = jax.tree.leaves(self._train_state.params)
+        weighting = self._model.optimizer_def.weighting
+        (axes,) = self._partitioner.data_partition_spec
+        self._measure = Statistics(
+            num_tasks=len(self._task_names),
+            strategy=self._strategy(interaction),
+            every_step=weighting.every_step,
+            lagged=weighting.lagged,
+            microbatches=self._num_microbatches or 1,
+            interaction_rows=interaction_rows,
+            over_data=self._sharded(PartitionSpec(axes)),
+        )
+
+    def _strategy(self, name: str | None) -> interaction_lib.Interaction:
+        if name not in (None, "split"):
+            return interaction_lib.get(name)
+        shardings = None
+        if self._partitioner.mesh.size > 1:
             # A parameter without a specification is on every device.
             specs = jax.tree.leaves(
                 self._train_state_axes.params,
                 is_leaf=lambda x: x is None or isinstance(x, PartitionSpec),
             )
-            split = [
-                interaction_base.over_data(shape, self._sharded(spec or PartitionSpec()))
-                for shape, spec in zip(shapes, specs, strict=True)
-            ]
-            split = jax.tree.unflatten(jax.tree.structure(self._train_state.params), split)
-            whole = scan(
-                constrain=lambda gradient: jax.lax.with_sharding_constraint(gradient, split)
+            structure = jax.tree.structure(self._train_state.params)
+            shardings = jax.tree.unflatten(
+                structure, [self._sharded(spec or PartitionSpec()) for spec in specs]
             )
-            self._strategy = whole if interaction is None else interaction_lib.split(whole)
-        else:
-            self._strategy = interaction_lib.get(interaction)
+        found = interaction_lib.auto(shardings)
+        return found if name is None else interaction_lib.split(found)
 
     def _sharded(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(self._partitioner.mesh, spec)
@@ -115,8 +125,13 @@ class LDROTrainer(trainer_lib.Trainer):
             tasks.check_rows(first, self._task_names)
             if self._model_dir is not None:
                 tasks.save_names(self._model_dir, self._task_names)
-            batch_iter, self._began = itertools.chain([first], batch_iter), True
-        return super().train(batch_iter, num_steps, start_step)
+            self._drawn, self._began = drawing.inside(batch_iter), True
+            batch_iter = itertools.chain([first], batch_iter)
+        summary = super().train(batch_iter, num_steps, start_step)
+        if self._drawn is not None and self._drawn.follows_weights:
+            state = transform.find_state(self.train_state.param_states["weighting"])
+            self._drawn.probabilities = draws.probabilities(state.weights)
+        return summary
 
     @cached_property.cached_property
     def _partitioned_train_step(self):
@@ -129,11 +144,15 @@ class LDROTrainer(trainer_lib.Trainer):
 
     def _train_step(self, state: Any, batch: Mapping[str, jax.Array]):
         rng = self._get_step_rng(state.step)
-        statistics, metrics, tokens = self._statistics(state.params, tasks.unmarked(batch), rng)
-        weighted = self._model.optimizer_def.weigh(state, **statistics)
+
+        def row_losses(params, rows, part):
+            return self._model.row_losses(params, rows, jax.random.fold_in(rng, part))
+
+        measured = self._measure(row_losses, state.params, tasks.read(batch, self._task_names))
+        weighted = self._model.optimizer_def.weigh(state, **measured.given)
         learning_rate = jnp.asarray(self._learning_rate_fn(state.step))
         new_state = state.apply_gradient(weighted, learning_rate=learning_rate)
-        metrics |= {
+        metrics = measured.metrics | {
             "learning_rate": clu.metrics.Average.from_model_output(learning_rate[None]),
             "learning_rate/current": clu.metrics.LastValue.from_model_output(learning_rate[None]),
         }
@@ -141,61 +160,8 @@ class LDROTrainer(trainer_lib.Trainer):
             metrics |= self._weight_metrics_computer.compute_metrics(
                 weighted.gradient, state, new_state
             )
-        metrics |= _task_metrics(self._task_names, weighted.weighting, tokens)
+        metrics |= _task_metrics(self._task_names, weighted.weighting, measured.tokens)
         return new_state, metrics
-
-    def _statistics(self, params, batch, rng):
-        """Statistics of the tasks for the weighting, T5X's metrics and tokens of each task."""
-        num_tasks, microbatches = len(self._task_names), self._num_microbatches or 1
-        rows = batch["decoder_target_tokens"].shape[0]
-        if rows % num_tasks or rows % microbatches:
-            raise ValueError(
-                f"The number of rows of a batch must be a multiple of the {num_tasks} tasks and of "
-                f"the {microbatches} microbatches, but it is {rows}."
-            )
-
-        def row_losses(p, some_rows, microbatch):
-            return self._model.row_losses(p, some_rows, jax.random.fold_in(rng, microbatch))
-
-        losses, stacked, pullback = rows_lib.forward(row_losses, params, batch, microbatches)
-        metrics = jax.tree.map(lambda x: x[0], stacked)
-        for index in range(1, microbatches):
-            update = jax.tree.map(lambda x, index=index: x[index], stacked)
-            metrics = trainer_lib.merge_metrics(metrics, update)
-
-        counts = token_weights(batch).sum(axis=1).reshape(-1, num_tasks).sum(axis=0)
-        per_token = 1 / jnp.maximum(counts, 1)
-
-        def interaction():
-            mesh, (axis,) = self._partitioner.mesh, self._partitioner.data_partition_spec
-            axes = (axis,) if isinstance(axis, str) else axis
-            taken, is_real = rows_lib.by_task(
-                dict(batch),
-                num_tasks,
-                limit=self._interaction_rows,
-                multiple=math.lcm(
-                    math.prod(mesh.shape[name] for name in axes), self._strategy.multiple
-                ),
-            )
-            taken = jax.lax.with_sharding_constraint(
-                taken, self._sharded(PartitionSpec(None, axes))
-            )
-
-            def task_loss(p, task):
-                sums, _ = row_losses(p, task["rows"], microbatches)
-                tokens = token_weights(task["rows"]).sum(axis=1)
-                sums, tokens = (jnp.where(task["is_real"], x, 0).sum() for x in (sums, tokens))
-                return sums / jnp.maximum(tokens, 1)
-
-            return self._strategy.matrix(task_loss, params, {"rows": taken, "is_real": is_real})
-
-        statistics = {
-            "losses": losses.reshape(-1, num_tasks).sum(axis=0) * per_token,
-            "present": counts > 0,
-            "pullback": lambda weights: pullback(jnp.tile(weights * per_token, rows // num_tasks)),
-            "interaction_fn": interaction,
-        }
-        return statistics, dict(metrics), counts
 
 
 @flax.struct.dataclass

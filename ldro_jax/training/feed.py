@@ -49,11 +49,7 @@ class Feed:
         num_tasks = self._problem.num_tasks
         if method.sampling == "uniform":
             return np.full(num_tasks, 1 / num_tasks, np.float32)
-        # Before any loss is known the static methods have their weights, the others uniform ones.
-        found = method.wrapped()
-        unknown = weighting.nothing_known(num_tasks)
-        weights, _ = found.update(unknown, found.init(num_tasks, unknown.losses.dtype))
-        return draws.probabilities(weights)
+        return draws.probabilities(weighting.first_weights(method.wrapped(), num_tasks))
 
     def draw(self, drawn: np.ndarray, probabilities: np.ndarray, seed: int, step: int):
         """Which rows the batch of a step has, after ``drawn`` of each task, ``[N]``.

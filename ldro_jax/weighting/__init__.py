@@ -7,6 +7,7 @@ from ldro_jax.weighting.base import (
     Statistics,
     Weighting,
     exponentiated_gradient,
+    first_weights,
     nothing_known,
     stateless,
 )
@@ -95,6 +96,7 @@ __all__ = [
     "factory",
     "fairgrad",
     "famo",
+    "first_weights",
     "from_data",
     "geometric_mean",
     "go4align",

@@ -61,6 +61,21 @@ def onto_simplex(weights: jax.Array) -> jax.Array:
         return optax.projections.projection_simplex(weights)
 
 
+def first_weights(weighting: "Weighting", num_tasks: int) -> jax.Array:
+    """The weights before any loss is known: those of a static method, otherwise uniform ones.
+
+    Args:
+      weighting: the method.
+      num_tasks: N.
+
+    Returns:
+      ``[N]``, float32.
+    """
+    unknown = nothing_known(num_tasks)
+    weights, _ = weighting.update(unknown, weighting.init(num_tasks, unknown.losses.dtype))
+    return weights
+
+
 def nothing_known(num_tasks: int, dtype: Any = jnp.float32) -> Statistics:
     """Zeros for all statistics, before any is measured.
 

@@ -79,9 +79,11 @@ def test_a_state_without_weights_is_refused():
         state.restore_state(saved)
 
 
-@pytest.mark.parametrize("given", ["lookahead_online", None, tiny_t5x.weighting])
+@pytest.mark.parametrize(
+    "given", ["lookahead_online", None, tiny_t5x.weighting, optax.chain(tiny_t5x.weighting())]
+)
 def test_a_weighting_that_is_none_is_refused(given):
-    with pytest.raises(TypeError, match="must be a transformation, but .* Bind it to @ldro.trans"):
+    with pytest.raises(TypeError, match="must be a transformation .* Bind it to @ldro"):
         tiny_t5x.optimizer_lib.WeightedOptimizer(given, tiny_t5x.sgd())
 
 

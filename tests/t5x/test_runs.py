@@ -99,18 +99,37 @@ def assert_equal(found, expected):
     jax.tree.map(check, found, expected)
 
 
-def test_a_run_that_was_killed_goes_on_bit_for_bit(full, data_dir, tmp_path):
-    arguments = ("train", "text_tiny", *training(tmp_path, data_dir))
-    process = start(*arguments, output=subprocess.DEVNULL)
+def killed_and_resumed(arguments, model_dir, **options):
+    process = start(*arguments, **options, output=subprocess.DEVNULL)
     began = time.monotonic()
-    while not (tmp_path / "checkpoint_10" / "commit_success.txt").exists():
+    while not (model_dir / "checkpoint_10" / "commit_success.txt").exists():
         assert process.poll() is None and time.monotonic() - began < SECONDS
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    shutil.rmtree(tmp_path / "checkpoint_20", ignore_errors=True)
-    run(*arguments)
+    shutil.rmtree(model_dir / "checkpoint_20", ignore_errors=True)
+    run(*arguments, **options)
+
+
+def test_a_run_that_was_killed_goes_on_bit_for_bit(full, data_dir, tmp_path):
+    killed_and_resumed(("train", "text_tiny", *training(tmp_path, data_dir)), tmp_path)
     assert_equal(restored(tmp_path, 20), restored(full, 20))
+
+
+@pytest.mark.parametrize("gin_files, rows", [(("sampling",), 20), ((), 20)])
+def test_so_does_one_whose_rows_are_drawn_one_by_one(data_dir, tmp_path, gin_files, rows):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    options = (f"--gin.BATCH_SIZE={rows}", "--gin.ldro.transform.interaction_interval=3")
+    arguments = ("train", "text_tiny", *training(whole, data_dir, *options))
+    run(*arguments, gin_files=gin_files)
+    arguments = ("train", "text_tiny", *training(again, data_dir, *options))
+    killed_and_resumed(arguments, again, gin_files=gin_files)
+    assert_equal(restored(again, 20), restored(whole, 20))
+    weights = restored(again, 20)["state"]["param_states"]["weighting"]["weights"]
+    assert np.ptp(weights) > 0
+    if gin_files:
+        other = ("train", "text_tiny", *training(again, data_dir, *options, "--gin.TRAIN_STEPS=30"))
+        assert "Give the run the sampling it began with" in run(*other, fails=True)
 
 
 def test_a_run_goes_on_on_another_mesh(full, data_dir, tmp_path):

@@ -1,0 +1,364 @@
+"""Rows of tasks that are drawn one by one: in uneven turns, by rates, and by the task weights."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import seqio
+import tiny
+import tiny_lm
+
+from ldro_jax import ldro, transform, weighting
+from ldro_jax.tasks import draws
+from ldro_jax.training import engine
+from ldro_jax.training.method import Method
+
+tiny_t5x = pytest.importorskip(
+    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+)
+from ldro_jax.t5x import drawing  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+N, NAMES, LENGTH, ROWS = tiny_t5x.N, tiny_t5x.NAMES, tiny_t5x.LENGTH, tiny_t5x.ROWS
+THREE = NAMES[:3]
+MARK, SHARE, MEASURED = (getattr(tiny_t5x.tasks_lib, n) for n in ("MARK", "SHARE", "MEASURED"))
+
+
+def datasets(size=60, count=N):
+    """Of each task rows that say which task and which row they are."""
+    tf = drawing.tf
+
+    def of(task):
+        tokens = np.full((size, LENGTH), 3 + task, np.int32)
+        tokens[:, 0] = np.arange(size)
+        return tf.data.Dataset.from_tensor_slices({"decoder_target_tokens": tokens}).batch(1)
+
+    return [of(task) for task in range(count)]
+
+
+def seen(batch, prefix=""):
+    """Task and number of each row."""
+    tokens = batch[f"{prefix}decoder_target_tokens"]
+    return (tokens[:, 1] - 3).tolist(), tokens[:, 0].tolist()
+
+
+def make(batch_size=6, **options):
+    return drawing.DrawnRows(datasets(), NAMES, batch_size, **options)
+
+
+def test_tasks_take_turns_in_having_a_row_more():
+    rows, drawn = make(), np.zeros(N, np.int64)
+    for _ in range(5):
+        expected = draws.draw_balanced(drawn, 6)
+        drawn = expected.drawn
+        batch = next(rows)
+        assert seen(batch) == (expected.tasks.tolist(), expected.indices.tolist())
+        known = tiny_t5x.tasks_lib.marks(NAMES, N)
+        np.testing.assert_array_equal(batch[MARK], known[expected.tasks])
+    assert np.ptp(drawn) <= 1
+
+
+def test_hosts_together_have_the_rows_of_one_draw():
+    share = np.array([0.1, 0.2, 0.3, 0.4], np.float32)
+    whole = make(8, seed=5, probabilities=share, interval=2)
+    parts = [
+        make(8, seed=5, probabilities=share, interval=2, shard=shard, num_shards=2)
+        for shard in range(2)
+    ]
+    for _ in range(3):
+        batch, found = next(whole), [next(part) for part in parts]
+        for name in (MARK, SHARE, f"{MEASURED}decoder_target_tokens"):
+            together = np.concatenate([own[name] for own in found])
+            if name.startswith(MEASURED):
+                # Each host has rows of its own.
+                together, batch[name] = together[:, 1], batch[name][:, 1]
+            np.testing.assert_array_equal(together, batch[name])
+
+
+def test_rows_to_measure_come_when_due_and_do_not_count_as_drawn():
+    share = np.array([0.7, 0.1, 0.1, 0.1], np.float32)
+    rows, drawn, last = make(8, seed=1, probabilities=share, interval=2), np.zeros(N, int), None
+    for step in range(4):
+        expected = draws.draw_mixed(drawn, 8, share, [1, step])
+        drawn = expected.drawn
+        batch = next(rows)
+        assert seen(batch) == (expected.tasks.tolist(), expected.indices.tolist())
+        tasks, numbers = seen(batch, MEASURED)
+        assert tasks == [0, 1, 2, 3] * 2
+        if step % 2 == 0:
+            last = [*drawn, *(drawn + 1)]
+        assert numbers == last
+        np.testing.assert_array_equal(batch[SHARE], np.tile(share, (8, 1)))
+
+
+@pytest.mark.parametrize("options", [{}, {"probabilities": np.full(N, 0.25, np.float32)}])
+def test_its_place_is_saved_and_found_again(tmp_path, options):
+    options = options | ({"interval": 2, "seed": 3} if options else {})
+    rows = make(**options)
+    for _ in range(3):
+        next(rows)
+    if options:
+        rows.probabilities = np.array([0.4, 0.3, 0.2, 0.1], np.float32)
+    rows.save(tmp_path / "place")
+    expected = [next(rows) for _ in range(4)]
+    other = make(**options)
+    next(other)
+    other.load(str(tmp_path / "place"))
+    for step, batch in enumerate(expected):
+        found = next(other)
+        assert found.keys() == batch.keys()
+        for name, values in batch.items():
+            # What isn't due may be other rows.
+            if not name.startswith(MEASURED) or step % 2:
+                np.testing.assert_array_equal(found[name], values)
+    for name, spec in other.element_spec.items():
+        assert (found[name].shape, found[name].dtype) == (spec.shape, spec.dtype)
+
+
+def test_another_way_of_drawing_does_not_go_on(tmp_path):
+    make().save(tmp_path / "place")
+    with pytest.raises(ValueError, match="it is of a run that drew its tasks in turn. Give the"):
+        make(probabilities=np.full(N, 0.25)).restore(tmp_path / "place")
+    with pytest.raises(ValueError, match="there is no such file. Give the run the sampling it"):
+        make().restore(tmp_path / "nowhere")
+
+
+def masked_loop(tx, batches):
+    """The run on one device, from masks of the rows of each task."""
+    a_model = tiny_t5x.make_model(tiny_t5x.weighted())
+    params = jax.device_put(tiny_t5x.make_trainer(a_model).train_state.params, jax.devices()[0])
+    chain = optax.chain(tx, tiny_t5x.sgd())
+    state, known = chain.init(params), tiny_t5x.tasks_lib.marks(THREE, 3)
+
+    def sums_of(params, rows, belongs):
+        logits = a_model.module.apply(
+            {"params": params},
+            rows["decoder_input_tokens"],
+            rows["decoder_target_tokens"],
+            enable_dropout=False,
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(
+            logits, rows["decoder_target_tokens"]
+        )
+        losses = (losses * rows["decoder_loss_weights"]).sum(axis=1)
+        return losses @ belongs / (rows["decoder_loss_weights"].sum(axis=1) @ belongs).clip(1)
+
+    @jax.jit
+    def step(params, state, batch):
+        belongs = (batch[MARK][:, None] == known[None]).astype(jnp.float32)
+        expected = batch[SHARE][0] * len(belongs) if SHARE in batch else belongs.sum(axis=0)
+        losses, pull = jax.vjp(lambda p: sums_of(p, batch, belongs), params)
+        apart = {k.removeprefix(MEASURED): x for k, x in batch.items() if k.startswith(MEASURED)}
+        rows, among = (apart, jnp.tile(jnp.eye(3), (ROWS // 3, 1))) if apart else (batch, belongs)
+        rows = jax.tree.map(lambda x: x[: len(among)], rows)
+
+        def interaction():
+            gradients = [
+                jax.grad(lambda p, i=i: sums_of(p, rows, among)[i])(params) for i in range(3)
+            ]
+            flat = jnp.stack([jax.flatten_util.ravel_pytree(g)[0] for g in gradients])
+            return flat @ flat.T
+
+        updates, state = chain.update(
+            None,
+            state,
+            params,
+            losses=losses,
+            pullback=lambda w: pull(w * belongs.sum(axis=0) / expected)[0],
+            interaction_fn=interaction,
+            present=belongs.sum(axis=0) > 0,
+        )
+        return optax.apply_updates(params, updates), state
+
+    for batch in batches:
+        params, state = step(params, state, batch)
+    return params, transform.find_state(state)
+
+
+def rows_of(seed, tasks):
+    """Different rows of some tasks."""
+    whole = tiny_t5x.batch(seed, rows=N * len(tasks))
+    return jax.tree.map(lambda x: x[tasks + N * np.arange(len(tasks))], whole)
+
+
+def uneven(seed):
+    """The tasks in turn, where the last batch stopped."""
+    return rows_of(seed, (seed * ROWS + np.arange(ROWS)) % 3)
+
+
+def drawn_at_random(seed):
+    """Any tasks, one of them absent now and then, and rows of all of them to measure."""
+    share = np.array([0.05, 0.15, 0.8], np.float32)
+    batch = rows_of(seed, np.random.default_rng(seed).choice(3, ROWS, p=share))
+    apart = rows_of(100 + seed, np.arange(ROWS) % 3)
+    del apart[MARK]
+    batch |= {MEASURED + name: x for name, x in apart.items()}
+    return batch | {SHARE: np.tile(share, (ROWS, 1))}
+
+
+def three_tasks(**options):
+    """A trainer of batches that its tasks don't divide."""
+    tx = ldro.transform(3, lookahead_lr=0.5, weight_lr=0.4, interaction_interval=2)
+    optimizer = tiny_t5x.optimizer_lib.WeightedOptimizer(tx, tiny_t5x.sgd())
+    options = {"rows": ROWS, "task_names": THREE} | options
+    return tx, tiny_t5x.make_trainer(tiny_t5x.make_model(optimizer), **options)
+
+
+@pytest.mark.parametrize("microbatches", [None, 2])
+@pytest.mark.parametrize("make_batch", [uneven, drawn_at_random])
+def test_steps_are_those_of_masks_of_the_rows(make_batch, microbatches):
+    batches = [make_batch(seed) for seed in range(6)]
+    if make_batch is drawn_at_random:
+        marks = tiny_t5x.tasks_lib.marks(THREE, 3)
+        assert any(not np.isin(marks, batch[MARK]).all() for batch in batches)
+    tx, a_trainer = three_tasks(num_microbatches=microbatches)
+    tiny_t5x.train(a_trainer, batches)
+    expected = masked_loop(tx, batches)
+    assert np.ptp(expected[1].weights) > 0.03
+    tiny_t5x.assert_same(a_trainer.train_state, expected)
+
+
+def test_rows_of_unknown_tasks_are_refused():
+    batch = drawn_at_random(0)
+    batch[MARK][3] += 1
+    with pytest.raises(ValueError, match="don't belong to the trainer's 3 tasks"):
+        tiny_t5x.train(three_tasks()[1], [batch])
+
+
+@pytest.mark.parametrize("name", ["lookahead_online", "group_dro", "static_mixing"])
+def test_rows_drawn_by_weights_train_as_in_this_librarys_own_trainer(name):
+    rates = {
+        "lookahead_online": {"lookahead_lr": 0.5, "weight_lr": 0.5},
+        "group_dro": {"weight_lr": 0.1},
+        "static_mixing": {"sizes": (1.0, 2.0, 4.0, 8.0), "exponent": 1.0},
+    }[name]
+    options = {"interaction_interval": 3} if name == "lookahead_online" else {}
+    method = Method("drawn", name, rates, sampling="weights", **options)
+    problem = tiny_lm.problem(model=tiny_lm.make_decoder)
+    program = tiny_lm.make_program(method, problem, optimizer=optax.sgd(0.3), layout=tiny.ONE)
+    session, size = program.start([engine.Trial(method, 0)]), tiny_lm.BATCH_SIZE
+
+    def text_of(task):
+        tokens = problem.source(0).rows(np.full(400, task), np.arange(400)).astype(np.int32)
+        features = {
+            "decoder_input_tokens": np.pad(tokens, ((0, 0), (1, 0)))[:, :-1],
+            "decoder_target_tokens": tokens,
+            "decoder_loss_weights": np.ones_like(tokens),
+        }
+        return drawing.tf.data.Dataset.from_tensor_slices(features).batch(1)
+
+    tx = transform.weighted(weighting.create(name, rates), N, **options)
+    optimizer = tiny_t5x.optimizer_lib.WeightedOptimizer(tx, optax.sgd(0.3))
+    network = tiny_t5x.network_lib.DecoderNetwork(tiny_lm.make_decoder(vocab_size=128))
+    a_model = tiny_t5x.model_lib.LDRODecoderOnlyModel(
+        network, tiny_t5x.vocabulary.load(None), optimizer
+    )
+    rules = tiny_t5x.partitioning.standard_logical_axis_rules(
+        additional_rules=[("head_dim", None), ("norm", None), ("position", None)]
+    )
+    parts = tiny_t5x.partitioning.PjitPartitioner(
+        num_partitions=None, model_parallel_submesh=(1, 2, 1, 1), logical_axis_rules=rules
+    )
+    a_trainer = tiny_t5x.make_trainer(a_model, parts=parts, rows=size)
+    state = a_trainer.train_state
+    begin = jax.tree.map(
+        lambda x, y: jax.device_put(np.asarray(x), y.sharding),
+        jax.tree.unflatten(
+            jax.tree.structure(state.params), jax.tree.leaves({"decoder": session.states.params})
+        ),
+        state.params,
+    )
+    a_trainer.train_state = state.replace_params(begin)
+    iterator = drawing.DrawnRows(
+        [text_of(task) for task in range(N)],
+        NAMES,
+        size,
+        probabilities=draws.probabilities(weighting.first_weights(tx.weighting, N)),
+        follows_weights=True,
+        interval=tx.interval,
+    )
+    silent = types.SimpleNamespace(update=lambda _: None)
+    for end in (4, 8, 12):
+        session.advance(end, lambda _: False, silent)
+        session.evaluated()
+        a_trainer.train(iterator, 4, end - 4).result()
+    expected = transform.find_state(session.states.opt_state)
+    assert np.ptp(expected.weights) > 0.05
+    params = jax.tree.unflatten(
+        jax.tree.structure(begin), jax.tree.leaves({"decoder": session.states.params})
+    )
+    tiny_t5x.assert_same(a_trainer.train_state, (params, expected))
+
+
+@pytest.fixture
+def cfg(tmp_path):
+    for language, lines in zip("abc", (20, 10, 40), strict=True):
+        folder = tmp_path / "text" / language
+        folder.mkdir(parents=True)
+        for split in ("train", "validation"):
+            (folder / f"{split}.txt").write_text(f"{language * 9}\n" * lines)
+    name = tiny_t5x.data.text_mixture(
+        str(tmp_path / "text"), vocabulary=tiny_t5x.vocabulary.load(None), exponent=1.0
+    )
+    return tiny_t5x.utils.DatasetConfig(
+        mixture_or_task_name=name,
+        task_feature_lengths={"targets": 16},
+        split="train",
+        batch_size=50,
+        shuffle=True,
+        seed=3,
+        pack=True,
+    )
+
+
+def get(cfg, tmp_path, shards=1, **options):
+    return tiny_t5x.data.get_dataset(
+        cfg, 0, shards, seqio.DecoderFeatureConverter, model_dir=str(tmp_path / "run"), **options
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_rates_of_the_mixture_with_a_temperature(cfg, tmp_path, temperature):
+    options = {"temperature": temperature, "weighting": tiny_t5x.weighting()}
+    rows = get(cfg, tmp_path, sampling="rates", **options)
+    expected = np.array([2.0, 1.0, 4.0]) ** (1 / temperature)
+    expected /= expected.sum()
+    decode = tiny_t5x.vocabulary.load(None).decode
+    found = ""
+    for _ in range(20):
+        batch = next(rows)
+        np.testing.assert_allclose(batch[SHARE][0], expected, rtol=1e-5)
+        tokens = batch["decoder_target_tokens"]
+        # Packed within a task: a row has one letter.
+        texts = [set(decode(row.tolist())) for row in tokens]
+        assert all(len(text) == 1 for text in texts)
+        found += "".join(text.pop() for text in texts)
+    shares = np.array([found.count(letter) for letter in "abc"]) / 1000
+    np.testing.assert_allclose(shares, expected, atol=0.05)
+
+
+def test_a_static_method_has_its_weights_from_the_first_batch(cfg, tmp_path):
+    static = transform.weighted(weighting.static_mixing((1.0, 1.0, 2.0), exponent=1.0), 3)
+    rows = get(cfg, tmp_path, sampling="weights", weighting=static)
+    batch = next(rows)
+    np.testing.assert_allclose(batch[SHARE][0], [0.25, 0.25, 0.5])
+    assert rows.follows_weights and not any(name.startswith(MEASURED) for name in batch)
+
+
+def test_batches_that_can_not_be_drawn_are_refused(cfg, tmp_path):
+    def refused(match, shards=1, **changes):
+        fields = {f.name for f in dataclasses.fields(cfg)}
+        own = {k: v for k, v in changes.items() if k in fields}
+        options = {k: v for k, v in changes.items() if k not in fields}
+        with pytest.raises(ValueError, match=match):
+            get(dataclasses.replace(cfg, **own), tmp_path, shards, **options)
+
+    refused("Bind data.get_dataset.weighting = %WEIGHTING", sampling="weights")
+    refused("must be one of .*, but it is 'by size'", sampling="by size")
+    refused("temperature must be .* but it is 0", sampling="rates", temperature=0.0)
+    refused("must be at least 3, a row of each task, but it is 2", batch_size=2)
+    refused("multiple of the 3 shards of the data, but it is 50", shards=3)
