@@ -125,7 +125,7 @@ def partitioner(model=2):
 
 def initializer(a_model, parts, rows=ROWS):
     pairs = isinstance(a_model, models.EncoderDecoderModel)
-    features = tasks_lib.read((pair_batch if pairs else batch)(rows=rows), NAMES).features
+    features = tasks_lib.unmarked((pair_batch if pairs else batch)(rows=rows))
     return utils.TrainStateInitializer(
         optimizer_def=a_model.optimizer_def,
         init_fn=a_model.get_initial_variables,

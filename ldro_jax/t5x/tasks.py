@@ -62,6 +62,27 @@ def marks(names: Sequence[str], rows: int) -> np.ndarray:
     return np.resize(np.array(one, np.int32), rows)
 
 
+def unmarked(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The features of the model.
+
+    Args:
+      batch: features ``[B, ...]``, with the marks of the rows.
+
+    Returns:
+      The same without what the data says besides.
+
+    Raises:
+      ValueError: if there are no marks.
+    """
+    if MARK not in batch:
+        raise ValueError(
+            "LDROTrainer needs batches that hold every task in turn, but these don't say which "
+            "task a row belongs to. Bind train.get_dataset_fn = @data.get_dataset, with data from "
+            "ldro_jax.t5x."
+        )
+    return {name: x for name, x in batch.items() if not name.startswith("ldro_")}
+
+
 def read(batch: Mapping[str, Any], names: Sequence[str]) -> TaskRows:
     """A batch as the data gives it.
 
@@ -75,18 +96,9 @@ def read(batch: Mapping[str, Any], names: Sequence[str]) -> TaskRows:
     Raises:
       ValueError: if there are no marks.
     """
-    if MARK not in batch:
-        raise ValueError(
-            "LDROTrainer needs batches that hold every task in turn, but these don't say which "
-            "task a row belongs to. Bind train.get_dataset_fn = @data.get_dataset, with data from "
-            "ldro_jax.t5x."
-        )
-    features = {name: x for name, x in batch.items() if not name.startswith("ldro_")}
-    apart = {
-        name.removeprefix(MEASURED): x for name, x in batch.items() if name.startswith(MEASURED)
-    }
+    found = TaskRows(unmarked(batch))
+    apart = {k.removeprefix(MEASURED): x for k, x in batch.items() if k.startswith(MEASURED)}
     size, num_tasks = batch[MARK].shape[0], len(names)
-    found = TaskRows(features)
     if SHARE in batch:
         found = found._replace(share=batch[SHARE][0])
     if apart:
