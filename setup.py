@@ -76,6 +76,7 @@ setuptools.setup(
     package_data={
         "ldro_jax.gin_configs": ["**/*.gin"],
         "ldro_jax.reporting": ["templates/*"],
+        "ldro_jax.t5x": ["*.gin"],
     },
     install_requires=[
         "absl-py>=2.1",

@@ -67,7 +67,7 @@ def without_weighting(path: str) -> str:
     return (
         f"{path} is a checkpoint of a run without L-DRO: it has no task weights, so that no run "
         "with L-DRO can go on from it. Give another MODEL_DIR; to begin with its parameters, add "
-        "--gin_file=gin_configs/t5x/warm_start.gin with INITIAL_CHECKPOINT_PATH."
+        "--gin_file=ldro_jax/t5x/warm_start.gin with INITIAL_CHECKPOINT_PATH."
     )
 
 

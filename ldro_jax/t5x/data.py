@@ -20,7 +20,7 @@ import tensorflow as tf
 from t5x import utils
 
 from ldro_jax import transform
-from ldro_jax.t5x import checkpoints, drawing, tasks
+from ldro_jax.t5x import checkpoints, drawing, objectives, tasks
 from ldro_jax.t5x.names import MC4_MIXTURE, TEXT_MIXTURE
 from ldro_jax.tasks import mc4, text, text_files
 
@@ -153,6 +153,7 @@ def text_mixture(
     *,
     vocabulary: seqio.Vocabulary,
     languages: Sequence[str] | None = None,
+    objective: str = "lm",
     exponent: float = 0.0,
 ) -> str:
     """Registers the languages of a text directory as seqio tasks, and a mixture of them.
@@ -161,6 +162,8 @@ def text_mixture(
       data_dir: holds ``<language>/{train,validation}.txt[.gz]``, see :mod:`ldro_jax.tasks.text`.
       vocabulary: of the model.
       languages: which ones; by default all of them.
+      objective: ``"lm"``, ``"prefix_lm"`` or ``"span_corruption"``, see
+        :mod:`ldro_jax.t5x.objectives`.
       exponent: α, for static mixing with T5X's own ``get_dataset``: tokens of a language are drawn
         in proportion to the size of its text in bytes to the power of α. Without effect on
         :func:`get_dataset`.
@@ -170,34 +173,45 @@ def text_mixture(
 
     Raises:
       FileNotFoundError: if a language or one of its files is not there.
-      ValueError: if a file isn't UTF-8.
+      ValueError: if a file isn't UTF-8, or the objective is unknown.
     """
     rates = {}
     for language in languages or text_files.languages(data_dir):
         files = [text_files.find(data_dir, language, split) for split in ("validation", "train")]
         _, size = (_size(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-        task = _full_rows(text.seqio_task(data_dir, language, vocabulary))
+        task = objectives.task(
+            text.seqio_task(data_dir, language, vocabulary), objective, [perplexity]
+        )
         # seqio draws rows. They are full, so that rates of rows are rates of tokens.
         rates[task] = float(size) ** exponent
     return _register(TEXT_MIXTURE, rates)
 
 
-def mc4_mixture(*, vocabulary: seqio.Vocabulary, languages: Sequence[str] | None = None) -> str:
+def mc4_mixture(
+    *,
+    vocabulary: seqio.Vocabulary,
+    languages: Sequence[str] | None = None,
+    objective: str = "lm",
+) -> str:
     """Registers languages of mC4 as seqio tasks, and a mixture of them with equal rates.
 
     Args:
       vocabulary: of the model.
       languages: which ones; by default the 39 of XTREME that mC4 has.
+      objective: as for :func:`text_mixture`.
 
     Returns:
       The name of the mixture, for ``MIXTURE_OR_TASK_NAME``.
 
     Raises:
       FileNotFoundError: if the data set is not there.
-      ValueError: if a language is unknown, or absent from mC4.
+      ValueError: if a language is unknown, or absent from mC4, or the objective is unknown.
     """
     names = languages or [name for name in mc4.LANGUAGES if name not in mc4.ABSENT]
-    tasks = [_full_rows(mc4.seqio_task(name, vocabulary)) for name in names]
+    tasks = [
+        objectives.task(mc4.seqio_task(name, vocabulary), objective, [perplexity])
+        for name in names
+    ]
     return _register(MC4_MIXTURE, dict.fromkeys(tasks, 1.0))
 
 
@@ -221,29 +235,6 @@ def _size(file: pathlib.Path, *version: int) -> int:
     del version
     # Both files are read: TensorFlow would take text that isn't UTF-8.
     return sum(len(line.encode()) for line in text_files.read_lines(file))
-
-
-def _full_rows(task: seqio.Task) -> seqio.Task:
-    """The same task with documents put one after another and cut into full rows."""
-
-    def cut(dataset, sequence_length):
-        tokens = dataset.map(lambda example: example["targets"])
-        # seqio's evaluation wants a text besides.
-        return tokens.rebatch(sequence_length["targets"]).map(
-            lambda row: {"targets": row, "targets_pretokenized": ""}
-        )
-
-    def count(output, example, is_target=False):
-        return example["targets"].size if is_target else output
-
-    return seqio.Task(
-        task.name,
-        source=task.source,
-        preprocessors=[*task.preprocessors, cut],
-        output_features=task.output_features,
-        postprocess_fn=count,
-        metric_fns=[perplexity],
-    )
 
 
 def _register(name: str, rates: dict[seqio.Task, float]) -> str:

@@ -3,9 +3,11 @@
 import ldro_jax.t5x.installed  # noqa: F401
 
 # isort: split
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import serialization
 from jax.sharding import PartitionSpec
@@ -13,6 +15,7 @@ from t5x import optimizers
 
 from ldro_jax import transform
 from ldro_jax.t5x import checkpoints
+from ldro_jax.t5x import frozen as frozen_lib
 from ldro_jax.weighting import base as weighting_base
 
 
@@ -20,7 +23,7 @@ class WeightedGradient(NamedTuple):
     """What :class:`WeightedOptimizer` takes as the gradient of a step.
 
     Attributes:
-      gradient: of the weighted loss, like the parameters.
+      gradient: of the weighted loss, like the parameters; zero for frozen ones.
       weighting: the state of the weighting after the step.
     """
 
@@ -40,6 +43,8 @@ class WeightedOptimizer(optimizers.OptimizerDef):
       weighting: a transformation of this library, such as :func:`ldro_jax.ldro.transform`.
       optimizer: an Optax optimizer, which brings its own learning rate, or a T5X optimizer such as
         ``t5x.adafactor.Adafactor``, which gets the trainer's.
+      frozen: regular expressions of the parameters that stay as they are, bit for bit, such as
+        ``("token_embedder/.*", "encoder/.*")``; see :mod:`ldro_jax.t5x.frozen`.
 
     Raises:
       TypeError: if one of them is something else, such as a name.
@@ -49,6 +54,7 @@ class WeightedOptimizer(optimizers.OptimizerDef):
         self,
         weighting: transform.Weighted,
         optimizer: optax.GradientTransformation | optimizers.OptimizerDef,
+        frozen: Sequence[str] = (),
     ):
         if isinstance(weighting, weighting_base.Weighting):
             raise TypeError(
@@ -68,8 +74,16 @@ class WeightedOptimizer(optimizers.OptimizerDef):
                 f"{optimizer!r}. Bind it to @optimizers.adam() of ldro_jax.training, or to "
                 "@adafactor.Adafactor()."
             )
+        if isinstance(frozen, str):
+            raise TypeError(
+                "WeightedOptimizer.frozen must be several regular expressions, but it is the text "
+                f"{frozen!r}. Bind it to ({frozen!r},)."
+            )
+        self._frozen = tuple(frozen)
+        if isinstance(optimizer, optimizers.OptaxWrapper):
+            optimizer = optimizer.optax_optimizer
         if isinstance(optimizer, optax.GradientTransformation):
-            optimizer = optimizers.OptaxWrapper(optimizer)
+            optimizer = optimizers.OptaxWrapper(frozen_lib.masked(optimizer, self._frozen))
         self._inner: Any = optimizer
         self.weighting, self._weighting = weighting, optimizers.OptaxWrapper(weighting)
         super().__init__(optimizer.hyper_params)
@@ -77,21 +91,28 @@ class WeightedOptimizer(optimizers.OptimizerDef):
             # T5X looks for the method.
             self.set_param_axes = optimizer.set_param_axes
 
+    def trained(self, tree: Any) -> Any:
+        """The part of a tree like the parameters that is trained; ``None`` for the others."""
+        return frozen_lib.trained(tree, self._frozen)
+
     def weigh(self, train_state: Any, updates: Any = None, **statistics: Any) -> WeightedGradient:
         """Chooses the task weights of a step.
 
         Args:
           train_state: a T5X training state with this optimizer.
           updates: the gradients of the tasks, ``[N, ...]``, if they are known already.
-          **statistics: of the tasks, as :func:`ldro_jax.transform.weighted` takes them.
+          **statistics: of the tasks, as :func:`ldro_jax.transform.weighted` takes them; gradients
+            are those of the trained parameters.
 
         Returns:
           The :class:`WeightedGradient`, for ``train_state.apply_gradient``.
         """
+        params = train_state.params
         gradient, state = self.weighting.update(
-            updates, train_state.param_states["weighting"], train_state.params, **statistics
+            updates, train_state.param_states["weighting"], self.trained(params), **statistics
         )
-        return WeightedGradient(gradient, state)
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return WeightedGradient(frozen_lib.merge(gradient, zeros), state)
 
     def num_tasks(self, train_state: Any) -> int:
         """Number of tasks of the weighting in a training state."""
@@ -103,8 +124,9 @@ class WeightedOptimizer(optimizers.OptimizerDef):
 
     def init_state(self, params: Any) -> optimizers.OptimizerState:
         """T5X's: the state before the first step."""
+        frozen_lib.check(params, self._frozen)
         inner = self._inner.init_state(params)
-        weighting = self._weighting.init_state(params).param_states
+        weighting = self._weighting.init_state(self.trained(params)).param_states
         return _state(inner.step, weighting, inner.param_states)
 
     def apply_gradient(self, hyper_params: Any, params: Any, state: Any, grads: Any) -> Any:
@@ -128,7 +150,8 @@ class WeightedOptimizer(optimizers.OptimizerDef):
                 "one loss. Train with ldro_jax.t5x.trainer.LDROTrainer (train.trainer_cls)."
             )
         inner = optimizers.OptimizerState(state.step, state.param_states["optimizer"])
-        params, inner = self._inner.apply_gradient(hyper_params, params, inner, grads.gradient)
+        moved, inner = self._inner.apply_gradient(hyper_params, params, inner, grads.gradient)
+        params = frozen_lib.merge(self.trained(moved), params)
         return params, _state(inner.step, grads.weighting, inner.param_states)
 
     def derive_logical_axes(self, optimizer: Any, param_logical_axes: Any) -> Any:

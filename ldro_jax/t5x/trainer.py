@@ -19,7 +19,7 @@ from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax import transform
-from ldro_jax.t5x import drawing, inheritance, tasks
+from ldro_jax.t5x import drawing, frozen, inheritance, tasks
 from ldro_jax.t5x.model import LDROModel
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 from ldro_jax.t5x.statistics import Statistics
@@ -97,8 +97,10 @@ class LDROTrainer(trainer_lib.Trainer):
                 is_leaf=lambda x: x is None or isinstance(x, PartitionSpec),
             )
             structure = jax.tree.structure(self._train_state.params)
-            shardings = jax.tree.unflatten(
-                structure, [self._sharded(spec or PartitionSpec()) for spec in specs]
+            shardings = self._model.optimizer_def.trained(
+                jax.tree.unflatten(
+                    structure, [self._sharded(spec or PartitionSpec()) for spec in specs]
+                )
             )
         found = interaction_lib.auto(shardings)
         return found if name is None else interaction_lib.split(found)
@@ -144,11 +146,13 @@ class LDROTrainer(trainer_lib.Trainer):
 
     def _train_step(self, state: Any, batch: Mapping[str, jax.Array]):
         rng = self._get_step_rng(state.step)
+        trained = self._model.optimizer_def.trained(state.params)
 
         def row_losses(params, rows, part):
-            return self._model.row_losses(params, rows, jax.random.fold_in(rng, part))
+            whole = frozen.merge(params, state.params)
+            return self._model.row_losses(whole, rows, jax.random.fold_in(rng, part))
 
-        measured = self._measure(row_losses, state.params, tasks.read(batch, self._task_names))
+        measured = self._measure(row_losses, trained, tasks.read(batch, self._task_names))
         weighted = self._model.optimizer_def.weigh(state, **measured.given)
         learning_rate = jnp.asarray(self._learning_rate_fn(state.step))
         new_state = state.apply_gradient(weighted, learning_rate=learning_rate)

@@ -31,7 +31,7 @@ _FIXED_IDS = 3 + 256
 MIN_SIZE = _FIXED_IDS + 1
 
 
-def load(path: str | os.PathLike | None) -> Any:
+def load(path: str | os.PathLike | None, *, extra_ids: int = 0) -> Any:
     """Loads a vocabulary.
 
     seqio keeps what it has read from a path for as long as the process lives: give a model that
@@ -39,9 +39,11 @@ def load(path: str | os.PathLike | None) -> Any:
 
     Args:
       path: a SentencePiece model, a local file; ``None`` for bytes.
+      extra_ids: number of ids after these, which no text has: sentinels of span corruption.
 
     Returns:
-      A ``seqio.ByteVocabulary`` of 259 ids, or a ``seqio.SentencePieceVocabulary``.
+      A ``seqio.ByteVocabulary`` of 259 ids and the extra ones, or a
+      ``seqio.SentencePieceVocabulary``.
 
     Raises:
       ImportError: if seqio is not installed.
@@ -49,7 +51,7 @@ def load(path: str | os.PathLike | None) -> Any:
       ValueError: if it is not a SentencePiece model, or has no end of sequence or padding at 0.
     """
     if path is None:
-        return _module("seqio").ByteVocabulary()
+        return _module("seqio").ByteVocabulary(extra_ids)
     file = pathlib.Path(path).expanduser()
     if not file.is_file():
         raise FileNotFoundError(
@@ -64,7 +66,7 @@ def load(path: str | os.PathLike | None) -> Any:
             f"pad_id={processor.pad_id()} and eos_id={processor.eos_id()} (-1 is none). Train it "
             "with --pad_id=0 --eos_id=1 --unk_id=2, or with scripts/train_sentencepiece.py."
         )
-    return _module("seqio").SentencePieceVocabulary(str(file))
+    return _module("seqio").SentencePieceVocabulary(str(file), extra_ids)
 
 
 def fingerprint(vocabulary: Any) -> str:
