@@ -34,9 +34,9 @@ class WeightedGradient(NamedTuple):
 class WeightedOptimizer(optimizers.OptimizerDef):
     """Chooses task weights with one transformation, and updates the parameters with another.
 
-    The state of the weighting is kept in the optimizer's, at ``state/param_states/weighting``, and
-    that of the optimizer at ``state/param_states/optimizer``. Both are saved and restored exactly;
-    the weighting's is the same on every device. Steps are taken by
+    The state of the weighting is saved with the optimizer's, at ``state/param_states/weighting``:
+    a checkpoint is one of the optimizer alone, and this besides. Both are restored exactly; the
+    weighting's is the same on every device. Steps are taken by
     :class:`~ldro_jax.t5x.trainer.LDROTrainer`.
 
     Args:
@@ -180,13 +180,13 @@ class WeightedOptimizer(optimizers.OptimizerDef):
             name: part.state_dict(target, optimizers.OptimizerState(state.step, own))
             for name, part, own in self._parts(state)
         }
-        states = {name: part["state"].get("param_states") for name, part in found.items()}
+        states = {name: part["state"].get("param_states", {}) for name, part in found.items()}
         return serialization.to_state_dict(
             {
                 "target": found["optimizer"]["target"],
                 "state": {
                     "step": found["optimizer"]["state"]["step"],
-                    "param_states": {n: s for n, s in states.items() if s is not None},
+                    "param_states": {**states["optimizer"], "weighting": states["weighting"]},
                 },
             }
         )
@@ -205,13 +205,14 @@ class WeightedOptimizer(optimizers.OptimizerDef):
         Raises:
           ValueError: if it has no task weights.
         """
-        saved = state_dict["state"]["param_states"]
+        saved = dict(state_dict["state"]["param_states"])
         if "weighting" not in saved:
             raise ValueError(checkpoints.without_weighting("What is to be restored"))
+        saved = {"weighting": saved.pop("weighting"), "optimizer": saved}
         restored = {}
         for name, part, own in self._parts(opt_state):
             own_dict = {"step": state_dict["state"]["step"]}
-            if name in saved:
+            if saved[name]:
                 own_dict["param_states"] = saved[name]
             opt_target, restored[name] = part.restore_state(
                 opt_target,

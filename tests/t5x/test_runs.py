@@ -2,72 +2,26 @@
 
 import json
 import os
-import pathlib
 import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from t5x_runs import assert_equal, killed_and_resumed, restored, run, write_text
 
 from ldro_jax.t5x import report
 
-tiny_t5x = pytest.importorskip(
+pytest.importorskip(
     "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = [pytest.mark.heavy, pytest.mark.filterwarnings("ignore")]
-ROOT = pathlib.Path(__file__).parents[2]
 LANGUAGES = ("ar", "el", "fr", "he", "hi", "ka", "ru", "sw")
 SHORT = ("--gin.TRAIN_STEPS=20", "--gin.WARMUP_STEPS=2", "--gin.PERIOD=10")
-SECONDS = 600
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Languages of random letters, each with more letters than the last."""
-    folder = tmp_path_factory.mktemp("text")
-    rng = np.random.default_rng(0)
-    for number, language in enumerate(LANGUAGES):
-        (folder / language).mkdir()
-        letters = np.array(list("abcdefghijklmnopqrstuvwx"[: 3 * (number + 1)]))
-        for split, lines in [("train", 400), ("validation", 200)]:
-            text = "\n".join("".join(line) for line in rng.choice(letters, (lines, 60)))
-            (folder / language / f"{split}.txt").write_text(text + "\n")
-    return folder
-
-
-def start(mode, file, *bindings, gin_files=(), output):
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        # With few threads simulated devices may wait for each other forever.
-        "PJRT_NPROC": "64",
-    }
-    files = [f"--gin_file=gin_configs/t5x/{name}.gin" for name in (file, *gin_files)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "t5x.main", f"--run_mode={mode}", *files, *bindings],
-        cwd=ROOT,
-        env=environment,
-        # T5X writes more than a pipe that nobody reads would hold.
-        stdout=output,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def run(*args, fails=False, **options):
-    with tempfile.TemporaryFile("w+") as output:
-        process = start(*args, **options, output=output)
-        process.wait(SECONDS)
-        output.seek(0)
-        written = output.read()
-    assert (process.returncode != 0) == fails, written[-4000:]
-    return written
+    return write_text(tmp_path_factory.mktemp("text"), LANGUAGES)
 
 
 def training(model_dir, data_dir, *bindings):
@@ -79,36 +33,11 @@ def training(model_dir, data_dir, *bindings):
     )
 
 
-def restored(model_dir, step):
-    folder = pathlib.Path(model_dir).absolute() / f"checkpoint_{step}" / "state"
-    return ocp.PyTreeCheckpointer().restore(folder)
-
-
 @pytest.fixture(scope="module")
 def full(tmp_path_factory, data_dir):
     model_dir = tmp_path_factory.mktemp("full")
     run("train", "text_tiny", *training(model_dir, data_dir))
     return model_dir
-
-
-def assert_equal(found, expected):
-    def check(x, y):
-        np.testing.assert_array_equal(x, y)
-        assert np.asarray(x).dtype == np.asarray(y).dtype
-
-    jax.tree.map(check, found, expected)
-
-
-def killed_and_resumed(arguments, model_dir, **options):
-    process = start(*arguments, **options, output=subprocess.DEVNULL)
-    began = time.monotonic()
-    while not (model_dir / "checkpoint_10" / "commit_success.txt").exists():
-        assert process.poll() is None and time.monotonic() - began < SECONDS
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    shutil.rmtree(model_dir / "checkpoint_20", ignore_errors=True)
-    run(*arguments, **options)
 
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit(full, data_dir, tmp_path):
@@ -154,7 +83,7 @@ def test_a_run_begins_from_a_checkpoint_without_ldro(full, data_dir, tmp_path):
     output = run("train", "text_tiny", *training(stock, data_dir), fails=True)
     assert f"{stock}/checkpoint_20 is a checkpoint of a run without L-DRO" in output
     path = f'--gin.INITIAL_CHECKPOINT_PATH="{stock}/checkpoint_20"'
-    run("train", "text_tiny", *training(warm, data_dir, path), gin_files=("warm_start",))
+    run("train", "text_tiny", *training(warm, data_dir, path), gin_files=("ldro_jax/t5x/warm_start.gin",))
     assert_equal(restored(warm, 0)["target"], before["target"])
     state = restored(warm, 20)["state"]
     assert state["step"] == 20 and state["param_states"]["weighting"]["count"] == 20
