@@ -209,8 +209,7 @@ def mc4_mixture(
     """
     names = languages or [name for name in mc4.LANGUAGES if name not in mc4.ABSENT]
     tasks = [
-        objectives.task(mc4.seqio_task(name, vocabulary), objective, [perplexity])
-        for name in names
+        objectives.task(mc4.seqio_task(name, vocabulary), objective, [perplexity]) for name in names
     ]
     return _register(MC4_MIXTURE, dict.fromkeys(tasks, 1.0))
 

@@ -43,7 +43,10 @@ def merge(part: Any, whole: Any) -> Any:
       A tree like ``whole``.
     """
     return jax.tree.map(
-        lambda leaf, other: other if leaf is None else leaf, part, whole, is_leaf=lambda x: x is None
+        lambda leaf, other: other if leaf is None else leaf,
+        part,
+        whole,
+        is_leaf=lambda x: x is None,
     )
 
 
@@ -92,4 +95,3 @@ def check(params: Any, frozen: Sequence[str]) -> None:
 
 def _name(path):
     return jax.tree_util.keystr(path, simple=True, separator="/")
-

@@ -83,7 +83,12 @@ def test_a_run_begins_from_a_checkpoint_without_ldro(full, data_dir, tmp_path):
     output = run("train", "text_tiny", *training(stock, data_dir), fails=True)
     assert f"{stock}/checkpoint_20 is a checkpoint of a run without L-DRO" in output
     path = f'--gin.INITIAL_CHECKPOINT_PATH="{stock}/checkpoint_20"'
-    run("train", "text_tiny", *training(warm, data_dir, path), gin_files=("ldro_jax/t5x/warm_start.gin",))
+    run(
+        "train",
+        "text_tiny",
+        *training(warm, data_dir, path),
+        gin_files=("ldro_jax/t5x/warm_start.gin",),
+    )
     assert_equal(restored(warm, 0)["target"], before["target"])
     state = restored(warm, 20)["state"]
     assert state["step"] == 20 and state["param_states"]["weighting"]["count"] == 20
