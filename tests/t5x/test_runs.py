@@ -45,7 +45,7 @@ def test_a_run_that_was_killed_goes_on_bit_for_bit(full, data_dir, tmp_path):
     assert_equal(restored(tmp_path, 20), restored(full, 20))
 
 
-@pytest.mark.parametrize("gin_files, rows", [(("sampling",), 20), ((), 20)])
+@pytest.mark.parametrize("gin_files, rows", [(("ldro_jax/t5x/sampling.gin",), 20), ((), 20)])
 def test_so_does_one_whose_rows_are_drawn_one_by_one(data_dir, tmp_path, gin_files, rows):
     whole, again = tmp_path / "whole", tmp_path / "again"
     options = (f"--gin.BATCH_SIZE={rows}", "--gin.ldro.transform.interaction_interval=3")
