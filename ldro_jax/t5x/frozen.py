@@ -12,24 +12,23 @@ import jax
 import optax
 
 
-def trained(tree: Any, frozen: Sequence[str]) -> Any:
+def trained(tree: Any, frozen: Sequence[str], hole: Any = None) -> Any:
     """The part of a tree that is trained.
 
     Args:
       tree: of the paths of the parameters.
       frozen: regular expressions; what one of them matches in full (``encoder/.*``) stays as it is.
+      hole: what takes the place of frozen leaves: ``None``, or an ``optax.MaskedNode``.
 
     Returns:
-      The tree with ``None`` in the place of frozen leaves.
+      The tree with holes.
     """
     if not frozen:
         return tree
     pattern = re.compile("|".join(f"(?:{each})" for each in frozen))
-
-    def keep(path, leaf):
-        return None if pattern.fullmatch(_name(path)) else leaf
-
-    return jax.tree_util.tree_map_with_path(keep, tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: hole if pattern.fullmatch(_name(path)) else leaf, tree
+    )
 
 
 def merge(part: Any, whole: Any) -> Any:
@@ -37,16 +36,17 @@ def merge(part: Any, whole: Any) -> Any:
 
     Args:
       part: as from :func:`trained`.
-      whole: a tree without ``None``, for the leaves that are frozen.
+      whole: a tree without holes, for the leaves that are frozen.
 
     Returns:
       A tree like ``whole``.
     """
+
+    def is_hole(leaf):
+        return leaf is None or isinstance(leaf, optax.MaskedNode)
+
     return jax.tree.map(
-        lambda leaf, other: other if leaf is None else leaf,
-        part,
-        whole,
-        is_leaf=lambda x: x is None,
+        lambda leaf, other: other if is_hole(leaf) else leaf, part, whole, is_leaf=is_hole
     )
 
 
@@ -54,6 +54,9 @@ def masked(
     optimizer: optax.GradientTransformation, frozen: Sequence[str]
 ) -> optax.GradientTransformation:
     """An optimizer without state for frozen parameters.
+
+    What state there is has the names that it has without frozen parameters, unlike with
+    ``optax.masked``, so that it is found in checkpoints of such runs.
 
     Args:
       optimizer: of Optax.
@@ -64,12 +67,16 @@ def masked(
     """
     if not frozen:
         return optimizer
+    inner = optax.with_extra_args_support(optimizer)
 
-    def is_trained(params):
-        every, none = (jax.tree.map(lambda _, b=b: b, params) for b in (True, False))
-        return merge(trained(every, frozen), none)
+    def hide(tree):
+        return None if tree is None else trained(tree, frozen, optax.MaskedNode())
 
-    return optax.masked(optimizer, is_trained)
+    def update(updates, state, params=None, **extra_args):
+        found, state = inner.update(hide(updates), state, hide(params), **extra_args)
+        return merge(found, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: inner.init(hide(params)), update)
 
 
 def check(params: Any, frozen: Sequence[str]) -> None:

@@ -51,6 +51,17 @@ def test_adam_keeps_no_moments_of_frozen_parameters():
     trained = jax.tree.leaves(frozen.trained(state.params, FROZEN))
     moments = [x for x in jax.tree.leaves(state.param_states["optimizer"]) if x.ndim]
     assert sum(x.size for x in moments) == 2 * sum(x.size for x in trained)
+    # The others are where T5X's own checkpoints have them.
+    cls = tiny_t5x.models.EncoderDecoderModel
+    stock = tiny_t5x.make_model(tiny_t5x.optimizers.adam(0.01), cls)
+    start = tiny_t5x.initializer(stock, tiny_t5x.partitioner())
+    names = leaves(start.from_scratch(jax.random.PRNGKey(0)).state_dict()).keys()
+    found = leaves(state.state_dict())
+    ours = {name for name in found if not name.startswith("state/param_states/weighting/")}
+    assert ours <= names
+    assert {name.split("/")[4] for name in names - ours} == {"token_embedder", "encoder"}
+    restored = state.restore_state(state.state_dict())
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
 
 
 @pytest.mark.parametrize("microbatches", [None, 2])
