@@ -6,6 +6,7 @@ from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.geometry import decay_of, from_optimizer, preconditioned
 from ldro_jax.interaction.jacrev import jacobian_gram, jacrev
 from ldro_jax.interaction.layerwise import layerwise
+from ldro_jax.interaction.offload import offload
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
 from ldro_jax.interaction.vmap import vmap
@@ -25,6 +26,7 @@ __all__ = [
     "jacobian_gram",
     "jacrev",
     "layerwise",
+    "offload",
     "preconditioned",
     "scan",
     "split",

@@ -11,6 +11,7 @@ from ldro_jax.interaction import base
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
 from ldro_jax.interaction.layerwise import has_layers, held, layerwise
+from ldro_jax.interaction.offload import offload
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
 from ldro_jax.interaction.vmap import vmap
@@ -19,6 +20,7 @@ STRATEGIES = {
     "columns": columns,
     "jacrev": jacrev,
     "layerwise": layerwise,
+    "offload": offload,
     "scan": scan,
     "tiled": tiled,
     "vmap": vmap,

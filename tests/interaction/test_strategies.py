@@ -1,6 +1,7 @@
 """Every strategy against a loop of `jax.grad`, over models that share parameters in many ways."""
 
 import functools
+import types
 
 import jax
 import jax.flatten_util
@@ -19,6 +20,7 @@ STRATEGIES = {
     "jacrev": lambda num_tasks: interaction.jacrev(),
     "scan": lambda num_tasks: interaction.scan(),
     "layerwise": lambda num_tasks: interaction.layerwise(),
+    "offload": lambda num_tasks: interaction.offload(),
     "tiled 1": lambda num_tasks: interaction.tiled(1),
     "tiled 3": lambda num_tasks: interaction.tiled(3),
     "tiled N": lambda num_tasks: interaction.tiled(num_tasks),
@@ -207,3 +209,20 @@ def test_a_batch_without_a_common_task_axis_is_named():
     batch = problem.batch | {"y": problem.batch["y"][:3]}
     with pytest.raises(ValueError, match=r"same leading task axis.*'y'.*\(3, 8\)"):
         interaction.get("auto").matrix(problem.loss_fn, problem.params, batch)
+
+
+def test_offloaded_gradients_are_on_the_host():
+    problem = problems.mlp()
+    matrix = interaction.offload().matrix
+    traced = jax.make_jaxpr(lambda p: matrix(problem.loss_fn, p, problem.batch))(problem.params)
+    sizes = [leaf.size for leaf in jax.tree.leaves(problem.params)]
+    for size in sizes:
+        assert f"f32<host>[5,{size}]" in str(traced)
+
+
+def test_offloading_needs_memory_of_the_host(monkeypatch):
+    memory = types.SimpleNamespace(kind="device")
+    device = types.SimpleNamespace(addressable_memories=lambda: [memory], device_kind="abacus")
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    with pytest.raises(ValueError, match="memory, 'pinned_host', but abacus has device. Use 'ti"):
+        measure(interaction.offload(), problems.mlp())
