@@ -1,25 +1,47 @@
 """Where numbers were made: the packages and the devices."""
 
 import importlib.metadata
+import json
 import os
+import pathlib
+import re
+import urllib.parse
 from typing import Any
 
 import jax
 
 
-def versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
     """Versions of the packages that numbers depend on.
 
+    Args:
+      *more: names of further packages.
+
     Returns:
-      Versions by package name; packages that aren't installed are left out.
+      Versions by package name, with the commit of what comes from a repository, if it is known;
+      packages that aren't installed are left out.
     """
     found = {}
-    for package in ("ldro-jax", "jax", "jaxlib", "flax", "optax", "numpy"):
+    for package in ("ldro-jax", "jax", "jaxlib", "flax", "optax", "numpy", *more):
         try:
-            found[package] = importlib.metadata.version(package)
+            distribution = importlib.metadata.distribution(package)
         except importlib.metadata.PackageNotFoundError:
             continue
+        commit = _commit(distribution)
+        found[package] = distribution.version + (f" ({commit[:8]})" if commit else "")
     return found
+
+
+def _commit(distribution: importlib.metadata.Distribution) -> str:
+    source = json.loads(distribution.read_text("direct_url.json") or "{}")
+    if "vcs_info" in source:
+        return source["vcs_info"]["commit_id"]
+    # What pip clones to be edited stands at a commit, and not at a branch.
+    folders = [distribution.locate_file(""), urllib.parse.urlparse(source.get("url", "")).path]
+    for head in (pathlib.Path(str(folder)) / ".git" / "HEAD" for folder in folders if folder):
+        if head.is_file() and re.fullmatch(r"[0-9a-f]{40}\s*", text := head.read_text()):
+            return text
+    return ""
 
 
 def device() -> dict[str, Any]:

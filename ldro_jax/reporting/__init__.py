@@ -36,8 +36,9 @@ def write_report(
       output_dir: the folder; it is made if missing.
       config_text: the resolved configuration, shown as it is.
       baseline: what methods are compared with; by default the one that trains on the average loss.
-      extra_sections: title, caption, and a matplotlib figure or trusted HTML. The figure is saved
-        too. Title and caption are escaped.
+      extra_sections: title, caption, and a matplotlib figure, trusted HTML, or a list of rows of
+        texts, the first of them the header of a table. The figure is saved too. Title, caption and
+        table are escaped.
 
     Returns:
       The path of `report.html`.

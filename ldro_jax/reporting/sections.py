@@ -59,6 +59,9 @@ def of(
     for title, caption, content in extra:
         if isinstance(content, str):
             yield Section(title, [Block("trusted", content), Block("note", caption)])
+        elif isinstance(content, list):
+            found = tables.of_rows(content)
+            yield Section(title, [Block("table", found), Block("note", caption)])
         else:
             yield _figure(slug(title), title, content, caption)
     if has_runs:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import re
 from collections.abc import Collection, Sequence
 
 from ldro_jax.records.results import summarise_evaluation
@@ -71,6 +72,14 @@ def _cut(text: str, width: int) -> str:
         return text
     head = (width - 1) // 2
     return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
+
+
+def of_rows(rows: Sequence[Sequence[str]]) -> Table:
+    """A table of rows of texts, the first of them the header; columns of numbers stand right."""
+    header, *below = rows
+    numbers = re.compile(r"[-−+]?[\d,. ]*\d[\d.]*|[–]")
+    text = [j for j in range(len(header)) if not all(numbers.fullmatch(row[j]) for row in below)]
+    return Table("", header, below, (), text)
 
 
 def step_seconds(setting: Setting) -> Spread:

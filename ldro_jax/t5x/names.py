@@ -4,6 +4,14 @@ import json
 
 # Written into MODEL_DIR by a run with L-DRO.
 TASKS_FILE = "ldro_tasks.json"
+# By a run whose trainer counts the tokens that it evaluates.
+RUN_FILE = "ldro_run.json"
+# The directory of its summaries over tasks, with the tags below; a checkpoint is chosen by one.
+OVER_TASKS = "ldro_eval"
+AVERAGE_LOSS, WORST_LOSS = "average_loss", "worst_loss"
+# Tags of the summaries of each task.
+TOKENS, BATCHES = "ldro/tokens", "ldro/batches"
+NATS, PERPLEXITY = "ldro/nats_per_token", "ldro/perplexity"
 # Registered by ldro_jax.t5x.data.
 TEXT_MIXTURE, MC4_MIXTURE = "ldro_text", "ldro_mc4"
 

@@ -6,26 +6,27 @@ For example::
 
 A name that is given several times has several seeds. ``--alone ar=/tmp/arabic`` names a run of one
 language alone, for relative perplexities. ``--tasks NAME,NAME`` says what the tasks are where the
-runs themselves don't.
+runs themselves don't. ``--select_by=worst`` shows of each run the evaluation whose worst task is
+best, instead of the best average loss.
 """
 
 import argparse
 import collections
 import itertools
+import math
 import re
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 from ldro_jax import paths, reporting
 from ldro_jax.evaluation.perplexity import perplexity
 from ldro_jax.records import results
-from ldro_jax.t5x.names import MC4_MIXTURE, TASKS_FILE, TEXT_MIXTURE, saved_tasks
+from ldro_jax.t5x import gin_text, report_sections, summaries
+from ldro_jax.t5x.names import MC4_MIXTURE, TEXT_MIXTURE
 
 METRIC = "perplexity"
-# T5X evaluates on the split validation; see train_eval/DatasetConfig in its pretrain.gin.
-_SPLIT = "validation"
+_OVER_TASKS = {"average": lambda losses: sum(losses) / len(losses), "worst": max}
 
 
 def read(
@@ -33,62 +34,33 @@ def read(
     alone: Sequence[tuple[str, str]] = (),
     *,
     tasks: Sequence[str] | None = None,
+    select_by: str = "average",
 ) -> results.Results:
     """Reads the evaluations and the task weights of runs.
 
-    The evaluations of a run end with its best one by average loss over the tasks, the one of the
-    checkpoint that is to be kept.
+    The evaluations of a run end with its best one, the one of the checkpoint that is to be kept.
 
     Args:
       model_dirs: pairs of a method's name and T5X's ``MODEL_DIR``; a seed for each.
       alone: pairs of a task's name, with or without what all names begin with, and the
         ``MODEL_DIR`` of a run of that task alone.
-      tasks: the names of the tasks, as T5X evaluates them. By default those that a run with L-DRO
-        has saved; else those that the first run evaluates, without the mixture, which its
-        ``config.gin`` names.
+      tasks: the names of the tasks, as T5X evaluates them. By default those that a run has saved;
+        else those that the first run evaluates, without the mixture, which its ``config.gin``
+        names.
+      select_by: "average" or "worst": by which loss over tasks an evaluation is best.
 
     Returns:
       The record.
 
     Raises:
       FileNotFoundError: if a directory has no evaluations.
-      ImportError: if TensorFlow is not installed.
-      ValueError: if two runs have other tasks, a task that is unknown is named, or it can't be told
-        what the tasks are.
+      ImportError: if TensorFlow or gin is not installed.
+      ValueError: if two runs have other tasks, or were evaluated on other tokens; a task that is
+        unknown is named; or it can't be told what the tasks are.
     """
-    seeds: collections.Counter[str] = collections.Counter()
-    evaluated = [_losses(model_dir) for _, model_dir in model_dirs]
-    names = tasks or _task_names([model_dir for _, model_dir in model_dirs], list(evaluated[0]))
-    runs = []
-    for (method, model_dir), found in zip(model_dirs, evaluated, strict=True):
-        missing = [n for n in names if n not in found]
-        if missing:
-            raise ValueError(
-                f"All runs must have the tasks {', '.join(names)}, but {model_dir} has no "
-                f"evaluation of {', '.join(missing)}. It has {', '.join(found)}."
-            )
-        runs.append(_run(method, seeds[method], model_dir, names, found))
-        seeds[method] += 1
-    shorter = _shortened(names)
-    references = {}
-    for task, model_dir in alone:
-        full = next((n for n, s in zip(names, shorter, strict=True) if task in (n, s)), None)
-        if full is None:
-            raise ValueError(f"There is no task {task!r}. Known are {', '.join(shorter)}.")
-        losses = _losses(model_dir)
-        if full not in losses:
-            raise ValueError(f"{model_dir} has no evaluation of {full}.")
-        references[shorter[names.index(full)]] = float(perplexity([min(losses[full].values())])[0])
-    return results.Results(
-        experiment="t5x",
-        description="Language models that T5X trained.",
-        task_names=shorter,
-        metric=METRIC,
-        higher_is_better=False,
-        runs=runs,
-        references={_SPLIT: references} if references else {},
-        select_by="average",
-    )
+    found = [(name, summaries.read(folder)) for name, folder in model_dirs]
+    own = [(name, summaries.read(folder)) for name, folder in alone]
+    return _record(found, own, tasks=tasks, select_by=select_by)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -100,13 +72,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output_dir", required=True, help="where the report goes")
     parser.add_argument("--alone", action="append", default=[], metavar="TASK=DIR", type=_pair)
     parser.add_argument("--tasks", help="their names, with commas between them", type=_names)
+    parser.add_argument(
+        "--select_by", choices=list(_OVER_TASKS), default="average", help="what makes one best"
+    )
     args = parser.parse_args(argv)
     try:
         output_dir = paths.make(args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
-        config = paths.make(args.runs[0][1]) / "config.gin"
-        text = config.read_text(encoding="utf-8") if config.exists() else ""
-        reporting.finish(read(args.runs, args.alone, tasks=args.tasks), output_dir, text)
+        runs = [(name, summaries.read(folder)) for name, folder in args.runs]
+        own = [(name, summaries.read(folder)) for name, folder in args.alone]
+        record = _record(runs, own, tasks=args.tasks, select_by=args.select_by)
+        found = [run for _, run in runs]
+        text = report_sections.configurations(record, found)
+        reporting.finish(record, output_dir, text, report_sections.sections(record, found))
+        print(record.description)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
 
@@ -122,34 +101,88 @@ def _names(text: str) -> list[str]:
     return [name for name in text.replace(" ", "").split(",") if name]
 
 
-def _run(method, seed, model_dir, names, losses) -> results.Run:
+def _record(found, alone, *, tasks, select_by) -> results.Results:
+    names = tasks or _task_names([run for _, run in found])
+    for _, run in found:
+        missing = [n for n in names if n not in run.losses]
+        if missing:
+            raise ValueError(
+                f"All runs must have the tasks {', '.join(names)}, but {run.model_dir} has no "
+                f"evaluation of {', '.join(missing)}. It has {', '.join(run.losses)}."
+            )
     shorter = _shortened(names)
-    steps = sorted(set.intersection(*(set(losses[n]) for n in names)))
+    split, runs = _split(found[0][1]), []
+    seeds: collections.Counter[str] = collections.Counter()
+    for method, run in found:
+        runs.append(_run(method, seeds[method], run, names, split, select_by))
+        seeds[method] += 1
+    references = {}
+    for task, run in alone:
+        full = next((n for n, s in zip(names, shorter, strict=True) if task in (n, s)), None)
+        if full is None:
+            raise ValueError(f"There is no task {task!r}. Known are {', '.join(shorter)}.")
+        if full not in run.losses:
+            raise ValueError(f"{run.model_dir} has no evaluation of {full}.")
+        best = min(run.losses[full].values(), key=_finite_first)
+        references[shorter[names.index(full)]] = float(perplexity([best])[0])
+    everything = [run for _, run in (*found, *alone)]
+    tokens = _tokens(everything, names)
+    latest = next((run.file.machines[-1] for _, run in found if run.file), {})
+    return results.Results(
+        experiment="t5x",
+        description=report_sections.description(everything, tokens),
+        task_names=shorter,
+        metric=METRIC,
+        higher_is_better=False,
+        runs=runs,
+        versions=latest.get("versions", {}),
+        device=latest.get("device", {}),
+        references={split: references} if references else {},
+        select_by=select_by,
+        data={"split": found[0][1].split, "tokens": dict(zip(shorter, tokens, strict=False))},
+    )
+
+
+def _run(method, seed, run, names, split, select_by) -> results.Run:
+    shorter = _shortened(names)
+    steps = sorted(set.intersection(*(set(run.losses[n]) for n in names)))
     if not steps:
-        raise ValueError(f"{model_dir} has no step at which all tasks were evaluated.")
+        raise ValueError(f"{run.model_dir} has no step at which all tasks were evaluated.")
 
     def evaluation(step):
-        values = perplexity([losses[name][step] for name in names])
-        return results.summarise_evaluation(step, _SPLIT, METRIC, shorter, values, False)
+        values = perplexity([run.losses[name][step] for name in names])
+        return results.summarise_evaluation(step, split, METRIC, shorter, values, False)
 
-    best = min(steps, key=lambda step: sum(losses[name][step] for name in names))
-    train = _scalars(f"{model_dir}/train")
-    speeds = train.get("timing/steps_per_second", {}).values()
-    nonfinite = {
-        short: int(counts[max(counts)])
-        for name, short in zip(names, shorter, strict=True)
-        if (counts := train.get(f"ldro/nonfinite_losses/{name}"))
-    }
+    def over_tasks(step):
+        return _finite_first(_OVER_TASKS[select_by]([run.losses[name][step] for name in names]))
+
+    best = min(steps, key=over_tasks)
+    speeds = run.train.get("timing/steps_per_second", {}).values()
     return results.Run(
         method=method,
         seed=seed,
         num_steps=steps[-1],
+        hyperparameters=run.config.hyperparameters(),
         seconds_per_step=1 / statistics.median(speeds) if speeds else None,
         evaluations=[evaluation(step) for step in steps if step <= best],
-        weights=_series(train, "ldro/weight", names),
-        losses=_series(train, "ldro/loss", names),
-        nonfinite_losses={name: count for name, count in nonfinite.items() if count},
+        weights=_series(run.train, "ldro/weight", names),
+        losses=_series(run.train, "ldro/loss", names),
+        nonfinite_losses=_counts(run.train, "ldro/nonfinite_losses", names),
+        unmeasured_interactions=_counts(run.train, "ldro/unmeasured_interactions", names),
     )
+
+
+def _finite_first(loss: float) -> float:
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _counts(train, kind, names) -> dict[str, int]:
+    found = {}
+    for name, short in zip(names, _shortened(names), strict=True):
+        counts = train.get(f"{kind}/{name}", {})
+        if counts and (last := int(counts[max(counts)])):
+            found[short] = last
+    return found
 
 
 def _series(train, kind, names) -> results.Series | None:
@@ -160,85 +193,53 @@ def _series(train, kind, names) -> results.Series | None:
     return results.Series(steps, [[column[step] for column in columns] for step in steps])
 
 
-def _losses(model_dir: str) -> dict[str, dict[int, float]]:
-    """Nats a token, without z-loss, by task and step."""
-    folder = paths.make(model_dir) / "training_eval"
-    tasks = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    found = {}
-    for task in tasks:
-        scalars = _scalars(f"{folder}/{task}")
-        per_token = scalars.get("cross_ent_loss_per_all_target_tokens", {})
-        counted = scalars.get("non_padding_fraction/loss_weights", {})
-        found[task] = {
-            step: value / counted[step] for step, value in per_token.items() if step in counted
-        }
-    if not any(found.values()):
-        raise FileNotFoundError(
-            f"Expected the evaluations of a T5X run in {folder}, in a directory for each task; "
-            "found none. Set train_eval_dataset_cfg and eval_period in the gin file of the run."
-        )
-    return found
+def _split(run: summaries.Summaries) -> str:
+    """As a report knows it; a part of a split, such as ``validation[:500]``, counts as that."""
+    name = re.split(r"\W", run.split)[0]
+    return name if name in ("train", "test") else "validation"
 
 
-def _scalars(folder: str) -> Mapping[str, dict[int, float]]:
-    """What was written to the event files of a directory, by tag and step; the latest counts."""
-    try:
-        import tensorflow as tf
-    except ImportError as error:
-        raise ImportError(
-            "T5X's summaries are read with TensorFlow, which can't be imported "
-            f"({error}). Install it with: pip install 'ldro-jax[lm]'."
-        ) from error
-    events = [
-        event
-        for file in tf.io.gfile.glob(f"{folder}/events.out.tfevents.*")
-        for event in tf.compat.v1.train.summary_iterator(file)
-    ]
-    found: Any = collections.defaultdict(dict)
-    for event in sorted(events, key=lambda event: event.wall_time):
-        for value in event.summary.value:
-            if value.HasField("tensor"):
-                number = tf.make_ndarray(value.tensor)
-                if number.dtype.kind in "fiu" and number.ndim == 0:
-                    found[value.tag][event.step] = float(number)
-    return found
+def _tokens(runs: Sequence[summaries.Summaries], names: Sequence[str]) -> list[int]:
+    """How many tokens of each task were evaluated, the same in all runs that say it."""
+    first: dict[str, tuple[int, str]] = {}
+    for run in runs:
+        if run.split != runs[0].split:
+            raise ValueError(
+                f"All runs must be evaluated on the same split, but {runs[0].model_dir} was on "
+                f"{runs[0].split!r} and {run.model_dir} on {run.split!r}."
+            )
+        for name, count in (run.file.tokens if run.file else {}).items():
+            known, where = first.setdefault(name, (count, run.model_dir))
+            if name in names and count != known:
+                raise ValueError(
+                    f"Perplexities can be compared over the same tokens alone, but of {name} "
+                    f"{where} was evaluated on {known:,} and {run.model_dir} on {count:,}. Give "
+                    "the runs the same split, vocabulary and eval_steps."
+                )
+    return [first[name][0] for name in names] if set(names) <= set(first) else []
 
 
-def _task_names(model_dirs: Sequence[str], evaluated: Sequence[str]) -> Sequence[str]:
-    for model_dir in model_dirs:
-        file = paths.make(model_dir) / TASKS_FILE
-        if file.exists():
-            return saved_tasks(file.read_text(encoding="utf-8"), str(file))
+def _task_names(runs: Sequence[summaries.Summaries]) -> Sequence[str]:
+    for saved in _saved(runs):
+        return saved
     # T5X evaluates the tasks of a mixture and the mixture itself.
+    evaluated = list(runs[0].losses)
     if len(evaluated) == 1:
         return evaluated
-    mixture = _mixture(model_dirs[0])
+    mixture = runs[0].config.value("DatasetConfig", "mixture_or_task_name", "train_eval")
     mixtures = [name for name in evaluated if name in (mixture, TEXT_MIXTURE, MC4_MIXTURE)]
     if len(mixtures) != 1:
         raise ValueError(
-            f"{model_dirs[0]} has evaluations of {', '.join(evaluated)}, but its config.gin does "
-            "not say which of them is the mixture. Give the names of the tasks: --tasks NAME,NAME."
+            f"{runs[0].model_dir} has evaluations of {', '.join(evaluated)}, but its config.gin "
+            "does not say which of them is the mixture. Give the names of the tasks: --tasks "
+            "NAME,NAME."
         )
     return [name for name in evaluated if name not in mixtures]
 
 
-def _mixture(model_dir: str) -> str | None:
-    """The name of the mixture that a run was evaluated on, if its ``config.gin`` has it as text."""
-    file = paths.make(model_dir) / "config.gin"
-    config = file.read_text(encoding="utf-8") if file.exists() else ""
-    # gin breaks long lines with a backslash.
-    config = re.sub(r"\\\n\s*", "", config)
-    name = r"^train_eval/(?:\S+\.)?DatasetConfig\.mixture_or_task_name"
-    value = "%"
-    while value.startswith("%"):
-        found = re.search(rf"{name} = (.*)$", config, re.MULTILINE)
-        if found is None:
-            return None
-        # A macro may be another one, further on; each is looked for once.
-        config = config.replace(found[0], "")
-        value = found[1].strip()
-        name = rf"^{re.escape(value[1:])}"
-    return value[1:-1] if value[:1] in "\"'" else None
+def _saved(runs: Sequence[summaries.Summaries]) -> Iterator[Sequence[str]]:
+    yield from (run.tasks for run in runs if run.tasks)
+    yield from (list(run.file.tokens) for run in runs if run.file)
 
 
 def _shortened(names: Sequence[str]) -> list[str]:

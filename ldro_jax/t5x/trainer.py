@@ -19,14 +19,14 @@ from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax import transform
-from ldro_jax.t5x import drawing, frozen, inheritance, tasks
+from ldro_jax.t5x import drawing, evaluation, frozen, inheritance, tasks
 from ldro_jax.t5x.model import LDROModel
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 from ldro_jax.t5x.statistics import Statistics
 from ldro_jax.tasks import draws
 
 
-class LDROTrainer(trainer_lib.Trainer):
+class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
     """A ``t5x.trainer.Trainer`` that trains on weighted task losses.
 
     Rows belong to tasks, as :func:`ldro_jax.t5x.data.get_dataset` draws and marks them; other
@@ -39,7 +39,7 @@ class LDROTrainer(trainer_lib.Trainer):
     last summary), ``ldro/token_share``, ``ldro/nonfinite_losses`` and
     ``ldro/unmeasured_interactions`` (both so far); and ``ldro/worst_task``, ``ldro/worst_loss`` and
     ``ldro/expected_worst_loss``, the worst loss expected after the step: for Lookahead-DRO the
-    value of the game.
+    value of the game. Evaluation is by the token: :class:`ldro_jax.t5x.evaluation.Evaluating`.
 
     Args:
       task_names: the names of the tasks, in order.

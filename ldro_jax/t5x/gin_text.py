@@ -1,0 +1,186 @@
+"""What the ``config.gin`` of a run says, without importing anything that it names.
+
+T5X writes the configuration that it ran with into ``MODEL_DIR``: imports, macros, and one binding a
+line.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ldro_jax import paths
+
+# What the report says elsewhere, or what is no choice.
+_NOT_SHOWN = ("num_tasks", "train_steps", "decay_steps", "task_names", "checkpoint_cfg")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """``@name`` or ``@name()``; ``%name`` if it is a macro.
+
+    Attributes:
+      name: with its scope, as in ``train/utils.DatasetConfig``.
+      is_macro: whether it is one.
+    """
+
+    name: str
+    is_macro: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A configuration.
+
+    Attributes:
+      macros: values by name.
+      bindings: by scope, name of the configurable as the file has it, and argument.
+    """
+
+    macros: dict[str, Any]
+    bindings: dict[tuple[str, str, str], Any]
+
+    def value(self, configurable: str, argument: str, scope: str = "") -> Any:
+        """What an argument is bound to.
+
+        Args:
+          configurable: last part of its name, as in ``DatasetConfig``.
+          argument: its name.
+          scope: a binding without scope counts where there is none of this one.
+
+        Returns:
+          The value; macros are followed. None if there is no such binding.
+        """
+        for where in (scope, ""):
+            for (found, name, known), value in self.bindings.items():
+                if (found, name.split(".")[-1], known) == (where, configurable, argument):
+                    return self._resolved(value)
+        return None
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """What a run was trained with: weighting and optimizer, batches, and the trainer's options.
+
+        Returns:
+          Values by the names of the arguments, with the configurable's where two have one name. What
+          is bound to a configurable has the name of that.
+        """
+        definition = next((v for (_, _, a), v in self.bindings.items() if a == "optimizer_def"), None)
+        found = list(self._below(definition))
+        if "optimizer" not in {argument for _, argument, _ in found}:
+            found.insert(0, ("", "optimizer", definition))
+        if "learning_rate" not in {argument for _, argument, _ in found}:
+            found += self._below(self.value("Trainer", "learning_rate_fn"))
+        for configurable, argument, scope in [
+            ("text_mixture", "exponent", ""),
+            ("DatasetConfig", "batch_size", "train"),
+            ("DatasetConfig", "task_feature_lengths", "train"),
+            ("Trainer", "num_microbatches", ""),
+        ]:
+            found.append((configurable, argument, self.value(configurable, argument, scope)))
+        trainer = self.value("train", "trainer_cls")
+        found += self._arguments(trainer.name) if isinstance(trainer, Reference) else []
+        return _named([(n, a, self._resolved(v)) for n, a, v in found if a not in _NOT_SHOWN])
+
+    def _below(self, value, seen=()) -> Iterator[tuple[str, str, Any]]:
+        """Arguments of a configurable and of all that it refers to, the nearest first."""
+        value = self._resolved(value)
+        if not isinstance(value, Reference) or value.name in seen:
+            return
+        own = [x for x in self._arguments(value.name) if x[1] not in _NOT_SHOWN]
+        yield from own
+        for _, _, deeper in own:
+            yield from self._below(deeper, (*seen, value.name))
+
+    def _arguments(self, reference: str) -> list[tuple[str, str, Any]]:
+        scope, _, name = reference.rpartition("/")
+        found = {}
+        for where in dict.fromkeys(("", scope)):
+            for (known, configurable, argument), value in self.bindings.items():
+                if (known, configurable) == (where, name):
+                    found[argument] = (name.split(".")[-1], argument, value)
+        return list(found.values())
+
+    def _resolved(self, value: Any, seen: Sequence[str] = ()) -> Any:
+        if not isinstance(value, Reference) or not value.is_macro:
+            return value
+        if value.name in seen or value.name not in self.macros:
+            return None
+        return self._resolved(self.macros[value.name], (*seen, value.name))
+
+
+def load(model_dir: str) -> tuple[str, Config]:
+    """Reads the ``config.gin`` of a run.
+
+    Args:
+      model_dir: the run's.
+
+    Returns:
+      Its text, and what it says; both empty if there is none.
+
+    Raises:
+      ImportError: if gin is not installed.
+      ValueError: if it is something else.
+    """
+    file = paths.make(model_dir) / "config.gin"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return text, parse(text, str(file))
+
+
+def parse(text: str, path: str = "config.gin") -> Config:
+    """Reads a configuration as T5X writes it.
+
+    Args:
+      text: of the file.
+      path: of the file, for errors.
+
+    Returns:
+      What it says.
+
+    Raises:
+      ImportError: if gin is not installed.
+      ValueError: if it is something else.
+    """
+    config = Config({}, {})
+    if not text:
+        return config
+    try:
+        from gin import config_parser
+    except ImportError as error:
+        raise ImportError(
+            f"{path} is read with gin, which can't be imported ({error}): pip install "
+            "'ldro-jax[lm]'."
+        ) from error
+
+    class Delegate(config_parser.ParserDelegate):
+        def configurable_reference(self, scoped_configurable_name, evaluate):
+            del evaluate
+            return Reference(scoped_configurable_name)
+
+        def macro(self, macro_name):
+            return Reference(macro_name, is_macro=True)
+
+    try:
+        for statement in config_parser.ConfigParser(text, Delegate()):
+            if isinstance(statement, config_parser.BindingStatement):
+                scope, name, argument = statement[:3]
+                if argument:
+                    config.bindings[scope, name, argument] = statement.value
+                else:
+                    config.macros[name] = statement.value
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(
+            f"Expected the configuration of a run of T5X in {path}, but it can't be read "
+            f"({str(error).splitlines()[0].strip()}). Copy it again, or move it away."
+        ) from error
+    return config
+
+
+def _named(found: Sequence[tuple[str, str, Any]]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    for configurable, argument, value in found:
+        if value is None:
+            continue
+        value = value.name if isinstance(value, Reference) else value
+        if argument in named and named[argument] != value:
+            argument = f"{configurable}.{argument}"
+        named.setdefault(argument, value)
+    return named
