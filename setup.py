@@ -40,6 +40,7 @@ _GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.19"]
 # What T5X imports. It is not on the package index itself: scripts/install_t5x.sh installs it.
 _T5X = [
     *_LM,
+    *_PLOTS,
     "cached_property>=2",
     "clu>=0.0.12",
     "fiddle>=0.3",

@@ -65,15 +65,20 @@ def run(*args, fails=False, **options):
     return written
 
 
-def killed_and_resumed(arguments, model_dir, **options):
-    """Runs until checkpoint 10 is whole, is killed, and goes on to checkpoint 20."""
+def killed(arguments, model_dir, step, **options):
+    """Runs until a checkpoint is whole, and is killed, most often before its evaluation is over."""
     process = start(*arguments, **options, output=subprocess.DEVNULL)
     began = time.monotonic()
-    while not (model_dir / "checkpoint_10" / "commit_success.txt").exists():
+    while not (model_dir / f"checkpoint_{step}" / "commit_success.txt").exists():
         assert process.poll() is None and time.monotonic() - began < SECONDS
-        time.sleep(0.05)
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def killed_and_resumed(arguments, model_dir, **options):
+    """Runs until checkpoint 10 is whole, is killed, and goes on to checkpoint 20."""
+    killed(arguments, model_dir, 10, **options)
     shutil.rmtree(model_dir / "checkpoint_20", ignore_errors=True)
     run(*arguments, **options)
 

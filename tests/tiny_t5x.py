@@ -11,7 +11,7 @@ from t5x.examples.t5 import network as t5_network
 
 from ldro_jax import ldro, transform
 from ldro_jax.t5x import checkpoints as checkpoints_lib  # noqa: F401
-from ldro_jax.t5x import data  # noqa: F401
+from ldro_jax.t5x import data, evaluation  # noqa: F401
 from ldro_jax.t5x import model as model_lib
 from ldro_jax.t5x import network as network_lib  # noqa: F401
 from ldro_jax.t5x import optimizer as optimizer_lib
@@ -145,7 +145,7 @@ def make_trainer(a_model, *, state=None, parts=None, rows=ROWS, cls=None, **opti
         train_state=start.from_scratch(jax.random.PRNGKey(0)) if state is None else state,
         partitioner=parts,
         train_state_axes=start.train_state_axes,
-        eval_names=[],
+        eval_names=options.pop("eval_names", []),
         summary_dir=options.pop("summary_dir", None),
         rng=jax.random.PRNGKey(1),
         learning_rate_fn=lambda step: LEARNING_RATE,

@@ -181,8 +181,8 @@ class EvaluatingTrainer(Evaluating, trainer_lib.Trainer):
     """
 
     def __init__(self, **kwargs):
-        inheritance.refuse_methods(trainer_lib.Trainer)
-        super().__init__(**inheritance.arguments(trainer_lib.Trainer, (), kwargs))
+        inheritance.check(trainer_lib.Trainer)
+        super().__init__(**kwargs, **inheritance.missing(trainer_lib.Trainer, (), kwargs))
 
 
 @flax.struct.dataclass

@@ -5,13 +5,17 @@ line.
 """
 
 import dataclasses
+import tokenize
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ldro_jax import paths
 
 # What the report says elsewhere, or what is no choice.
-_NOT_SHOWN = ("num_tasks", "train_steps", "decay_steps", "task_names", "checkpoint_cfg")
+_NOT_SHOWN = (
+    *("checkpoint_cfg", "decay_steps", "learning_rate_fn", "num_tasks", "task_names"),
+    "train_steps",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +64,14 @@ class Config:
         """What a run was trained with: weighting and optimizer, batches, and the trainer's options.
 
         Returns:
-          Values by the names of the arguments, with the configurable's where two have one name. What
-          is bound to a configurable has the name of that.
+          Values by the names of the arguments, with the configurable's where two have the same. Of
+          what refers to a configurable, its name.
         """
-        definition = next((v for (_, _, a), v in self.bindings.items() if a == "optimizer_def"), None)
+        bound = {a: value for _, a, value in self._arguments(self.value("train", "model"))}
+        for (_, _, argument), value in self.bindings.items():
+            # Of the class that the model's is derived from.
+            bound.setdefault(argument, value)
+        definition = bound.get("optimizer_def")
         found = list(self._below(definition))
         if "optimizer" not in {argument for _, argument, _ in found}:
             found.insert(0, ("", "optimizer", definition))
@@ -71,13 +79,14 @@ class Config:
             found += self._below(self.value("Trainer", "learning_rate_fn"))
         for configurable, argument, scope in [
             ("text_mixture", "exponent", ""),
+            ("get_dataset", "sampling", ""),
+            ("get_dataset", "temperature", ""),
             ("DatasetConfig", "batch_size", "train"),
             ("DatasetConfig", "task_feature_lengths", "train"),
             ("Trainer", "num_microbatches", ""),
         ]:
             found.append((configurable, argument, self.value(configurable, argument, scope)))
-        trainer = self.value("train", "trainer_cls")
-        found += self._arguments(trainer.name) if isinstance(trainer, Reference) else []
+        found += self._arguments(self.value("train", "trainer_cls"))
         return _named([(n, a, self._resolved(v)) for n, a, v in found if a not in _NOT_SHOWN])
 
     def _below(self, value, seen=()) -> Iterator[tuple[str, str, Any]]:
@@ -85,13 +94,15 @@ class Config:
         value = self._resolved(value)
         if not isinstance(value, Reference) or value.name in seen:
             return
-        own = [x for x in self._arguments(value.name) if x[1] not in _NOT_SHOWN]
+        own = [x for x in self._arguments(value) if x[1] not in _NOT_SHOWN]
         yield from own
         for _, _, deeper in own:
             yield from self._below(deeper, (*seen, value.name))
 
-    def _arguments(self, reference: str) -> list[tuple[str, str, Any]]:
-        scope, _, name = reference.rpartition("/")
+    def _arguments(self, reference: Any) -> list[tuple[str, str, Any]]:
+        if not isinstance(reference, Reference):
+            return []
+        scope, _, name = reference.name.rpartition("/")
         found = {}
         for where in dict.fromkeys(("", scope)):
             for (known, configurable, argument), value in self.bindings.items():
@@ -166,7 +177,7 @@ def parse(text: str, path: str = "config.gin") -> Config:
                     config.bindings[scope, name, argument] = statement.value
                 else:
                     config.macros[name] = statement.value
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, tokenize.TokenError) as error:
         raise ValueError(
             f"Expected the configuration of a run of T5X in {path}, but it can't be read "
             f"({str(error).splitlines()[0].strip()}). Copy it again, or move it away."
@@ -177,7 +188,7 @@ def parse(text: str, path: str = "config.gin") -> Config:
 def _named(found: Sequence[tuple[str, str, Any]]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     for configurable, argument, value in found:
-        if value is None:
+        if value is None or value == ():
             continue
         value = value.name if isinstance(value, Reference) else value
         if argument in named and named[argument] != value:

@@ -17,12 +17,12 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from ldro_jax import paths, reporting
 from ldro_jax.evaluation.perplexity import perplexity
 from ldro_jax.records import results
-from ldro_jax.t5x import gin_text, report_sections, summaries
+from ldro_jax.t5x import report_sections, summaries
 from ldro_jax.t5x.names import MC4_MIXTURE, TEXT_MIXTURE
 
 METRIC = "perplexity"

@@ -152,6 +152,17 @@ def test_a_loaded_record_makes_the_same_page(full, written, tmp_path):
     assert read(again).words == read(written).words
 
 
+def test_extra_sections_take_tables(made_up, tmp_path):
+    rows = [["run", "tokens", "share"], ["<a>", "1,000", "–"], ["b", "2", "3.5"]]
+    record = made_up.results([made_up.run("A", 0, [0.1, 0.2])])
+    extra = [("Tokens", "A caption.", rows)]
+    path = reporting.write_report(record, tmp_path, config_text="", extra_sections=extra)
+    assert "A caption." in read(path).words
+    text = path.read_text(encoding="utf-8")
+    assert '<th>run</th><th class="n">tokens</th><th class="n">share</th>' in text
+    assert "<td>&lt;a&gt;</td>" in re.sub(r"\s+", "", text)
+
+
 @pytest.mark.parametrize("module", ["matplotlib", "jinja2"])
 def test_without_the_extra_it_says_what_to_install(full, tmp_path, monkeypatch, capsys, module):
     monkeypatch.setitem(sys.modules, module, None)

@@ -158,6 +158,22 @@ def test_losses_are_those_of_a_plain_loop(cls, cfg, tmp_path):
     assert isinstance(over[names.AVERAGE_LOSS], evaluation.clu.values.Scalar)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_that_fill_a_batch_add_nothing_to_an_encoder_decoder(packed):
+    optimizer = tiny_t5x.optimizers.OptaxWrapper(tiny_t5x.sgd())
+    a_model = tiny_t5x.make_model(optimizer, tiny_t5x.models.EncoderDecoderModel)
+    batch = tiny_t5x.tasks_lib.unmarked(tiny_t5x.pair_batch(packed=packed))
+    filled = jax.tree.map(lambda x: np.concatenate([x, 0 * x]), batch)
+    with tiny_t5x.make_trainer(
+        a_model, cls=evaluation.EvaluatingTrainer, eval_names=["some", "filled"]
+    ) as a_trainer:
+        found = a_trainer.eval({"some": iter([batch]), "filled": iter([filled])})
+    some, same = (found[name][names.NATS].value for name in ("some", "filled"))
+    assert some > 1 and found["some"][names.TOKENS].value == batch["decoder_loss_weights"].sum()
+    assert found["filled"][names.TOKENS].value == found["some"][names.TOKENS].value
+    np.testing.assert_allclose(same, some, rtol=1e-6)
+
+
 def test_another_batch_size_makes_no_difference(cfg):
     found = []
     for rows in (8, 16):

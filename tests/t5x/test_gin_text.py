@@ -28,8 +28,12 @@ train/utils.DatasetConfig.seed = 3
 train/utils.DatasetConfig.task_feature_lengths = {'targets': 128}
 train_eval/utils.DatasetConfig.split = 'validation'
 utils.DatasetConfig.split = 'train'
-model.LDRODecoderOnlyModel.module = @network.DecoderWrapper()
+models.DecoderOnlyModel.module = @network.DecoderWrapper()
+models.DecoderOnlyModel.optimizer_def = @adafactor.Adafactor()
+adafactor.Adafactor.decay_rate = 0.8
 model.LDRODecoderOnlyModel.optimizer_def = %OPTIMIZER
+train.train.model = %MODEL
+optimizer.WeightedOptimizer.frozen = ()
 optimizer.WeightedOptimizer.optimizer = @optimizers.adam()
 optimizer.WeightedOptimizer.weighting = %WEIGHTING
 optimizers.adam.learning_rate = \\
@@ -38,6 +42,8 @@ optimizers.adam.train_steps = 200
 ldro.transform.num_tasks = @data.num_tasks()
 ldro.transform.weight_lr = 0.03
 data.num_tasks.mixture_or_task_name = 'ldro_text'
+data.get_dataset.sampling = 'weights'
+data.get_dataset.model_dir = %MODEL_DIR
 train.train.trainer_cls = @trainer.LDROTrainer
 train.train.eval_steps = None
 trainer.LDROTrainer.interaction = 'tiled'
@@ -65,6 +71,7 @@ def test_hyperparameters_are_what_the_run_was_trained_with():
         "weighting": "ldro.transform",
         "learning_rate": 0.01,
         "weight_lr": 0.03,
+        "sampling": "weights",
         "batch_size": 32,
         "task_feature_lengths": {"targets": 128},
         "num_microbatches": 4,
@@ -98,7 +105,9 @@ def test_values_are_looked_up_by_scope_and_through_macros():
 
 
 def test_macros_and_references_may_go_round():
-    config = gin_text.parse("A = %B\nB = %A\nx.f.a = %A\nx.f.b = %MISSING\nm.optimizer_def = @x.f()\nx.f.c = @x.f()\n")
+    config = gin_text.parse(
+        "A = %B\nB = %A\nx.f.a = %A\nx.f.b = %MISSING\nx.f.c = @x.f()\nm.optimizer_def = @x.f()"
+    )
     assert config.value("f", "a") is None and config.value("f", "b") is None
     assert config.hyperparameters() == {"optimizer": "x.f", "c": "x.f"}
 
@@ -106,7 +115,7 @@ def test_macros_and_references_may_go_round():
 @pytest.mark.parametrize("text", ["garbage", "(((", "a.b = ", "a.b = [1", '{"json": 1}', "\x00"])
 def test_something_else_is_one_clear_error(text, tmp_path):
     (tmp_path / "config.gin").write_text(text)
-    with pytest.raises(ValueError, match="Expected the configuration of a run of T5X in .*gin, but"):
+    with pytest.raises(ValueError, match="Expected the configuration of a run .*gin, but"):
         gin_text.load(str(tmp_path))
 
 

@@ -4,11 +4,12 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
-from ldro_jax.t5x import report
+from ldro_jax.t5x import report, report_sections, run_file, summaries
 
 tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -78,6 +79,151 @@ def test_runs_of_one_name_are_seeds_and_stock_runs_have_no_weights(make_run):
     record = report.read(runs)
     assert [run.seed for run in record.runs] == [0, 1]
     assert record.runs[0].weights is None and record.task_names == ["ar", "fr"]
+
+
+CONFIG = """
+train_eval/utils.DatasetConfig.split = 'validation'
+train_eval/utils.DatasetConfig.batch_size = 32
+train.train.train_eval_get_dataset_fn = @evaluation.get_datasets
+train.train.eval_steps = {steps}
+m.optimizer_def = @optimizers.adam()
+optimizers.adam.learning_rate = 0.01
+"""
+STOCK = "train.train.eval_steps = 20\ntrain_eval/utils.DatasetConfig.batch_size = 32\n"
+MACHINE = {
+    "device": {"platform": "gpu", "kind": "NVIDIA H100", "count": 16, "hosts": 2},
+    "mesh": {"data": 8, "model": 2},
+    "versions": {"jax": "0.10.2", "t5x": "0.0.0 (cc342d41)"},
+}
+
+
+@pytest.fixture
+def make_counted(make_run, tmp_path):
+    """A run whose trainer counts tokens."""
+
+    def make(name, losses, *, config=None, tokens=(1000, 250), batches=(8, 2), **options):
+        folder = make_run(name, losses, **options)
+        for task, row in zip(TASKS, np.transpose(losses), strict=True):
+            for step, loss in zip((10, 20, 30), row, strict=False):
+                # T5X's own means are off by another 1.
+                scalars = {"ldro/nats_per_token": loss + 1, "ldro/perplexity": np.exp(loss + 1)}
+                write(tmp_path / name / "training_eval" / task, step, scalars)
+        text = CONFIG.format(steps=None) if config is None else config
+        (tmp_path / name / "config.gin").write_text(text)
+        counts = [dict(zip(TASKS, x, strict=True)) for x in (tokens, batches)]
+        run_file.save(folder, step=10, tokens=counts[0], batches=counts[1], machine=MACHINE)
+        return folder
+
+    return make
+
+
+def test_losses_by_the_token_count_first(make_counted):
+    folder = make_counted("ldro", [[3, 4], [1, 2], [2, 2]])
+    record = report.read([("L-DRO", folder)])
+    found = record.runs[0].evaluations[-1].per_task
+    np.testing.assert_allclose([found["ar"], found["fr"]], np.exp([2, 3]), rtol=1e-6)
+    assert record.data == {"split": "validation", "tokens": {"ar": 1000, "fr": 250}}
+    assert record.versions == MACHINE["versions"] and record.device == MACHINE["device"]
+    assert record.runs[0].hyperparameters == {"optimizer": "optimizers.adam", "learning_rate": 0.01}
+    assert "over the whole validation split. 1,250 tokens" in record.description
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (CONFIG.format(steps=None), "over the whole validation split"),
+        # All tasks had fewer batches.
+        (CONFIG.format(steps=9), "over the whole validation split"),
+        (CONFIG.format(steps=8), "not over the whole .*: at most 8 batches of 32 rows of each"),
+        (STOCK, "not over the whole .*: 20 batches of 32 rows of each task, rows again and again"),
+        ("", "not over the whole .*: unknown, without a config.gin"),
+    ],
+)
+def test_the_report_says_how_much_was_evaluated(make_counted, config, expected):
+    folder = make_counted("ldro", [[3, 4]], steps=[10], config=config)
+    assert re.search(expected, report.read([("L-DRO", folder)]).description)
+
+
+def test_other_tokens_are_refused(make_counted, make_run):
+    runs = [("A", make_counted("a", [[3, 4]], steps=[10]))]
+    runs += [("B", make_counted("b", [[3, 4]], steps=[10], tokens=(1000, 249)))]
+    with pytest.raises(ValueError, match="ldro_text_fr .*a was evaluated on 250 and .*b on 249"):
+        report.read(runs)
+    with pytest.raises(ValueError, match="on 250 and"):
+        report.read(runs[:1], [("fr", runs[1][1])])
+    config = CONFIG.format(steps=None).replace("'validation'", "'validation[:500]'")
+    runs[1] = ("B", make_counted("c", [[3, 4]], steps=[10], config=config))
+    with pytest.raises(ValueError, match="a was on 'validation' and .*c on 'validation.:500.'"):
+        report.read(runs)
+    # A part of a split is named, and counts as that.
+    record = report.read(runs[1:])
+    assert "the whole validation[:500] split" in record.description
+    assert record.runs[0].evaluations[0].split == "validation"
+
+
+def test_the_worst_task_may_choose(make_run):
+    folder = make_run("ldro", [[5, 5], [1, 4], [3, 3]])
+    steps = {
+        by: report.read([("L-DRO", folder)], select_by=by).runs[0].evaluations[-1].step
+        for by in ("average", "worst")
+    }
+    assert steps == {"average": 20, "worst": 30}
+
+
+def test_an_evaluation_that_is_not_finite_is_never_the_best(make_run):
+    folder = make_run("ldro", [[math.nan, 1], [3, 3], [4, math.inf]])
+    for by in ("average", "worst"):
+        record = report.read([("L-DRO", folder)], select_by=by)
+        assert record.runs[0].evaluations[-1].step == 20
+
+
+def test_tasks_are_known_from_what_was_counted(make_counted, make_run, tmp_path):
+    folder = make_counted("stock", [[3, 4]], steps=[10], weights=False, config=STOCK)
+    assert not (tmp_path / "stock" / "ldro_tasks.json").exists()
+    assert report.read([("Mixing", folder)]).task_names == ["ar", "fr"]
+
+
+def test_the_page_has_tokens_devices_checkpoints_and_settings(make_counted, make_run, tmp_path):
+    pytest.importorskip("matplotlib")
+    folders = [make_counted(name, [[3, 4], [1, 2]], steps=[10, 20]) for name in ("a", "b")]
+    (tmp_path / "a" / "checkpoint_20").mkdir()
+    (tmp_path / "a" / "model-info.txt").write_text("x\nTotal number of parameters: 106944\n")
+    stock = make_run("stock", [[3, 4], [2, 2]], steps=[10, 20], weights=False)
+    arguments = [f"L-DRO={folder}" for folder in folders] + [f"<Stock>={stock}"]
+    report.main([*arguments, f"--output_dir={tmp_path / 'report'}"])
+    page = (tmp_path / "report" / "report.html").read_text()
+    text = re.sub(r"<[^>]+>", " ", page)
+    text = re.sub(r"\s+", " ", text)
+    for expected in [
+        "not over the whole validation split: unknown, without a config.gin",
+        "L-DRO, seed 0 validation the whole split 20 there 106,944",
+        "L-DRO, seed 1 validation the whole split 20 not there –",
+        "&lt;Stock&gt;, seed 0 validation unknown, without a config.gin 20 not there –",
+        "task tokens L-DRO &lt;Stock&gt; ar 1,000 7.389 7.389 fr 250 20.09 7.389",
+        "L-DRO, seed 0; L-DRO, seed 1 step 10 16 × NVIDIA H100 (gpu) on 2 hosts 8 data × 2 model "
+        "jax 0.10.2, t5x 0.0.0 (cc342d41)",
+        "&lt;Stock&gt;, seed 0 – not recorded – by T5X&#39;s own trainer",
+        "optimizer = optimizers.adam, learning_rate = 0.01",
+        "16 gpu NVIDIA H100",
+    ]:
+        assert expected in text, expected
+    saved = json.loads((tmp_path / "report" / "results.json").read_text())
+    assert saved["data"]["tokens"] == {"ar": 1000, "fr": 250}
+
+
+def test_configurations_are_shown_where_they_differ(make_counted, tmp_path):
+    other = CONFIG.format(steps=None).replace("0.01", "\\\n    0.02")
+    folders = [
+        make_counted("a", [[3, 4]], steps=[10]),
+        make_counted("b", [[3, 4]], steps=[10], config=other),
+    ]
+    found = [summaries.read(folder) for folder in folders]
+    record = report.read([("L-DRO", folder) for folder in folders])
+    text = report_sections.configurations(record, found)
+    assert text.startswith(f"# L-DRO, seed 0\n{CONFIG.format(steps=None)}")
+    assert text.endswith(
+        "# L-DRO, seed 1, where it differs\noptimizers.adam.learning_rate = 0.02\n"
+    )
 
 
 @pytest.fixture
