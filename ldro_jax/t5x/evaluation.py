@@ -210,14 +210,17 @@ class TokenLoss(clu.metrics.Metric):
         )
 
     def compute(self) -> float:
-        """The value, in float64."""
+        """The value; a perplexity that is too large for float32 is infinite."""
         nats, tokens = (float(np.sum(x, dtype=np.float64)) for x in (self.nats, self.tokens))
         loss = nats / tokens if tokens else np.nan
+        with np.errstate(over="ignore"):
+            # TensorFlow doesn't write what float32 can't hold.
+            bounded = perplexity(loss).astype(np.float32)
         return {
             names.TOKENS: tokens,
             names.BATCHES: float(self.batches),
             names.NATS: loss,
-            names.PERPLEXITY: float(perplexity(loss)),
+            names.PERPLEXITY: float(bounded),
         }[self.shows]
 
 

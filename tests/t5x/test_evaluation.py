@@ -219,13 +219,33 @@ def test_the_mixture_of_t5x_own_datasets_is_no_task(cfg, tmp_path):
     assert tuple(run_file.load(str(tmp_path / "run")).tokens) == TASKS
 
 
-def test_a_loss_that_is_not_finite_is_the_worst(cfg):
-    with make_trainer(evaluation.EvaluatingTrainer) as a_trainer:
+@pytest.mark.parametrize("nats", [0.0, 88.7, 88.8, 300.0, 800.0, np.inf, np.nan])
+def test_every_loss_can_be_written(tmp_path, nats):
+    sums = [np.array([x, 0], np.float32) for x in (10 * nats, 10)]
+    manager = tiny_t5x.t5x_trainer.MetricsManager("some", str(tmp_path))
+    metrics = {
+        tag: evaluation.TokenLoss(*sums, np.int32(1), tag) for tag in (names.NATS, names.PERPLEXITY)
+    }
+    manager.start_duration_timer()
+    manager.write_metrics_summary(metrics, 3, 1).result()
+    manager.flush()
+    found = summaries.scalars(f"{tmp_path}/some")
+    with np.errstate(over="ignore"):
+        expected = np.float32(np.exp(np.float64(nats)))
+    np.testing.assert_allclose(found[names.PERPLEXITY][3], expected, rtol=1e-4)
+    np.testing.assert_allclose(found[names.NATS][3], nats, rtol=1e-6)
+    manager.close()
+
+
+def test_a_loss_that_is_not_finite_is_the_worst(cfg, tmp_path):
+    with make_trainer(evaluation.EvaluatingTrainer, str(tmp_path / "run")) as a_trainer:
         broken = jax.tree.map(lambda x: x * np.nan, a_trainer.train_state.params)
         a_trainer.train_state = a_trainer.train_state.replace_params(broken)
         found = evaluate(a_trainer, get(cfg, steps=1))[names.OVER_TASKS]
     # Orbax sorts checkpoints by it, which NaN would upset.
     assert found[names.AVERAGE_LOSS].value == found[names.WORST_LOSS].value == np.inf
+    written = summaries.scalars(f"{tmp_path}/run/{names.OVER_TASKS}")
+    assert written[names.AVERAGE_LOSS][0] == np.inf
 
 
 def test_a_task_without_rows_is_refused(cfg):

@@ -62,22 +62,20 @@ def test_so_does_one_whose_rows_are_drawn_one_by_one(data_dir, tmp_path, gin_fil
 
 
 def test_the_best_checkpoint_is_kept_by_a_run_that_was_killed(data_dir, tmp_path):
-    # It soon gets worse, so that the best checkpoint is none of the last.
-    rates = ("--gin.LEARNING_RATE=2.0", "--gin.TRAIN_STEPS=50")
-    arguments = ("train", "text_tiny", *training(tmp_path, data_dir, *rates))
-    files = ("ldro_jax/t5x/best_checkpoint.gin",)
-    killed(arguments, tmp_path, 30, gin_files=files)
-    run(*arguments, gin_files=files)
+    files = {"gin_files": ("ldro_jax/t5x/best_checkpoint.gin",)}
+    arguments = ("train", "text_tiny", *training(tmp_path, data_dir, "--gin.TRAIN_STEPS=50"))
+    killed(arguments, tmp_path, 30, **files)
+    # From here on it gets worse: the best checkpoint is the one that the run goes on from.
+    run(*arguments, "--gin.LEARNING_RATE=20.0", **files)
     losses = summaries.scalars(f"{tmp_path}/ldro_eval")["average_loss"]
     assert sorted(losses) == [0, 10, 20, 30, 40, 50]
     best = min(losses, key=lambda step: losses[step])
-    assert best < 30
     kept = {path.name for path in tmp_path.glob("checkpoint_*")}
-    assert kept == {f"checkpoint_{step}" for step in (best, 50)}
+    assert best == 30 and kept == {"checkpoint_30", "checkpoint_50"}
     record = report.read([("L-DRO", str(tmp_path))])
-    assert record.runs[0].evaluations[-1].step == best
-    assert record.runs[0].hyperparameters["learning_rate"] == 2.0
-    assert int(restored(tmp_path, best)["state"]["step"]) == best
+    assert record.runs[0].evaluations[-1].step == 30
+    assert record.runs[0].hyperparameters["learning_rate"] == 20.0
+    assert restored(tmp_path, 30)["state"]["step"] == 30
 
 
 def test_a_run_goes_on_on_another_mesh(full, data_dir, tmp_path):
