@@ -50,7 +50,8 @@ class LDROModel(models.BaseTransformerModel):
             raise ValueError(
                 "The loss of a task is the mean over its tokens, so loss_normalizing_factor must "
                 f"be None, but it is {self._loss_normalizing_factor!r}. Bind "
-                f"{type(self).__name__}.loss_normalizing_factor = None."
+                f"{type(self).__name__}.loss_normalizing_factor = None, or set "
+                "LOSS_NORMALIZING_FACTOR = None in a file of T5X's own kind."
             )
 
     @classmethod

@@ -35,6 +35,7 @@ def task(
           the vocabulary, stand in their place (a SentencePiece vocabulary needs as many
           ``extra_ids``; bytes take their last ids, as ByT5 does).
 
+        The tokens after the last full row of a pass are left out, but for ``"lm"``.
       metric_fns: of ``(number of tokens of each row, log-likelihoods)``, for evaluation.
 
     Returns:
@@ -78,7 +79,7 @@ def _lm(documents, lengths, vocabulary):
 
 def _prefix_lm(documents, lengths, vocabulary):
     given = lengths["inputs"]
-    rows = documents.rebatch(given + lengths["targets"])
+    rows = documents.rebatch(given + lengths["targets"], drop_remainder=True)
     return rows.map(lambda row: _pair(row[:given], row[given:], vocabulary))
 
 
@@ -134,9 +135,13 @@ def _parts(total, parts, seed):
 
 
 def _pair(inputs, targets, vocabulary):
-    # With the text, which T5X writes beside what is predicted.
+    def text_of(tokens):
+        # A text would end with the first document.
+        return vocabulary.decode_tf(tf.boolean_mask(tokens, tokens != vocabulary.eos_id))
+
+    # T5X writes the texts beside what is predicted.
     pair = {"inputs": inputs, "targets": targets}
-    return pair | {f"{name}_pretokenized": vocabulary.decode_tf(x) for name, x in pair.items()}
+    return pair | {f"{name}_pretokenized": text_of(tokens) for name, tokens in pair.items()}
 
 
 OBJECTIVES = {"lm": _lm, "prefix_lm": _prefix_lm, "span_corruption": _span_corruption}

@@ -89,7 +89,8 @@ def test_gin_files_are_found_from_any_directory(run_python, tmp_path):
 
 
 @pytest.mark.heavy
-def test_the_file_with_the_diff_trains_from_any_directory(tmp_path):
+@pytest.mark.parametrize("family", ["t5_1_1", "mt5", "byt5"])
+def test_the_file_with_the_diff_trains_from_any_directory(tmp_path, family):
     for name in T5:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
@@ -97,7 +98,8 @@ def test_the_file_with_the_diff_trains_from_any_directory(tmp_path):
     data_dir.mkdir()
     write_text(data_dir, LANGUAGES)
     (tmp_path / "my_tasks.py").write_text(TASKS.format(languages=LANGUAGES, data_dir=str(data_dir)))
-    (tmp_path / "mine.gin").write_text(patched(STOCK.read_text(), diff()))
+    mine = patched(STOCK.read_text(), diff())
+    (tmp_path / "mine.gin").write_text(mine.replace("t5/t5_1_1/base.gin", f"t5/{family}/base.gin"))
     (tmp_path / "small.gin").write_text(SMALL)
     model_dir = tmp_path / "run"
     run(

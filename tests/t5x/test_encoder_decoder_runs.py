@@ -1,6 +1,7 @@
-"""Runs of a tiny mT5 from T5X's own gin files and ours, on 8 fake devices."""
+"""Runs of a tiny mT5, and of a prefix language model, from T5X's own gin files and ours."""
 
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from t5x_runs import assert_equal, killed_and_resumed, restored, run, write_text
 
 from ldro_jax.t5x import report
 
-pytest.importorskip(
+tiny_t5x = pytest.importorskip(
     "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = [pytest.mark.heavy, pytest.mark.filterwarnings("ignore")]
@@ -108,3 +109,73 @@ def test_a_stock_checkpoint_is_fine_tuned_with_frozen_parts(data_dir, tmp_path, 
     moved = jax.tree.map(lambda x, y: (x != y).any(), begun["target"], after["target"])
     assert not any(jax.tree.leaves([moved["token_embedder"], moved["encoder"]]))
     assert all(jax.tree.leaves(moved["decoder"]))
+
+
+PREFIX_MODEL = """
+from __gin__ import dynamic_registration
+from t5x import models
+from t5x import partitioning
+from t5x.examples.decoder_only import network
+from ldro_jax.t5x import data
+include "{stock}/models/base.gin"
+include "gin_configs/t5x/data/text.gin"
+DROPOUT_RATE = 0.0
+TASK_FEATURE_LENGTHS = {"inputs": 24, "targets": 8}
+models.DecoderOnlyModel.inputs_bidirectional_attention = True
+data.text_mixture.objective = "prefix_lm"
+network.TransformerConfig:
+  vocab_size = %VOCAB_SIZE
+  dtype = "float32"
+  emb_dim = 32
+  num_heads = 2
+  num_layers = 2
+  head_dim = 16
+  mlp_dim = 64
+partitioning.PjitPartitioner:
+  num_partitions = None
+  model_parallel_submesh = (1, 2, 1, 1)
+"""
+PREFIX_TRAIN = """
+from __gin__ import dynamic_registration
+import __main__ as train_script
+include "t5x/configs/runs/pretrain.gin"
+include "{folder}/model.gin"
+include "ldro_jax/t5x/decoder_only.gin"
+TRAIN_STEPS = 20
+BATCH_SIZE = 24
+USE_CACHED_TASKS = False
+INTERACTION_INTERVAL = 5
+train_script.train:
+  eval_period = 10
+  eval_steps = 2
+"""
+PREFIX_INFER = """
+include "t5x/configs/runs/infer.gin"
+include "{folder}/model.gin"
+"""
+
+
+def test_a_prefix_language_model_trains_and_decodes(data_dir, tmp_path):
+    for name, text in [
+        ("model", PREFIX_MODEL),
+        ("train", PREFIX_TRAIN),
+        ("infer", PREFIX_INFER),
+    ]:
+        # By its path: T5X's folder is no package, which gin takes fright at.
+        stock = str(pathlib.Path(tiny_t5x.network.__file__).parent)
+        text = text.replace("{folder}", str(tmp_path)).replace("{stock}", stock)
+        (tmp_path / f"{name}.gin").write_text(text)
+    run("train", tmp_path / "train.gin", *training(tmp_path / "run", data_dir)[:2])
+    record = report.read([("L-DRO", str(tmp_path / "run"))])
+    assert record.runs[0].evaluations[-1].average < record.runs[0].evaluations[0].average
+    run(
+        "infer",
+        tmp_path / "infer.gin",
+        f'--gin.DATA_DIR="{data_dir}"',
+        f'--gin.CHECKPOINT_PATH="{tmp_path}/run/checkpoint_20"',
+        f'--gin.INFER_OUTPUT_DIR="{tmp_path}/out"',
+    )
+    (file,) = (tmp_path / "out").glob("ldro_text_sw-predict.jsonl-*-of-00001")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) > 30 and all(len(row["inputs"]["inputs_pretokenized"]) > 20 for row in rows)
+    assert len({row["prediction"] for row in rows}) > 1
