@@ -29,11 +29,21 @@ def write_text(folder, languages):
     return folder
 
 
-def start(mode, file, *bindings, gin_files=(), output, cwd=ROOT, path=()):
-    """Begins a run; a gin file is a path, or the name of one of ``gin_configs/t5x``."""
+def start(mode, file, *bindings, gin_files=(), output, cwd=ROOT, path=(), host=None):
+    """Begins a run; a gin file is a path, or the name of one of ``gin_configs/t5x``.
+
+    The devices may be those of several processes: ``host`` is the index of this one, their number,
+    and a port.
+    """
+    command, devices = ["t5x.main", f"--run_mode={mode}"], 8
+    if host is not None:
+        index, count, port = host
+        command, devices = ["t5x.train", "--multiprocess_gpu"], devices // count
+        command += [f"--coordinator_address=127.0.0.1:{port}", f"--process_count={count}"]
+        command += [f"--process_index={index}"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([*map(str, path), *(entry for entry in sys.path if entry)]),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         # With few threads simulated devices may wait for each other forever.
         "PJRT_NPROC": "64",
@@ -42,7 +52,7 @@ def start(mode, file, *bindings, gin_files=(), output, cwd=ROOT, path=()):
     files = [name if name.endswith(".gin") else f"gin_configs/t5x/{name}.gin" for name in names]
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "t5x.main", f"--run_mode={mode}"),
+            *(sys.executable, "-m", *command),
             *(f"--gin_file={name}" for name in files),
             *bindings,
         ],

@@ -3,11 +3,22 @@
 import json
 import os
 import shutil
+import socket
+import tempfile
 
 import jax
 import numpy as np
 import pytest
-from t5x_runs import assert_equal, killed, killed_and_resumed, restored, run, write_text
+from t5x_runs import (
+    SECONDS,
+    assert_equal,
+    killed,
+    killed_and_resumed,
+    restored,
+    run,
+    start,
+    write_text,
+)
 
 from ldro_jax.t5x import report, summaries
 
@@ -76,6 +87,34 @@ def test_the_best_checkpoint_is_kept_by_a_run_that_was_killed(data_dir, tmp_path
     assert record.runs[0].evaluations[-1].step == 30
     assert record.runs[0].hyperparameters["learning_rate"] == 20.0
     assert restored(tmp_path, 30)["state"]["step"] == 30
+
+
+def test_two_hosts_evaluate_as_one(full, data_dir, tmp_path):
+    model_dir = tmp_path / "run"
+    shutil.copytree(full, model_dir)
+    for name in ("ldro_eval", "training_eval"):
+        shutil.rmtree(model_dir / name)
+    (tmp_path / "evaluate.gin").write_text(
+        "from __gin__ import dynamic_registration\nimport __main__ as train_script\n"
+        "from t5x import utils\ntrain_script.train.run_eval_before_training = True\n"
+        # The place in the data is that of one host.
+        "utils.SaveCheckpointConfig.save_dataset = False\n"
+    )
+    arguments = ("train", "text_tiny", *training(model_dir, data_dir, "--gin.SUBMESH=(1, 1, 1, 1)"))
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = listening.getsockname()[1]
+    with tempfile.TemporaryFile("w+") as output:
+        options = {"gin_files": (tmp_path / "evaluate.gin",), "output": output}
+        both = [start(*arguments, **options, host=(index, 2, port)) for index in range(2)]
+        codes = [process.wait(SECONDS) for process in both]
+        output.seek(0)
+        assert codes == [0, 0], output.read()[-4000:]
+    found, expected = summaries.read(str(model_dir)), summaries.read(str(full))
+    assert found.file.tokens == expected.file.tokens
+    assert found.file.machines[-1]["device"]["hosts"] == 2
+    for task, losses in found.losses.items():
+        np.testing.assert_allclose(losses[20], expected.losses[task][20], rtol=1e-5)
 
 
 def test_a_run_goes_on_on_another_mesh(full, data_dir, tmp_path):
