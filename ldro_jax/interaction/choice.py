@@ -10,7 +10,7 @@ from ldro_jax import checks
 from ldro_jax.interaction import base
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
-from ldro_jax.interaction.layerwise import has_layers, held, layerwise
+from ldro_jax.interaction.layerwise import held, layerwise, saves
 from ldro_jax.interaction.offload import offload
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
@@ -182,8 +182,8 @@ def _halves(leaf: jax.Array) -> jax.Array:
 def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     """Name of the strategy that suits a problem.
 
-    ``layerwise`` if layers are scanned, otherwise ``vmap``; ``tiled`` if the N gradients of the
-    largest parameter, or of its largest layer, would take too much memory. On CPU, ``scan`` for a
+    ``layerwise`` if layers are scanned, or dense and large; otherwise ``vmap``. ``tiled`` if the N
+    gradients that they hold at a time would take too much memory. On CPU, ``scan`` for a
     loss with convolutions if its N gradients fit, because XLA:CPU is slow at their batched weight
     gradients.
 
@@ -200,16 +200,18 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     limit = max(_MODELS * sum(sizes), _BYTES)
     if num_tasks * sum(sizes) <= limit and _slow_under_vmap(loss_fn, params, batch):
         return "scan"
-    layers = _has_layers(loss_fn, params, batch)
-    largest = held(loss_fn, params, batch) if layers else num_tasks * max(sizes)
-    if largest > limit:
+    # The gradients of small parameters aren't worth slicing.
+    is_large = max(leaf.size for leaf in jax.tree.leaves(params)) > base.SLICE
+    finds = saves if is_large else _has_layers
+    in_parts = finds(loss_fn, params, batch)
+    if (held(loss_fn, params, batch) if in_parts else num_tasks * max(sizes)) > limit:
         return "tiled"
-    return "layerwise" if layers else "vmap"
+    return "layerwise" if in_parts else "vmap"
 
 
 def _has_layers(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
     """Whether gradients come layer by layer out of a scan."""
-    return _has("scan[", loss_fn, params, batch) and has_layers(loss_fn, params, batch)
+    return _has("scan[", loss_fn, params, batch) and saves(loss_fn, params, batch, layers=True)
 
 
 def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The gradients of scanned layers, used up in the scan of the backward pass.
+"""The gradients of layers, used up where they come out of the backward pass.
 
 Layers that are scanned (``flax.linen.scan``, ``jax.lax.scan``) have their parameters stacked in one
 array, whose N gradients are as large as N models. In the backward pass they come out layer by
@@ -6,9 +6,12 @@ layer. Here the products of each layer's gradients are taken as soon as they are
 weighted sum, so that those of one layer are all that is held.
 
 It works on the traced program of the gradients, not on the model: an output that is nothing but
-what a scan puts out, layer by layer, turned and converted, is used up within that scan.
+what a scan puts out, layer by layer, turned and converted, is used up within that scan. One that is
+a product of activations and cotangents, as that of a dense layer, is made and used up slice by
+slice, so that its N gradients never leave the processor's cache.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +23,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ldro_jax.interaction import base, scans
 
+# Numbers of each task in a slice of its gradient, where no cache is to hold them.
+_ACCELERATOR = 2**20
+# Slices of fewer rows are slow to multiply.
+_ROWS = 8
+
+
+class _Slices(NamedTuple):
+    """Slices of a product along an axis of its left factor: how many, and how wide."""
+
+    axis: int
+    pieces: int
+    width: int
+
 
 class _Program(NamedTuple):
     """Losses and gradients of all tasks, traced.
@@ -29,6 +45,7 @@ class _Program(NamedTuple):
       leaves: these outputs.
       arguments: its arguments.
       stacked: those of the leaves that come out of a scan, by their number.
+      multiplied: those of the leaves that are products, by their number.
       structure: of the gradients, and of what comes before them.
       shardings: of the leaves, in the same order, or ``None``.
     """
@@ -37,8 +54,13 @@ class _Program(NamedTuple):
     leaves: list[Any]
     arguments: list[Any]
     stacked: dict[int, scans.Stacked]
+    multiplied: dict[int, scans.Multiplied]
     structure: tuple[Any, Any]
     shardings: list[NamedSharding] | None
+
+    def product(self, leaf: int) -> Any:
+        """The equation that a leaf is the product of."""
+        return self.closed.jaxpr.eqns[self.multiplied[leaf].number]
 
     def placed(self, gradients: jax.Array, leaf: int) -> jax.Array:
         """The gradients of a leaf or of one layer of it, ``[N, ...]``, split over the devices."""
@@ -57,11 +79,11 @@ class _Program(NamedTuple):
 
 
 def layerwise(shardings: Any = None) -> base.Interaction:
-    """Uses up the gradients of scanned layers where they come out; the others leaf by leaf.
+    """Uses up the gradients of scanned layers where they come out, and of dense ones in slices.
 
     Work: one backward pass. Memory: as ``vmap``, but of stacked parameters N gradients of one
-    layer. With ``lagged``, and an ``interaction_interval`` of 1, the training gradient comes from
-    the same pass.
+    layer, and of dense layers N slices where there is one device. With ``lagged``, and an
+    ``interaction_interval`` of 1, the training gradient comes from the same pass.
 
     Args:
       shardings: of the parameters, a pytree of ``NamedSharding``. The gradients of a layer are then
@@ -98,22 +120,28 @@ def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
         size = leaf.aval.size * leaf.aval.dtype.itemsize
         if (found := program.stacked.get(number)) is not None:
             size //= program.closed.jaxpr.eqns[found.scan].params["length"]
+        elif number in program.multiplied:
+            size //= _slices(program.product(number)).pieces
         sizes.append(size)
     return max(sizes)
 
 
-def has_layers(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
-    """Whether there are gradients that come layer by layer out of a scan.
+def saves(loss_fn: base.LossFn, params: Any, batch: Any, *, layers: bool = False) -> bool:
+    """Whether there are gradients that come in parts: layers of a scan, slices of a product.
 
     Args:
       loss_fn: ``(params, task_batch) -> scalar``.
       params: arrays or their shapes.
       batch: arrays or their shapes, ``[task, example, ...]``.
+      layers: look for layers alone.
 
     Returns:
-      Whether :func:`layerwise` saves memory.
+      Whether :func:`layerwise` holds less than ``vmap``.
     """
-    return bool(_traced(loss_fn, params, batch).stacked)
+    program = _traced(loss_fn, params, batch)
+    if layers or program.stacked:
+        return bool(program.stacked)
+    return any(_slices(program.product(leaf)).pieces > 1 for leaf in program.multiplied)
 
 
 def _traced(loss_fn, params, batch, shardings=None, has_aux=False) -> _Program:
@@ -127,7 +155,11 @@ def _traced(loss_fn, params, batch, shardings=None, has_aux=False) -> _Program:
     leaves = closed.jaxpr.outvars[first.num_leaves :]
     stacked = scans.stacked_outputs(closed.jaxpr, leaves)
     places = None if shardings is None else jax.tree.leaves(shardings)
-    return _Program(closed, leaves, flat, stacked, (like, first), places)
+    multiplied = {}
+    if jax.device_count() == 1:
+        # Slices of what is split over devices would move it between them.
+        multiplied = scans.multiplied_outputs(closed.jaxpr, leaves)
+    return _Program(closed, leaves, flat, stacked, multiplied, (like, first), places)
 
 
 def _used_up(
@@ -147,13 +179,22 @@ def _used_up(
         eqn = jaxpr.eqns[number]
         known |= dict(zip(eqn.outvars, scans.run(jaxpr, eqn, known), strict=True))
     losses = [scans.read(known, output) for output in outputs]
-    turned = {number for found in stacked.values() for number in found.turned}
+    sliced = {found.number: leaf for leaf, found in program.multiplied.items()}
+    late = [*stacked.values(), *program.multiplied.values()]
+    turned = {number for found in late for number in found.turned}
 
     def pull(weights):
         values, total = dict(known), jnp.zeros((losses[0].size,) * 2, dtype)
         leaves: dict[int, Any] = {}
         for number, eqn in enumerate(jaxpr.eqns):
             if number in forward or number in turned:
+                continue
+            if (leaf := sliced.get(number)) is not None:
+                both = [scans.read(values, v) for v in eqn.invars]
+                products, summed = _multiplied(eqn, both, weights, dtype)
+                total += products
+                if summed is not None:
+                    leaves[leaf] = _turned(jaxpr, program.multiplied[leaf], summed[None])
                 continue
             here = {leaf: found for leaf, found in stacked.items() if found.scan == number}
             if not here:
@@ -166,9 +207,9 @@ def _used_up(
             kept = [v for place, v in enumerate(eqn.outvars) if place not in gone]
             values |= dict(zip(kept, others, strict=True))
             for (leaf, found), summed in zip(here.items(), sums, strict=False):
-                leaves[leaf] = _turned(jaxpr, found, summed)
+                leaves[leaf] = _turned(jaxpr, found, jnp.expand_dims(summed, found.axis + 1))
         for leaf, variable in enumerate(program.leaves):
-            if leaf not in stacked:
+            if leaf not in stacked and leaf not in program.multiplied:
                 gradients = program.placed(scans.read(values, variable), leaf)
                 total += base.gram(gradients).astype(dtype)
                 if weights is not None:
@@ -217,9 +258,43 @@ def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, d
     return total, sums, [*last, *others]
 
 
-def _turned(jaxpr: core.Jaxpr, found: scans.Stacked, summed: jax.Array) -> jax.Array:
+def _multiplied(eqn, factors, weights, dtype):
+    """Products ``[N, N]`` of the gradients of a leaf, and their weighted sum, slice by slice."""
+    (left, right), shape, slices = factors, eqn.outvars[0].aval.shape, _slices(eqn)
+
+    def step(total, start):
+        part = left
+        if slices.pieces > 1:
+            part = lax.dynamic_slice_in_dim(left, start, slices.width, slices.axis)
+        gradients = eqn.primitive.bind(part, right, **eqn.params)
+        summed = None if weights is None else base.combined(weights, gradients)
+        return total + base.gram(gradients).astype(dtype), summed
+
+    total = jnp.zeros((shape[0],) * 2, dtype)
+    if slices.pieces == 1:
+        return step(total, 0)
+    starts = slices.width * jnp.arange(slices.pieces, dtype=jnp.int32)
+    total, summed = lax.scan(step, total, starts)
+    return total, summed if summed is None else summed.reshape(shape[1:])
+
+
+def _slices(eqn) -> _Slices:
+    """How to take the first axis of a product after that of the tasks."""
+    (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
+    left, shape = eqn.invars[0].aval, eqn.outvars[0].aval.shape
+    free = [axis for axis in range(left.ndim) if axis not in (*contracted, *batch)]
+    if not free:
+        return _Slices(0, 1, 0)
+    fits = base.SLICE if jax.default_backend() == "cpu" else _ACCELERATOR
+    rows = math.prod(left.shape[axis] for axis in free)
+    wanted, most = -(-math.prod(shape[1:]) // fits), min(max(rows // _ROWS, 1), shape[1])
+    divisors = [n for n in range(min(wanted, most), most + 1) if shape[1] % n == 0]
+    pieces = min(divisors, default=1)
+    return _Slices(free[0], pieces, shape[1] // pieces)
+
+
+def _turned(jaxpr: core.Jaxpr, found: Any, value: jax.Array) -> jax.Array:
     """A sum over the tasks, turned and converted as the gradients of each would have been."""
-    value = jnp.expand_dims(summed, found.axis + 1)
     for number in reversed(found.turned):
         eqn = jaxpr.eqns[number]
         if eqn.primitive.name == "transpose":

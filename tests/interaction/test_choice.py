@@ -92,7 +92,7 @@ def test_scans_of_other_things_are_no_layers():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    known = "auto, columns, jacrev, layerwise, scan, tiled, vmap"
+    known = "auto, columns, jacrev, layerwise, offload, scan, tiled, vmap"
     with pytest.raises(
         ValueError, match=f"interaction must be an Interaction or one of {known}, .* 'vmpa'"
     ):

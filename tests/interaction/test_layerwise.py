@@ -1,6 +1,7 @@
 """Gradients of scanned layers that are used up in the scan, against a loop of gradients."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ldro_jax import interaction, transform, weighting
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction.layerwise import held
+
+layerwise_lib = importlib.import_module("ldro_jax.interaction.layerwise")
 
 N, LAYERS, WIDTH, EXAMPLES = 5, 6, 4, 3
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
@@ -130,29 +133,79 @@ def test_no_stack_of_gradients_is_in_the_program(form):
     loss = functools.partial(loss_fn, **FORMS[form])
     params, batch = parameters(axis=FORMS[form].get("axis", 0)), batches()
 
-    def shapes(function):
-        """The sizes of all arrays of a program, its inner ones too."""
-        found, programs = set(), [jax.make_jaxpr(function)(params, batch).jaxpr]
-        while programs:
-            jaxpr = programs.pop()
-            for eqn in jaxpr.eqns:
-                found |= {tuple(sorted(v.aval.shape)) for v in eqn.outvars}
-                for value in jax.tree.leaves(list(eqn.params.values())):
-                    programs += (
-                        [getattr(value, "jaxpr", value)] if "axpr" in repr(type(value)) else []
-                    )
-        return found
-
     stack = tuple(sorted((N, LAYERS, WIDTH, WIDTH)))
-    assert stack in shapes(functools.partial(interaction.vmap().matrix, loss))
-    assert stack not in shapes(functools.partial(interaction.layerwise().matrix, loss))
+    assert stack in array_shapes(functools.partial(interaction.vmap().matrix, loss), params, batch)
+    matrix = functools.partial(interaction.layerwise().matrix, loss)
+    assert stack not in array_shapes(matrix, params, batch)
 
     def both(params, batch):
         losses, pull = interaction.layerwise().pullback(loss, params, batch)
         return pull(losses)
 
-    assert stack not in shapes(both)
+    assert stack not in array_shapes(both, params, batch)
     assert held(loss, params, batch) == 4 * N * WIDTH**2
+
+
+def array_shapes(function, *arguments):
+    """The sizes of all arrays of a program, its inner ones too."""
+    found, programs = set(), [jax.make_jaxpr(function)(*arguments).jaxpr]
+    while programs:
+        jaxpr = programs.pop()
+        for eqn in jaxpr.eqns:
+            found |= {tuple(sorted(v.aval.shape)) for v in eqn.outvars}
+            for value in jax.tree.leaves(list(eqn.params.values())):
+                programs += [getattr(value, "jaxpr", value)] if "axpr" in repr(type(value)) else []
+    return found
+
+
+def dense(params, batch):
+    """Layers of several kinds, one of them twice, and a table that isn't multiplied."""
+    x = jnp.tanh(jnp.einsum("ed,hdk->ehk", batch["x"], params["heads"])).reshape(-1, 12)
+    x = jnp.tanh(x @ params["twice"] @ params["twice"]) @ params["out"]
+    x = x + params["table"][jnp.arange(len(x), dtype=jnp.int32) % 7]
+    return jnp.mean((x @ params["last"] - batch["y"]) ** 2)
+
+
+def dense_problem(dtype):
+    shapes = {
+        "heads": (3, 4, 4),
+        "twice": (12, 12),
+        "out": (12, 6),
+        "table": (7, 6),
+        "last": (6, 4),
+    }
+    rng = np.random.default_rng(2)
+    params = {name: jnp.asarray(rng.normal(size=s) / 2, dtype) for name, s in shapes.items()}
+    return params, batches(dtype)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """As where there is one device: the products of dense layers are taken in small slices."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(interaction_base, "SLICE", 9)
+    monkeypatch.setattr(layerwise_lib, "_ROWS", 2)
+
+
+def test_dense_layers_are_used_up_in_slices(one_device, dtype):
+    params, batch = dense_problem(dtype)
+    weights = jnp.asarray([0.1, 0.3, 0.0, 0.2, 0.4], dtype)
+    expected_losses, flat = oracle(dense, params, batch)
+    losses, gradient, matrix = pulled(dense, params, batch, weights)
+    assert_close(losses, np.array(expected_losses), TOLERANCE[dtype])
+    assert_close(matrix, flat @ flat.T, TOLERANCE[dtype])
+    assert_close(flattened(gradient), np.asarray(weights, np.float64) @ flat, TOLERANCE[dtype])
+
+    def alone(params, batch):
+        return interaction.layerwise().matrix(dense, params, batch)
+
+    assert_close(jax.jit(alone)(params, batch), flat @ flat.T, TOLERANCE[dtype])
+    # All but the table, and the matrix that two products are added up for.
+    found = array_shapes(alone, params, batch)
+    whole = {name: tuple(sorted((N, *leaf.shape))) in found for name, leaf in params.items()}
+    assert whole == {"heads": False, "twice": True, "out": False, "table": True, "last": False}
+    assert interaction.choose(dense, params, batch) == "layerwise"
+    assert held(dense, params, batch) == jnp.dtype(dtype).itemsize * N * 12 * 12
 
 
 def test_layers_that_are_not_scanned_are_stacked():
