@@ -1,4 +1,4 @@
-"""The examples, as a user would run them; and that the first of them goes on after a kill."""
+"""The examples, as a user would run them."""
 
 import json
 import os
@@ -53,7 +53,15 @@ def code_lines(source):
     return [line for line in lines if not re.match(r"(import|from) ", line)]
 
 
-def killed_and_resumed(tmp_path):
+def test_own_tasks_trains_and_reports(tmp_path):
+    run("own_tasks", tmp_path)
+    found = record(tmp_path)["runs"]
+    assert len(found) == 9 and len({r["method"] for r in found}) == 3
+    assert "L-DRO" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.heavy
+def test_own_tasks_ends_with_the_same_numbers_after_a_kill(tmp_path):
     killed = start("own_tasks", tmp_path / "killed")
     deadline = time.monotonic() + 240
     while not list((tmp_path / "killed").glob("checkpoints/*/*/_CHECKPOINT_METADATA")):
@@ -62,22 +70,9 @@ def killed_and_resumed(tmp_path):
     killed.kill()
     killed.communicate()
     assert not (tmp_path / "killed" / "results.json").exists()
-    run("own_tasks", tmp_path / "killed")
-    return tmp_path / "killed"
-
-
-def test_own_tasks_goes_on_after_a_kill(tmp_path):
-    folder = killed_and_resumed(tmp_path)
-    found = record(folder)["runs"]
-    assert len(found) == 9 and len({r["method"] for r in found}) == 3
-    assert "L-DRO" in (folder / "report.html").read_text()
-
-
-@pytest.mark.heavy
-def test_own_tasks_ends_with_the_same_numbers_after_a_kill(tmp_path):
-    killed = killed_and_resumed(tmp_path)
-    run("own_tasks", tmp_path / "whole")
-    assert values(killed) == values(tmp_path / "whole")
+    for name in ("killed", "whole"):
+        run("own_tasks", tmp_path / name)
+    assert values(tmp_path / "killed") == values(tmp_path / "whole")
 
 
 def test_own_tasks_is_short():
