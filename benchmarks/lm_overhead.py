@@ -2,12 +2,16 @@
 
     python benchmarks/lm_overhead.py --tasks 4,16,40
 
+    python benchmarks/lm_overhead.py --tasks 8,40 --scan --data 4 --model 2
+
 Training steps of the trainer itself, batches included, on random tokens. ``bare`` is a jitted step
-of the same model and optimizer with nothing of this library around it.
+of the same model and optimizer with nothing of this library around it. With ``--data`` and
+``--model`` the devices are simulated.
 """
 
 import argparse
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +19,7 @@ import numpy as np
 import optax
 import timing
 
-from ldro_jax import _xla_flags, optimizers
+from ldro_jax import _xla_flags, optimizers, sharding
 from ldro_jax.models.decoder import Decoder
 from ldro_jax.problems import LanguageModel
 from ldro_jax.tasks import sequences
@@ -61,7 +65,7 @@ def stretch(program: MeshedProgram, steps: int):
         for step in range(steps):
             draw = program.feed.draw(drawn, uniform, 0, step)
             drawn = draw.drawn
-            yield program.feed.batch(source, draw, uniform)
+            yield program.feed.batch(source, draw, uniform, step)
 
     def run():
         nonlocal state
@@ -104,9 +108,18 @@ def main():
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--scan", action="store_true", help="one compiled block for all layers")
+    parser.add_argument("--remat", action="store_true", help="compute activations again")
+    parser.add_argument("--data", type=int, default=1, help="size of the mesh's data axis")
+    parser.add_argument("--model", type=int, default=1, help="size of its model axis")
     parser.add_argument("--steps", type=int, default=10, help="steps of a program at a time")
     parser.add_argument("--rounds", type=int, default=20, help="how often each has its turn")
     args = parser.parse_args()
+    if args.data * args.model > 1:
+        flag = f"--xla_force_host_platform_device_count={args.data * args.model}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+        # With few threads simulated devices may wait for each other forever.
+        os.environ.setdefault("PJRT_NPROC", "64")
+    layout = sharding.Layout(args.data, args.model)
     _xla_flags.set_cpu_defaults()
     timing.print_machine()
     make_model = functools.partial(
@@ -116,13 +129,14 @@ def main():
         mlp_dim=args.width * 11 // 4,
         context=args.length,
         scan_layers=args.scan,
+        remat=args.remat,
     )
     for num_tasks in map(int, args.tasks.split(",")):
         batch_size = num_tasks * args.rows
         corpus = random_corpus(num_tasks, args.vocab)
         problem = LanguageModel(corpus, make_model, length=args.length)
         programs = {
-            name: MeshedProgram(problem, OPTIMIZER(), Batches(batch_size), method)
+            name: MeshedProgram(problem, OPTIMIZER(), Batches(batch_size), method, layout=layout)
             for name, method in METHODS.items()
         }
         first = programs[BASELINE]
@@ -130,11 +144,12 @@ def main():
         print(
             f"\nN = {num_tasks}, {batch_size} × {args.length} tokens, {args.layers} "
             f"{'scanned ' if args.scan else ''}layers of {args.width}, vocabulary {args.vocab}, "
-            f"{size / 1e6:.1f}M parameters."
+            f"{size / 1e6:.1f}M parameters, {args.data} × {args.model} devices."
         )
         timed = {name: stretch(program, args.steps) for name, program in programs.items()}
-        model = make_model(vocab_size=args.vocab)
-        timed["bare"] = bare(model, batch_size, args.length, args.steps)
+        if args.data * args.model == 1:
+            model = make_model(vocab_size=args.vocab)
+            timed["bare"] = bare(model, batch_size, args.length, args.steps)
         memory = {
             name: program.lower().compile().memory_analysis().temp_size_in_bytes
             for name, program in programs.items()

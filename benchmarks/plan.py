@@ -27,6 +27,7 @@ def main():
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--interval", type=int, default=1000)
+    parser.add_argument("--lagged", action="store_true", help="with an interval of 1")
     parser.add_argument("--tflops", type=float, default=275, help="peak of one device, bfloat16")
     parser.add_argument("--gbytes", type=float, default=300, help="GB/s one device sends to others")
     parser.add_argument("--utilisation", type=float, default=0.4, help="share of the peak reached")
@@ -54,7 +55,8 @@ def main():
     corpus = sequences.Corpus(names, args.vocab, "none", tokens, tokens, tokens)
     layout = sharding.Layout(args.data, args.model, args.fully_sharded)
     rates = {"lookahead_lr": 1.0, "weight_lr": 0.001}
-    ldro = Method("L-DRO", "lookahead_online", rates, interaction_interval=args.interval)
+    options = {"interaction_interval": args.interval, "lagged": args.lagged}
+    ldro = Method("L-DRO", "lookahead_online", rates, **options)
     problem = LanguageModel(corpus, gin.get_configurable(Decoder), length=args.length)
     optimizer = optimizers.adam(3e-4, warmup_steps=10_000, train_steps=300_000)
     programs = {
