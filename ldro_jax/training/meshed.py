@@ -105,7 +105,10 @@ class MeshedProgram(engine.Program):
         named = self.method.named_strategy
         if self.mesh.size == 1 or not isinstance(named, str):
             return super()._strategy()
-        found = interaction.auto(self.shardings.params)
+        rows = self._interaction_rows or self._rows_of_a_task
+        even = self.batches.size % self.problem.num_tasks == 0
+        filled = rows % self._data_size > 0 or not even
+        found = interaction.auto(self.shardings.params, filled=filled)
         return interaction.split(found) if named == "split" else found
 
     def _boxed_state(self, key):
