@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 # Elements of a row; 20 rows of float32 are then 1.3 MB.
-SLICE = 16384
+_SLICE = 16384
 
 LossFn = Callable[[Any, Any], jax.Array]
 
@@ -157,18 +157,18 @@ def products_by_slices(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
       ``[n, m]``.
     """
     x, y = (array.reshape(array.shape[0], -1) for array in (x, y))
-    whole, rest = divmod(x.shape[1], SLICE)
+    whole, rest = divmod(x.shape[1], _SLICE)
 
     def add_slice(index, total):
         # A loop, since slices side by side would be a second copy of the gradients.
-        start = index * SLICE
-        left = jax.lax.dynamic_slice_in_dim(x, start, SLICE, 1)
-        right = jax.lax.dynamic_slice_in_dim(y, start, SLICE, 1)
+        start = index * _SLICE
+        left = jax.lax.dynamic_slice_in_dim(x, start, _SLICE, 1)
+        right = jax.lax.dynamic_slice_in_dim(y, start, _SLICE, 1)
         return total + products(left, right, dtype)
 
     total = jnp.zeros((x.shape[0], y.shape[0]), dtype)
     if rest:
-        total = products(x[:, whole * SLICE :], y[:, whole * SLICE :], dtype)
+        total = products(x[:, whole * _SLICE :], y[:, whole * _SLICE :], dtype)
     return jax.lax.fori_loop(0, whole, add_slice, total) if whole else total
 
 

@@ -183,7 +183,7 @@ def dense_problem(dtype):
 def one_device(monkeypatch):
     """As where there is one device: the products of dense layers are taken in small slices."""
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(interaction_base, "SLICE", 9)
+    monkeypatch.setattr(layerwise_lib, "_CPU", 9)
     monkeypatch.setattr(layerwise_lib, "_ROWS", 2)
 
 
