@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from ldro_jax import checks
-from ldro_jax.interaction import base
+from ldro_jax.interaction import base, slices
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
-from ldro_jax.interaction.layerwise import held, layerwise, saves, slice_size
+from ldro_jax.interaction.layerwise import held, layerwise, saves
 from ldro_jax.interaction.offload import offload
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
@@ -207,7 +207,7 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     if num_tasks * sum(sizes) <= limit and _slow_under_vmap(loss_fn, params, batch):
         return "scan"
     # The gradients of small parameters aren't worth slicing.
-    is_large = max(leaf.size for leaf in jax.tree.leaves(params)) > slice_size()
+    is_large = max(leaf.size for leaf in jax.tree.leaves(params)) > slices.size()
     finds = saves if is_large else _has_layers
     in_parts = finds(loss_fn, params, batch)
     if (held(loss_fn, params, batch) if in_parts else num_tasks * max(sizes)) > limit:

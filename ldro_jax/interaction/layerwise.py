@@ -8,10 +8,9 @@ weighted sum, so that those of one layer are all that is held.
 It works on the traced program of the gradients, not on the model: an output that is nothing but
 what a scan puts out, layer by layer, turned and converted, is used up within that scan. One that is
 a product of activations and cotangents, as that of a dense layer, is made and used up slice by
-slice, so that its N gradients never leave the processor's cache.
+slice, so that its N gradients never leave the processor's cache (:mod:`.slices`).
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,20 +20,7 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ldro_jax.interaction import base, scans
-
-# Numbers of each task in a slice of its gradient: on CPU those of 20 tasks are 5 MB.
-_CPU, _ACCELERATOR = 2**16, 2**20
-# Slices of fewer rows are slow to multiply.
-_ROWS = 8
-
-
-class _Slices(NamedTuple):
-    """Slices of a product along an axis of its left factor: how many, and how wide."""
-
-    axis: int
-    pieces: int
-    width: int
+from ldro_jax.interaction import base, scans, slices
 
 
 class _Program(NamedTuple):
@@ -45,7 +31,7 @@ class _Program(NamedTuple):
       leaves: these outputs.
       arguments: its arguments.
       stacked: those of the leaves that come out of a scan, by their number.
-      multiplied: those of the leaves that are products, by their number.
+      sliced: those of the leaves that can be made slice by slice, by their number.
       structure: of the gradients, and of what comes before them.
       shardings: of the leaves, in the same order, or ``None``.
     """
@@ -54,13 +40,9 @@ class _Program(NamedTuple):
     leaves: list[Any]
     arguments: list[Any]
     stacked: dict[int, scans.Stacked]
-    multiplied: dict[int, scans.Multiplied]
+    sliced: dict[int, slices.Sliced]
     structure: tuple[Any, Any]
     shardings: list[NamedSharding] | None
-
-    def product(self, leaf: int) -> Any:
-        """The equation that a leaf is the product of."""
-        return self.closed.jaxpr.eqns[self.multiplied[leaf].number]
 
     def placed(self, gradients: jax.Array, leaf: int) -> jax.Array:
         """The gradients of a leaf or of one layer of it, ``[N, ...]``, split over the devices."""
@@ -120,8 +102,8 @@ def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
         size = leaf.aval.size * leaf.aval.dtype.itemsize
         if (found := program.stacked.get(number)) is not None:
             size //= program.closed.jaxpr.eqns[found.scan].params["length"]
-        elif number in program.multiplied:
-            size //= _slices(program.product(number)).pieces
+        elif number in program.sliced:
+            size //= program.sliced[number].pieces
         sizes.append(size)
     return max(sizes)
 
@@ -141,7 +123,7 @@ def saves(loss_fn: base.LossFn, params: Any, batch: Any, *, layers: bool = False
     program = _traced(loss_fn, params, batch)
     if layers or program.stacked:
         return bool(program.stacked)
-    return any(_slices(program.product(leaf)).pieces > 1 for leaf in program.multiplied)
+    return any(found.pieces > 1 for found in program.sliced.values())
 
 
 def _traced(loss_fn, params, batch, shardings=None, has_aux=False) -> _Program:
@@ -155,11 +137,11 @@ def _traced(loss_fn, params, batch, shardings=None, has_aux=False) -> _Program:
     leaves = closed.jaxpr.outvars[first.num_leaves :]
     stacked = scans.stacked_outputs(closed.jaxpr, leaves)
     places = None if shardings is None else jax.tree.leaves(shardings)
-    multiplied = {}
+    sliced = {}
     if jax.device_count() == 1:
         # Slices of what is split over devices would move it between them.
-        multiplied = scans.multiplied_outputs(closed.jaxpr, leaves)
-    return _Program(closed, leaves, flat, stacked, multiplied, (like, first), places)
+        sliced = slices.sliced_outputs(closed.jaxpr, leaves)
+    return _Program(closed, leaves, flat, stacked, sliced, (like, first), places)
 
 
 def _used_up(
@@ -179,22 +161,24 @@ def _used_up(
         eqn = jaxpr.eqns[number]
         known |= dict(zip(eqn.outvars, scans.run(jaxpr, eqn, known), strict=True))
     losses = [scans.read(known, output) for output in outputs]
-    sliced = {found.number: leaf for leaf, found in program.multiplied.items()}
-    late = [*stacked.values(), *program.multiplied.values()]
-    turned = {number for found in late for number in found.turned}
+    # A sum of several sources is made when the last of them could be.
+    last = {max(found.sources): leaf for leaf, found in program.sliced.items()}
+    left_out = {number for found in stacked.values() for number in found.turned}
+    for found in program.sliced.values():
+        left_out |= {*found.between, *found.sources} - {max(found.sources)}
 
     def pull(weights):
         values, total = dict(known), jnp.zeros((losses[0].size,) * 2, dtype)
         leaves: dict[int, Any] = {}
         for number, eqn in enumerate(jaxpr.eqns):
-            if number in forward or number in turned:
+            if number in forward or number in left_out:
                 continue
-            if (leaf := sliced.get(number)) is not None:
-                both = [scans.read(values, v) for v in eqn.invars]
-                products, summed = _multiplied(eqn, both, weights, dtype)
+            if (leaf := last.get(number)) is not None:
+                found = program.sliced[leaf]
+                products, summed = slices.used_up(jaxpr, found, values, weights, dtype)
                 total += products
                 if summed is not None:
-                    leaves[leaf] = _turned(jaxpr, program.multiplied[leaf], summed[None])
+                    leaves[leaf] = _turned(jaxpr, found, summed[None])
                 continue
             here = {leaf: found for leaf, found in stacked.items() if found.scan == number}
             if not here:
@@ -209,7 +193,7 @@ def _used_up(
             for (leaf, found), summed in zip(here.items(), sums, strict=False):
                 leaves[leaf] = _turned(jaxpr, found, jnp.expand_dims(summed, found.axis + 1))
         for leaf, variable in enumerate(program.leaves):
-            if leaf not in stacked and leaf not in program.multiplied:
+            if leaf not in stacked and leaf not in program.sliced:
                 gradients = program.placed(scans.read(values, variable), leaf)
                 total += base.gram(gradients).astype(dtype)
                 if weights is not None:
@@ -256,46 +240,6 @@ def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, d
         unroll=eqn.params["unroll"],
     )
     return total, sums, [*last, *others]
-
-
-def _multiplied(eqn, factors, weights, dtype):
-    """Products ``[N, N]`` of the gradients of a leaf, and their weighted sum, slice by slice."""
-    (left, right), shape, slices = factors, eqn.outvars[0].aval.shape, _slices(eqn)
-
-    def step(total, start):
-        part = left
-        if slices.pieces > 1:
-            part = lax.dynamic_slice_in_dim(left, start, slices.width, slices.axis)
-        gradients = eqn.primitive.bind(part, right, **eqn.params)
-        summed = None if weights is None else base.combined(weights, gradients)
-        return total + base.gram(gradients).astype(dtype), summed
-
-    total = jnp.zeros((shape[0],) * 2, dtype)
-    if slices.pieces == 1:
-        return step(total, 0)
-    starts = slices.width * jnp.arange(slices.pieces, dtype=jnp.int32)
-    total, summed = lax.scan(step, total, starts)
-    return total, summed if summed is None else summed.reshape(shape[1:])
-
-
-def slice_size() -> int:
-    """Numbers of each task that a slice of the gradient of a dense layer has at most."""
-    return _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
-
-
-def _slices(eqn) -> _Slices:
-    """How to take the first axis of a product after that of the tasks."""
-    (contracted, _), (batch, _) = eqn.params["dimension_numbers"]
-    left, shape = eqn.invars[0].aval, eqn.outvars[0].aval.shape
-    free = [axis for axis in range(left.ndim) if axis not in (*contracted, *batch)]
-    if not free:
-        return _Slices(0, 1, 0)
-    fits = slice_size()
-    rows = math.prod(left.shape[axis] for axis in free)
-    wanted, most = -(-math.prod(shape[1:]) // fits), min(max(rows // _ROWS, 1), shape[1])
-    divisors = [n for n in range(min(wanted, most), most + 1) if shape[1] % n == 0]
-    pieces = min(divisors, default=1)
-    return _Slices(free[0], pieces, shape[1] // pieces)
 
 
 def _turned(jaxpr: core.Jaxpr, found: Any, value: jax.Array) -> jax.Array:

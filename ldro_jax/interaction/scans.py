@@ -9,7 +9,7 @@ import jax
 from jax.extend import core
 
 _CALLS = ("closed_call", "core_call", "jit", "pjit")
-_SAME = ("convert_element_type", "copy", "copy_p")
+SAME = ("convert_element_type", "copy", "copy_p")
 
 
 class Stacked(NamedTuple):
@@ -32,18 +32,6 @@ class Stacked(NamedTuple):
     def axis(self) -> int:
         """That of the tasks, in what one step of the scan puts out."""
         return self.order[0] - 1
-
-
-class Multiplied(NamedTuple):
-    """An output of the program that is a product of two arrays, for each task.
-
-    Attributes:
-      number: of the equation of the product.
-      turned: the equations between the product and the output, the last one first.
-    """
-
-    number: int
-    turned: tuple[int, ...]
 
 
 def inlined(closed: core.ClosedJaxpr) -> core.ClosedJaxpr:
@@ -86,9 +74,9 @@ def stacked_outputs(jaxpr: core.Jaxpr, outputs: Sequence[Any]) -> dict[int, Stac
     Returns:
       From the number of such an output among them to where it comes from.
     """
-    made, used = _made(jaxpr)
+    made, used = made_and_used(jaxpr)
 
-    def source(variable) -> Stacked | None:
+    def source(variable: Any) -> Stacked | None:
         order, turned = tuple(range(variable.aval.ndim)), []
         while variable in made and used[variable] == 1:
             number = made[variable]
@@ -101,7 +89,7 @@ def stacked_outputs(jaxpr: core.Jaxpr, outputs: Sequence[Any]) -> dict[int, Stac
                 return Stacked(number, place, order, tuple(turned))
             if eqn.primitive.name == "transpose":
                 order = tuple(eqn.params["permutation"][axis] for axis in order)
-            elif eqn.primitive.name not in _SAME:
+            elif eqn.primitive.name not in SAME:
                 return None
             turned.append(number)
             (variable,) = eqn.invars
@@ -111,41 +99,15 @@ def stacked_outputs(jaxpr: core.Jaxpr, outputs: Sequence[Any]) -> dict[int, Stac
     return {number: place for number, place in found.items() if place is not None}
 
 
-def multiplied_outputs(jaxpr: core.Jaxpr, outputs: Sequence[Any]) -> dict[int, Multiplied]:
-    """Which outputs are a product of two arrays for each task, and are needed nowhere else.
+def made_and_used(jaxpr: core.Jaxpr) -> tuple[dict[Any, int], collections.Counter[Any]]:
+    """The number of the equation that each variable comes from, and how often it is used.
 
     Args:
       jaxpr: a program.
-      outputs: some of its outputs.
 
     Returns:
-      From the number of such an output among them to where it comes from.
+      Both by variable.
     """
-    made, used = _made(jaxpr)
-
-    def source(variable) -> Multiplied | None:
-        turned = []
-        while variable in made and used[variable] == 1:
-            number = made[variable]
-            eqn = jaxpr.eqns[number]
-            name = eqn.primitive.name
-            if name == "dot_general":
-                _, (batch, _) = eqn.params["dimension_numbers"]
-                return Multiplied(number, tuple(turned)) if len(batch) == 1 else None
-            if name == "transpose" and eqn.params["permutation"][0] != 0:
-                return None
-            if name not in ("transpose", *_SAME):
-                return None
-            turned.append(number)
-            (variable,) = eqn.invars
-        return None
-
-    found = {number: source(v) for number, v in enumerate(outputs)}
-    return {number: place for number, place in found.items() if place is not None}
-
-
-def _made(jaxpr):
-    """The equation that each variable comes from, and how often it is used."""
     made = {v: number for number, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
     used = collections.Counter(
         v for eqn in [*jaxpr.eqns, jaxpr.outvars] for v in _variables(getattr(eqn, "invars", eqn))
