@@ -55,16 +55,13 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
     return split() if strategy == "split" else STRATEGIES[strategy]()
 
 
-def auto(shardings: Any = None, *, filled: bool = True) -> base.Interaction:
+def auto(shardings: Any = None) -> base.Interaction:
     """Chooses a strategy with :func:`choose` when it is traced.
 
     Args:
       shardings: of the parameters, a pytree of ``NamedSharding``, if they are spread over a mesh.
-        Gradients are then split over the mesh axis ``data`` as well, and taken one task after
-        another, or layer by layer where layers are scanned, for ``lagged`` or unless the rows are
-        filled up.
-      filled: whether the rows of tasks may be filled up so that every device has some of each. Of
-        all tasks at once that takes more memory than their gradients one after another.
+        Gradients are then taken one task after another, or with ``lagged`` layer by layer, and
+        split over the mesh axis ``data`` as well.
 
     Returns:
       The :class:`~ldro_jax.interaction.base.Interaction`.
@@ -78,12 +75,9 @@ def auto(shardings: Any = None, *, filled: bool = True) -> base.Interaction:
     one_by_one = scan(constrain=None if shardings is None else constrain)
 
     def matrix(loss_fn, params, batch):
-        if not shardings:
-            chosen = get(choose(loss_fn, params, batch))
-        elif filled or not _has_layers(loss_fn, params, batch):
-            chosen = one_by_one
-        else:
-            chosen = by_layers
+        # On a mesh the rows of a task are filled up so that every device has one, and of all tasks
+        # at once that takes more memory than their gradients one after another.
+        chosen = one_by_one if shardings else get(choose(loss_fn, params, batch))
         return chosen.matrix(loss_fn, params, batch)
 
     def gradients(loss_fn, params, batch, **options):

@@ -45,7 +45,7 @@ class Statistics(NamedTuple):
 
     Attributes:
       num_tasks: N.
-      strategy: how to measure the interaction, given whether rows of tasks are filled up.
+      strategy: how to measure the interaction.
       every_step: whether it is wanted in every step, so that the gradients of the tasks serve for
         the training gradient as well; so they do if every task has as many rows, all of them in
         one part and on every device.
@@ -56,7 +56,7 @@ class Statistics(NamedTuple):
     """
 
     num_tasks: int
-    strategy: Callable[[bool], interaction_base.Interaction]
+    strategy: interaction_base.Interaction
     every_step: bool
     lagged: bool
     microbatches: int
@@ -88,11 +88,9 @@ class Statistics(NamedTuple):
     def _is_fused(self, batch: TaskRows) -> bool:
         rows, rest = divmod(batch.num_rows, self.num_tasks)
         limit = rows if self.interaction_rows is None else self.interaction_rows
-        strategy = self.strategy(False)
-        way = strategy.pullback if self.lagged else strategy.gradients
+        way = self.strategy.pullback if self.lagged else self.strategy.gradients
         # Rows that only fill up would count in T5X's metrics.
-        whole = batch.task is None and not rest and limit >= rows
-        whole = whole and not self._are_filled(batch.features)
+        whole = batch.task is None and not rest and limit >= rows and not rows % self._multiple
         return self.every_step and way is not None and self.microbatches == 1 and whole
 
     @property
@@ -100,12 +98,7 @@ class Statistics(NamedTuple):
         """What the number of rows of a task must be a multiple of."""
         (axes,), mesh = self.over_data.spec, self.over_data.mesh
         axes = (axes,) if isinstance(axes, str) else axes
-        return math.lcm(math.prod(mesh.shape[name] for name in axes), self.strategy(True).multiple)
-
-    def _are_filled(self, features: Mapping[str, jax.Array]) -> bool:
-        """Whether rows of tasks are filled up, so that every device has some of each."""
-        rows = jax.tree.leaves(dict(features))[0].shape[0] // self.num_tasks
-        return min(rows, self.interaction_rows or rows) % self._multiple > 0
+        return math.lcm(math.prod(mesh.shape[name] for name in axes), self.strategy.multiple)
 
     def _rows_by_task(self, features: Mapping[str, jax.Array], where: Any, limit: int | None):
         taken, is_real = rows_lib.by_task(
@@ -119,12 +112,14 @@ class Statistics(NamedTuple):
     def _together(self, row_losses, params, batch) -> Measured:
         """Losses, gradients and matrix from one pass over the rows of each task."""
         found = self._rows_by_task(batch.features, None, None)
-        task_loss, strategy = _task_loss(row_losses), self.strategy(False)
+        task_loss = _task_loss(row_losses)
         if self.lagged:
-            (losses, extra), pull = strategy.pullback(task_loss, params, found, has_aux=True)
+            (losses, extra), pull = self.strategy.pullback(task_loss, params, found, has_aux=True)
             given = {"pullback": pull}
         else:
-            (losses, extra), gradients = strategy.gradients(task_loss, params, found, has_aux=True)
+            (losses, extra), gradients = self.strategy.gradients(
+                task_loss, params, found, has_aux=True
+            )
             given = {"updates": gradients}
         metrics, tokens = extra
         given |= {"losses": losses, "present": tokens > 0}
@@ -161,8 +156,7 @@ class Statistics(NamedTuple):
             # Its dropout is none of the training's.
             taken["part"] += self.microbatches
             task_loss = _task_loss(row_losses)
-            strategy = self.strategy(where is not None or self._are_filled(features))
-            found = strategy.matrix(lambda *both: task_loss(*both)[0], params, taken)
+            found = self.strategy.matrix(lambda *both: task_loss(*both)[0], params, taken)
             if not isinstance(found, interaction_base.Measured):
                 return found
             # The noise is that of the batch's gradients, whatever it was measured on.

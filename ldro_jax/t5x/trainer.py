@@ -4,7 +4,7 @@ import ldro_jax.t5x.installed  # noqa: F401
 
 # isort: split
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cached_property
@@ -86,9 +86,9 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
             over_data=self._sharded(PartitionSpec(axes)),
         )
 
-    def _strategy(self, name: str | None) -> Callable[[bool], interaction_lib.Interaction]:
+    def _strategy(self, name: str | None) -> interaction_lib.Interaction:
         if name not in (None, "split"):
-            return lambda filled: interaction_lib.get(name)
+            return interaction_lib.get(name)
         shardings = None
         if self._partitioner.mesh.size > 1:
             # A parameter without a specification is on every device.
@@ -102,12 +102,8 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
                     structure, [self._sharded(spec or PartitionSpec()) for spec in specs]
                 )
             )
-
-        def strategy(filled):
-            found = interaction_lib.auto(shardings, filled=filled)
-            return found if name is None else interaction_lib.split(found)
-
-        return strategy
+        found = interaction_lib.auto(shardings)
+        return found if name is None else interaction_lib.split(found)
 
     def _sharded(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(self._partitioner.mesh, spec)

@@ -105,10 +105,7 @@ class MeshedProgram(engine.Program):
         named = self.method.named_strategy
         if self.mesh.size == 1 or not isinstance(named, str):
             return super()._strategy()
-        rows = self._interaction_rows or self._rows_of_a_task
-        even = self.batches.size % self.problem.num_tasks == 0
-        filled = rows % self._data_size > 0 or not even
-        found = interaction.auto(self.shardings.params, filled=filled)
+        found = interaction.auto(self.shardings.params)
         return interaction.split(found) if named == "split" else found
 
     def _boxed_state(self, key):
