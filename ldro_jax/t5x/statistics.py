@@ -143,7 +143,8 @@ class Statistics(NamedTuple):
         expected = rows if batch.share is None else batch.share * size
         tokens = of_tasks(token_weights(batch.features).sum(axis=1))
         per_token = 1 / jnp.maximum(tokens, 1)
-        counted = jnp.where(expected > 0, rows / jnp.where(expected > 0, expected, 1), 0)
+        expected = jnp.where(expected > 0, expected, 1)
+        counted = rows / expected
 
         def interaction():
             if batch.measured is None:
@@ -160,7 +161,7 @@ class Statistics(NamedTuple):
             if not isinstance(found, interaction_base.Measured):
                 return found
             # The noise is that of the batch's gradients, whatever it was measured on.
-            share = taken["is_real"].sum(axis=1) / jnp.maximum(expected, 1)
+            share = taken["is_real"].sum(axis=1) / expected
             return found._replace(noise=found.noise * share.astype(found.noise.dtype))
 
         given = {
