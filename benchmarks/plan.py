@@ -90,11 +90,13 @@ def main():
     # The rows of each task are filled up to a multiple of the data axis.
     rows = -(-args.batch // args.tasks)
     filled = args.tasks * -(-rows // args.data) * args.data
-    measuring = seconds * filled / args.batch + sent / (args.gbytes * 1e9)
+    # With an interval of 1 the rows of the step serve for A, if none are filled up.
+    rows_apart = 0 if args.interval == 1 and filled == args.batch else filled
+    measuring = seconds * rows_apart / args.batch + sent / (args.gbytes * 1e9)
     share = measuring / (args.interval * seconds)
     print(
         f"A step: {flops / 1e15:.2f} PFLOP, {1e3 * seconds:.0f} ms at {args.utilisation:.0%} of "
-        f"the peak.\nA: {filled} rows forward and backward, each device sends {sent / 1e9:.1f} GB: "
+        f"the peak.\nA: {rows_apart} more rows forward and backward, each device sends {sent / 1e9:.1f} GB: "
         f"{1e3 * measuring:.0f} ms, {share:.2%} of the time at k = {args.interval}."
     )
 
