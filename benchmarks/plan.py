@@ -96,7 +96,8 @@ def main():
     share = measuring / (args.interval * seconds)
     print(
         f"A step: {flops / 1e15:.2f} PFLOP, {1e3 * seconds:.0f} ms at {args.utilisation:.0%} of "
-        f"the peak.\nA: {rows_apart} more rows forward and backward, each device sends {sent / 1e9:.1f} GB: "
+        f"the peak.\nA: {rows_apart} more rows forward and backward, each device sends "
+        f"{sent / 1e9:.1f} GB: "
         f"{1e3 * measuring:.0f} ms, {share:.2%} of the time at k = {args.interval}."
     )
 
