@@ -171,6 +171,24 @@ def weighted(optimizer=None, **changes):
     )
 
 
+def token_losses(a_model, params, rows):
+    """Losses of the tokens of T5X's module, zero where they don't count."""
+    pairs = "encoder_input_tokens" in rows
+    parts = ("encoder", "decoder") if pairs else ("decoder",)
+    names = [f"{part}_{name}" for part in parts for name in ("segment_ids", "positions")]
+    logits = a_model.module.apply(
+        {"params": params},
+        *([rows["encoder_input_tokens"]] if pairs else []),
+        rows["decoder_input_tokens"],
+        rows["decoder_target_tokens"],
+        **{name: rows[name] for name in names if name in rows},
+        enable_dropout=False,
+    )
+    targets = rows["decoder_target_tokens"]
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return losses * rows["decoder_loss_weights"]
+
+
 def plain_loop(tx, optimizer, batches):
     """The same run on one device without T5X's trainer, from the losses of T5X's module."""
     pairs = "encoder_input_tokens" in batches[0]
@@ -182,21 +200,8 @@ def plain_loop(tx, optimizer, batches):
     state = chain.init(params)
 
     def loss_fn(params, rows):
-        parts = ("encoder", "decoder") if pairs else ("decoder",)
-        names = [f"{part}_{name}" for part in parts for name in ("segment_ids", "positions")]
-        logits = a_model.module.apply(
-            {"params": params},
-            *([rows["encoder_input_tokens"]] if pairs else []),
-            rows["decoder_input_tokens"],
-            rows["decoder_target_tokens"],
-            **{name: rows[name] for name in names if name in rows},
-            enable_dropout=False,
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, rows["decoder_target_tokens"]
-        )
-        weights = rows["decoder_loss_weights"]
-        return jnp.sum(losses * weights) / jnp.sum(weights)
+        losses = token_losses(a_model, params, rows)
+        return jnp.sum(losses) / jnp.sum(rows["decoder_loss_weights"])
 
     @jax.jit
     def step(params, state, batch):

@@ -159,7 +159,7 @@ def _part(eqn, inputs, start, width) -> jax.Array:
 
 
 def _pieces(eqns) -> int:
-    """In how many slices to take an axis; they are as large."""
+    """In how many slices of the same width to take the axis after that of the tasks."""
     shape = eqns[0].outvars[0].aval.shape
     rows = [
         math.prod(eqn.invars[0].aval.shape[axis] for axis in _free(eqn))

@@ -120,7 +120,7 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
           The summary, a future.
 
         Raises:
-          ValueError: if the rows of the first batch don't belong to the tasks in turn.
+          ValueError: if the rows of the first batch don't belong to the tasks.
         """
         if not self._began:
             first = next(batch_iter)

@@ -135,16 +135,7 @@ def masked_loop(tx, batches):
     state, known = chain.init(params), tiny_t5x.tasks_lib.marks(THREE, 3)
 
     def sums_of(params, rows, belongs):
-        logits = a_model.module.apply(
-            {"params": params},
-            rows["decoder_input_tokens"],
-            rows["decoder_target_tokens"],
-            enable_dropout=False,
-        )
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, rows["decoder_target_tokens"]
-        )
-        losses = (losses * rows["decoder_loss_weights"]).sum(axis=1)
+        losses = tiny_t5x.token_losses(a_model, params, rows).sum(axis=1)
         return losses @ belongs / (rows["decoder_loss_weights"].sum(axis=1) @ belongs).clip(1)
 
     @jax.jit
