@@ -18,6 +18,8 @@ class WeightedState(NamedTuple):
       expected_losses: the losses after the step as the weighting expected them when it had chosen
         the weights, ``[N]``; the largest is the value of Lookahead-DRO's game. The losses as they
         are if it doesn't look ahead.
+      seen: the tasks that have had a finite loss, bool ``[N]``.
+      measured: the tasks whose interactions have been measured, bool ``[N]``.
       interaction: the last interaction matrix ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros
         before the first.
       noise: variance of each task's minibatch gradient, the sum over the parameters, when the
@@ -30,6 +32,8 @@ class WeightedState(NamedTuple):
         int32 ``[N]``: its gradient was not finite, or its norm so large or small that the square
         over- or underflows (above 1e19 or below 1e-19 in float32). What could not be measured keeps
         its last value.
+      unsolved: in how many steps the weighting's solver ended without a solution, int32; its
+        weights were the best that it had.
       weighting: the weighting's own state.
     """
 
@@ -37,12 +41,15 @@ class WeightedState(NamedTuple):
     weights: jax.Array
     losses: jax.Array
     expected_losses: jax.Array
+    seen: jax.Array
+    measured: jax.Array
     interaction: jax.Array
     noise: jax.Array
     descent: jax.Array
     nonfinite: jax.Array
     nonfinite_streak: jax.Array
     unmeasured: jax.Array
+    unsolved: jax.Array
     weighting: Any
 
 
@@ -62,14 +69,31 @@ def initial(weighting: weighting_base.Weighting, num_tasks: int, dtype: Any) -> 
         weights=jnp.full((num_tasks,), 1 / num_tasks, dtype),
         losses=jnp.zeros((num_tasks,), dtype),
         expected_losses=jnp.zeros((num_tasks,), dtype),
+        seen=jnp.zeros((num_tasks,), bool),
+        measured=jnp.zeros((num_tasks,), bool),
         interaction=jnp.zeros((num_tasks, num_tasks), dtype),
         noise=jnp.zeros((num_tasks,), dtype),
         descent=jnp.zeros((num_tasks,), dtype),
         nonfinite=jnp.zeros((num_tasks,), jnp.int32),
         nonfinite_streak=jnp.zeros([], jnp.int32),
         unmeasured=jnp.zeros((num_tasks,), jnp.int32),
+        unsolved=jnp.zeros([], jnp.int32),
         weighting=weighting.init(num_tasks, dtype),
     )
+
+
+def unsolved(weighting_state: Any) -> jax.Array:
+    """How often solvers failed, from the fields of that name in the state of a weighting.
+
+    Args:
+      weighting_state: the state, with those of wrapped weightings in it.
+
+    Returns:
+      int32, a scalar.
+    """
+    paths = jax.tree_util.tree_leaves_with_path(weighting_state)
+    counts = [x for path, x in paths if getattr(path[-1:] and path[-1], "name", "") == "unsolved"]
+    return sum(counts, start=jnp.zeros([], jnp.int32))
 
 
 def find_state(opt_state: Any) -> WeightedState:

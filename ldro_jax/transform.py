@@ -202,26 +202,30 @@ def weighted(
         bad = ~jnp.isfinite(step.losses)
         good = ~bad.any()
         current = jnp.where(present & ~bad, step.losses.astype(state.losses.dtype), state.losses)
+        seen = state.seen | (present & ~bad)
 
         last = interaction_base.Measured(state.interaction, state.noise)
         measured, unmeasured = last, jnp.zeros((num_tasks,), bool)
+        ever_measured = state.measured
         from_batch = interaction_batch is None and interaction_fn is None
         due = None if every_step else state.count % interaction_interval == 0
 
         def measure(interaction):
-            known = present if from_batch else jnp.ones_like(present)
+            rows = present if from_batch else jnp.ones_like(present)
             needs_noise = weighting.uses_noise
-            return _measuring.measure(interaction, last, known, due, needs_noise=needs_noise)
+            found, lost = _measuring.measure(interaction, last, rows, due, needs_noise=needs_noise)
+            return found, lost, state.measured | (rows & ~lost & (True if due is None else due))
 
         if weighting.uses_interaction and not lagged:
-            measured, unmeasured = measure(step.interaction)
-        seen = measured
+            measured, unmeasured, ever_measured = measure(step.interaction)
+        known = seen & ever_measured if weighting.uses_interaction else seen
         statistics = weighting_base.Statistics(
             state.count,
             current,
-            seen.matrix,
-            noise=seen.noise if weighting.uses_noise else None,
+            measured.matrix,
+            noise=measured.noise if weighting.uses_noise else None,
             excess=_excess(weighting, excess, present, current),
+            known=known | ~known.any(),
         )
         proposal = weighting.update(statistics, state.weighting)
         # The weights themselves overflow when a rate times a loss does.
@@ -229,6 +233,7 @@ def weighted(
         weights, inner = jax.tree.map(
             functools.partial(jnp.where, usable), proposal, (state.weights, state.weighting)
         )
+        weights = _with_newcomers(weights, statistics.known, present)
 
         expected = current
         if weighting.expected_losses is not None:
@@ -243,14 +248,18 @@ def weighted(
             )
         if weighting.uses_interaction and lagged:
             found = step.interaction if gradient is pulled else lambda: pulled.matrix
-            measured, unmeasured = measure(found)
+            measured, unmeasured, ever_measured = measure(found)
         _forms.check_real("gradient", gradient)
         if weighting.uses_interaction and from_batch:
             squares = jnp.diagonal(measured.matrix) + measured.noise
             lost = _measuring.all_underflow(gradient, squares, present, due)
             lost &= good & ~unmeasured.any()
             unmeasured |= lost & present
-            measured = jax.tree.map(functools.partial(jnp.where, lost), last, measured)
+            measured, ever_measured = jax.tree.map(
+                functools.partial(jnp.where, lost),
+                (last, state.measured),
+                (measured, ever_measured),
+            )
         if params is not None:
             _forms.check_like("The gradient", gradient, params)
         if updates is not None and not step.is_stacked:
@@ -264,12 +273,15 @@ def weighted(
             weights=weights,
             losses=current,
             expected_losses=jnp.where(usable, expected, state.expected_losses),
+            seen=seen,
+            measured=ever_measured,
             interaction=measured.matrix,
             noise=measured.noise,
             descent=_descended(state.descent, measured.matrix, weights, good),
             nonfinite=state.nonfinite + bad.astype(jnp.int32),
             nonfinite_streak=jnp.where(good, 0, state.nonfinite_streak + 1),
             unmeasured=state.unmeasured + unmeasured.astype(jnp.int32),
+            unsolved=_state.unsolved(inner),
             weighting=inner,
         )
 
@@ -304,6 +316,13 @@ def _excess(weighting, excess, present, losses):
         )
     weighting_base.check_per_task("excess", jnp.asarray(excess), losses.size)
     return jnp.where(present & jnp.isfinite(excess), jnp.asarray(excess, losses.dtype), 0)
+
+
+def _with_newcomers(weights, known, present):
+    """A task that is here before its interactions were measured weighs what the others do."""
+    sizes = jnp.where(known, jnp.abs(weights), 0)
+    mean = jnp.sum(sizes) / jnp.maximum(jnp.sum(known, dtype=weights.dtype), 1)
+    return jnp.where(present & ~known, mean, weights)
 
 
 def _descended(descent, matrix, weights, good):

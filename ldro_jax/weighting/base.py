@@ -38,6 +38,9 @@ class Statistics(NamedTuple):
         ``None`` unless the weighting asks for it.
       excess: mean over the examples or tokens of each task of how much worse than a reference the
         model is, ``[N]``; ``None`` unless the weighting asks for it.
+      known: the tasks that were in some batch so far, and whose interactions were measured if the
+        weighting uses them, bool ``[N]``; ``None`` if all. What is said above of any other task is
+        a placeholder: the weights of the known ones must be those of a problem without it.
     """
 
     count: jax.Array
@@ -45,6 +48,7 @@ class Statistics(NamedTuple):
     interaction: jax.Array
     noise: jax.Array | None = None
     excess: jax.Array | None = None
+    known: jax.Array | None = None
 
 
 def onto_simplex(weights: jax.Array) -> jax.Array:
@@ -74,6 +78,20 @@ def first_weights(weighting: "Weighting", num_tasks: int) -> jax.Array:
     unknown = nothing_known(num_tasks)
     weights, _ = weighting.update(unknown, weighting.init(num_tasks, unknown.losses.dtype))
     return weights
+
+
+def known_tasks(statistics: Statistics) -> jax.Array:
+    """The tasks that the statistics are known of.
+
+    Args:
+      statistics: this step's statistics.
+
+    Returns:
+      Bool ``[N]``.
+    """
+    if statistics.known is None:
+        return jnp.ones(statistics.losses.shape, bool)
+    return statistics.known
 
 
 def nothing_known(num_tasks: int, dtype: Any = jnp.float32) -> Statistics:
@@ -130,6 +148,17 @@ class LogWeightsState(NamedTuple):
     """
 
     log_weights: jax.Array
+
+
+class SolverState(NamedTuple):
+    """State of methods that solve a problem anew in every step.
+
+    Attributes:
+      unsolved: in how many steps the solver ended without a solution, int32. A method with a state
+        of its own has a field of this name, and :func:`ldro_jax.transform.weighted` finds it.
+    """
+
+    unsolved: jax.Array
 
 
 class WeightsState(NamedTuple):
@@ -211,6 +240,32 @@ def stateless(weights_fn: Callable[[Statistics], jax.Array]) -> Weighting:
         return weights_fn(statistics), state
 
     return Weighting(init, update)
+
+
+def solving(
+    weights_fn: Callable[[Statistics], tuple[jax.Array, jax.Array]],
+    *,
+    uses_interaction: bool = True,
+) -> Weighting:
+    """Makes a weighting that solves a problem in every step, and counts where that failed.
+
+    Args:
+      weights_fn: ``statistics -> (weights [N], solved)``, the second a bool.
+      uses_interaction: whether it reads the interaction matrix.
+
+    Returns:
+      The :class:`Weighting`, with a :class:`SolverState`.
+    """
+
+    def init(num_tasks, dtype=jnp.float32):
+        del num_tasks, dtype
+        return SolverState(jnp.zeros([], jnp.int32))
+
+    def update(statistics, state):
+        weights, solved = weights_fn(statistics)
+        return weights, SolverState(state.unsolved + jnp.where(solved, 0, 1).astype(jnp.int32))
+
+    return Weighting(init, update, uses_interaction)
 
 
 def value_at(value: optax.ScalarOrSchedule, statistics: Statistics) -> jax.Array:
