@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ldro_jax import weighting
+from ldro_jax import _reads, transform, weighting
+from ldro_jax.interaction import base as interaction_base
 
 N = 8
 
@@ -305,3 +306,33 @@ def test_works_sharded_over_devices(name):
     weights, _ = run(compiled(name), [sharded])
     alone, _ = run(compiled(name), [current])
     np.testing.assert_allclose(weights, alone, atol=tolerance(name, "float32"))
+
+
+def test_says_what_it_reads(name):
+    method = WEIGHTINGS[name](ORDER)
+    said = {"interaction": method.uses_interaction, "noise": method.uses_noise}
+    said["excess"] = method.uses_excess
+    read = _reads.read(method, N)
+    assert {field: field in read for field in said} == said
+
+
+def test_a_step_that_donates_its_state(name):
+    tx = transform.weighted(WEIGHTINGS[name](ORDER), N)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, losses, gradients):
+        pulled = {"losses": losses, "pullback": lambda weights: {"w": weights @ gradients}}
+        found = interaction_base.Measured(gradients @ gradients.T, jnp.ones(N))
+        excess = {"excess": losses} if tx.weighting.uses_excess else {}
+        params = {"w": gradients[0]}
+        updates, state = tx.update(
+            None, state, params, **pulled, **excess, interaction_fn=lambda: found
+        )
+        return state, updates
+
+    gradients = jnp.asarray(np.random.default_rng(0).normal(size=(N, 12)), jnp.float32)
+    first = state = tx.init({"w": gradients[0]})
+    for _ in range(2):
+        state, updates = step(state, statistics().losses, gradients)
+    assert first.weights.is_deleted()
+    assert jnp.isfinite(updates["w"]).all()
