@@ -113,17 +113,17 @@ def combined(weights: jax.Array, gradients: jax.Array) -> jax.Array:
       ``[...]``, in the gradients' dtype; summed in the wider of both.
     """
     dtype = np.promote_types(weights.dtype, gradients.dtype)
-    out_sharding = None
+    where: Any = {}
     if (mesh := explicit_mesh(gradients)) is not None:
         over_tasks, *rest = [*jax.typeof(gradients).sharding.spec] or [None]
         weights = jax.sharding.reshard(weights, NamedSharding(mesh, PartitionSpec(over_tasks)))
-        out_sharding = NamedSharding(mesh, PartitionSpec(*rest))
+        where = {"out_sharding": NamedSharding(mesh, PartitionSpec(*rest))}
     total = jnp.tensordot(
         weights.astype(dtype),
         gradients.astype(dtype),
         axes=1,
         precision=jax.lax.Precision.HIGHEST,
-        **({} if out_sharding is None else {"out_sharding": out_sharding}),
+        **where,
     )
     return total.astype(gradients.dtype)
 
@@ -142,13 +142,14 @@ def products(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
     # Contracting all axes at once, instead of flattening first, keeps a sharded leaf in place.
     axes = tuple(range(1, x.ndim))
     mesh = explicit_mesh(x) or explicit_mesh(y)
+    where: Any = {} if mesh is None else {"out_sharding": NamedSharding(mesh, PartitionSpec())}
     return jax.lax.dot_general(
         x,
         y,
         ((axes, axes), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=dtype,
-        **({} if mesh is None else {"out_sharding": NamedSharding(mesh, PartitionSpec())}),
+        **where,
     )
 
 
