@@ -48,7 +48,10 @@ class Batches:
     Attributes:
       size: rows of all tasks in a batch, B.
       sampler: ``"balanced"``, the same number of rows from every task, or ``"uniform"``, plain
-        random batches. A method with ``sampling="weights"`` draws rows by its weights instead.
+        random batches. Either way a task counts by its weight, not by its rows: the average loss is
+        the mean of the tasks' mean losses, and ``weighting.erm`` the mean over all rows. Random
+        batches hold few rows of a small task or none, so a row of it counts for many and gradients
+        are noisier. A method with ``sampling="weights"`` draws rows by its weights instead.
       microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
         of them.
       interaction_rows: measure the interaction on so many rows of each task; by default on those
