@@ -21,12 +21,11 @@ import optax
 from ldro_jax import checks, interaction
 from ldro_jax.interaction import Interaction
 from ldro_jax.problems.base import Problem
+from ldro_jax.tasks import sampling
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
 from ldro_jax.training.step import TrainState
-
-SAMPLERS = ("balanced", "uniform")
 
 
 class Trial(NamedTuple):
@@ -68,7 +67,7 @@ class Batches:
 
     def __post_init__(self):
         checks.integer("batch_size", self.size)
-        checks.one_of("sampler", self.sampler, SAMPLERS)
+        checks.one_of("sampler", self.sampler, tuple(sampling.SAMPLERS))
         checks.integer("microbatches", self.microbatches)
         if self.interaction_rows is not None:
             checks.integer("interaction_rows", self.interaction_rows)

@@ -94,8 +94,8 @@ def train_step(
     row and n the numbers of rows expected. Its expectation over the draws is ``Σ_i w_i ∇ℓ_i``, with
     ℓ_i the mean over all rows of task i, for any batch size: a row that comes with probability p
     counts ``1 / p``. With the numbers of a random batch in their place, a task would count for
-    less the more batches have no row of it. The price is variance. One row in 50 is in one batch of
-    four in 13, and then counts 12.5 times the mean of the batch's rows.
+    less the more batches have no row of it. The price is variance: a task with one row in 50 has
+    one in every 13th batch of four, which then counts 12.5 times the weight of the task.
 
     The losses that the weights are chosen from are the means over the rows in the batch.
 
