@@ -298,6 +298,6 @@ def test_the_baseline_ends_at_the_mean_of_the_tasks_and_erm_at_that_of_the_rows(
         session = program.start([Trial(method, 3)])
         session.advance(1000, lambda step: False, tiny.Progress())
         ends.append(float(session.state(0).params["x"]))
-    # The standard deviation of the last iterate is below 0.015 and 0.003, that of batches of four.
-    print(size, ends)
-    assert ends == [pytest.approx(0.5, abs=0.05), pytest.approx(0.02, abs=0.01)]
+    # Four standard deviations over eight seeds with batches of four, the noisiest. With the numbers
+    # of rows in each batch as those expected they ended at 0.07 and 0.002.
+    assert ends == [pytest.approx(0.5, abs=0.036), pytest.approx(0.02, abs=0.003)]
