@@ -171,7 +171,7 @@ def test_tasks_that_take_turns_count_by_their_weights(engine, size):
 def test_rows_drawn_by_probabilities_count_by_the_weights(sizes, size):
     # Not those of the weights, which have moved since.
     probabilities = np.array([0.7, 0.2, 0.1] if len(sizes) == 3 else [0.85, 0.15])
-    steps = 2400 // size
+    steps = 1200 // size
     methods = fixed(sizes, sampling="weights")
     found, _ = counted(
         tiny.meshed, methods, sizes, steps, size=size, probabilities=probabilities.tolist()
