@@ -47,6 +47,7 @@ def made(name, num_tasks):
         "doge": lambda n: {"rate": 0.01},
         "doremi": lambda n: {"reference_losses": [0.1] * n},
         "dwa": lambda n: {"window": 100},
+        "erm": lambda n: {"sizes": list(range(1, n + 1))},
         "fairgrad": lambda n: {"alpha": 2.0},
         "grape": lambda n: {"weight_lr": 0.1, "adversary_lr": 0.1},
         "interpolated": lambda n: {"alpha": 0.5},

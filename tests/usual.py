@@ -11,6 +11,7 @@ def hyperparameters(name, num_tasks):
         "doge": {"rate": 0.01},
         "doremi": {"reference_losses": numbers},
         "dwa": {"window": 1},
+        "erm": {"sizes": numbers},
         "grape": {"weight_lr": 0.1, "adversary_lr": 0.1},
         "interpolated": {"alpha": 0.5},
         "lookahead_exact": {"lookahead_lr": 0.1},

@@ -35,6 +35,7 @@ WEIGHTINGS = {
     "doremi": lambda order: weighting.doremi(PER_TASK[order] / 10, 0.5),
     "dualproj": lambda order: weighting.dualproj(),
     "dwa": lambda order: weighting.dwa(window=1),
+    "erm": lambda order: weighting.erm(PER_TASK[order]),
     "fairgrad": lambda order: weighting.fairgrad(2.0),
     "famo": lambda order: weighting.famo(0.1),
     "floor": lambda order: weighting.with_floor(weighting.group_dro(0.1), 0.2),
@@ -93,7 +94,7 @@ WEIGHTINGS = {
 ORDER = np.arange(N)
 # Those with numbers for each task, which a permutation has to follow.
 NUMBERED = ("baselined_dro", "doremi", "group_dro adjusted", "skill_it", "static_mixing", "stch")
-NUMBERED += ("unimax",)
+NUMBERED += ("erm", "unimax")
 
 # Weights as the papers have them: they sum to another number, or to none that is known.
 FREE = {
