@@ -92,6 +92,26 @@ def of_part(function: Callable | None, params: Any) -> Callable | None:
     return lambda part, *rest: function(merge(part, params), *rest)
 
 
+def only(
+    optimizer: optax.GradientTransformation, trainable: Trainable
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer of some parameters, which leaves the others as they are.
+
+    Args:
+      optimizer: of Optax.
+      trainable: see :func:`mask`.
+
+    Returns:
+      The optimizer, without state for the others.
+    """
+    parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
+
+    def labels(params):
+        return jax.tree.map(lambda m: "trained" if m else "frozen", mask(trainable, params))
+
+    return optax.partition(parts, labels)
+
+
 def restricted(
     arguments: dict[str, Any], updates: Any, params: Any, trained: Any
 ) -> tuple[dict[str, Any], Any]:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from flax.core import meta
 
-from ldro_jax import checks, interaction
+from ldro_jax import _trained, checks, interaction
 from ldro_jax.interaction import Interaction
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks import sampling
@@ -157,6 +158,11 @@ class Program(abc.ABC):
     ):
         checks.instance("optimizer", optimizer, optax.GradientTransformation, "@optax.sgd()")
         self.problem, self.batches, self._optimizer = problem, batches, optimizer
+        shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
+        moved = _trained.moved_by(optimizer, shapes)
+        if not any(jax.tree.leaves(moved)):
+            raise ValueError("optimizer leaves every parameter as it is, so nothing would train.")
+        self._trained = None if all(jax.tree.leaves(moved)) else moved
         self._set_method(method)
 
     def for_method(self, method: Method) -> "Program":
@@ -199,6 +205,7 @@ class Program(abc.ABC):
             geometry=self._geometry(),
             row_excess=self.problem.row_excess if self.method.uses_excess else None,
             multiple=multiple,
+            trained=self._trained,
         )
 
     def _strategy(self) -> Interaction:
@@ -219,8 +226,16 @@ class Program(abc.ABC):
         return functools.partial(interaction.from_optimizer, decay=decay)
 
     def _tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
-        weighting = self.method.transform(self.problem.num_tasks, rates)
+        weighting = self.method.transform(
+            self.problem.num_tasks, rates, trainable=self._trained
+        )
         return optax.chain(weighting, self._optimizer)
+
+    @property
+    def frozen(self) -> list[str]:
+        """The parameters that the optimizer leaves as they are."""
+        leaves = jax.tree_util.tree_leaves_with_path(self._trained)
+        return [jax.tree_util.keystr(path) for path, moves in leaves if not moves]
 
     @property
     def _fused(self) -> bool:

@@ -89,7 +89,11 @@ class Method:
         self._weighted(made, 1)
 
     def transform(
-        self, num_tasks: int, rates: Mapping[str, Any] | None = None
+        self,
+        num_tasks: int,
+        rates: Mapping[str, Any] | None = None,
+        *,
+        trainable: Any = None,
     ) -> optax.GradientTransformationExtraArgs:
         """The Optax transformation of this method.
 
@@ -97,6 +101,7 @@ class Method:
           num_tasks: N.
           rates: values for the hyperparameters of :meth:`rates`, instead of its own; they may be
             traced, so that one program serves many settings.
+          trainable: the parameters that are trained; see :func:`ldro_jax.transform.weighted`.
 
         Returns:
           The transformation, to be chained before an optimizer.
@@ -104,7 +109,7 @@ class Method:
         Raises:
           ValueError: if the method or one of its settings is unknown or out of range.
         """
-        return self._weighted(self.weigh(rates or {}), num_tasks)
+        return self._weighted(self.weigh(rates or {}), num_tasks, trainable)
 
     def weigh(self, rates: Mapping[str, Any]) -> Weighting:
         """The weighting alone, with other values for some hyperparameters."""
@@ -116,7 +121,7 @@ class Method:
             self.weigh({}), smoothing=self.smoothing, total=self.total, floor=self.floor
         )
 
-    def _weighted(self, made: Weighting, num_tasks: int):
+    def _weighted(self, made: Weighting, num_tasks: int, trainable: Any = None):
         return transform.weighted(
             made,
             num_tasks,
@@ -126,6 +131,7 @@ class Method:
             smoothing=self.smoothing,
             total=self.total,
             floor=self.floor,
+            trainable=trainable,
         )
 
     @functools.cached_property
