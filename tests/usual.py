@@ -11,6 +11,8 @@ def hyperparameters(name, num_tasks):
         "doge": {"rate": 0.01},
         "doremi": {"reference_losses": numbers},
         "dwa": {"window": 1},
+        "famo": {"learning_rate": 0.1},
+        "go4align": {"num_groups": 2, "risk_lr": 1e-4},
         "grape": {"weight_lr": 0.1, "adversary_lr": 0.1},
         "interpolated": {"alpha": 0.5},
         "lookahead_exact": {"lookahead_lr": 0.1},
