@@ -51,8 +51,10 @@ def online(
 
     .. math:: w_j ∝ w_j \exp(−η (ℓ_{i^*} − λ A_{i^*j})) ∝ w_j \exp(ηλ A_{i^*j}),
 
-    because the loss is the same for every j and cancels in the normalisation. Robust to the noise
-    of minibatches, and A may be refreshed only now and then: by default every 100 steps.
+    because the loss is the same for every j and cancels in the normalisation. It follows the noise
+    of minibatches less than :func:`exact`, and A may be refreshed only now and then: by default
+    every 100 steps. A task that can't be learnt stays the worst, and on minibatches its noise looks
+    like progress, so that it takes the weight of the others.
 
     Args:
       lookahead_lr: λ, the size of the step that is looked ahead: with the normalised interaction a
@@ -64,7 +66,9 @@ def online(
         scale of losses and parameters makes no difference: λ is then the share of the mean loss
         that a step along a gradient of root-mean-square length would remove, to first order. It
         then needs positive losses, as their mean is no unit otherwise.
-      normalize_interaction: use :func:`normalized` instead of the raw Gram matrix.
+      normalize_interaction: use :func:`normalized` instead of the raw Gram matrix. On minibatches
+        the length of a gradient is mostly that of its noise, unless A is measured on many rows or
+        by ``interaction="split"``.
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`.
