@@ -47,6 +47,7 @@ def made(name, num_tasks):
         "doge": lambda n: {"rate": 0.01},
         "doremi": lambda n: {"reference_losses": [0.1] * n},
         "dwa": lambda n: {"window": 100},
+        "erm": lambda n: {"sizes": list(range(1, n + 1))},
         "fairgrad": lambda n: {"alpha": 2.0},
         "famo": lambda n: {"learning_rate": 1e-3},
         "go4align": lambda n: {"num_groups": 2, "risk_lr": 1e-4},

@@ -78,7 +78,8 @@ def initial(weighting: weighting_base.Weighting, num_tasks: int, dtype: Any) -> 
         nonfinite_streak=jnp.zeros([], jnp.int32),
         unmeasured=jnp.zeros((num_tasks,), jnp.int32),
         unsolved=jnp.zeros([], jnp.int32),
-        weighting=weighting.init(num_tasks, dtype),
+        # A buffer of its own for each field, so that a step can be given them all.
+        weighting=jax.tree.map(jnp.copy, weighting.init(num_tasks, dtype)),
     )
 
 

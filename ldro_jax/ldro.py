@@ -15,6 +15,7 @@ import jax
 import optax
 
 from ldro_jax import transform as transform_lib
+from ldro_jax._trained import moved_by
 from ldro_jax.diagnostics import diagnose
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
@@ -25,6 +26,7 @@ __all__ = [
     "diagnose",
     "interaction",
     "losses",
+    "moved_by",
     "preconditioner",
     "transform",
     "weights",
@@ -46,6 +48,7 @@ def transform(
     lagged: bool = False,
     smoothing: float = 0.0,
     floor: float = 0.0,
+    trainable: Any = None,
 ) -> transform_lib.Weighted:
     r"""Lookahead-DRO as an Optax gradient transformation; chain it before any optimizer.
 
@@ -85,6 +88,9 @@ def transform(
         as 0.99; 0 for none. What minibatches measure is noisy, and solving the game every step
         follows the noise.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
+      trainable: the parameters that are trained, where others are frozen, so that A is that of
+        these alone: a tree of bools like the parameters, or a function from them to it.
+        :func:`moved_by` makes one from an optimizer that freezes some.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. Its ``update`` takes task statistics in one of
@@ -166,6 +172,7 @@ def transform(
         lagged=lagged,
         smoothing=smoothing,
         floor=floor,
+        trainable=trainable,
     )
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import oracles
 import problems
 import pytest
 
@@ -275,3 +276,26 @@ def test_errors_come_through_a_chain_and_jit():
     tx = optax.chain(transform.weighted(weighting.average(), N), optax.sgd(0.1))
     with pytest.raises(ValueError, match="one of these forms"):
         jax.jit(tx.update)(None, tx.init(problem.params), problem.params)
+
+
+def softly(statistics):
+    return jax.nn.softmax(jnp.diagonal(statistics.interaction))
+
+
+def test_a_weighting_that_reads_what_nobody_measures_is_refused():
+    problem = problems.mlp()
+    tx = transform.weighted(weighting.stateless(softly), 5)
+    with pytest.raises(ValueError, match=r"reads statistics.interaction.*uses_interaction=True"):
+        tx.init(problem.params)
+    # A function that is compiled reads what it looks at, and no more.
+    jitted = weighting.stateless(jax.jit(lambda s: s.losses / jnp.sum(s.losses)))
+    transform.weighted(jitted, 5).init(problem.params)
+
+
+def test_a_weighting_that_says_what_it_reads_is_shown_it():
+    problem = problems.mlp()
+    method = weighting.stateless(softly, uses_interaction=True)
+    _, state = problems.train(transform.weighted(method, 5), problem, 1)[-1]
+    expected = jax.nn.softmax(np.diagonal(oracles.gram(*problem)))
+    np.testing.assert_allclose(state.weights, expected, rtol=1e-5)
+    assert np.ptp(state.weights) > 0.01

@@ -11,6 +11,7 @@ def hyperparameters(name, num_tasks):
         "doge": {"rate": 0.01},
         "doremi": {"reference_losses": numbers},
         "dwa": {"window": 1},
+        "erm": {"sizes": numbers},
         "famo": {"learning_rate": 0.1},
         "go4align": {"num_groups": 2, "risk_lr": 1e-4},
         "grape": {"weight_lr": 0.1, "adversary_lr": 0.1},

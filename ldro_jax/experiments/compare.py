@@ -61,7 +61,8 @@ def compare(
       batch_size: rows of all tasks in a batch.
       output_dir: where everything goes: ``results.json``, ``report.html``, records, checkpoints.
       sampler: ``"balanced"``, the same number of rows from every task, or ``"uniform"``, plain
-        random batches.
+        random batches. It changes the noise, not the objective: tasks count by their weights either
+        way. For the mean over all rows, as plain training has it, compare with the method "erm".
       layout: how to use several devices, which one run at a time is then trained on, with rows from
         the host. Where it isn't given, data that fits on a device is held there, and runs that
         differ in rates and seeds alone are trained together.

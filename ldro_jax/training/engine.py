@@ -21,12 +21,11 @@ import optax
 from ldro_jax import checks, interaction
 from ldro_jax.interaction import Interaction
 from ldro_jax.problems.base import Problem
+from ldro_jax.tasks import sampling
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
 from ldro_jax.training.step import TrainState
-
-SAMPLERS = ("balanced", "uniform")
 
 
 class Trial(NamedTuple):
@@ -48,7 +47,10 @@ class Batches:
     Attributes:
       size: rows of all tasks in a batch, B.
       sampler: ``"balanced"``, the same number of rows from every task, or ``"uniform"``, plain
-        random batches. A method with ``sampling="weights"`` draws rows by its weights instead.
+        random batches. Either way a task counts by its weight, not by its rows: the average loss is
+        the mean of the tasks' mean losses, and ``weighting.erm`` the mean over all rows. Random
+        batches hold few rows of a small task or none, so a row of it counts for many and gradients
+        are noisier. A method with ``sampling="weights"`` draws rows by its weights instead.
       microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
         of them.
       interaction_rows: measure the interaction on so many rows of each task; by default on those
@@ -65,7 +67,7 @@ class Batches:
 
     def __post_init__(self):
         checks.integer("batch_size", self.size)
-        checks.one_of("sampler", self.sampler, SAMPLERS)
+        checks.one_of("sampler", self.sampler, tuple(sampling.SAMPLERS))
         checks.integer("microbatches", self.microbatches)
         if self.interaction_rows is not None:
             checks.integer("interaction_rows", self.interaction_rows)

@@ -232,8 +232,8 @@ class MeshedSession(engine.Session):
     def evaluated(self) -> np.ndarray:
         losses = np.mean(self._losses, axis=0)
         self._losses.clear()
-        weights = transform.find_state(self.states.opt_state).weights
-        self._drawn.probabilities = draws.probabilities(weights)
+        found = transform.find_state(self.states.opt_state)
+        self._drawn.probabilities = draws.probabilities_of_weights(found.weights, found.seen)
         return losses[None]
 
     @override

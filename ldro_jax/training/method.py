@@ -45,7 +45,9 @@ class Method:
       floor: share of the weight that is spread evenly.
       sampling: how language models draw the rows of a batch: ``"uniform"``, the same number of each
         task, or ``"weights"``, at random with the task weights as probabilities; the loss of a row
-        then counts ``w / q``, with the weights w now and those q that it was drawn with.
+        then counts ``w / q``, with the weights w now and the probabilities q that it was drawn
+        with. These are the weights at the last evaluation, and at least a hundredth of an even
+        share.
       geometry: ``"euclidean"``, or ``"optimizer"`` to measure the interaction in that of the
         optimizer, as :func:`ldro_jax.ldro.preconditioner` does; or a function of your own from the
         optimizer's state to a preconditioner.

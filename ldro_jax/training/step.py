@@ -38,8 +38,8 @@ class Batch(NamedTuple):
     Attributes:
       rows: arrays ``[B, ...]``.
       tasks: the task of each row, int32 ``[B]``.
-      expected: how many rows of each task a batch has, ``[N]``: as many as this one, or as many as
-        random batches have on average.
+      expected: how many rows of each task a batch has, ``[N]``: as many as this one where no chance
+        decides that, and as many as random batches have on average.
       measured: rows to measure the interaction on, arrays ``[M, ...]``, row r of task ``r mod N``,
         or a function without arguments that makes them when they are needed; ``None`` if those of
         ``rows`` serve for it.
@@ -91,8 +91,13 @@ def train_step(
     """Makes the function that takes one step, to be jitted.
 
     The gradient is ``Σ_r w_t(r) / n_t(r) ∇loss_r`` over the rows r, where t(r) is the task of the
-    row and n the numbers of rows expected. Where these are the numbers in the batch, this is the
-    weighted sum of the mean losses; in random batches it has the same expectation.
+    row and n the numbers of rows expected. Its expectation over the draws is ``Σ_i w_i ∇ℓ_i``, with
+    ℓ_i the mean over all rows of task i, for any batch size: a row that comes with probability p
+    counts ``1 / p``. With the numbers of a random batch in their place, a task would count for
+    less the more batches have no row of it. The price is variance: a task with one row in 50 has
+    one in every 13th batch of four, which then counts 12.5 times the weight of the task.
+
+    The losses that the weights are chosen from are the means over the rows in the batch.
 
     Args:
       row_losses: ``(params, rows [R, ...]) -> losses [R]``.

@@ -335,11 +335,20 @@ def exponentiated_gradient(
     return Weighting(uniform_log_state, update, uses_interaction)
 
 
-def stateless(weights_fn: Callable[[Statistics], jax.Array]) -> Weighting:
+def stateless(
+    weights_fn: Callable[[Statistics], jax.Array],
+    *,
+    uses_interaction: bool = False,
+    uses_noise: bool = False,
+    uses_excess: bool = False,
+) -> Weighting:
     """Makes a weighting whose weights depend on this step's statistics alone.
 
     Args:
       weights_fn: ``statistics -> weights [N]``.
+      uses_interaction: whether it reads ``statistics.interaction``, which is measured only then.
+      uses_noise: whether it reads ``statistics.noise``.
+      uses_excess: whether it reads ``statistics.excess``.
 
     Returns:
       The :class:`Weighting`, with an empty state.
@@ -352,7 +361,7 @@ def stateless(weights_fn: Callable[[Statistics], jax.Array]) -> Weighting:
     def update(statistics, state):
         return weights_fn(statistics), state
 
-    return Weighting(init, update)
+    return Weighting(init, update, uses_interaction, uses_noise, uses_excess)
 
 
 def solving(

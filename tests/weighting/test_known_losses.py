@@ -17,7 +17,7 @@ OF_GRADIENTS = ("aligned", "averaged", "cagrad", "clipped", "config", "db_mtl", 
 OF_GRADIENTS += ("fairgrad", "gradvac", "imtl_g", "krum", "lookahead_exact", "mgda", "modo")
 OF_GRADIENTS += ("nash_mtl", "normalized_gradients", "pcgrad", "rescaled", "sdmgrad")
 OF_GRADIENTS += ("smooth_lookahead", "smoothed", "upgrad")
-FIXED = ("average", "scalarization", "static_mixing", "unimax")
+FIXED = ("average", "erm", "scalarization", "static_mixing", "unimax")
 NAMES = [name for name in battery.WEIGHTINGS if not name.startswith(OF_GRADIENTS)] + ["average"]
 # Wrappers, of methods whose own weights leave out unknown tasks, and options.
 MORE = {
