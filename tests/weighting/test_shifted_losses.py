@@ -139,21 +139,23 @@ def test_small_steps_of_scales_are_the_plain_ones():
 def test_afl_s_weights_sum_to_one_for_any_losses(scale, dtype):
     losses = jnp.asarray(scale * np.random.default_rng(0).uniform(0.5, 2, 20), dtype)
     method = weighting.afl(1.0)
+    update = jax.jit(method.update)
     state = method.init(20, jnp.dtype(dtype))
     for step in range(3):
         statistics = base.Statistics(jnp.int32(step), losses, jnp.eye(20, dtype=dtype))
-        weights, state = method.update(statistics, state)
+        weights, state = update(statistics, state)
         np.testing.assert_allclose(weights.sum(), 1, rtol=20 * float(jnp.finfo(dtype).eps))
 
 
 def test_afl_is_the_paper_s(dtype):
     losses = np.random.default_rng(1).uniform(0, 2, (6, 5))
     method, expected = weighting.afl(0.3), np.full(5, 0.2)
+    update = jax.jit(method.update)
     state = method.init(5, jnp.dtype(dtype))
     for step, row in enumerate(losses):
         square = jnp.eye(5, dtype=dtype)
         statistics = base.Statistics(jnp.int32(step), jnp.asarray(row, dtype), square)
-        weights, state = method.update(statistics, state)
+        weights, state = update(statistics, state)
         # The parameters and the weights of a step are moved with those before it.
         np.testing.assert_allclose(weights, expected, atol=50 * float(jnp.finfo(dtype).eps))
         expected = projected(expected + 0.3 * row)
@@ -217,6 +219,7 @@ def test_famo_is_the_one_with_a_second_forward_pass_whatever_the_optimizer(optim
 
 def test_gradnorm_is_the_paper_s(dtype):
     method = weighting.gradnorm(0.02, asymmetry=1.5)
+    update = jax.jit(method.update)
     rng = np.random.default_rng(0)
     w, first = np.ones(4), None
     state = method.init(4, jnp.dtype(dtype))
@@ -227,7 +230,7 @@ def test_gradnorm_is_the_paper_s(dtype):
             jnp.asarray(losses, dtype),
             jnp.asarray(gradients @ gradients.T, dtype),
         )
-        weights, state = method.update(statistics, state)
+        weights, state = update(statistics, state)
         np.testing.assert_allclose(weights, w, rtol=1000 * float(jnp.finfo(dtype).eps))
         first = losses if first is None else first
         lengths = np.linalg.norm(gradients, axis=1)
