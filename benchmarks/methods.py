@@ -49,6 +49,8 @@ def made(name, num_tasks):
         "dwa": lambda n: {"window": 100},
         "erm": lambda n: {"sizes": list(range(1, n + 1))},
         "fairgrad": lambda n: {"alpha": 2.0},
+        "famo": lambda n: {"learning_rate": 1e-3},
+        "go4align": lambda n: {"num_groups": 2, "risk_lr": 1e-4},
         "grape": lambda n: {"weight_lr": 0.1, "adversary_lr": 0.1},
         "interpolated": lambda n: {"alpha": 0.5},
         "lookahead_exact": lambda n: {"lookahead_lr": 0.1},

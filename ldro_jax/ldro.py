@@ -59,6 +59,11 @@ def transform(
 
     by one exponentiated-gradient step of rate η per training step, with A refreshed every k steps.
 
+    Losses are compared as they are: of tasks with losses of different size it sees the largest. And
+    it looks for the worst task, not for the one that can still improve: a task that can't be learnt
+    keeps the weight that others could use, more so with the minibatch's A, whose diagonal is mostly
+    noise. See "Before you use it" in docs/methods.md.
+
     Args:
       num_tasks: N.
       lookahead_lr: λ, the size of the step that is looked ahead. A number or an Optax schedule.
@@ -75,7 +80,7 @@ def transform(
         :func:`ldro_jax.weighting.smooth_lookahead`.
       adversary_temperature: σ, of its adversary; τ if it isn't given.
       relative: take the rates relative to the mean loss and the gradients' lengths, so that they
-        don't depend on the scale of losses and parameters.
+        don't depend on the scale of losses and parameters. It needs positive losses.
       normalize_interaction: divide column j of A by ‖∇ℓ_j‖, as the paper does.
       interaction: how to measure A; see :mod:`ldro_jax.interaction`.
       lagged: with k = 1, use the matrix of the step before, which saves memory.
@@ -140,7 +145,9 @@ def transform(
         if temperature is None or exact or adversary_temperature is not None:
             raise ValueError(
                 "Without lookahead_lr, temperature is needed, and optionally weight_lr. Given: "
-                f"{', '.join(given) or 'none of them'}."
+                f"{', '.join(given) or 'none of them'}. No rates suit all losses; to begin with, "
+                "lookahead_lr=3, temperature=0.3, relative=True, smoothing=0.99 don't depend on "
+                "their scale. See docs/methods.md."
             )
         rate = 0.1 if weight_lr is None else weight_lr
         weighting = regularized_dro(temperature, rate=rate, relative=relative)

@@ -12,6 +12,8 @@ def hyperparameters(name, num_tasks):
         "doremi": {"reference_losses": numbers},
         "dwa": {"window": 1},
         "erm": {"sizes": numbers},
+        "famo": {"learning_rate": 0.1},
+        "go4align": {"num_groups": 2, "risk_lr": 1e-4},
         "grape": {"weight_lr": 0.1, "adversary_lr": 0.1},
         "interpolated": {"alpha": 0.5},
         "lookahead_exact": {"lookahead_lr": 0.1},

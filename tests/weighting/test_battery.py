@@ -37,7 +37,7 @@ WEIGHTINGS = {
     "dwa": lambda order: weighting.dwa(window=1),
     "erm": lambda order: weighting.erm(PER_TASK[order]),
     "fairgrad": lambda order: weighting.fairgrad(2.0),
-    "famo": lambda order: weighting.famo(0.1),
+    "famo": lambda order: weighting.famo(0.1, learning_rate=1e-3),
     "floor": lambda order: weighting.with_floor(weighting.group_dro(0.1), 0.2),
     "geometric_mean": lambda order: weighting.geometric_mean(),
     "go4align": lambda order: weighting.go4align(3, risk_lr=0.1),
