@@ -86,8 +86,9 @@ def weighted(
     their task, in floating point, and that of an absent task any finite number.
 
     A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
-    ``nonfinite`` counts the event. Interactions that are not finite keep their last values, and
-    ``unmeasured`` counts the tasks.
+    ``nonfinite`` counts the event. One in which a loss is below zero trains with the weights of the
+    step before if the weighting needs positive losses, and ``negative`` counts it. Interactions
+    that are not finite keep their last values, and ``unmeasured`` counts the tasks.
 
     Args:
       weighting: how to choose the weights.
@@ -247,8 +248,11 @@ def weighted(
             known=known | ~known.any(),
         )
         proposal = weigh(statistics, state.weighting)
+        negative = jnp.zeros_like(present)
+        if weighting.needs_positive_losses:
+            negative = present & (current < 0)
         # The weights themselves overflow when a rate times a loss does.
-        usable = good & jnp.isfinite(proposal[0]).all()
+        usable = good & jnp.isfinite(proposal[0]).all() & ~negative.any()
         weights, inner = jax.tree.map(
             functools.partial(jnp.where, usable), proposal, (state.weights, state.weighting)
         )
@@ -303,6 +307,7 @@ def weighted(
             noise=measured.noise,
             descent=_descended(state.descent, measured.matrix, weights, good),
             nonfinite=state.nonfinite + bad.astype(jnp.int32),
+            negative=state.negative + negative.astype(jnp.int32),
             nonfinite_streak=jnp.where(good, 0, state.nonfinite_streak + 1),
             unmeasured=state.unmeasured + unmeasured.astype(jnp.int32),
             unsolved=_state.unsolved(inner),

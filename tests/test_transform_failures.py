@@ -7,8 +7,13 @@ import optax
 import oracles
 import problems
 import pytest
+import usual
 
-from ldro_jax import ldro, transform, weighting
+from ldro_jax import interaction, ldro, transform, weighting
+
+
+def made(name):
+    return weighting.create(name, usual.hyperparameters(name, 5))
 
 
 def batch_with(problem, value, task=2):
@@ -299,3 +304,37 @@ def test_a_weighting_that_says_what_it_reads_is_shown_it():
     expected = jax.nn.softmax(np.diagonal(oracles.gram(*problem)))
     np.testing.assert_allclose(state.weights, expected, rtol=1e-5)
     assert np.ptp(state.weights) > 0.01
+
+
+NEEDY = [name for name in weighting.METHODS if made(name).needs_positive_losses]
+
+
+def test_some_methods_need_positive_losses():
+    assert {"famo", "geometric_mean", "gradnorm", "q_ffl", "scale_invariant"} <= set(NEEDY)
+
+
+@pytest.mark.parametrize("name", NEEDY)
+def test_a_loss_below_zero_is_counted_and_moves_no_weight(name):
+    problem = problems.mlp()
+    tx = transform.weighted(made(name), 5)
+    shift = jnp.array([0.0, 0.0, 1e3, 0.0, 0.0])
+
+    @jax.jit
+    def step(state, shift):
+        losses, pull = jax.vjp(lambda p: problem.losses(p) - shift, problem.params)
+        matrix = interaction.jacobian_gram(problem.losses, problem.params)
+        given = {
+            "losses": losses,
+            "pullback": lambda w: pull(w)[0],
+            "interaction_fn": lambda: matrix,
+        }
+        return tx.update(None, state, problem.params, **given)
+
+    _, good = step(tx.init(problem.params), 0 * shift)
+    updates, state = step(good, shift)
+    np.testing.assert_array_equal(good.negative, 0)
+    np.testing.assert_array_equal(state.negative, [0, 0, 1, 0, 0])
+    for field in ("weights", "weighting"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, field), getattr(good, field))
+    # It still trains, with these weights.
+    assert any((leaf != 0).any() for leaf in jax.tree.leaves(updates))

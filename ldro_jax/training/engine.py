@@ -226,9 +226,7 @@ class Program(abc.ABC):
         return functools.partial(interaction.from_optimizer, decay=decay)
 
     def _tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
-        weighting = self.method.transform(
-            self.problem.num_tasks, rates, trainable=self._trained
-        )
+        weighting = self.method.transform(self.problem.num_tasks, rates, trainable=self._trained)
         return optax.chain(weighting, self._optimizer)
 
     @property
