@@ -7,11 +7,13 @@ What stays as it was made, such as the statistics of a batch normalisation that 
 is part of the model.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import errors, nnx
 from flax import linen as nn
 
@@ -135,22 +137,21 @@ def _checked(
             return
         keys = jax.random.split(jax.random.key(0))
         params = jax.eval_shape(make, keys[0], inputs)
-        moved: list[str] = []
-        jax.eval_shape(lambda p, x: moved.extend(_moved(call(keys[0], x, p, x))), params, inputs)
-        if moved:
+        seen: list[tuple[bool, bool]] = []
+
+        def once(params, inputs):
+            called = call(keys[0], inputs, params, inputs)
+            # While tracing, what is assigned is another object, even if it has the same value.
+            assigned = any(called.before.get(name) is not x for name, x in called.after.items())
+            seen.append((bool(called.before), assigned))
+
+        jax.eval_shape(once, params, inputs)
+        has_others, assigned = seen[0]
+        # A call that is jitted or rematerialised assigns all variables that it is given.
+        if assigned and (moved := _moved(make, call, inputs)):
             raise _unsupported(model, f"changes {', '.join(moved)} in a call")
-        # Two models that are made differently must be the same function of parameters and inputs.
-        different = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((2, *jnp.shape(x)), jnp.result_type(x)), inputs
-        )
-        made = jax.vmap(lambda *args: call(*args).outputs, (0, 0, None, None), None)
-        try:
-            jax.eval_shape(made, keys, different, params, inputs)
-        except ValueError as error:
-            if "out_axes" not in str(error):
-                raise
-            reason = "gives outputs that depend on the key that it was made with"
-            raise _unsupported(model, reason) from error
+        if has_others and _depends_on_making(call, keys, params, inputs):
+            raise _unsupported(model, "gives outputs that depend on the key that it was made with")
         checked = True
 
     def init(key, inputs):
@@ -172,9 +173,44 @@ def _named(variables: Any) -> dict[str, jax.Array]:
     }
 
 
-def _moved(call: _Call) -> list[str]:
-    # While tracing, what is assigned is another object, even if it may have the same value.
-    return [name for name, leaf in call.after.items() if call.before.get(name) is not leaf]
+def _moved(make: Callable[..., Any], call: Callable[..., _Call], inputs: Any) -> list[str]:
+    """The names of the variables that have other values after a call, for inputs of such shapes."""
+
+    def drawn(key, x):
+        is_float = jnp.issubdtype(x.dtype, jnp.floating)
+        return jax.random.normal(key, x.shape, x.dtype) if is_float else jnp.ones(x.shape, x.dtype)
+
+    def values(array):
+        is_key = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(array) if is_key else array
+
+    @jax.jit
+    def called():
+        key = jax.random.key(0)
+        some = jax.tree.map(functools.partial(drawn, key), inputs)
+        _, *around = call(key, some, make(key, some), some)
+        return jax.tree.map(values, around)
+
+    # The check may itself be traced.
+    with jax.ensure_compile_time_eval():
+        before, after = jax.tree.map(lambda x: np.asarray(x).tobytes(), called())
+    return [name for name, value in after.items() if before.get(name) != value]
+
+
+def _depends_on_making(call: Callable[..., _Call], keys: jax.Array, params: Any, inputs: Any):
+    """Whether two models of the same parameters, made in different ways, give different outputs."""
+    different = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((2, *jnp.shape(x)), jnp.result_type(x)), inputs
+    )
+    outputs = jax.vmap(lambda *args: call(*args).outputs, (0, 0, None, None), None)
+    try:
+        jax.eval_shape(outputs, keys, different, params, inputs)
+    except ValueError as error:
+        # What vmap says of an output that isn't the same for both, where one is asked for.
+        if "out_axes" not in str(error):
+            raise
+        return True
+    return False
 
 
 def _unsupported(model: Any, what: str) -> UnsupportedError:

@@ -57,6 +57,26 @@ class Watched(nnx.Module):
         return x
 
 
+class Jitted(nnx.Module):
+    """Calls a module by a transformation of NNX, which assigns all that it is given."""
+
+    def __init__(self, module, transformation):
+        self.module, self.transformation = module, transformation
+
+    def __call__(self, x):
+        return self.transformation(lambda module, x: module(x))(self.module, x)
+
+
+class Remade(nn.Module):
+    """Batch normalisation in a function that is rematerialised."""
+
+    fixed: bool
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.remat(nn.BatchNorm)(use_running_average=self.fixed)(nn.Dense(4)(x))
+
+
 class InLinen(nn.Module):
     layer: nn.Module
 
@@ -97,6 +117,10 @@ NNX_TAKEN = {
     "rngs that are held": in_nnx(lambda rngs: Noise(rngs, False)),
     "constants": in_nnx(lambda rngs: Kept(jnp.arange(4.0))),
     "intermediates": in_nnx(lambda rngs: Watched()),
+    "jit": in_nnx(
+        lambda rngs: Jitted(nnx.BatchNorm(4, use_running_average=True, rngs=rngs), nnx.jit)
+    ),
+    "remat": in_nnx(lambda rngs: Jitted(nnx.Dropout(0.0, rngs=rngs), nnx.remat)),
     "a function": lambda rngs: nnx.Sequential(nnx.Linear(4, 2, rngs=rngs), nnx.relu),
 }
 LINEN_TAKEN = {
@@ -105,6 +129,7 @@ LINEN_TAKEN = {
     "fixed statistics": InLinen(nn.BatchNorm(use_running_average=True)),
     "constants": Fixed(False),
     "intermediates": Sown("intermediates"),
+    "remat": Remade(True),
     "a layer": nn.Dense(2),
 }
 REFUSED = {
@@ -114,6 +139,10 @@ REFUSED = {
         r"Network changes layer\.mean, layer\.var in a call",
     ),
     "nnx noise": (in_nnx(lambda rngs: Noise(rngs, True)), r"layer\.rngs\S* in a call"),
+    "nnx statistics in jit": (
+        in_nnx(lambda rngs: Jitted(nnx.BatchNorm(4, rngs=rngs), nnx.jit)),
+        r"changes layer\.module\.mean, layer\.module\.var in a call",
+    ),
     "nnx random constants": (
         in_nnx(lambda rngs: Kept(jax.random.normal(rngs.params(), (4,)))),
         "outputs that depend on the key that it was made with",
@@ -128,6 +157,7 @@ REFUSED = {
         r"InLinen changes batch_stats\.layer\.mean, batch_stats\.layer\.var in a call",
     ),
     "linen random constants": (Fixed(True), "depend on the key that it was made with"),
+    "linen statistics in remat": (Remade(False), r"Remade changes batch_stats\S*mean, batch_stats"),
     "a loss that is sown": (Sown("losses"), r"Sown changes losses\.size\S* in a call"),
 }
 
