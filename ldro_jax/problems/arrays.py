@@ -165,11 +165,11 @@ class ArrayProblem(base.Problem):
     def check_evaluation(self, params: Any) -> None:
         for name in self.splits:
             evaluate = functools.partial(self._task_values, split=name)
-            jax.eval_shape(evaluate, params, self._splits[name][:2])
+            jax.eval_shape(evaluate, params, self._splits[name])
 
     @functools.cached_property
     def _placed(self) -> dict[str, Any]:
-        return {name: jax.device_put(self._splits[name][:2]) for name in self.splits}
+        return {name: jax.device_put(self._splits[name]) for name in self.splits}
 
     @property
     @override
@@ -209,25 +209,26 @@ class ArrayProblem(base.Problem):
 
     def _task_values(self, params, arrays, split):
         """The values of each metric, each task measured on its own rows alone, ``[N]``."""
-        inputs, targets = arrays
+        inputs, targets, counts = arrays
         sizes, starts = np.asarray(self._splits[split].sizes), self._splits[split].starts
         outputs = self._outputs(params, inputs, sizes.max())
 
         def one_task(part, size):
-            task, start = part
+            task, start, count = part
             mine, rows = jax.tree.map(
                 lambda x: jax.lax.dynamic_slice_in_dim(x, start, size),
                 (outputs, {"inputs": inputs, "targets": targets}),
             )
             rows["task"] = jnp.full(size, task, jnp.int32)
-            return {name: _value(f, mine, rows) for name, f in self._measures.items()}
+            return {name: _value(f, mine, rows, count) for name, f in self._measures.items()}
 
         values = {name: jnp.zeros(self.num_tasks, jnp.float32) for name in self._measures}
         # A function of all rows has no use for a mask, so each size is traced for itself.
         for size in np.unique(sizes):
             tasks = np.flatnonzero(sizes == size)
-            parts = (jnp.asarray(tasks, jnp.int32), jnp.asarray(starts[tasks], jnp.int32))
-            found = jax.lax.map(functools.partial(one_task, size=int(size)), parts)
+            where = jnp.asarray(tasks, jnp.int32), jnp.asarray(starts[tasks], jnp.int32)
+            measure = functools.partial(one_task, size=int(size))
+            found = jax.lax.map(measure, (*where, counts[tasks]))
             values = jax.tree.map(lambda x, new, t=tasks: x.at[t].set(new), values, found)
         return values
 
@@ -252,8 +253,10 @@ class ArrayProblem(base.Problem):
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(inputs)], grouped)
 
 
-def _value(measure: MetricFunction, outputs: Any, rows: dict[str, jax.Array]) -> jax.Array:
-    """What a metric says of one task's rows."""
+def _value(
+    measure: MetricFunction, outputs: Any, rows: dict[str, jax.Array], count: jax.Array
+) -> jax.Array:
+    """What a metric says of one task's rows, of which there are ``count``."""
     found, size = jnp.asarray(measure(outputs, rows)), len(rows["task"])
     if found.shape not in ((), (size,)):
         raise ValueError(
@@ -261,7 +264,9 @@ def _value(measure: MetricFunction, outputs: Any, rows: dict[str, jax.Array]) ->
             f"{[size]}, or one number for all of them, but {checks.shown(measure)} gives a shape "
             f"of {list(found.shape)}."
         )
-    return jnp.sum(found.astype(jnp.float32)) / (size if found.ndim else 1)
+    found = found.astype(jnp.float32)
+    # XLA multiplies by the inverse of a number that it knows, and n · (1/n) may be less than 1.
+    return jnp.sum(found) / count.astype(jnp.float32) if found.ndim else found
 
 
 class ShuffledRows(Source):

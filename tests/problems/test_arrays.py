@@ -132,10 +132,25 @@ def test_a_correlation_is_that_of_numpy_in_either_form():
         np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
+def test_what_holds_for_all_rows_is_one():
+    # Of these sizes n · (1/n) is less than 1 in float32.
+    sizes = tuple(n for n in range(1, 99) if np.float32(n) * (np.float32(1) / np.float32(n)) < 1)
+    assert len(sizes) > 3
+    metric = problems.Metric("holds", True)
+    problem = make(
+        validation=data(1, sizes),
+        train=data(0, sizes),
+        test=data(2, sizes),
+        metrics={metric: lambda outputs, rows: jnp.ones(len(outputs), bool)},
+    )
+    values = problem.evaluate(problem.init(jax.random.key(0)), "validation")["holds"]
+    np.testing.assert_array_equal(values, 1)
+
+
 def test_a_small_task_takes_little_room():
     problem = make(train=data(0, SIZES), validation=data(1, SIZES), test=data(2, SIZES))
     bytes_of_rows = sum(SIZES) * (4 + 2) * 4
-    placed = [problem.on_device.arrays, problem._placed["validation"], problem._placed["test"]]
+    placed = [problem.on_device.arrays, *(problem._placed[name][:2] for name in problem.splits)]
     for arrays in [*placed, problem.source(0)._split[:2]]:
         assert sum(x.nbytes for x in jax.tree.leaves(arrays)) == bytes_of_rows
 
