@@ -46,8 +46,8 @@ def random_data() -> base.MultitaskData:
 
     def split(size):
         return base.Split(
-            rng.integers(0, 256, (NUM_TASKS, size, 32, 32, 3), np.uint8),
-            np.arange(NUM_CLASSES, dtype=np.int32).reshape(NUM_TASKS, -1).repeat(size // 5, axis=1),
+            rng.integers(0, 256, (NUM_TASKS * size, 32, 32, 3), np.uint8),
+            np.arange(NUM_CLASSES, dtype=np.int32).repeat(size // 5),
             np.full(NUM_TASKS, size, np.int32),
         )
 

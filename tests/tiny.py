@@ -40,13 +40,13 @@ def split(sizes, seed):
     inputs = rng.normal(size=(3, max(sizes), 2)).astype(np.float32)
     normals = np.array([[1.0, 0.3], [1.0, 0.0], [1.0, -0.3]], np.float32)
     labels = (np.einsum("nef,nf->ne", inputs, normals) > 0).astype(np.int32)
-    return base.Split(inputs, labels, np.array(sizes, np.int32))
+    return base.Split.join((x[:e], y[:e]) for x, y, e in zip(inputs, labels, sizes, strict=True))
 
 
 def data(sizes=(40, 32, 40), *, broken=0):
     """The problem; the first `broken` training examples of the task "middle" are not numbers."""
     train = split(sizes, 0)
-    train.inputs[1, :broken] = np.nan
+    train.of(1)[0][:broken] = np.nan
     return base.MultitaskData(NAMES, 2, train, split((30, 20, 30), 1), split((30, 20, 30), 2))
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from typing_extensions import override
 
-from ldro_jax import checks
+from ldro_jax import checks, errors
 from ldro_jax.problems import base, models
 from ldro_jax.tasks import orders
 from ldro_jax.tasks.base import Split, content
@@ -17,6 +17,8 @@ from ldro_jax.tasks.source import Source
 
 # (outputs of the model, rows) -> [R].
 RowFunction = Callable[[Any, dict[str, jax.Array]], jax.Array]
+# (outputs of the model, all rows of one task) -> [R], or one number.
+MetricFunction = Callable[[Any, dict[str, jax.Array]], jax.Array]
 
 
 def from_arrays(
@@ -24,23 +26,28 @@ def from_arrays(
     *,
     model: Any,
     loss: RowFunction,
-    metrics: Mapping[base.Metric, RowFunction],
+    metrics: Mapping[base.Metric, MetricFunction],
     validation: Mapping[str, tuple[Any, Any]],
     test: Mapping[str, tuple[Any, Any]],
 ) -> "ArrayProblem":
     """Makes a problem of arrays in memory.
 
     Tasks may have any number of examples each. All inputs have one shape, and all targets one:
-    where they differ between tasks, fill them up, and let the loss look at ``rows["task"]``.
+    where they differ between tasks, fill them up, and let the loss look at ``rows["task"]``. The
+    trainer takes rows in groups of its own choice, so what the model gives for one must not depend
+    on the others.
 
     Args:
       train: for each task, by name, its inputs ``[examples, ...]`` and targets ``[examples, ...]``.
       model: what :func:`ldro_jax.problems.models.as_functions` takes: a Flax Linen module, a
-        function that makes a Flax NNX module, or a pair of functions.
+        function that makes a Flax NNX module, or a pair of functions. It is called in the same way
+        to train and to evaluate.
       loss: from the model's outputs for some rows, and the rows, to the loss of each, ``[R]``. The
         rows are ``{"inputs": [R, ...], "targets": [R, ...], "task": int32 [R]}``.
-      metrics: the same for each metric, whose mean over the examples of a task is its value. The
-        first is the one that methods are compared by.
+      metrics: for each metric, a function of the model's outputs for all examples of one task, and
+        of these as rows. It gives ``[R]``, whose mean is the task's value, or the value itself, one
+        number, as a correlation over the examples is. The first metric is the one that methods are
+        compared by.
       validation: examples of the same tasks to choose by.
       test: examples of the same tasks to report on.
 
@@ -48,7 +55,8 @@ def from_arrays(
       The problem.
 
     Raises:
-      ValueError: if the arrays don't fit together, or something is of another kind.
+      ValueError: if the arrays don't fit together, something is of another kind, or the model has
+        something besides parameters (see :func:`ldro_jax.problems.models.as_functions`).
 
     Example:
       >>> import numpy as np
@@ -76,11 +84,11 @@ def from_arrays(
     )
     names = tuple(map(str, train))
     splits = {"train": train, "validation": validation, "test": test}
-    stacked = {name: _stacked(name, split, names) for name, split in splits.items()}
+    joined = {name: _joined(name, split, names) for name, split in splits.items()}
     for name in ("validation", "test"):
         for part in ("inputs", "targets"):
-            _check_like(part, name, getattr(stacked[name], part), getattr(stacked["train"], part))
-    return ArrayProblem(names, stacked, models.as_functions(model), loss, metrics)
+            _check_like(part, name, getattr(joined[name], part), getattr(joined["train"], part))
+    return ArrayProblem(names, joined, models.as_functions(model), loss, metrics)
 
 
 class ArrayProblem(base.Problem):
@@ -102,13 +110,13 @@ class ArrayProblem(base.Problem):
         splits: Mapping[str, Split],
         model: models.Functions,
         loss: RowFunction,
-        metrics: Mapping[base.Metric, RowFunction],
+        metrics: Mapping[base.Metric, MetricFunction],
         *,
         prepare: Callable[[jax.Array], jax.Array] = lambda inputs: inputs,
     ):
         self.task_names = tuple(task_names)
         checks.function("loss", loss, example="a function (outputs, rows) -> [R]")
-        expected = "a dictionary from a Metric to a function (outputs, rows) -> [R]"
+        expected = "a dictionary from a Metric to a function (outputs, rows) -> [R] or one number"
         fits = isinstance(metrics, Mapping) and all(map(callable, metrics.values()))
         checks.require(fits and metrics, "metrics", expected, metrics)
         self.metrics = tuple(metrics)
@@ -122,13 +130,12 @@ class ArrayProblem(base.Problem):
             np.asarray(train.sizes),
             lambda arrays, key, step, tasks, indices: self._rows(arrays, tasks, indices),
         )
-        self._evaluate = jax.jit(self._task_means)
+        self._evaluate = jax.jit(self._task_values, static_argnums=2)
+        self._check_model()
 
     @override
     def init(self, key: jax.Array) -> Any:
-        return self._model.init(
-            key, self._prepare(jnp.asarray(self._splits["train"].inputs[0, :1]))
-        )
+        return self._model.init(key, self._prepare(jnp.asarray(self._splits["train"].inputs[:1])))
 
     def apply(self, params: Any, inputs: jax.Array) -> Any:
         """The model's outputs.
@@ -152,12 +159,13 @@ class ArrayProblem(base.Problem):
 
     @override
     def evaluate(self, params: Any, split: str) -> dict[str, Any]:
-        return self._evaluate(params, self._placed[split])
+        return self._evaluate(params, self._placed[split], split)
 
     @override
     def check_evaluation(self, params: Any) -> None:
         for name in self.splits:
-            jax.eval_shape(self._evaluate, params, self._splits[name])
+            evaluate = functools.partial(self._task_values, split=name)
+            jax.eval_shape(evaluate, params, self._splits[name])
 
     @functools.cached_property
     def _placed(self) -> dict[str, Any]:
@@ -182,37 +190,83 @@ class ArrayProblem(base.Problem):
         """Training examples of each task, ``[N]``."""
         return np.asarray(self._splits["train"].sizes)
 
-    @staticmethod
-    def _rows(arrays, tasks, indices):
-        return {**{name: array[tasks, indices] for name, array in arrays.items()}, "task": tasks}
+    def _rows(self, arrays, tasks, indices):
+        where = jnp.asarray(self._splits["train"].starts, jnp.int32)[tasks] + indices
+        return {**{name: array[where] for name, array in arrays.items()}, "task": tasks}
 
-    def _task_means(self, params, split):
-        def one_task(part):
-            task, inputs, targets, size = part
-            rows = {
-                "inputs": inputs,
-                "targets": targets,
-                "task": jnp.full(len(inputs), task, jnp.int32),
-            }
-            outputs = self.apply(params, inputs)
-            is_real = jnp.arange(len(inputs)) < size
+    def _check_model(self) -> None:
+        inputs: Any = self._splits["train"].inputs[:1]
+        try:
+            jax.eval_shape(self.apply, jax.eval_shape(self.init, jax.random.key(0)), inputs)
+        except models.UnsupportedError:
+            raise
+        # Whatever the model says, it isn't made for these inputs.
+        except Exception as error:
+            raise ValueError(
+                f"model must take inputs of the shape {inputs.shape[1:]}, but it doesn't "
+                f"({errors.first_line(error)})."
+            ) from error
 
-            def mean(measure):
-                values = jnp.asarray(measure(outputs, rows))
-                if values.shape != is_real.shape:
-                    raise ValueError(
-                        "metrics must give one value for each row, a shape of "
-                        f"{list(is_real.shape)}, but {measure.__name__} gives "
-                        f"{list(values.shape)}."
-                    )
-                values = jnp.where(is_real, values.astype(jnp.float32), 0)
-                return jnp.sum(values) / size.astype(jnp.float32)
+    def _task_values(self, params, arrays, split):
+        """The values of each metric, each task measured on its own rows alone, ``[N]``."""
+        inputs, targets, counts = arrays
+        sizes, starts = np.asarray(self._splits[split].sizes), self._splits[split].starts
+        outputs = self._outputs(params, inputs, sizes.max())
 
-            return {name: mean(measure) for name, measure in self._measures.items()}
+        def one_task(part, size):
+            task, start, count = part
+            mine, rows = jax.tree.map(
+                lambda x: jax.lax.dynamic_slice_in_dim(x, start, size),
+                (outputs, {"inputs": inputs, "targets": targets}),
+            )
+            rows["task"] = jnp.full(size, task, jnp.int32)
+            return {name: _value(f, mine, rows, count) for name, f in self._measures.items()}
 
-        # One task after another: the activations of one are enough to hold.
-        tasks = jnp.arange(self.num_tasks, dtype=jnp.int32)
-        return jax.lax.map(one_task, (tasks, split.inputs, split.targets, split.sizes))
+        values = {name: jnp.zeros(self.num_tasks, jnp.float32) for name in self._measures}
+        # A function of all rows has no use for a mask, so each size is traced for itself.
+        for size in np.unique(sizes):
+            tasks = np.flatnonzero(sizes == size)
+            where = jnp.asarray(tasks, jnp.int32), jnp.asarray(starts[tasks], jnp.int32)
+            measure = functools.partial(one_task, size=int(size))
+            found = jax.lax.map(measure, (*where, counts[tasks]))
+            values = jax.tree.map(lambda x, new, t=tasks: x.at[t].set(new), values, found)
+        return values
+
+    def _outputs(self, params, inputs, group):
+        """The model's outputs for all rows, ``[E, ...]``, computed in groups of one size.
+
+        The activations of as many rows as the largest task has are enough to hold, and the model is
+        compiled once, whatever the sizes of the tasks.
+        """
+        count = -(-len(inputs) // group)
+        places = jnp.minimum(jnp.arange(count * group, dtype=jnp.int32), len(inputs) - 1)
+        grouped = jax.lax.map(
+            lambda places: self.apply(params, inputs[places]), places.reshape(count, group)
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grouped):
+            checks.require(
+                leaf.shape[1:2] == (group,),
+                "model",
+                f"a function that gives an output for each of {group} rows, [{group}, ...]",
+                f"one whose output{jax.tree_util.keystr(path)} has the shape {leaf.shape[1:]}",
+            )
+        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(inputs)], grouped)
+
+
+def _value(
+    measure: MetricFunction, outputs: Any, rows: dict[str, jax.Array], count: jax.Array
+) -> jax.Array:
+    """What a metric says of one task's rows, of which there are ``count``."""
+    found, size = jnp.asarray(measure(outputs, rows)), len(rows["task"])
+    if found.shape not in ((), (size,)):
+        raise ValueError(
+            "metrics must give one value for each row of a task, a shape of "
+            f"{[size]}, or one number for all of them, but {checks.shown(measure)} gives a shape "
+            f"of {list(found.shape)}."
+        )
+    found = found.astype(jnp.float32)
+    # XLA multiplies by the inverse of a number that it knows, and n · (1/n) may be less than 1.
+    return jnp.sum(found) / count.astype(jnp.float32) if found.ndim else found
 
 
 class ShuffledRows(Source):
@@ -224,13 +278,13 @@ class ShuffledRows(Source):
     """
 
     def __init__(self, split: Split, seed: int):
-        self._split = jax.tree.map(np.asarray, split)
+        self._split, self._starts = jax.tree.map(np.asarray, split), split.starts
         self._orders = orders.Orders(self._split.sizes, seed)
 
     @override
     def rows(self, tasks: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
         places = [self._orders(int(t), int(i))[1] for t, i in zip(tasks, indices, strict=True)]
-        where = (np.asarray(tasks), np.array(places, np.int64))
+        where = self._starts[np.asarray(tasks)] + np.array(places, np.int64)
         return {
             "inputs": self._split.inputs[where],
             "targets": self._split.targets[where],
@@ -238,12 +292,12 @@ class ShuffledRows(Source):
         }
 
 
-def _stacked(name: str, split: Mapping[str, tuple[Any, Any]], names: tuple[str, ...]) -> Split:
-    """The examples of all tasks, each task filled up to the largest with its first example."""
+def _joined(name: str, split: Mapping[str, tuple[Any, Any]], names: tuple[str, ...]) -> Split:
+    """The examples of all tasks, checked."""
     same = isinstance(split, Mapping) and tuple(map(str, split)) == names
     found = list(split) if isinstance(split, Mapping) else split
     checks.require(same, name, f"a dictionary of the tasks {list(names)}, in this order", found)
-    parts: dict[str, list[np.ndarray]] = {"inputs": [], "targets": []}
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for task, pair in split.items():
         is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
         checks.require(
@@ -254,19 +308,11 @@ def _stacked(name: str, split: Mapping[str, tuple[Any, Any]], names: tuple[str, 
         expected = "as many inputs as targets, and at least one"
         shapes = f"of the shapes {inputs.shape} and {targets.shape}"
         checks.require(fits, f"{name}[{task!r}]", expected, shapes)
-        for part, array in zip(parts, (inputs, targets), strict=True):
+        pairs.append((inputs, targets))
+        for part, array, first in zip(("inputs", "targets"), pairs[-1], pairs[0], strict=True):
             _check_numbers(f"{name}[{task!r}]", part, array)
-            parts[part].append(array)
-    for part, arrays in parts.items():
-        for task, array in zip(names, arrays, strict=True):
-            _check_like(part, f"{name}[{task!r}]", array[None], arrays[0][None])
-    sizes = np.array([len(array) for array in parts["inputs"]], np.int32)
-    room = np.arange(sizes.max())
-    filled = {
-        part: np.stack([a[np.where(room < len(a), room, 0)] for a in arrays])
-        for part, arrays in parts.items()
-    }
-    return Split(filled["inputs"], filled["targets"], sizes)
+            _check_like(part, f"{name}[{task!r}]", array, first)
+    return Split.join(pairs)
 
 
 def _check_numbers(name: str, part: str, array: np.ndarray) -> None:
@@ -277,7 +323,7 @@ def _check_numbers(name: str, part: str, array: np.ndarray) -> None:
 
 
 def _check_like(part: str, name: str, array: np.ndarray, like: np.ndarray) -> None:
-    """Checks the shape of an example, and its dtype; the arrays are ``[task, example, ...]``."""
-    ours, theirs = ((list(a.shape[2:]), str(a.dtype)) for a in (array, like))
+    """Checks the shape of an example, and its dtype; the arrays are ``[examples, ...]``."""
+    ours, theirs = ((list(a.shape[1:]), str(a.dtype)) for a in (array, like))
     expected = f"{part} of the shape {theirs[0]} and dtype {theirs[1]}, as the first task has"
     checks.require(ours == theirs, name, expected, f"of {ours[0]} and {ours[1]}")

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from ldro_jax import checks
 from ldro_jax.evaluation.perplexity import perplexity
-from ldro_jax.problems import base
+from ldro_jax.problems import base, models
 from ldro_jax.tasks import sequences
 from ldro_jax.tasks.source import Source
 
@@ -93,7 +93,8 @@ class LanguageModel(base.Problem):
                 constrain = {"constrain": lambda x: jax.lax.with_sharding_constraint(x, where)}
         vocab_size = -(-self.corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         self._model = self._make_model(vocab_size=vocab_size, **constrain)
-        self._evaluate = jax.jit(_task_sums(self._model), static_argnums=2, **options)
+        self._functions = models.as_functions(self._model)
+        self._evaluate = jax.jit(_task_sums(self._functions), static_argnums=2, **options)
 
     def with_corpus(self, corpus: sequences.Corpus) -> "LanguageModel":
         """The same model of other text, which shares what is compiled.
@@ -110,7 +111,7 @@ class LanguageModel(base.Problem):
 
     @override
     def init(self, key: jax.Array) -> Any:
-        return self._model.init(key, jnp.zeros((1, self.length), jnp.int32))["params"]
+        return self._functions.init(key, jnp.zeros((1, self.length), jnp.int32))
 
     def row_losses(self, params: Any, rows: jax.Array) -> jax.Array:
         """Mean loss of the tokens of each row, in nats."""
@@ -122,9 +123,7 @@ class LanguageModel(base.Problem):
         return jnp.maximum(found, 0).mean(axis=1)
 
     def _token_losses(self, params: Any, rows: jax.Array) -> jax.Array:
-        losses = self._model.apply({"params": params}, rows)
-        assert isinstance(losses, jax.Array)
-        return losses
+        return self._functions.apply(params, rows)
 
     @override
     def source(self, seed: int) -> Source:
@@ -188,12 +187,11 @@ class LanguageModel(base.Problem):
         return jax.make_array_from_callback(array.shape, self._where, lambda index: array[index])
 
 
-def _task_sums(model: nn.Module):
+def _task_sums(model: models.Functions):
     """Makes the function that sums the losses of each task in a batch."""
 
     def task_sums(params, batch, num_tasks):
-        losses = model.apply({"params": params}, batch.tokens)
-        assert isinstance(losses, jax.Array)
+        losses = model.apply(params, batch.tokens)
         positions = jnp.arange(batch.tokens.shape[1])[None, :]
         sums = jnp.sum(jnp.where(positions < batch.lengths[:, None], losses, 0), axis=1)
         return jax.ops.segment_sum(sums, batch.tasks, num_tasks)

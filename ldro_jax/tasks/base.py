@@ -11,17 +11,49 @@ import numpy as np
 
 
 class Split(NamedTuple):
-    """Examples of all tasks, padded to the largest.
+    """Examples of all tasks, one task after another, so that a small task takes little room.
 
     Attributes:
-      inputs: ``[task, example, ...]``.
-      targets: ``[task, example, ...]``; labels, int32 ``[task, example]``, where they are classes.
-      sizes: number of examples of each task, ``[task]``, int32; rows beyond are padding.
+      inputs: ``[E, ...]``, those of the first task, then those of the second, and so on.
+      targets: ``[E, ...]``; labels, int32 ``[E]``, where they are classes.
+      sizes: number of examples of each task, int32 ``[N]``; they sum to E.
     """
 
     inputs: np.ndarray | jax.Array
     targets: np.ndarray | jax.Array
     sizes: np.ndarray | jax.Array
+
+    @classmethod
+    def join(cls, tasks: Iterable[tuple[np.ndarray, np.ndarray]]) -> "Split":
+        """Makes a split of the examples of each task.
+
+        Args:
+          tasks: inputs ``[examples, ...]`` and targets ``[examples, ...]`` of each task.
+
+        Returns:
+          The split.
+        """
+        inputs, targets = zip(*tasks, strict=True)
+        sizes = np.array([len(array) for array in inputs], np.int32)
+        return cls(np.concatenate(inputs), np.concatenate(targets), sizes)
+
+    @property
+    def starts(self) -> np.ndarray:
+        """Where the examples of each task begin, int64 ``[N]``."""
+        sizes = np.asarray(self.sizes, np.int64)
+        return np.cumsum(sizes) - sizes
+
+    def of(self, task: int) -> tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]:
+        """The examples of one task.
+
+        Args:
+          task: which one.
+
+        Returns:
+          Its inputs and targets, ``[examples, ...]``.
+        """
+        where = slice(self.starts[task], self.starts[task] + self.sizes[task])
+        return self.inputs[where], self.targets[where]
 
 
 def content(arrays: Iterable[np.ndarray | jax.Array]) -> str:
@@ -82,17 +114,18 @@ class MultitaskData:
             self._check_split(name, getattr(self, name))
 
     def _check_split(self, name: str, split: Split) -> None:
-        shape = split.inputs.shape[:2]
-        if (
-            len(shape) != 2
-            or split.targets.shape != shape
-            or split.sizes.shape != shape[:1]
-            or shape[0] != self.num_tasks
+        shapes = split.inputs.shape, split.targets.shape, split.sizes.shape
+        if not (
+            split.inputs.ndim
+            and shapes[1:] == (split.inputs.shape[:1], (self.num_tasks,))
+            and np.sum(split.sizes) == len(split.inputs)
         ):
             raise ValueError(
-                f"The {name} split must hold inputs [task, example, ...], labels [task, example] "
-                f"and sizes [task] for {self.num_tasks} tasks, but their shapes are "
-                f"{split.inputs.shape}, {split.targets.shape} and {split.sizes.shape}."
+                f"The {name} split must hold inputs [examples, ...] and labels [examples] of "
+                f"{self.num_tasks} tasks, one task after another, and sizes [tasks] that sum to "
+                f"the number of examples, but their shapes are {shapes[0]}, {shapes[1]} and "
+                f"{shapes[2]}, and the sizes sum to {np.sum(split.sizes)}. Split.join makes one "
+                "of the examples of each task."
             )
         sizes, labels = np.asarray(split.sizes), np.asarray(split.targets)
         empty = [task for task, size in zip(self.task_names, sizes, strict=True) if size < 1]
@@ -101,17 +134,11 @@ class MultitaskData:
                 f"Every task needs at least one {name} example, but these have none: "
                 f"{', '.join(empty)}. Leave them out, or give them data."
             )
-        if sizes.max() > shape[1]:
-            raise ValueError(
-                f"The {name} split has room for {shape[1]} examples of a task, but its sizes say "
-                f"there are {sizes.max()}."
-            )
         # JAX clamps an index that is out of range, so a wrong label would go unnoticed.
-        real = labels[np.arange(shape[1]) < sizes[:, None]]
-        if real.min() < 0 or real.max() >= self.num_classes:
+        if labels.min() < 0 or labels.max() >= self.num_classes:
             raise ValueError(
                 f"The {name} labels must be from 0 to {self.num_classes - 1}, but they are from "
-                f"{real.min()} to {real.max()}."
+                f"{labels.min()} to {labels.max()}."
             )
 
     @property

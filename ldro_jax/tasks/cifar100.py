@@ -40,8 +40,8 @@ def load(
       seed: of the choice of the validation images.
 
     Returns:
-      The :class:`~ldro_jax.tasks.base.MultitaskData`; images stay uint8 ``[task, example, 32, 32,
-      3]`` until a batch is standardised.
+      The :class:`~ldro_jax.tasks.base.MultitaskData`; images stay uint8 ``[E, 32, 32, 3]``
+      until a batch is standardised.
 
     Raises:
       ImportError: if TFDS is not installed.
@@ -146,13 +146,10 @@ def standardise(images: jax.Array) -> jax.Array:
 
 def _split(part: dict[str, np.ndarray], chosen: np.ndarray, num_tasks: int) -> base.Split:
     members = [chosen[part["coarse_label"][chosen] == task] for task in range(num_tasks)]
-    sizes = np.array([len(m) for m in members], np.int32)
-    inputs = np.zeros((num_tasks, sizes.max(), *part["image"].shape[1:]), np.uint8)
-    labels = np.zeros((num_tasks, sizes.max()), np.int32)
-    for task, rows in enumerate(members):
-        inputs[task, : len(rows)] = part["image"][rows]
-        labels[task, : len(rows)] = part["label"][rows]
-    return base.Split(inputs, labels, sizes)
+    return base.Split.join(
+        (part["image"][rows].astype(np.uint8), part["label"][rows].astype(np.int32))
+        for rows in members
+    )
 
 
 def _read(dataset: str, data_dir: str | None) -> dict[str, Any]:

@@ -62,8 +62,8 @@ def load(*, data_dir: str | None = None, seed: int = 0) -> base.MultitaskData:
       seed: of the division into splits and of the noise.
 
     Returns:
-      The :class:`~ldro_jax.tasks.base.MultitaskData`, with inputs float32 ``[10, example, 8, 8]``
-      and 1,077 train, 360 validation and 360 test images.
+      The :class:`~ldro_jax.tasks.base.MultitaskData`, with inputs float32 ``[E, 8, 8]`` and
+      1,077 train, 360 validation and 360 test images of each of the ten tasks.
 
     Raises:
       ImportError: if scikit-learn is not installed.
@@ -90,9 +90,7 @@ def load(*, data_dir: str | None = None, seed: int = 0) -> base.MultitaskData:
 
 
 def _through_optics(images, labels, rng) -> base.Split:
-    num_tasks = len(OPTICS)
-    return base.Split(
-        inputs=np.stack([optics(images, rng) for optics in OPTICS.values()]).astype(np.float32),
-        targets=np.tile(labels.astype(np.int32), (num_tasks, 1)),
-        sizes=np.full(num_tasks, len(images), np.int32),
+    labels = labels.astype(np.int32)
+    return base.Split.join(
+        (optics(images, rng).astype(np.float32), labels) for optics in OPTICS.values()
     )

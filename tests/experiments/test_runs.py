@@ -124,7 +124,7 @@ def test_an_experiment_on_other_data_is_refused_before_it_trains(tmp_path, monke
 
     def other(data_dir):
         data = tiny.data()
-        data.test.targets[0, 0] ^= 1
+        data.test.targets[0] ^= 1
         return classifiers.from_data(data, models.as_functions(mlp.MLP(2, (4,))))
 
     with pytest.raises(ValueError, match="made with other data: content was"):

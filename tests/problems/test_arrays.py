@@ -9,7 +9,8 @@ from flax import linen as nn
 from flax import nnx
 
 from ldro_jax import problems
-from ldro_jax.problems import classifiers, models
+from ldro_jax.problems import classifiers
+from ldro_jax.tasks.base import content
 
 ERROR = problems.Metric("error", higher_is_better=False)
 
@@ -29,6 +30,13 @@ def data(seed, sizes=(5, 3)):
     }
 
 
+# A pair of functions whose second output has no rows.
+PER_TASK = (
+    lambda key, inputs: jnp.ones(2),
+    lambda params, inputs: (inputs[:, :2], params),
+)
+
+
 def make(model=None, **options):
     given = {
         "train": data(0),
@@ -41,16 +49,133 @@ def make(model=None, **options):
     return problems.from_arrays(given.pop("train"), model=model or nn.Dense(2), **given)
 
 
-def test_every_task_is_measured_on_its_own_examples():
-    problem = make()
+class Network(nnx.Module):
+    def __init__(self, rngs):
+        self.layer = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, inputs):
+        return self.layer(inputs)
+
+
+FORMS = {
+    "linen": nn.Dense(2),
+    "nnx class": Network,
+    "nnx function": lambda rngs: nnx.Sequential(nnx.Linear(4, 2, rngs=rngs), nnx.tanh),
+    "functions": (
+        lambda key, inputs: jax.random.normal(key, (inputs.shape[-1], 2)),
+        lambda params, inputs: inputs @ params,
+    ),
+}
+# Two largest ones, so that a group of rows that is computed at once holds more than one task.
+SIZES = (1, 7, 200, 7, 200)
+
+
+def covariance(outputs, rows):
+    """Of the first output and target, spread over rows that have no value without the others."""
+    ours, theirs = outputs[:, 0], rows["targets"][:, 0]
+    return (ours - ours.mean()) * (theirs - theirs.mean())
+
+
+METRICS = {
+    "rows": squared,
+    "spread": covariance,
+    "whole": lambda outputs, rows: jnp.mean(covariance(outputs, rows)),
+    "worst": lambda outputs, rows: jnp.max(squared(outputs, rows)),
+    "count": lambda outputs, rows: len(rows["targets"]),
+    "task": lambda outputs, rows: rows["task"],
+    "first": lambda outputs, rows: rows["inputs"][:, 0],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_task_is_measured_on_its_own_rows_by_functions_of_all_of_them(form):
+    held_out = data(1, SIZES)
+    problem = make(
+        FORMS[form],
+        train=data(0, SIZES[::-1]),
+        validation=held_out,
+        test=data(2, SIZES),
+        metrics={problems.Metric(name, False): metric for name, metric in METRICS.items()},
+    )
     params = problem.init(jax.random.key(0))
-    for split, held_out in (("validation", data(1, (2, 6))), ("test", data(2))):
-        found = problem.evaluate(params, split)["error"]
-        kernel, bias = np.asarray(params["kernel"]), np.asarray(params["bias"])
-        expected = [
-            np.mean(np.sum((x @ kernel + bias - y) ** 2, axis=1)) for x, y in held_out.values()
-        ]
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+    found = problem.evaluate(params, "validation")
+    for task, (x, y) in enumerate(held_out.values()):
+        outputs = np.asarray(problem.apply(params, x), np.float64)
+        errors = np.sum((outputs - y) ** 2, axis=1)
+        together = np.cov(outputs[:, 0], y[:, 0], bias=True)[0, 1] if len(x) > 1 else 0
+        expected = [errors.mean(), together, together, errors.max(), len(x), task, x[:, 0].mean()]
+        mine = [found[name][task] for name in METRICS]
+        # Sums of 200 numbers of the order of 1 in float32.
+        np.testing.assert_allclose(mine, expected, rtol=1e-5, atol=1e-6)
+    other = problem.evaluate(params, "test")
+    assert all(np.any(other[name] != found[name]) for name in ("rows", "spread", "whole", "first"))
+
+
+def test_a_correlation_is_that_of_numpy_in_either_form():
+    def spread(outputs, rows):
+        ours, theirs = outputs[:, 0], rows["targets"][:, 0]
+        return covariance(outputs, rows) / (jnp.std(ours) * jnp.std(theirs))
+
+    def whole(outputs, rows):
+        return jnp.corrcoef(outputs[:, 0], rows["targets"][:, 0])[0, 1]
+
+    metrics = {problems.Metric(f.__name__, True): f for f in (spread, whole)}
+    held_out = data(1, (12, 300))
+    problem = make(metrics=metrics, validation=held_out)
+    params = problem.init(jax.random.key(0))
+    expected = [
+        np.corrcoef(np.asarray(problem.apply(params, x))[:, 0], y[:, 0])[0, 1]
+        for x, y in held_out.values()
+    ]
+    assert abs(expected[0]) > 0.1
+    for values in problem.evaluate(params, "validation").values():
+        np.testing.assert_allclose(values, expected, rtol=1e-4)
+
+
+def test_what_holds_for_all_rows_is_one():
+    # Of these sizes n · (1/n) is less than 1 in float32.
+    sizes = tuple(n for n in range(1, 99) if np.float32(n) * (np.float32(1) / np.float32(n)) < 1)
+    assert len(sizes) > 3
+    metric = problems.Metric("holds", True)
+    problem = make(
+        validation=data(1, sizes),
+        train=data(0, sizes),
+        test=data(2, sizes),
+        metrics={metric: lambda outputs, rows: jnp.ones(len(outputs), bool)},
+    )
+    values = problem.evaluate(problem.init(jax.random.key(0)), "validation")["holds"]
+    np.testing.assert_array_equal(values, 1)
+
+
+def test_a_small_task_takes_little_room():
+    problem = make(train=data(0, SIZES), validation=data(1, SIZES), test=data(2, SIZES))
+    bytes_of_rows = sum(SIZES) * (4 + 2) * 4
+    placed = [problem.on_device.arrays, *(problem._placed[name][:2] for name in problem.splits)]
+    for arrays in [*placed, problem.source(0)._split[:2]]:
+        assert sum(x.nbytes for x in jax.tree.leaves(arrays)) == bytes_of_rows
+
+
+def test_data_of_tasks_of_one_size_is_known_from_before():
+    # Checkpoints and records of 0.1.0 have this digest, of arrays [task, example, ...].
+    splits = [data(seed, (5, 5)) for seed in range(3)]
+    problem = make(**dict(zip(("train", "validation", "test"), splits, strict=True)))
+    stacked = [
+        array
+        for split in splits
+        for array in (*map(np.stack, zip(*split.values(), strict=True)), np.array([5, 5], np.int32))
+    ]
+    assert problem.identity["content"] == content(stacked)
+
+
+def test_rows_on_the_device_are_those_of_their_task():
+    train = data(0, SIZES)
+    taken = make(train=train, validation=train, test=train).on_device
+    tasks, indices = np.array([4, 0, 2, 1, 3]), np.array([199, 0, 0, 6, 3])
+    rows = jax.jit(taken.take)(taken.arrays, jax.random.key(0), 0, tasks, indices)
+    for row, (task, index) in enumerate(zip(tasks, indices, strict=True)):
+        for part, array in zip(("inputs", "targets"), train[f"task {task}"], strict=True):
+            np.testing.assert_array_equal(rows[part][row], array[index])
+    assert rows["task"].tolist() == tasks.tolist()
 
 
 def test_the_source_gives_each_example_once_in_an_epoch_with_its_task():
@@ -69,30 +194,9 @@ def test_the_source_gives_each_example_once_in_an_epoch_with_its_task():
     np.testing.assert_array_equal(again["inputs"][0], rows["inputs"][-1])
 
 
-class Network(nnx.Module):
-    def __init__(self, rngs):
-        self.layer = nnx.Linear(4, 2, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
-
-    def __call__(self, inputs):
-        return self.dropout(self.layer(inputs))
-
-
-class WithStatistics(nnx.Module):
-    def __init__(self, rngs):
-        self.layer = nnx.BatchNorm(4, rngs=rngs)
-
-    def __call__(self, inputs):
-        return self.layer(inputs)
-
-
 def test_models_of_linen_nnx_and_functions_are_the_same_to_the_problem():
-    functions = (
-        lambda key, inputs: {"kernel": jnp.ones((inputs.shape[-1], 2))},
-        lambda params, inputs: inputs @ params["kernel"],
-    )
-    for model, count in [(nn.Dense(2), 10), (Network, 10), (functions, 8)]:
-        problem = make(model)
+    for form, count in zip(FORMS, (10, 10, 10, 8), strict=True):
+        problem = make(FORMS[form])
         params = problem.init(jax.random.key(0))
         assert sum(x.size for x in jax.tree.leaves(params)) == count
         rows = problem.source(0).rows(np.array([0, 1]), np.array([0, 0]))
@@ -102,28 +206,6 @@ def test_models_of_linen_nnx_and_functions_are_the_same_to_the_problem():
         np.testing.assert_allclose(
             problem.row_losses(params, rows), squared(outputs, rows), rtol=1e-6
         )
-
-
-def test_an_nnx_model_computes_what_it_computes_outside():
-    problem = make(Network)
-    params = problem.init(jax.random.key(1))
-    inputs = jnp.asarray(data(0)["task 0"][0])
-    expected = Network(nnx.Rngs(jax.random.key(1)))(inputs)
-    np.testing.assert_allclose(problem.apply(params, inputs), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "model, message",
-    [
-        (3, "model must be a flax.linen.Module"),
-        (lambda rngs: 3, "model must be a function of rngs that makes a flax.nnx.Module"),
-        (nn.BatchNorm(use_running_average=True), "BatchNorm has batch_stats as well"),
-        (WithStatistics, "WithStatistics has layer as well"),
-    ],
-)
-def test_a_model_with_something_else_than_parameters_is_refused(model, message):
-    with pytest.raises(ValueError, match=message):
-        make(model).init(jax.random.key(0))
 
 
 def changed(name, change):
@@ -155,9 +237,19 @@ def test_arrays_that_do_not_fit_are_refused(options, message):
         make(**options)
 
 
-def test_a_metric_that_is_not_one_value_for_each_row_is_refused():
-    problem = make(metrics={ERROR: lambda outputs, rows: jnp.mean(outputs)})
-    with pytest.raises(ValueError, match="metrics must give one value for each row"):
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (
+            {"metrics": {ERROR: lambda outputs, rows: outputs}},
+            r"\[2\], or one number.*lambda.*\[2, 2\]",
+        ),
+        ({"model": PER_TASK}, r"an output for each of 6 rows.*output\[1\] has the shape \(2,\)"),
+    ],
+)
+def test_what_is_not_of_the_rows_is_refused_before_training(options, message):
+    problem = make(**options)
+    with pytest.raises(ValueError, match=message):
         problem.check_evaluation(jax.eval_shape(problem.init, jax.random.key(0)))
 
 
@@ -168,11 +260,6 @@ def test_accuracy_among_the_classes_of_the_task():
     assert problems.accuracy(outputs, rows).tolist() == [False, False, False]
     within = classifiers.accuracy_within(classes)
     assert within(outputs, rows).tolist() == [True, False, True]
-
-
-def test_functions_are_taken_as_they_are():
-    init, apply = (lambda key, inputs: 0), (lambda params, inputs: inputs)
-    assert models.as_functions((init, apply)) == models.Functions(init, apply)
 
 
 def test_cross_entropy_is_optax_of_the_targets():

@@ -3,9 +3,11 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_lm
+from flax import linen as nn
 from flax.core import meta
 
 CORPUS = tiny_lm.corpus()
@@ -108,3 +110,20 @@ def test_a_corpus_tells_itself_from_others():
         dataclasses.replace(CORPUS, test=[*CORPUS.test[:-1], CORPUS.test[-1][::-1]]),
     ):
         assert tiny_lm.problem(other).identity != ours
+
+
+class WithDropout(nn.Module):
+    """A bigram model that forgets half of what it sees."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, tokens):
+        forgotten = nn.Dropout(0.5, deterministic=False)(tokens.astype(jnp.float32))
+        return tiny_lm.Bigram(self.vocab_size)(tokens) * jnp.mean(forgotten)
+
+
+def test_a_model_with_dropout_is_refused_before_training():
+    problem = tiny_lm.problem(model=WithDropout)
+    with pytest.raises(ValueError, match='WithDropout needs random numbers.*"dropout"'):
+        problem.init(jax.random.key(0))

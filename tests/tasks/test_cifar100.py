@@ -43,9 +43,9 @@ def from_arrays(train=None, test=None, **options):
 
 
 def rows(split):
-    """Task, image and label of every example that is no padding."""
-    for task, size in enumerate(split.sizes):
-        for image, label in zip(split.inputs[task, :size], split.targets[task, :size], strict=True):
+    """Task, image and label of every example."""
+    for task in range(len(split.sizes)):
+        for image, label in zip(*split.of(task), strict=True):
             yield task, image, int(label)
 
 
@@ -115,7 +115,7 @@ def test_each_class_is_its_tasks():
     np.testing.assert_array_equal(classes, expected)
 
 
-def test_tasks_of_different_size_are_padded():
+def test_tasks_may_differ_in_size():
     # A test set that lost one image of class 4, of task 1.
     test = labelled("test")
     gone = np.flatnonzero(test["label"] == 4)[0]
@@ -275,16 +275,16 @@ def test_the_real_data(real):
     assert (data.task_names[0], data.task_names[-1]) == ("aquatic mammals", "vehicles 2")
     assert "large carnivores" in data.task_names
     for split, size in [(data.train, 2250), (data.validation, 250), (data.test, 500)]:
-        assert split.inputs.shape == (20, size, 32, 32, 3) and split.inputs.dtype == np.uint8
+        assert split.inputs.shape == (20 * size, 32, 32, 3) and split.inputs.dtype == np.uint8
         assert (split.sizes == size).all()
         for task in range(20):
-            labels, counts = np.unique(split.targets[task], return_counts=True)
+            labels, counts = np.unique(split.of(task)[1], return_counts=True)
             assert len(labels) == 5 and (counts == size // 5).all()
             assert data.task_classes[task, labels].all()
     assert (data.task_classes.sum(axis=0) == 1).all() and (data.task_classes.sum(axis=1) == 5).all()
     # The published statistics are those of train and validation together.
-    images = np.concatenate([data.train.inputs, data.validation.inputs], axis=1)
-    means = images.mean(axis=(0, 1, 2, 3)) / 255
+    images = np.concatenate([data.train.inputs, data.validation.inputs])
+    means = images.mean(axis=(0, 1, 2)) / 255
     np.testing.assert_allclose(means, [0.5071, 0.4865, 0.4409], atol=2e-4)
 
 

@@ -20,8 +20,8 @@ def data():
 @pytest.mark.parametrize("split", SPLITS)
 def test_shapes(data, split):
     inputs, labels, sizes = getattr(data, split)
-    assert inputs.shape == (10, SPLITS[split], 8, 8) and inputs.dtype == np.float32
-    assert labels.shape == (10, SPLITS[split]) and labels.dtype == np.int32
+    assert inputs.shape == (10 * SPLITS[split], 8, 8) and inputs.dtype == np.float32
+    assert labels.shape == (10 * SPLITS[split],) and labels.dtype == np.int32
     assert (sizes == SPLITS[split]).all()
     assert set(labels.flat) == set(range(10))
 
@@ -29,7 +29,7 @@ def test_shapes(data, split):
 def test_no_image_is_in_two_splits(data):
     # The clean task shows the images themselves; every other task sees the same ones.
     clean = data.task_names.index("clean")
-    seen = {split: {x.tobytes() for x in getattr(data, split).inputs[clean]} for split in SPLITS}
+    seen = {split: {x.tobytes() for x in getattr(data, split).of(clean)[0]} for split in SPLITS}
     assert sum(map(len, seen.values())) == 1797
     for one, other in itertools.combinations(seen.values(), 2):
         assert not one & other
@@ -39,8 +39,8 @@ def test_the_images_are_those_of_scikit_learn(data):
     from sklearn import datasets
 
     clean = data.task_names.index("clean")
-    ours = np.concatenate([getattr(data, split).inputs[clean] for split in SPLITS])
-    labels = np.concatenate([getattr(data, split).targets[clean] for split in SPLITS])
+    ours = np.concatenate([getattr(data, split).of(clean)[0] for split in SPLITS])
+    labels = np.concatenate([getattr(data, split).of(clean)[1] for split in SPLITS])
     theirs = datasets.load_digits()
     found = {x.tobytes(): y for x, y in zip(ours, labels, strict=True)}
     for image, target in zip((theirs.images / 16).astype(np.float32), theirs.target, strict=True):
@@ -56,7 +56,7 @@ def test_loading_again_gives_the_same(data):
 
 
 def test_every_task_looks_different(data):
-    inputs = data.test.inputs
+    inputs = [data.test.of(i)[0] for i in range(10)]
     for i, j in itertools.combinations(range(10), 2):
         assert np.abs(inputs[i] - inputs[j]).mean() > 0.02, (data.task_names[i], data.task_names[j])
 
@@ -64,7 +64,7 @@ def test_every_task_looks_different(data):
 def test_noise_is_drawn_for_each_image(data):
     clean, noisy = (data.task_names.index(name) for name in ("clean", "noisy"))
     noise = np.concatenate(
-        [getattr(data, s).inputs[noisy] - getattr(data, s).inputs[clean] for s in SPLITS]
+        [getattr(data, s).of(noisy)[0] - getattr(data, s).of(clean)[0] for s in SPLITS]
     ).reshape(1797, 64)
     assert noise.std() == pytest.approx(0.4, rel=0.02)
     correlations = np.corrcoef(noise[::9])
@@ -72,7 +72,7 @@ def test_noise_is_drawn_for_each_image(data):
 
 
 def test_optics_keep_what_they_should(data):
-    of = {name: data.test.inputs[i] for i, name in enumerate(data.task_names)}
+    of = {name: data.test.of(i)[0] for i, name in enumerate(data.task_names)}
     np.testing.assert_allclose(of["clean"] + of["inverted"], 1, atol=1e-6)
     np.testing.assert_array_equal(of["mirrored"][:, :, ::-1], of["clean"])
     np.testing.assert_array_equal(of["upside down"][:, ::-1, ::-1], of["clean"])

@@ -211,7 +211,7 @@ def test_other_data_is_refused_and_nothing_is_deleted(interrupted):
     before = files_of(directory)
 
     def swap(split):
-        split.targets[0, :2] = 1 - split.targets[0, :2]
+        split.targets[:2] = 1 - split.targets[:2]
 
     for other, key in [
         (tiny.problem((40, 32, 39)), "sizes"),

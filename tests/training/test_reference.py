@@ -57,7 +57,8 @@ def first_rows(program, session):
     draw = sampling.balanced(key, 0, 1, np.array([40, 32, 40]), tiny.BATCH_SIZE)
     tasks, indices = np.asarray(draw.task[0]), np.asarray(draw.index[0])
     train = tiny.data().train
-    rows = {"inputs": train.inputs[tasks, indices], "targets": train.targets[tasks, indices]}
+    where = train.starts[tasks] + indices
+    rows = {"inputs": train.inputs[where], "targets": train.targets[where]}
     return {**rows, "task": tasks}, tasks
 
 

@@ -61,11 +61,8 @@ def assert_is_a_plain_loop(method, sampler, batch_size, *, measured_rows=None, *
 
     def rows(draw, step, chosen=slice(None)):
         tasks, indices = draw.task[step][chosen], draw.index[step][chosen]
-        return {
-            "inputs": train.inputs[tasks, indices],
-            "targets": train.targets[tasks, indices],
-            "task": tasks,
-        }
+        where = train.starts[tasks] + indices
+        return {"inputs": train.inputs[where], "targets": train.targets[where], "task": tasks}
 
     steps = []
     for step in range(STEPS):
