@@ -120,13 +120,14 @@ def steepest(
         _, (_, distance, _), step = carry
         return (jnp.abs(distance - radius) > tolerance * radius) & (step < _SEARCHES)
 
-    tolerance = 1e-4 if norms.dtype == jnp.float32 else 1e-10
+    tolerance = 1e-5 if norms.dtype == jnp.float32 else 1e-10
     zero = jnp.zeros_like(radius)
     harmless = at(zero)
     gain, (x, distance, solved), _ = lax.while_loop(
         unfinished, advance, (zero, harmless, jnp.zeros([], jnp.int32))
     )
-    solved &= ~unfinished((gain, (x, distance, solved), 0))
+    # Within no distance of no gradient there is nothing to search.
+    solved &= ~unfinished((gain, (x, distance, solved), 0)) | (relative @ mean <= 0)
     # Exactly as far as it may go.
     x = x * (radius / jnp.where(distance > 0, distance, 1))
     lost = (gain > 0) & (jnp.min(jnp.where(alive, slope + dot(cosines, x), 0)) < 0)

@@ -34,7 +34,7 @@ def imtl_g() -> base.Weighting:
         total = jnp.sum(found)
         lost = jnp.abs(total) <= 4 * jnp.finfo(total.dtype).eps * jnp.sum(jnp.abs(found))
         weights = jnp.where(lost, gram.even(statistics), found / jnp.where(lost, 1, total))
-        return weights, solved & ~lost
+        return weights, solved & ~(lost & (lengths > 0).any())
 
     return base.solving(weights)
 
