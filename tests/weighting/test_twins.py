@@ -41,9 +41,8 @@ def sizes(weights):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_twins_have_the_same_weight(name, dtype):
-    # Of the same matrix, so but for the order of sums the same numbers. An inverse of a singular
-    # matrix makes more of it.
-    tolerance = 1e-4 if dtype == "float32" else 1e-9
+    # Measured: 2e-6 where a singular matrix is inverted; for MGDA 0.02 if twins didn't share.
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
     weights = weights_of(name, dtype)
     for same in (TWINS, TRIPLETS):
         assert (np.ptp(weights[:, same], axis=1) <= tolerance * sizes(weights)[:, 0]).all()
@@ -54,7 +53,7 @@ def test_an_order_of_the_tasks_makes_no_difference(name, dtype):
     order = np.random.default_rng(1).permutation(N)
     weights = weights_of(name, dtype)
     permuted = weights_of(name, dtype, tuple(order))
-    tolerance = test_battery.tolerance(name, dtype) + (1e-4 if dtype == "float32" else 1e-8)
+    tolerance = 1e-5 if dtype == "float32" else 1e-12
     assert (np.abs(permuted - weights[:, order]) <= tolerance * sizes(weights)).all()
 
 
@@ -66,4 +65,4 @@ def test_it_is_so_for_each_matrix_alone(name):
         statistics = base.Statistics(np.int32(0), np.float32(losses), np.float32(matrix))
         weights, _ = alone(statistics, method.init(N, np.float32))
         for same in (TWINS, TRIPLETS):
-            assert np.ptp(np.asarray(weights)[same]) <= 1e-4 * np.abs(weights).sum()
+            assert np.ptp(np.asarray(weights)[same]) <= 1e-5 * np.abs(weights).sum()
