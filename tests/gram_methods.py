@@ -10,6 +10,8 @@ from weighting import test_battery
 from ldro_jax.weighting import base
 
 N = 8
+# Matrices at once, the same in all tests, so that each method is compiled once for them.
+CASES = 6
 NAMES = [
     *("aligned_mtl", "aligned_mtl median", "aligned_mtl rmse", "cagrad", "clipped", "config"),
     *("db_mtl", "dualproj", "fairgrad", "gradvac", "imtl_g", "krum", "mgda", "mgda l2"),

@@ -46,12 +46,11 @@ def aligned_mtl(*, scale: str = "min") -> base.Weighting:
         elif scale == "median":
             size = sizes[rank // 2]
         else:
-            size = jnp.linalg.norm(jnp.where(chosen, sizes, 0)) / jnp.sqrt(
-                jnp.sum(chosen, dtype=sizes.dtype)
-            )
+            total = jnp.linalg.norm(jnp.where(chosen, sizes, 0))
+            size = total / jnp.sqrt(jnp.maximum(rank, 1).astype(sizes.dtype))
         # The update is size · U Vᵀu, of which R diag(d) w are the coordinates.
         coordinates = gram.dot(left, jnp.where(chosen, gram.dot(right, gram.even(statistics)), 0))
-        solved = gram.dot(vectors, gram.inverse_or_zero(root) * coordinates)
-        return size * solved * gram.inverse_or_zero(relative)
+        combined = gram.dot(vectors, gram.inverse_or_zero(root) * coordinates)
+        return size * combined * gram.inverse_or_zero(relative)
 
     return base.stateless(weights)._replace(uses_interaction=True)

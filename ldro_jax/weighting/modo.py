@@ -42,7 +42,7 @@ def modo(
         moved = w - base.value_at(weight_lr, statistics) * slope
         # Nothing more than one below the largest has a weight on the simplex.
         lowest = jnp.max(jnp.where(known, moved, -jnp.inf)) - 2
-        weights = base.onto_simplex(jnp.where(known, moved, lowest))
+        weights = base.onto_simplex(jnp.where(known, moved, lowest)).astype(w.dtype)
         return weights, base.WeightsState(jnp.where(known, total * weights, state.weights))
 
     return base.Weighting(

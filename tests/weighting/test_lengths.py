@@ -10,7 +10,7 @@ from scipy import optimize
 
 from ldro_jax import solvers, weighting
 
-CASES = [gram_methods.gradients(seed, spread=4.0) for seed in range(12)]
+CASES = [gram_methods.gradients(seed, spread=4.0) for seed in range(gram_methods.CASES)]
 MATRICES = np.array([g @ g.T for g in CASES])
 LOSSES = np.array([gram_methods.losses()] * len(CASES))
 U = np.full(N, 1 / N)

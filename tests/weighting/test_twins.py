@@ -18,7 +18,7 @@ NAMES = [name for name in gram_methods.NAMES if name not in gram_methods.RANDOM]
 
 def cases():
     """Matrices and losses with twins and triplets, which leave five directions at most."""
-    for seed in range(6):
+    for seed in range(gram_methods.CASES):
         rows = gram_methods.gradients(seed, spread=float(seed % 3), dims=[24, 6][seed % 2])
         losses = gram_methods.losses()
         for same in (TWINS, TRIPLETS):
