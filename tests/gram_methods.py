@@ -44,6 +44,19 @@ def _compiled(name):
     return method, jax.jit(jax.vmap(method.update))
 
 
+@functools.cache
+def alone(name):
+    """A method, compiled for one matrix, and a function that makes its statistics in float32."""
+    method = test_battery.WEIGHTINGS[name](test_battery.ORDER)
+
+    def statistics(matrix, losses, *, known=(True,) * N, count=0):
+        return base.Statistics(
+            jnp.int32(count), jnp.float32(losses), jnp.float32(matrix), known=jnp.array(known)
+        )
+
+    return method._replace(update=jax.jit(method.update)), statistics
+
+
 def first_weights(name, matrices, all_losses, dtype="float32", known=None):
     """A method's weights for several Gram matrices, ``[cases, N]``, and its state after them."""
     method, update = _compiled(name)

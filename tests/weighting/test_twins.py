@@ -7,9 +7,6 @@ import jax
 import numpy as np
 import pytest
 from gram_methods import N
-from weighting import test_battery
-
-from ldro_jax.weighting import base
 
 TWINS, TRIPLETS = [1, 6], [0, 3, 5]
 # Those that draw an order of the tasks give twins the same in distribution only.
@@ -59,10 +56,8 @@ def test_an_order_of_the_tasks_makes_no_difference(name, dtype):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_so_for_each_matrix_alone(name):
-    method = test_battery.WEIGHTINGS[name](test_battery.ORDER)
-    alone = jax.jit(method.update)
+    method, statistics = gram_methods.alone(name)
     for matrix, losses in list(cases())[:2]:
-        statistics = base.Statistics(np.int32(0), np.float32(losses), np.float32(matrix))
-        weights, _ = alone(statistics, method.init(N, np.float32))
+        weights, _ = method.update(statistics(matrix, losses), method.init(N, np.float32))
         for same in (TWINS, TRIPLETS):
             assert np.ptp(np.asarray(weights)[same]) <= 1e-5 * np.abs(weights).sum()
