@@ -18,7 +18,7 @@ def balance(matrix: jax.Array, power: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     Args:
       matrix: A, ``[N, N]``, positive semidefinite.
-      power: α, positive. From 0.01 to 100 for lengths of gradients within a factor of 1e4.
+      power: α, positive. Tried from 0.01 to 50 for lengths of gradients within a factor of 1e4.
 
     Returns:
       w, ``[N]``, zero for a task whose gradient is zero; and whether they solve the equation, in

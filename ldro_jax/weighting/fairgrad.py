@@ -16,8 +16,8 @@ def fairgrad(alpha: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
     Args:
       alpha: α, positive: near 0 the total decrease counts, 1 is proportional fairness (Nash-MTL),
         and the larger, the more the task that gains least. A number or an Optax schedule. From
-        0.01 to 100 it is solved for gradients whose lengths are within a factor of 1e4 of each
-        other; where not, or where there is no solution, ``unsolved`` counts.
+        0.01 to 50 it was solved for all of 900 random matrices of gradients whose lengths were
+        within a factor of 1e4. A step without a solution is counted in ``unsolved``.
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`; the weights have the unit of

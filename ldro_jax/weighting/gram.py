@@ -102,5 +102,6 @@ def spectral(cosines: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
       which eigenvalues are more than rounding, bool ``[N]``.
     """
     values, vectors = jnp.linalg.eigh(cosines)
-    cutoff = 4 * values.size * jnp.finfo(values.dtype).eps * jnp.max(values)
+    # The cosines themselves were rounded several times.
+    cutoff = (values.size + 8) * jnp.finfo(values.dtype).eps * jnp.max(values)
     return values, vectors, values > cutoff

@@ -206,3 +206,28 @@ def test_cagrad_harms_no_task_even_where_none_can_be_helped(c):
         w = 1 / len(g) + np.asarray(beyond, np.float64)
         assert solved
         assert (g @ (w @ g)).min() >= -1e-5
+
+
+def test_krum_sums_squares_as_its_paper_does_and_distances_on_demand():
+    places = np.array([[5.0, 3.0], [1.0, -2.0], [-1.0, -4.0], [-4.0, -4.0], [-3.0, 4.0]])
+    statistics = weighting.Statistics(
+        jnp.int32(0), jnp.ones(5), jnp.asarray(places @ places.T, jnp.float32)
+    )
+    # Three nearest. Task 1: 8 + 29 + 41 = 78, the least of squares; task 2: 8 + 9 + 68 = 85, whose
+    # roots sum to 14.07, less than the 14.62 of task 1.
+    for chosen, squared in ((1, True), (2, False)):
+        method = weighting.krum(num_outliers=0, squared=squared)
+        weights, _ = method.update(statistics, ())
+        np.testing.assert_array_equal(weights, np.eye(5)[chosen])
+
+
+def test_total_is_of_absolute_values_where_signs_differ():
+    rows = np.array([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0], [1.0, -1.0, 0.3]])
+    statistics = weighting.Statistics(
+        jnp.int32(0), jnp.ones(3), jnp.asarray(rows @ rows.T, jnp.float32)
+    )
+    method = weighting.rescaled(weighting.imtl_g(), 1.0)
+    weights, _ = method.update(statistics, method.init(3, jnp.float32))
+    # By the pseudo-inverse in float64: sizes of one in sum, while the weights sum to 0.3565.
+    plain = np.array([-0.90254851, 0.97145712, 0.93109139])
+    np.testing.assert_allclose(weights, plain / np.abs(plain).sum(), rtol=1e-5)
