@@ -20,7 +20,7 @@ def config() -> base.Weighting:
 
     def weights(statistics):
         cosines, lengths = (f(gram.known(statistics)) for f in (gram.cosines, gram.norms))
-        z, solved = gram.pseudo_solve(cosines)
+        z, solved = gram.pseudo_solve(cosines, lengths)
         product = gram.dot(cosines, z)
         longest = jnp.max(lengths)
         relative = lengths / jnp.where(longest > 0, longest, 1)

@@ -74,16 +74,17 @@ def cosines(interaction: jax.Array) -> jax.Array:
     return jnp.clip(interaction * inverse[:, None] * inverse[None, :], -1, 1)
 
 
-def pseudo_solve(cosines: jax.Array) -> tuple[jax.Array, jax.Array]:
+def pseudo_solve(cosines: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The shortest z for which ``C z`` is nearest to one for every task with a gradient.
 
     Args:
       cosines: C, ``[N, N]``, as :func:`cosines` gives them.
+      lengths: of the gradients, ``[N]``, as :func:`norms` gives them.
 
     Returns:
       z, ``[N]``, zero for a task without gradient; and whether ``C z`` is one.
     """
-    ones = (jnp.diagonal(cosines) > 0).astype(cosines.dtype)
+    ones = (lengths > 0).astype(cosines.dtype)
     values, vectors, kept = spectral(cosines)
     inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
     z = dot(vectors, inverse * dot(vectors.T, ones))

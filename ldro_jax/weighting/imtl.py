@@ -29,7 +29,7 @@ def imtl_g() -> base.Weighting:
         lengths = gram.norms(matrix)
         shortest = jnp.min(jnp.where(lengths > 0, lengths, jnp.inf))
         relative = jnp.where(lengths > 0, shortest / jnp.where(lengths > 0, lengths, 1), 0)
-        z, solved = gram.pseudo_solve(gram.cosines(matrix))
+        z, solved = gram.pseudo_solve(gram.cosines(matrix), lengths)
         found = z * relative
         total = jnp.sum(found)
         lost = jnp.abs(total) <= 4 * jnp.finfo(total.dtype).eps * jnp.sum(jnp.abs(found))
