@@ -57,21 +57,28 @@ def taken(gradient_of_row, params, method, steps, *, learning_rate, momentum=0.0
     num_tasks = len(steps[0].expected)
     rates = method.hyperparameters
     losses, weights = np.zeros(num_tasks), np.full(num_tasks, 1 / num_tasks)
+    # Those of the method: a task that hasn't come yet has no weight, and will begin with the mean.
+    own, seen = weights.copy(), np.zeros(num_tasks, bool)
     matrix, trace = np.zeros((num_tasks, num_tasks)), 0.0
     _, unravel = flatten_util.ravel_pytree(params)
     for number, step in enumerate(steps):
         values, gradients = of_rows(gradient_of_row, params, step.rows)
         for task in set(step.tasks.tolist()):  # an absent task keeps its last loss
             losses[task] = values[step.tasks == task].mean()
-        if method.weighting == "group_dro":
-            weights = oracles.group_dro_step(losses, weights, rates["weight_lr"])
-        elif method.uses_interaction:
-            if number % method.interval == 0:
-                matrix = gram(gradient_of_row, params, *(step.measured or (step.rows, step.tasks)))
-            seen = oracles.normalized(matrix)
-            weights = oracles.lookahead_step(
-                losses, seen, weights, rates["lookahead_lr"], rates["weight_lr"]
-            )
+            seen[task] = True
+        if method.uses_interaction and number % method.interval == 0:
+            matrix = gram(gradient_of_row, params, *(step.measured or (step.rows, step.tasks)))
+        if method.weighting != "average":
+            last = own[seen] / own[seen].sum()
+            if method.uses_interaction:
+                normalized = oracles.normalized(matrix[np.ix_(seen, seen)])
+                both = rates["lookahead_lr"], rates["weight_lr"]
+                last = oracles.lookahead_step(losses[seen], normalized, last, *both)
+            else:
+                last = oracles.group_dro_step(losses[seen], last, rates["weight_lr"])
+            own = np.full(num_tasks, 1 / seen.sum())
+            own[seen] = last
+            weights = np.where(seen, own, 0)
         # Where none are expected there are no rows to divide for.
         share = (weights / np.maximum(step.expected, 1e-9))[step.tasks]
         trace = share @ gradients + momentum * trace

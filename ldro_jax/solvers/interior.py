@@ -22,7 +22,7 @@ def minimise(
     derivatives: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
     start: jax.Array,
     equality: jax.Array | None = None,
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
     r"""Minimises a convex function f over :math:`x ≥ 0`, and :math:`e^⊤ x = 1` if e is given.
 
     Mehrotra's predictor-corrector, with the Hessian taken anew in every step. Variables should be
@@ -31,10 +31,10 @@ def minimise(
     Args:
       derivatives: ``x [N] -> (gradient [N], Hessian [N, N])``, which must be positive definite.
       start: ``[N]``, positive.
-      equality: e, ``[N]``, positive.
+      equality: e, ``[N]``, not negative, and not all zero.
 
     Returns:
-      x, ``[N]``.
+      x, ``[N]``; and whether it satisfies the conditions of optimality, but for rounding.
 
     References:
       Mehrotra, `On the Implementation of a Primal-Dual Interior Point Method
@@ -87,7 +87,19 @@ def minimise(
         z = gradient - multiplier * equality
         z = z + 0.1 * jnp.max(z) + 0.01
     point, _ = lax.while_loop(unfinished, advance, (_Point(start, z, multiplier), 0))
-    return point.x
+    return point.x, _optimal(point, derivatives(point.x)[0], equality)
+
+
+def _optimal(point, gradient, equality):
+    """Whether the conditions hold to the root of the rounding, as the objective then does to it."""
+    x, z, multiplier = point
+    dual = gradient - z
+    error = x @ z / x.size
+    if equality is not None:
+        dual = dual - multiplier * equality
+        error = jnp.maximum(error, jnp.abs(1 - equality @ x))
+    size = 1 + jnp.max(jnp.abs(gradient))
+    return jnp.maximum(error, jnp.max(jnp.abs(dual)) / size) <= jnp.finfo(x.dtype).eps ** 0.5
 
 
 def _longest(x, dx):

@@ -1,4 +1,10 @@
-"""Quadratic programmes over the weights of N tasks, given the Gram matrix of their gradients."""
+"""Quadratic programmes over the weights of N tasks, given the Gram matrix of their gradients.
+
+Lengths of gradients may differ by any factor: the problems are solved in coefficients of the unit
+gradients, from the cosines. Where gradients are linearly dependent many weights give the same
+update. Tasks with the same gradient then share; otherwise rounding, and with it the order of the
+tasks, has a say in which weights are found.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,106 +12,132 @@ from jax import lax
 
 from ldro_jax.solvers import interior
 
-_HIGHEST = lax.Precision.HIGHEST
-_SEARCHES = 40
+_SEARCHES = 30
 
 
-def on_simplex(matrix: jax.Array, linear: jax.Array) -> jax.Array:
+def dot(matrix: jax.Array, vector: jax.Array) -> jax.Array:
+    """A product in full precision, where an accelerator would round the factors.
+
+    Args:
+      matrix: ``[..., N]``.
+      vector: ``[N]`` or ``[N, M]``.
+
+    Returns:
+      The product.
+    """
+    return jnp.dot(matrix, vector, precision=lax.Precision.HIGHEST)
+
+
+def on_simplex(
+    matrix: jax.Array, linear: jax.Array, among: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     r"""Minimises :math:`½ w^⊤ Q w + b^⊤ w` over the simplex.
 
     Args:
       matrix: Q, ``[N, N]``, positive semidefinite.
       linear: b, ``[N]``.
+      among: bool ``[N]``, the tasks that may have a weight; ``None`` for all.
 
     Returns:
-      w, ``[N]``, which sum to one. Of several minima one that treats duplicated tasks alike.
+      w, ``[N]``, which sum to one; and whether they are optimal.
     """
-    cosines, _, shares = scaled(matrix)
+    cosines, norms, shares = scaled(matrix)
     # With w = shares · x, the rows of the matrix are of one size; the objective in units of it.
-    unit = _smallest(lengths(matrix)) ** 2
+    unit = jnp.min(norms) ** 2
     slope = linear * shares
     size = jnp.maximum(unit, jnp.max(jnp.abs(slope)))
     size = jnp.where(size > 0, size, 1)
-    quadratic, slope = regular(cosines) * (unit / size), slope / size
-    x = _simplex(lambda x: (jnp.dot(quadratic, x, precision=_HIGHEST) + slope, quadratic), shares)
-    return x
+    hessian, slope = regular(cosines) * (unit / size), slope / size
+    x, solved = _simplex(hessian, slope, shares, among)
+    same = _same(cosines, norms) & (jnp.abs(slope[:, None] - slope[None, :]) <= _rounding(slope))
+    return _shared(x, same), solved
 
 
-def min_norm(matrix: jax.Array) -> jax.Array:
+def min_norm(matrix: jax.Array, among: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     r"""Minimises :math:`w^⊤ A w` over the simplex: the shortest convex combination of gradients.
 
     Args:
       matrix: A, ``[N, N]``, positive semidefinite.
+      among: bool ``[N]``, the tasks that may have a weight; ``None`` for all.
 
     Returns:
-      w, ``[N]``, which sum to one.
+      w, ``[N]``, which sum to one; and whether they are optimal.
     """
-    cosines, _, shares = scaled(matrix)
-    quadratic = regular(cosines)
-    return _simplex(lambda x: (jnp.dot(quadratic, x, precision=_HIGHEST), quadratic), shares)
+    cosines, norms, shares = scaled(matrix)
+    weights, solved = _simplex(regular(cosines), jnp.zeros_like(norms), shares, among)
+    return _shared(weights, _same(cosines, norms)), solved
 
 
-def steepest(matrix: jax.Array, radius: jax.Array) -> jax.Array:
-    r"""Minimises :math:`w^⊤ A u + c \sqrt{u^⊤ A u} \sqrt{w^⊤ A w}` over the simplex, u uniform.
+def steepest(
+    matrix: jax.Array, radius: jax.Array, among: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    r"""Maximises :math:`\min_i ⟨g_i, d⟩` over :math:`‖d − g_0‖ ≤ c ‖g_0‖`, :math:`g_0` the mean.
 
-    With :math:`2 \sqrt{q} = \min_s q / s + s` it is a search for s, of a quadratic programme each.
+    Of the updates in which each task gains τ or more, in units of :math:`‖g_0‖` and the shortest
+    gradient, the one nearest to :math:`g_0` is a quadratic programme. Its distance is a convex
+    function of τ, and Newton's method finds where that is c.
 
     Args:
       matrix: A, ``[N, N]``, positive semidefinite.
       radius: c, not negative.
+      among: bool ``[N]``, the tasks that count; ``None`` for all.
 
     Returns:
-      w, ``[N]``, which sum to one.
+      v, ``[N]``, not negative, with :math:`d = g_0 + Σ_i v_i g_i`; and whether that is optimal. A
+      task without gradient is left out of the minimum. Where no update is good for all tasks, d is
+      the nearest that harms none.
     """
     cosines, norms, shares = scaled(matrix)
-    quadratic = regular(cosines)
-    # Cosines of the angles between each gradient and their mean.
-    relative = norms / jnp.max(norms)
-    mean = jnp.dot(cosines, relative, precision=_HIGHEST)
+    alive = lengths(matrix) > 0
+    counted = jnp.ones_like(alive) if among is None else among
+    relative = jnp.where(alive, norms / jnp.max(norms), 0)
+    relative = relative / jnp.maximum(jnp.sum(counted, dtype=norms.dtype), 1)
+    mean = dot(cosines, relative)
     length = jnp.sqrt(jnp.maximum(relative @ mean, jnp.finfo(norms.dtype).tiny))
     slope = jnp.clip(mean / length, -1, 1)
+    hessian = regular(cosines)
+    size = 1 + radius
 
-    def excess(log_s):
-        """How much longer the solution for s is than s, as a logarithm, and the solution."""
-        curvature = radius * jnp.exp(-log_s)
-        size = jnp.maximum(curvature, 1)
-        hessian, linear = quadratic * (curvature / size), slope / size
-        hessian = hessian + regular(jnp.zeros_like(hessian))
-        x = interior.minimise(
-            lambda x: (jnp.dot(hessian, x, precision=_HIGHEST) + linear, hessian), start, shares
+    def at(gain):
+        # What costs more than any update brings is not worth telling apart.
+        linear = jnp.where(alive & counted, jnp.minimum(slope - gain * shares, 2), 2) / size
+        x, solved = interior.minimise(
+            lambda x: (dot(hessian, x) + linear, hessian), jnp.ones_like(norms)
         )
-        squared = x @ jnp.dot(quadratic, x, precision=_HIGHEST)
-        return jnp.log(squared) / 2 - log_s, x
+        x = x * size
+        return x, jnp.sqrt(jnp.maximum(x @ dot(cosines, x), 0)), solved
 
-    def narrow(carry):
-        low, high, above, below, _, step = carry
-        # Regula falsi, or half-way where it would hardly move (Illinois).
-        middle = low + (high - low) * jnp.clip(above / (above - below), 0.1, 0.9)
-        found, x = excess(middle)
-        longer = found > 0
-        return (
-            jnp.where(longer, middle, low),
-            jnp.where(longer, high, middle),
-            jnp.where(longer, found, above / 2),
-            jnp.where(longer, below / 2, found),
-            x,
-            jnp.where(jnp.abs(found) < tolerance, _SEARCHES, step + 1),
-        )
+    def advance(carry):
+        gain, (x, distance, _), step = carry
+        push = x @ jnp.where(alive, shares, 0)
+        moved = gain - (distance - radius) * distance / jnp.where(push > 0, push, 1)
+        # Without conflict the distance is zero, and says nothing of where it begins to grow.
+        flat = (distance <= 1e-3 * radius) | (push <= 0)
+        gain = jnp.where(flat, size, jnp.minimum(moved, size))
+        return gain, at(gain), step + 1
 
-    start = 1 / (shares.size * shares)
-    tolerance = 1e-4 if norms.dtype == jnp.float32 else 1e-10
-    # Below the first the shortest combination is all but zero; nothing is longer than the second.
-    low = jnp.log(jnp.asarray(8 * jnp.finfo(norms.dtype).eps ** 0.5, norms.dtype))
-    high = -jnp.log(jnp.min(shares)) + 1
-    (above, x), (below, _) = excess(low), excess(high)
-    done = jnp.where(above <= 0, _SEARCHES, 0)
-    *_, x, _ = lax.while_loop(
-        lambda carry: carry[-1] < _SEARCHES, narrow, (low, high, above, below, x, done)
+    def unfinished(carry):
+        _, (_, distance, _), step = carry
+        return (jnp.abs(distance - radius) > tolerance * radius) & (step < _SEARCHES)
+
+    tolerance = 1e-5 if norms.dtype == jnp.float32 else 1e-10
+    zero = jnp.zeros_like(radius)
+    harmless = at(zero)
+    gain, (x, distance, solved), _ = lax.while_loop(
+        unfinished, advance, (zero, harmless, jnp.zeros([], jnp.int32))
     )
-    return _normalised(x, shares)
+    # Within no distance of no gradient there is nothing to search.
+    solved &= ~unfinished((gain, (x, distance, solved), 0)) | (relative @ mean <= 0)
+    # Exactly as far as it may go.
+    x = x * (radius / jnp.where(distance > 0, distance, 1))
+    lost = (gain > 0) & (jnp.min(jnp.where(alive, slope + dot(cosines, x), 0)) < 0)
+    x = jnp.where(lost, harmless[0], x)
+    solved = jnp.where(lost, harmless[2], solved)
+    weights = jnp.where(alive & counted, x * (length * jnp.max(norms)) / norms, 0)
+    return _shared(weights, _same(cosines, norms)), solved
 
 
-def above(matrix: jax.Array, lower: jax.Array) -> jax.Array:
+def above(matrix: jax.Array, lower: jax.Array) -> tuple[jax.Array, jax.Array]:
     r"""Minimises :math:`v^⊤ A v` over :math:`v ≥ l`.
 
     Args:
@@ -113,20 +145,21 @@ def above(matrix: jax.Array, lower: jax.Array) -> jax.Array:
       lower: l, ``[N]``, not negative.
 
     Returns:
-      v, ``[N]``; l where A is zero.
+      v, ``[N]``, l where A is zero; and whether they are optimal.
     """
     cosines, norms, _ = scaled(matrix)
-    quadratic = regular(cosines)
-    bound = lower * norms
+    alive = lengths(matrix) > 0
+    hessian = regular(cosines)
+    bound = jnp.where(alive, lower * norms, 0)
     size = jnp.max(bound)
-    bound = bound / jnp.where(size > 0, size, 1)
+    size = jnp.where(size > 0, size, 1)
     # x is what v has beyond its bound, in units of the gradients' lengths.
-    slope = jnp.dot(quadratic, bound, precision=_HIGHEST)
-    x = interior.minimise(
-        lambda x: (jnp.dot(quadratic, x, precision=_HIGHEST) + slope, quadratic),
-        jnp.ones_like(bound),
+    slope = jnp.where(alive, dot(hessian, bound / size), 1)
+    x, solved = interior.minimise(
+        lambda x: (dot(hessian, x) + slope, hessian), jnp.ones_like(bound)
     )
-    return lower + x * jnp.where(size > 0, size, 0) / norms
+    x = jnp.where(alive, _shared(x, _same(cosines, norms)), 0)
+    return lower + x * size / norms, solved
 
 
 def scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -141,7 +174,8 @@ def scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """
     norms = lengths(matrix)
     alive = norms > 0
-    smallest = _smallest(norms)
+    smallest = jnp.min(jnp.where(alive, norms, jnp.inf))
+    smallest = jnp.where(jnp.isfinite(smallest), smallest, 1)
     norms = jnp.where(alive, norms, smallest)
     cosines = matrix / norms[:, None] / norms[None, :]
     both = alive[:, None] & alive[None, :]
@@ -163,19 +197,14 @@ def lengths(matrix: jax.Array) -> jax.Array:
     """
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0))
     sizes = jnp.abs(matrix)
-    # Both by more than rounding.
-    largest = jnp.max(norms)
+    # Both by more than rounding, which is in units of the pair's longer one.
+    longer = jnp.maximum(norms[:, None], norms[None, :])
+    rounding = 64 * jnp.finfo(norms.dtype).eps
     too_short = sizes > 1.001 * norms[:, None] * norms[None, :]
-    rounding = 64 * jnp.finfo(norms.dtype).eps * largest
-    too_short &= sizes / jnp.where(largest > 0, largest, 1) > rounding
+    too_short &= sizes > rounding * longer * longer
     too_short &= ~jnp.eye(norms.size, dtype=bool)
     needed = jnp.where(too_short, jnp.sqrt(sizes), 0)
     return jnp.maximum(norms, jnp.maximum(jnp.max(needed, axis=0), jnp.max(needed, axis=1)))
-
-
-def _smallest(norms):
-    smallest = jnp.min(jnp.where(norms > 0, norms, jnp.inf))
-    return jnp.where(jnp.isfinite(smallest), smallest, 1)
 
 
 def regular(cosines: jax.Array) -> jax.Array:
@@ -191,10 +220,29 @@ def regular(cosines: jax.Array) -> jax.Array:
     return cosines + ridge * jnp.eye(cosines.shape[0], dtype=cosines.dtype)
 
 
-def _simplex(derivatives, shares):
-    return _normalised(interior.minimise(derivatives, 1 / (shares.size * shares), shares), shares)
-
-
-def _normalised(x, shares):
+def _simplex(hessian, slope, shares, among):
+    """Minimises over w = shares · x, which sum to one; x has the same order of size in all."""
+    if among is not None:
+        slope, shares = jnp.where(among, slope, 1), jnp.where(among, shares, 0)
+    start = jnp.ones_like(shares) / jnp.sum(shares)
+    x, solved = interior.minimise(lambda x: (dot(hessian, x) + slope, hessian), start, shares)
     weights = x * shares
-    return weights / jnp.sum(weights)
+    return weights / jnp.sum(weights), solved
+
+
+def _rounding(values):
+    return 16 * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+
+
+def _same(cosines, norms):
+    """Which tasks have the same gradient, as far as the matrix can tell, bool ``[N, N]``."""
+    rounding = 16 * jnp.finfo(norms.dtype).eps
+    ratio = norms[:, None] / norms[None, :]
+    same = (cosines >= 1 - rounding) & (jnp.abs(ratio - 1) <= rounding)
+    return same | jnp.eye(norms.size, dtype=bool)
+
+
+def _shared(weights, same):
+    """Means over tasks with the same gradient: their sum counts, and rounding has split it."""
+    same = same.astype(weights.dtype)
+    return dot(same, weights) / jnp.sum(same, axis=1)

@@ -17,8 +17,9 @@ def aligned_mtl(*, scale: str = "min") -> base.Weighting:
     r""":math:`\sqrt{s} \, V Λ^{−1/2} V^⊤ u`, from the eigenvalues Λ and eigenvectors V of A.
 
     Args:
-      scale: s, of the eigenvalues that aren't zero: the smallest ("min", the paper's), the median,
-        or the mean ("rmse", after the root of it).
+      scale: s, of the eigenvalues that aren't zero: the smallest ("min", the paper's), the median
+        (of two in the middle the smaller, as in the authors' code), or the mean ("rmse", after the
+        root of it).
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights are about 1 / N.
@@ -29,19 +30,27 @@ def aligned_mtl(*, scale: str = "min") -> base.Weighting:
     checks.one_of("scale", scale, _SCALES)
 
     def weights(statistics):
-        values, vectors, kept = gram.spectral(statistics.interaction)
-        roots = jnp.sqrt(jnp.where(kept, values, 1))
+        cosines, lengths = (f(gram.known(statistics)) for f in (gram.cosines, gram.norms))
+        longest = jnp.max(lengths)
+        relative = lengths / jnp.where(longest > 0, longest, 1)
+        # The roots of A's eigenvalues are the singular values of R diag(d), with RᵀR = C. Squared,
+        # those of short gradients would be lost beside those of long ones.
+        values, vectors, kept = gram.spectral(cosines)
+        root = jnp.sqrt(jnp.where(kept, values, 0))
+        left, sizes, right = jnp.linalg.svd(root[:, None] * vectors.T * relative[None, :])
+        rank = jnp.sum(kept, dtype=jnp.int32)
+        # Sizes descend. As many are zero as there are zeros in C.
+        chosen = jnp.arange(sizes.size, dtype=jnp.int32) < rank
         if scale == "min":
-            root = jnp.min(jnp.where(kept, roots, jnp.inf))
+            size = sizes[jnp.maximum(rank - 1, 0)]
         elif scale == "median":
-            root = jnp.nanmedian(jnp.where(kept, roots, jnp.nan))
+            size = sizes[rank // 2]
         else:
-            mean = jnp.sum(jnp.where(kept, roots, 0) ** 2) / jnp.maximum(
-                jnp.sum(kept.astype(roots.dtype)), 1
-            )
-            root = jnp.sqrt(mean)
-        ratio = jnp.where(kept, jnp.where(kept, root, 0) / roots, 0)
-        uniform = jnp.full_like(values, 1 / values.size)
-        return gram.dot(vectors, ratio * gram.dot(vectors.T, uniform))
+            total = jnp.linalg.norm(jnp.where(chosen, sizes, 0))
+            size = total / jnp.sqrt(jnp.maximum(rank, 1).astype(sizes.dtype))
+        # The update is size · U Vᵀu, of which R diag(d) w are the coordinates.
+        coordinates = gram.dot(left, jnp.where(chosen, gram.dot(right, gram.even(statistics)), 0))
+        combined = gram.dot(vectors, gram.inverse_or_zero(root) * coordinates)
+        return size * combined * gram.inverse_or_zero(relative)
 
     return base.stateless(weights)._replace(uses_interaction=True)

@@ -5,7 +5,6 @@ References:
   2021.
 """
 
-import jax.numpy as jnp
 import optax
 
 from ldro_jax import solvers
@@ -20,11 +19,14 @@ def cagrad(c: optax.ScalarOrSchedule = 0.5) -> base.Weighting:
     weights are :math:`u + c \sqrt{u^⊤Au / w^{*⊤}Aw^*} \, w^*`. They conflict with no task for
     c ≥ 1; c = 0 is the average loss.
 
+    A task whose gradient is zero gains nothing whatever the update, and is left out of the minimum.
+    Where no update helps all tasks, it is the one nearest to the mean gradient that harms none.
+
     Args:
       c: in [0, inf), usually below 1. A number or an Optax schedule.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights are 1 / N or more.
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights are 1 / N or more.
 
     Raises:
       ValueError: if c is negative or not finite.
@@ -32,20 +34,9 @@ def cagrad(c: optax.ScalarOrSchedule = 0.5) -> base.Weighting:
     base.check_range("c", c)
 
     def weights(statistics):
-        interaction = statistics.interaction
         radius = base.value_at(c, statistics)
-        uniform = jnp.full_like(statistics.losses, 1 / statistics.losses.size)
-        found = solvers.steepest(interaction, radius)
-        scale = jnp.max(jnp.diagonal(interaction))
-        scale = jnp.where(scale > 0, scale, 1)
+        known = base.known_tasks(statistics)
+        beyond, solved = solvers.steepest(gram.known(statistics), radius, known)
+        return gram.even(statistics) + beyond, solved
 
-        def squared(w):
-            return jnp.maximum(w @ gram.dot(interaction / scale, w), 0)
-
-        # Where the found gradient is nothing but rounding, all tasks are as good as converged.
-        length = squared(found)
-        lost = length <= 64 * jnp.finfo(length.dtype).eps * squared(uniform)
-        ratio = jnp.sqrt(squared(uniform) / jnp.where(lost, 1, length))
-        return uniform + jnp.where(lost, 0, radius * ratio) * found
-
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.solving(weights)

@@ -14,18 +14,18 @@ def config() -> base.Weighting:
     r""":math:`\frac{d^⊤ C z}{z^⊤ C z} \, z / d`, :math:`z = C^+ 1`, from cosines C and lengths d.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless. The update is as long as the sum
+      The :class:`~ldro_jax.weighting.base.Weighting`. The update is as long as the sum
       of the gradients' projections on it, so the weights of gradients that agree are about 1 each.
     """
 
     def weights(statistics):
-        cosines, lengths = (f(statistics.interaction) for f in (gram.cosines, gram.norms))
-        z = gram.pseudo_solve(cosines, (lengths > 0).astype(lengths.dtype))
+        cosines, lengths = (f(gram.known(statistics)) for f in (gram.cosines, gram.norms))
+        z, solved = gram.pseudo_solve(cosines, lengths)
         product = gram.dot(cosines, z)
         longest = jnp.max(lengths)
         relative = lengths / jnp.where(longest > 0, longest, 1)
         squared = z @ product
         length = relative @ product * gram.inverse_or_zero(squared)
-        return length * z * gram.inverse_or_zero(relative)
+        return length * z * gram.inverse_or_zero(relative), solved
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.solving(weights)

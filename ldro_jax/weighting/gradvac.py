@@ -51,9 +51,9 @@ def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weigh
 
     def update(statistics, state):
         # In units of the longest gradient; cosines have none.
-        lengths = gram.norms(statistics.interaction)
-        longest = jnp.max(lengths)
-        interaction = statistics.interaction / jnp.where(longest > 0, longest, 1) ** 2
+        interaction = gram.known(statistics)
+        longest = jnp.max(gram.norms(interaction))
+        interaction = interaction / jnp.where(longest > 0, longest, 1) ** 2
         lengths = gram.norms(interaction)
         beta = base.value_at(decay, statistics)
         orders = base.random_orders(seed, statistics)
@@ -80,6 +80,6 @@ def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weigh
             return jax.lax.scan(bend, (start, targets), order)[0]
 
         rows, targets = jax.vmap(one_task)(tasks, orders, state.cosines)
-        return rows.mean(axis=0), CosinesState(targets)
+        return gram.dot(rows.T, gram.even(statistics)), CosinesState(targets)
 
     return base.Weighting(init, update, uses_interaction=True)

@@ -2,22 +2,38 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from ldro_jax.solvers import quadratic
+from ldro_jax.solvers.quadratic import dot
+from ldro_jax.weighting import base
+
+__all__ = ["cosines", "dot", "even", "inverse_or_zero", "known", "norms", "pseudo_solve"]
 
 
-def dot(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """A product in full precision, where an accelerator would round the factors.
+def known(statistics: base.Statistics) -> jax.Array:
+    """The interaction matrix, with zeros for tasks of which nothing is known.
 
     Args:
-      matrix: ``[..., N]``.
-      vector: ``[N]`` or ``[N, M]``.
+      statistics: this step's statistics.
 
     Returns:
-      The product.
+      ``[N, N]``.
     """
-    return jnp.dot(matrix, vector, precision=lax.Precision.HIGHEST)
+    mask = base.known_tasks(statistics)
+    return jnp.where(mask[:, None] & mask[None, :], statistics.interaction, 0)
+
+
+def even(statistics: base.Statistics) -> jax.Array:
+    """Even weights of the known tasks.
+
+    Args:
+      statistics: this step's statistics.
+
+    Returns:
+      ``[N]``, which sum to one.
+    """
+    mask = base.known_tasks(statistics).astype(statistics.losses.dtype)
+    return mask / jnp.sum(mask)
 
 
 def inverse_or_zero(values: jax.Array) -> jax.Array:
@@ -58,33 +74,35 @@ def cosines(interaction: jax.Array) -> jax.Array:
     return jnp.clip(interaction * inverse[:, None] * inverse[None, :], -1, 1)
 
 
-def spectral(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Eigenvalues and eigenvectors of a positive semidefinite matrix.
+def pseudo_solve(cosines: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The shortest z for which ``C z`` is nearest to one for every task with a gradient.
 
     Args:
-      matrix: ``[N, N]``.
+      cosines: C, ``[N, N]``, as :func:`cosines` gives them.
+      lengths: of the gradients, ``[N]``, as :func:`norms` gives them.
+
+    Returns:
+      z, ``[N]``, zero for a task without gradient; and whether ``C z`` is one.
+    """
+    ones = (lengths > 0).astype(cosines.dtype)
+    values, vectors, kept = spectral(cosines)
+    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+    z = dot(vectors, inverse * dot(vectors.T, ones))
+    error = jnp.max(jnp.abs(dot(cosines, z) - ones))
+    return z, error <= jnp.finfo(z.dtype).eps ** 0.5
+
+
+def spectral(cosines: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Eigenvalues and eigenvectors of a matrix of cosines.
+
+    Args:
+      cosines: ``[N, N]``.
 
     Returns:
       The eigenvalues ``[N]``, in ascending order; the eigenvectors, as columns ``[N, N]``; and
       which eigenvalues are more than rounding, bool ``[N]``.
     """
-    scale = jnp.max(jnp.abs(matrix))
-    scale = jnp.where(scale > 0, scale, 1)
-    values, vectors = jnp.linalg.eigh(matrix / scale)
-    cutoff = matrix.shape[0] * jnp.finfo(matrix.dtype).eps * jnp.max(values)
-    return values * scale, vectors, values > cutoff
-
-
-def pseudo_solve(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """The shortest of the least-squares solutions of ``matrix x = vector``.
-
-    Args:
-      matrix: ``[N, N]``, positive semidefinite.
-      vector: ``[N]``.
-
-    Returns:
-      ``[N]``.
-    """
-    values, vectors, kept = spectral(matrix)
-    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
-    return dot(vectors, inverse * dot(vectors.T, vector))
+    values, vectors = jnp.linalg.eigh(cosines)
+    # The cosines themselves were rounded several times.
+    cutoff = (values.size + 8) * jnp.finfo(values.dtype).eps * jnp.max(values)
+    return values, vectors, values > cutoff

@@ -21,20 +21,22 @@ def imtl_g() -> base.Weighting:
     tasks of any scale take part. Weights can be negative.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
     """
 
     def weights(statistics):
-        lengths = gram.norms(statistics.interaction)
-        alive = (lengths > 0).astype(lengths.dtype)
+        matrix = gram.known(statistics)
+        lengths = gram.norms(matrix)
         shortest = jnp.min(jnp.where(lengths > 0, lengths, jnp.inf))
         relative = jnp.where(lengths > 0, shortest / jnp.where(lengths > 0, lengths, 1), 0)
-        found = gram.pseudo_solve(gram.cosines(statistics.interaction), alive) * relative
+        z, solved = gram.pseudo_solve(gram.cosines(matrix), lengths)
+        found = z * relative
         total = jnp.sum(found)
         lost = jnp.abs(total) <= 4 * jnp.finfo(total.dtype).eps * jnp.sum(jnp.abs(found))
-        return jnp.where(lost, 1 / lengths.size, found / jnp.where(lost, 1, total))
+        weights = jnp.where(lost, gram.even(statistics), found / jnp.where(lost, 1, total))
+        return weights, solved & ~(lost & (lengths > 0).any())
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.solving(weights)
 
 
 class ScalesState(NamedTuple):

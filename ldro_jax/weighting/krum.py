@@ -11,15 +11,17 @@ from ldro_jax import checks
 from ldro_jax.weighting import base, gram
 
 
-def krum(*, num_outliers: int = 1, num_selected: int = 1) -> base.Weighting:
+def krum(*, num_outliers: int = 1, num_selected: int = 1, squared: bool = True) -> base.Weighting:
     r"""The mean of the tasks with the smallest sums of distances to their nearest others.
 
-    Of the distances :math:`\sqrt{A_{ii} + A_{jj} − 2 A_{ij}}` of a task the N − f − 2 smallest are
-    summed.
+    Of the squared distances :math:`A_{ii} + A_{jj} − 2 A_{ij}` of a task the N − f − 2 smallest are
+    summed, where N tasks are known; while they are fewer than f + 3, weights are even.
 
     Args:
       num_outliers: f, how many tasks may be far from all others.
       num_selected: how many tasks to take; tied ones share.
+      squared: whether to sum the squares of distances, as in the paper, or distances, as TorchJD
+        does.
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
@@ -31,22 +33,36 @@ def krum(*, num_outliers: int = 1, num_selected: int = 1) -> base.Weighting:
     num_selected = checks.integer("num_selected", num_selected)
 
     def weights(statistics):
-        count = statistics.losses.size
-        nearest = count - num_outliers - 2
-        if nearest < 1 or num_selected > count:
+        total = statistics.losses.size
+        if total < num_outliers + 3 or num_selected > total:
             raise ValueError(
                 f"krum needs num_outliers + 3 tasks or more and num_selected of them, but there "
-                f"are {count} with num_outliers={num_outliers} and num_selected={num_selected}."
+                f"are {total} with num_outliers={num_outliers} and num_selected={num_selected}."
             )
-        scale = jnp.max(gram.norms(statistics.interaction))
-        matrix = statistics.interaction / jnp.where(scale > 0, scale, 1) ** 2
-        squared = jnp.diagonal(matrix)
-        distances = jnp.sqrt(jnp.maximum(squared[:, None] + squared[None, :] - 2 * matrix, 0))
-        # Not the task itself, which is nearest of all.
-        scores = jnp.sum(jnp.sort(distances, axis=1)[:, 1 : nearest + 1], axis=1)
-        better = jnp.sum(scores[None, :] < scores[:, None], axis=1)
-        tied = jnp.sum(scores[None, :] == scores[:, None], axis=1)
-        places = jnp.clip(num_selected - better, 0, tied).astype(squared.dtype)
-        return places / tied.astype(squared.dtype) / num_selected
+        known = base.known_tasks(statistics)
+        matrix = gram.known(statistics)
+        scale = jnp.max(gram.norms(matrix))
+        matrix = matrix / jnp.where(scale > 0, scale, 1) ** 2
+        lengths = jnp.diagonal(matrix)
+        distances = jnp.maximum(lengths[:, None] + lengths[None, :] - 2 * matrix, 0)
+        distances = distances if squared else jnp.sqrt(distances)
+        # The task itself is nearest of all, and one that isn't known is far from all.
+        distances = jnp.where(jnp.eye(total, dtype=bool), -1, distances)
+        distances = jnp.sort(jnp.where(known[None, :], distances, jnp.inf), axis=1)[:, 1:]
+        count = jnp.sum(known, dtype=jnp.int32)
+        counted = jnp.arange(total - 1, dtype=jnp.int32) < count - num_outliers - 2
+        scores = jnp.sum(jnp.where(counted, distances, 0), axis=1)
+        return _smallest(jnp.where(known, scores, jnp.inf), num_selected)
 
     return base.stateless(weights)._replace(uses_interaction=True)
+
+
+def _smallest(scores, count):
+    """Even weights for the smallest, of which tied ones share; none for those at infinity."""
+    rounding = 8 * jnp.finfo(scores.dtype).eps
+    least, others = scores[:, None] * (1 - rounding), scores[None, :]
+    better = jnp.sum(others < least, axis=1)
+    tied = jnp.sum((others >= least) & (others * (1 - rounding) <= scores[:, None]), axis=1)
+    places = jnp.clip(count - better, 0, tied).astype(scores.dtype) / tied.astype(scores.dtype)
+    places = jnp.where(jnp.isfinite(scores), places, 0)
+    return places / jnp.sum(places)

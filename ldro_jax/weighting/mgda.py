@@ -24,7 +24,7 @@ def mgda(*, normalization: str = "none") -> base.Weighting:
         of the gradients as they are.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
 
     Raises:
       ValueError: if the normalization is none of these.
@@ -32,14 +32,14 @@ def mgda(*, normalization: str = "none") -> base.Weighting:
     checks.one_of("normalization", normalization, _NORMALIZATIONS)
 
     def weights(statistics):
-        matrix = statistics.interaction
+        matrix = gram.known(statistics)
         if normalization in ("l2", "loss+"):
             matrix = gram.cosines(matrix)
         if normalization in ("loss", "loss+"):
-            inverse = gram.inverse_or_zero(statistics.losses)
+            inverse = 1 / base.positive_losses(statistics)
             matrix = matrix * inverse[:, None] * inverse[None, :]
-        return solvers.min_norm(matrix)
+        return solvers.min_norm(matrix, base.known_tasks(statistics))
 
-    return base.stateless(weights)._replace(
-        uses_interaction=True, needs_positive_losses=normalization in ("loss", "loss+")
+    return base.solving(weights)._replace(
+        needs_positive_losses=normalization in ("loss", "loss+")
     )

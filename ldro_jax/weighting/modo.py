@@ -5,6 +5,7 @@ References:
   Generalization and Conflict-Avoidance*, NeurIPS 2023.
 """
 
+import jax.numpy as jnp
 import optax
 
 from ldro_jax.weighting import base, gram
@@ -33,11 +34,16 @@ def modo(
     base.check_range("ridge", ridge)
 
     def update(statistics, state):
-        w = state.weights
-        slope = gram.dot(statistics.interaction, w) + base.value_at(ridge, statistics) * w
+        known = base.known_tasks(statistics)
+        # A task keeps its share until it is known.
+        total = jnp.sum(jnp.where(known, state.weights, 0))
+        w = jnp.where(known, state.weights / total, 0)
+        slope = gram.dot(gram.known(statistics), w) + base.value_at(ridge, statistics) * w
         moved = w - base.value_at(weight_lr, statistics) * slope
-        weights = base.onto_simplex(moved)
-        return weights, base.WeightsState(weights)
+        # Nothing more than one below the largest has a weight on the simplex.
+        lowest = jnp.max(jnp.where(known, moved, -jnp.inf)) - 2
+        weights = base.onto_simplex(jnp.where(known, moved, lowest)).astype(w.dtype)
+        return weights, base.WeightsState(jnp.where(known, total * weights, state.weights))
 
     return base.Weighting(
         base.uniform_state, update, uses_interaction=True, default_interaction="split"

@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax import solvers
-from ldro_jax.weighting import base
+from ldro_jax.weighting import base, gram
 
 
 def nash_mtl(max_norm: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
     r"""Solves :math:`A w = 1 / w`, and shortens the update to ``max_norm``.
 
-    The update of the solution has the length √N whatever the gradients are.
+    The update of the solution has the length √N whatever the gradients are, N the number of tasks
+    that have one.
 
     Args:
       max_norm: length of the update at most; inf leaves it at √N. A number or an Optax schedule.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights are one over lengths
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights are one over lengths
       of gradients.
 
     Raises:
@@ -30,8 +31,9 @@ def nash_mtl(max_norm: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
     base.check_range("max_norm", max_norm, "(0, inf]")
 
     def weights(statistics):
-        found = solvers.balance(statistics.interaction, jnp.ones((), statistics.losses.dtype))
-        length = jnp.sqrt(jnp.asarray(found.size, found.dtype))
-        return found * jnp.minimum(1, base.value_at(max_norm, statistics) / length)
+        one = jnp.ones((), statistics.losses.dtype)
+        bargain, solved = solvers.balance(gram.known(statistics), one)
+        length = jnp.sqrt(jnp.maximum(jnp.sum(bargain > 0, dtype=one.dtype), 1))
+        return bargain * jnp.minimum(1, base.value_at(max_norm, statistics) / length), solved
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.solving(weights)

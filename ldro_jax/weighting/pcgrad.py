@@ -37,9 +37,8 @@ def pcgrad(*, seed: int = 0) -> base.Weighting:
     seed = checks.seed("seed", seed)
 
     def weights(statistics):
-        return coefficients(statistics.interaction, base.random_orders(seed, statistics)).mean(
-            axis=0
-        )
+        orders = base.random_orders(seed, statistics)
+        return gram.dot(coefficients(gram.known(statistics), orders).T, gram.even(statistics))
 
     return base.stateless(weights)._replace(uses_interaction=True)
 

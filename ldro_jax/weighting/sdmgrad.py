@@ -5,7 +5,6 @@ References:
   Algorithms*, NeurIPS 2023.
 """
 
-import jax.numpy as jnp
 import optax
 
 from ldro_jax import solvers
@@ -22,7 +21,7 @@ def sdmgrad(strength: optax.ScalarOrSchedule = 0.3) -> base.Weighting:
       strength: λ; 0 is MGDA, large is the average loss. A number or an Optax schedule.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
 
     Raises:
       ValueError: if λ is negative or not finite.
@@ -31,9 +30,10 @@ def sdmgrad(strength: optax.ScalarOrSchedule = 0.3) -> base.Weighting:
 
     def weights(statistics):
         pull = base.value_at(strength, statistics)
-        uniform = jnp.full_like(statistics.losses, 1 / statistics.losses.size)
-        linear = pull * gram.dot(statistics.interaction, uniform)
-        found = solvers.on_simplex(statistics.interaction, linear)
-        return (found + pull * uniform) / (1 + pull)
+        matrix, even = gram.known(statistics), gram.even(statistics)
+        linear = pull * gram.dot(matrix, even)
+        known = base.known_tasks(statistics)
+        nearest, solved = solvers.on_simplex(matrix, linear, known)
+        return (nearest + pull * even) / (1 + pull), solved
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.solving(weights)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ldro_jax import solvers
-from ldro_jax.weighting import base
+from ldro_jax.weighting import base, gram
 
 
 def upgrad() -> base.Weighting:
@@ -19,12 +19,13 @@ def upgrad() -> base.Weighting:
     length of each gradient.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights are 1 / N or more.
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights are 1 / N or more.
     """
 
     def weights(statistics):
-        count = statistics.losses.size
-        bounds = jnp.eye(count, dtype=statistics.interaction.dtype) / count
-        return jax.vmap(solvers.above, (None, 0))(statistics.interaction, bounds).sum(axis=0)
+        bounds = jnp.diag(gram.even(statistics))
+        parts, solved = jax.vmap(solvers.above, (None, 0))(gram.known(statistics), bounds)
+        known = base.known_tasks(statistics)
+        return jnp.where(known[:, None], parts, 0).sum(axis=0), (solved | ~known).all()
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.solving(weights)

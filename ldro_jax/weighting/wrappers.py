@@ -211,9 +211,11 @@ def normalized_gradients(weighting: base.Weighting) -> base.Weighting:
     """
 
     def update(statistics, state):
-        seen = statistics._replace(interaction=gram.cosines(statistics.interaction))
+        matrix = gram.known(statistics)
+        seen = statistics._replace(interaction=gram.cosines(matrix))
         weights, state = weighting.update(seen, state)
-        lengths = gram.norms(statistics.interaction)
+        weights = jnp.where(base.known_tasks(statistics), weights, 0)
+        lengths = gram.norms(matrix)
         inverse = gram.inverse_or_zero(lengths)
         found = weights * inverse * gram.inverse_or_zero(jnp.max(inverse))
         total = jnp.sum(found)
@@ -252,9 +254,12 @@ def clipped(weighting: base.Weighting, lower: float = 0.0, upper: float = 1.0) -
 def rescaled(weighting: base.Weighting, total: float = 1.0) -> base.Weighting:
     """Makes the sizes of the weights sum to a number, so that methods share one learning rate.
 
+    Sizes are absolute values. Weights of one sign then sum to the number; where signs differ, as
+    they may for IMTL-G, ConFIG and Aligned-MTL, they sum to less.
+
     Args:
       weighting: the weighting to wrap.
-      total: of the weights' absolute values, positive.
+      total: of the absolute values of the known tasks' weights, positive.
 
     Returns:
       The wrapped :class:`~ldro_jax.weighting.base.Weighting`; even weights where all were zero.
@@ -266,10 +271,11 @@ def rescaled(weighting: base.Weighting, total: float = 1.0) -> base.Weighting:
 
     def update(statistics, state):
         weights, state = weighting.update(statistics, state)
+        weights = jnp.where(base.known_tasks(statistics), weights, 0)
         # Divided twice, because a sum of large weights overflows.
         largest = jnp.max(jnp.abs(weights))
         relative = weights * gram.inverse_or_zero(largest)
-        found = total * relative * gram.inverse_or_zero(jnp.sum(jnp.abs(relative)))
-        return jnp.where(largest > 0, found, total / weights.size), state
+        scaled = total * relative * gram.inverse_or_zero(jnp.sum(jnp.abs(relative)))
+        return jnp.where(largest > 0, scaled, total * gram.even(statistics)), state
 
     return weighting._replace(update=update)
