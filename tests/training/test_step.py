@@ -216,7 +216,8 @@ def updates(method, batches, losses=None):
     """The gradient of each batch, all from the same start and the same last losses."""
     state, step = start_and_step("bigram", method)
     if losses is not None:
-        first = state.opt_state[0]._replace(losses=jnp.float32(losses))
+        known = {"losses": jnp.float32(losses), "seen": jnp.ones(len(losses), bool)}
+        first = state.opt_state[0]._replace(**known)
         state = state._replace(opt_state=(first, *state.opt_state[1:]))
     start, _ = flatten_util.ravel_pytree(state.params)
     for batch in batches:
