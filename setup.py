@@ -26,15 +26,13 @@ _TRAINER = [
 ]
 _TFDS = [
     "tensorflow>=2.19",
-    "tensorflow-datasets>=4.9.9",
+    # TFDS 4.9.9 can't read a data set under protobuf 7.
+    "tensorflow-datasets>=4.9.10",
     # TFDS imports it to build a data set, but doesn't name it.
     "importlib-resources>=6",
-    # TFDS 4.9.10 can't read a data set under protobuf 7.
-    "protobuf<7",
 ]
 _VISION = [*_TRAINER, *_TFDS, "scikit-learn>=1.5"]
-# sentencepiece 0.2.3 wants the protobuf that TFDS can't use.
-_LM = [*_TRAINER, *_TFDS, "sentencepiece<0.2.3", "seqio>=0.0.20"]
+_LM = [*_TRAINER, *_TFDS, "sentencepiece>=0.2", "seqio>=0.0.20"]
 # For an output directory in a bucket. Orbax imports google-cloud-storage, but doesn't name it.
 _GCS = ["gcsfs>=2025.2", "google-cloud-storage>=2.19"]
 # What T5X imports. It is not on the package index itself: scripts/install_t5x.sh installs it.

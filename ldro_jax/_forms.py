@@ -103,7 +103,8 @@ def read(
             f"There must be one loss for each of the {num_tasks} tasks, shape ({num_tasks},), but "
             f"the losses have shape {jnp.shape(step.losses)}."
         )
-    return step._replace(is_stacked=form == "stacked")
+    losses = interaction_base.replicated(step.losses)
+    return step._replace(losses=losses, is_stacked=form == "stacked")
 
 
 def is_like(tree: Any, other: Any) -> bool:
@@ -224,7 +225,7 @@ def _from_losses_fn(losses_fn, params, interaction_fn, preconditioner, dtype) ->
 
 def _differentiated(losses_fn, params, interaction, dtype) -> Step:
     def at_least_dtype(params):
-        losses = jnp.asarray(losses_fn(params))
+        losses = interaction_base.replicated(jnp.asarray(losses_fn(params)))
         _check_floating(losses)
         # The pullback then takes the weights as they are; a loss in half precision still
         # differentiates in half precision what it computes in it.
@@ -242,7 +243,13 @@ def _from_pullback(losses, pullback, interaction, dtype) -> Step:
             f"{losses.dtype}, which would round them. Return losses.astype(jnp.{dtype}) from the "
             "function that jax.vjp differentiates."
         )
-    return Step(losses, lambda weights: pullback(weights.astype(losses.dtype)), interaction)
+    where = interaction_base.explicit_mesh(losses) and jax.typeof(losses).sharding
+
+    def pull(weights):
+        weights = weights.astype(losses.dtype)
+        return pullback(jax.sharding.reshard(weights, where) if where else weights)
+
+    return Step(losses, pull, interaction)
 
 
 def _from_stacked(gradients, losses, params, strategy, preconditioner, num_tasks) -> Step:
@@ -303,7 +310,8 @@ def _check_batch(name: str, batch: Any, num_tasks: int) -> None:
 
 
 def _check_scalar_loss(loss_fn, params, batch) -> None:
-    shapes = jax.eval_shape(lambda p, x: loss_fn(p, interaction_base.task(x, 0)), params, batch)
+    found = jax.eval_shape(jax.vmap(loss_fn, in_axes=(None, 0)), params, batch)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), found)
     if getattr(shapes, "shape", None) != ():
         raise ValueError(
             "loss_fn must return one number, the mean loss of one task, but it returns "

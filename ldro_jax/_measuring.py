@@ -94,8 +94,13 @@ def all_underflow(
 
     suspect = ~(known & (squares != 0)).any()
     # Nested, since under vmap a condition that differs between the runs costs as if always true.
-    return _if_due(due, lambda: jax.lax.cond(suspect, any_nonzero, lambda: no), no)
+    return _if_due(due, lambda: _if_due(suspect, any_nonzero, no), no)
 
 
 def _if_due(due, true_fun, otherwise):
-    return true_fun() if due is None else jax.lax.cond(due, true_fun, lambda: otherwise)
+    if due is None:
+        return true_fun()
+    if not isinstance(due, jax.core.Tracer):
+        # Outside of a jit, lax.cond would compile new functions in every step.
+        return true_fun() if due else otherwise
+    return jax.lax.cond(due, true_fun, lambda: otherwise)

@@ -27,6 +27,8 @@ class WeightedState(NamedTuple):
       descent: sum over all steps of ``A w``, how much each loss falls to first order with a
         learning rate of 1 along the weighted gradient, ``[N]``.
       nonfinite: how often the loss of each task was not finite, int32 ``[N]``.
+      negative: how often the loss of each task was below zero though the weighting needs positive
+        losses, int32 ``[N]``; the weights stayed in these steps.
       nonfinite_streak: number of steps in a row, up to the last one, in which one was not, int32.
       unmeasured: how often the interactions of each task could not be measured when they were due,
         int32 ``[N]``: its gradient was not finite, or its norm so large or small that the square
@@ -47,6 +49,7 @@ class WeightedState(NamedTuple):
     noise: jax.Array
     descent: jax.Array
     nonfinite: jax.Array
+    negative: jax.Array
     nonfinite_streak: jax.Array
     unmeasured: jax.Array
     unsolved: jax.Array
@@ -75,10 +78,12 @@ def initial(weighting: weighting_base.Weighting, num_tasks: int, dtype: Any) -> 
         noise=jnp.zeros((num_tasks,), dtype),
         descent=jnp.zeros((num_tasks,), dtype),
         nonfinite=jnp.zeros((num_tasks,), jnp.int32),
+        negative=jnp.zeros((num_tasks,), jnp.int32),
         nonfinite_streak=jnp.zeros([], jnp.int32),
         unmeasured=jnp.zeros((num_tasks,), jnp.int32),
         unsolved=jnp.zeros([], jnp.int32),
-        weighting=weighting.init(num_tasks, dtype),
+        # A buffer of its own for each field, so that a step can be given them all.
+        weighting=jax.tree.map(jnp.copy, weighting.init(num_tasks, dtype)),
     )
 
 

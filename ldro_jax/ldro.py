@@ -15,6 +15,7 @@ import jax
 import optax
 
 from ldro_jax import transform as transform_lib
+from ldro_jax._trained import moved_by
 from ldro_jax.diagnostics import diagnose
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
@@ -25,6 +26,7 @@ __all__ = [
     "diagnose",
     "interaction",
     "losses",
+    "moved_by",
     "preconditioner",
     "transform",
     "weights",
@@ -46,6 +48,7 @@ def transform(
     lagged: bool = False,
     smoothing: float = 0.0,
     floor: float = 0.0,
+    trainable: Any = None,
 ) -> transform_lib.Weighted:
     r"""Lookahead-DRO as an Optax gradient transformation; chain it before any optimizer.
 
@@ -55,6 +58,11 @@ def transform(
     .. math:: \min_w \max_v v^⊤ (ℓ 1^⊤ − λA) w, \qquad A_{ij} = ⟨∇ℓ_i, ∇ℓ_j⟩,
 
     by one exponentiated-gradient step of rate η per training step, with A refreshed every k steps.
+
+    Losses are compared as they are: of tasks with losses of different size it sees the largest. And
+    it looks for the worst task, not for the one that can still improve: a task that can't be learnt
+    keeps the weight that others could use, more so with the minibatch's A, whose diagonal is mostly
+    noise. See "Before you use it" in docs/methods.md.
 
     Args:
       num_tasks: N.
@@ -72,7 +80,7 @@ def transform(
         :func:`ldro_jax.weighting.smooth_lookahead`.
       adversary_temperature: σ, of its adversary; τ if it isn't given.
       relative: take the rates relative to the mean loss and the gradients' lengths, so that they
-        don't depend on the scale of losses and parameters.
+        don't depend on the scale of losses and parameters. It needs positive losses.
       normalize_interaction: divide column j of A by ‖∇ℓ_j‖, as the paper does.
       interaction: how to measure A; see :mod:`ldro_jax.interaction`.
       lagged: with k = 1, use the matrix of the step before, which saves memory.
@@ -80,6 +88,9 @@ def transform(
         as 0.99; 0 for none. What minibatches measure is noisy, and solving the game every step
         follows the noise.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
+      trainable: the parameters that are trained, where others are frozen, so that A is that of
+        these alone: a tree of bools like the parameters, or a function from them to it.
+        :func:`moved_by` makes one from an optimizer that freezes some.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. Its ``update`` takes task statistics in one of
@@ -134,7 +145,9 @@ def transform(
         if temperature is None or exact or adversary_temperature is not None:
             raise ValueError(
                 "Without lookahead_lr, temperature is needed, and optionally weight_lr. Given: "
-                f"{', '.join(given) or 'none of them'}."
+                f"{', '.join(given) or 'none of them'}. No rates suit all losses; to begin with, "
+                "lookahead_lr=3, temperature=0.3, relative=True, smoothing=0.99 don't depend on "
+                "their scale. See docs/methods.md."
             )
         rate = 0.1 if weight_lr is None else weight_lr
         weighting = regularized_dro(temperature, rate=rate, relative=relative)
@@ -159,6 +172,7 @@ def transform(
         lagged=lagged,
         smoothing=smoothing,
         floor=floor,
+        trainable=trainable,
     )
 
 

@@ -8,12 +8,13 @@ the same forward pass (one backward pass): the update is ``Σ_i w_i ∇ℓ_i``, 
 
 import functools
 import operator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import _forms, _measuring, _state, _wrappers, checks
+from ldro_jax import _forms, _measuring, _reads, _state, _trained, _wrappers, checks
 from ldro_jax import interaction as interaction_lib
 from ldro_jax._state import WeightedState, find_state
 from ldro_jax.interaction import base as interaction_base
@@ -53,6 +54,7 @@ def weighted(
     smoothing: float = 0.0,
     total: float | None = None,
     floor: float = 0.0,
+    trainable: Any = None,
 ) -> Weighted:
     """Trains on the weighted loss ``Σ_i w_i ℓ_i``, with weights chosen anew in every step.
 
@@ -84,8 +86,9 @@ def weighted(
     their task, in floating point, and that of an absent task any finite number.
 
     A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
-    ``nonfinite`` counts the event. Interactions that are not finite keep their last values, and
-    ``unmeasured`` counts the tasks.
+    ``nonfinite`` counts the event. One in which a loss is below zero trains with the weights of the
+    step before if the weighting needs positive losses, and ``negative`` counts it. Interactions
+    that are not finite keep their last values, and ``unmeasured`` counts the tasks.
 
     Args:
       weighting: how to choose the weights.
@@ -104,6 +107,13 @@ def weighted(
         [0, 1); see :func:`ldro_jax.weighting.smoothed`.
       total: what the weights are made to sum to; by default what the method says.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
+      trainable: the parameters that are trained, where others are frozen: a tree of bools like the
+        parameters (or a prefix of one), or a function from the parameters to it. Frozen ones count
+        in no interaction, cost no gradient in the forms with ``loss_fn`` and ``losses_fn``, and
+        have updates of zero. Without it, what an optimizer that comes after the weighting leaves
+        as it is (``optax.set_to_zero``) counts like the rest; see
+        :func:`ldro_jax.ldro.moved_by`. An ``interaction_fn`` without arguments has to leave it
+        out itself.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a :class:`WeightedState`. Other extra
@@ -146,11 +156,16 @@ def weighted(
             f"lagged needs interaction_interval=1, but the interval is {interaction_interval}."
         )
     fused = weighting.uses_interaction and every_step
+    # Inlined where the step is jitted. Where it isn't, loops of a solver would compile in each.
+    weigh = jax.jit(weighting.update, inline=True)
 
     def init_fn(params):
         _wrappers.check(params)
+        if trainable is not None:
+            params = _trained.hide(params, _trained.mask(trainable, params))
         _forms.check_real("params", params)
         dtype = interaction_base.statistics_dtype(params)
+        _reads.check(weighting, num_tasks, dtype)
         return _state.initial(weighting, num_tasks, dtype)
 
     def update_fn(
@@ -172,7 +187,6 @@ def weighted(
     ):
         del extra_args
         _wrappers.check_update(updates, params)
-        _forms.check_real("params", params)
         # What flax.nnx.Optimizer makes of None.
         updates = updates if jax.tree.leaves(updates) else None
         arguments = {
@@ -185,6 +199,12 @@ def weighted(
             "interaction_fn": interaction_fn,
             "preconditioner": preconditioner,
         }
+        everything, trained = params, None
+        if trainable is not None:
+            trained = _trained.mask(trainable, params)
+            arguments, updates = _trained.restricted(arguments, updates, params, trained)
+            params = _trained.hide(params, trained)
+        _forms.check_real("params", params)
         step = _forms.read(
             arguments,
             updates,
@@ -227,9 +247,12 @@ def weighted(
             excess=_excess(weighting, excess, present, current),
             known=known | ~known.any(),
         )
-        proposal = weighting.update(statistics, state.weighting)
+        proposal = weigh(statistics, state.weighting)
+        negative = jnp.zeros_like(present)
+        if weighting.needs_positive_losses:
+            negative = present & (current < 0)
         # The weights themselves overflow when a rate times a loss does.
-        usable = good & jnp.isfinite(proposal[0]).all()
+        usable = good & jnp.isfinite(proposal[0]).all() & ~negative.any()
         weights, inner = jax.tree.map(
             functools.partial(jnp.where, usable), proposal, (state.weights, state.weighting)
         )
@@ -241,13 +264,16 @@ def weighted(
 
         pulled = step.pullback(jnp.where(present, weights, 0))
         gradient = pulled.gradient if isinstance(pulled, interaction_base.Pulled) else pulled
+        if trained is not None:
+            gradient = _trained.hide(gradient, trained)
         if isinstance(pulled, interaction_base.Pulled) and not lagged:
             raise ValueError(
                 "pullback returned the interaction with the gradient, after the weights were "
                 "chosen. That needs lagged=True and interaction_interval=1."
             )
         if weighting.uses_interaction and lagged:
-            found = step.interaction if gradient is pulled else lambda: pulled.matrix
+            from_pull = isinstance(pulled, interaction_base.Pulled)
+            found = (lambda: pulled.matrix) if from_pull else step.interaction
             measured, unmeasured, ever_measured = measure(found)
         _forms.check_real("gradient", gradient)
         if weighting.uses_interaction and from_batch:
@@ -267,6 +293,8 @@ def weighted(
             gradient = jax.tree.map(lambda g, u: g + u.astype(g.dtype), gradient, updates)
         # A loss that is not finite makes the whole pullback so, whatever its weight.
         gradient = jax.tree.map(lambda g: jnp.where(good, g, 0), gradient)
+        if trained is not None:
+            gradient = _trained.merge(gradient, jax.tree.map(jnp.zeros_like, everything))
 
         return gradient, WeightedState(
             count=jnp.asarray(optax.safe_increment(state.count)),
@@ -279,6 +307,7 @@ def weighted(
             noise=measured.noise,
             descent=_descended(state.descent, measured.matrix, weights, good),
             nonfinite=state.nonfinite + bad.astype(jnp.int32),
+            negative=state.negative + negative.astype(jnp.int32),
             nonfinite_streak=jnp.where(good, 0, state.nonfinite_streak + 1),
             unmeasured=state.unmeasured + unmeasured.astype(jnp.int32),
             unsolved=_state.unsolved(inner),

@@ -4,10 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import oracles
 import problems
 import pytest
+import usual
 
-from ldro_jax import ldro, transform, weighting
+from ldro_jax import interaction, ldro, transform, weighting
+
+
+def made(name):
+    return weighting.create(name, usual.hyperparameters(name, 5))
 
 
 def batch_with(problem, value, task=2):
@@ -256,6 +262,8 @@ def test_the_front_door_needs_a_weight_lr():
         ldro.transform(3, lookahead_lr=0.1)
     with pytest.raises(ValueError, match="Without lookahead_lr, temperature .* Given: weight_lr"):
         ldro.transform(3, weight_lr=0.1)
+    with pytest.raises(ValueError, match="Given: none of them. .* to begin with, lookahead_lr=3"):
+        ldro.transform(3)
 
 
 def test_without_a_look_ahead_the_front_door_is_regularised_dro():
@@ -273,3 +281,60 @@ def test_errors_come_through_a_chain_and_jit():
     tx = optax.chain(transform.weighted(weighting.average(), N), optax.sgd(0.1))
     with pytest.raises(ValueError, match="one of these forms"):
         jax.jit(tx.update)(None, tx.init(problem.params), problem.params)
+
+
+def softly(statistics):
+    return jax.nn.softmax(jnp.diagonal(statistics.interaction))
+
+
+def test_a_weighting_that_reads_what_nobody_measures_is_refused():
+    problem = problems.mlp()
+    tx = transform.weighted(weighting.stateless(softly), 5)
+    with pytest.raises(ValueError, match=r"reads statistics.interaction.*uses_interaction=True"):
+        tx.init(problem.params)
+    # A function that is compiled reads what it looks at, and no more.
+    jitted = weighting.stateless(jax.jit(lambda s: s.losses / jnp.sum(s.losses)))
+    transform.weighted(jitted, 5).init(problem.params)
+
+
+def test_a_weighting_that_says_what_it_reads_is_shown_it():
+    problem = problems.mlp()
+    method = weighting.stateless(softly, uses_interaction=True)
+    _, state = problems.train(transform.weighted(method, 5), problem, 1)[-1]
+    expected = jax.nn.softmax(np.diagonal(oracles.gram(*problem)))
+    np.testing.assert_allclose(state.weights, expected, rtol=1e-5)
+    assert np.ptp(state.weights) > 0.01
+
+
+NEEDY = [name for name in weighting.METHODS if made(name).needs_positive_losses]
+
+
+def test_some_methods_need_positive_losses():
+    assert {"famo", "geometric_mean", "gradnorm", "q_ffl", "scale_invariant"} <= set(NEEDY)
+
+
+@pytest.mark.parametrize("name", NEEDY)
+def test_a_loss_below_zero_is_counted_and_moves_no_weight(name):
+    problem = problems.mlp()
+    tx = transform.weighted(made(name), 5)
+    shift = jnp.array([0.0, 0.0, 1e3, 0.0, 0.0])
+
+    @jax.jit
+    def step(state, shift):
+        losses, pull = jax.vjp(lambda p: problem.losses(p) - shift, problem.params)
+        matrix = interaction.jacobian_gram(problem.losses, problem.params)
+        given = {
+            "losses": losses,
+            "pullback": lambda w: pull(w)[0],
+            "interaction_fn": lambda: matrix,
+        }
+        return tx.update(None, state, problem.params, **given)
+
+    _, good = step(tx.init(problem.params), 0 * shift)
+    updates, state = step(good, shift)
+    np.testing.assert_array_equal(good.negative, 0)
+    np.testing.assert_array_equal(state.negative, [0, 0, 1, 0, 0])
+    for field in ("weights", "weighting"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(state, field), getattr(good, field))
+    # It still trains, with these weights.
+    assert any((leaf != 0).any() for leaf in jax.tree.leaves(updates))

@@ -7,7 +7,7 @@ import optax
 import orbax.checkpoint as ocp
 import problems
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ldro_jax import ldro, transform
 
@@ -73,12 +73,13 @@ def test_checkpoints_bit_for_bit(tmp_path):
         (params, state), restored = one, two[1]
 
 
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("interval", [1, 3])
-def test_one_and_eight_devices_agree(interval):
+def test_one_and_eight_devices_agree(interval, kind):
     problem = problems.mlp()
     tx = make(interval)
     expected = problems.train(tx, problem, 20)[-1]
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
     replicated = NamedSharding(mesh, PartitionSpec())
     examples = NamedSharding(mesh, PartitionSpec(None, "data"))
     batch = {
@@ -104,6 +105,29 @@ def test_a_sweep_in_one_vmap():
     rates = jnp.array([0.0, 0.5, 2.0])
     alone = [final_weights(float(rate)) for rate in rates]
     np.testing.assert_allclose(jax.vmap(final_weights)(rates), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"interval": 1}, {"interval": 1, "lagged": True}, {"interval": 1, "exact": True}],
+)
+def test_outside_of_a_jit_only_the_first_steps_compile(options):
+    problem = problems.mlp()
+    exact = {"weight_lr": None} if "exact" in options else {}
+    tx = make(**{"interval": 100} | exact | options)
+    params, state = problem.params, tx.init(problem.params)
+    compiled = []
+
+    def listen(event, *_, **__):
+        compiled.append(event)
+
+    for step in range(4):
+        if step == 2:
+            jax.monitoring.register_event_duration_secs_listener(listen)
+        arguments = {"loss_fn": problem.loss_fn, "batch": problem.batch}
+        updates, state = tx.update(None, state, params, **arguments)
+        params = optax.apply_updates(params, updates)
+    assert [event for event in compiled if "backend_compile" in event] == []
 
 
 @pytest.mark.parametrize("form", ["tasks", "stacked"])

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from ldro_jax import checks, paths, processes, reporting, weighting
+from ldro_jax import _trained, checks, paths, processes, reporting, weighting
 from ldro_jax import output_dir as output_dir_lib
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
@@ -36,6 +36,7 @@ def compare(
     layout: Layout | None = None,
     microbatches: int = 1,
     interaction_rows: int | None = None,
+    trainable: Any = None,
     runs_together: int | None = None,
     references: str | Callable[..., Any] | None = None,
     select_by: str = "worst",
@@ -61,13 +62,18 @@ def compare(
       batch_size: rows of all tasks in a batch.
       output_dir: where everything goes: ``results.json``, ``report.html``, records, checkpoints.
       sampler: ``"balanced"``, the same number of rows from every task, or ``"uniform"``, plain
-        random batches.
+        random batches. It changes the noise, not the objective: tasks count by their weights either
+        way. For the mean over all rows, as plain training has it, compare with the method "erm".
       layout: how to use several devices, which one run at a time is then trained on, with rows from
         the host. Where it isn't given, data that fits on a device is held there, and runs that
         differ in rates and seeds alone are trained together.
       microbatches: in how many parts to take a batch.
       interaction_rows: measure the interaction on so many rows of each task; by default on those
         of the batch. More than these are drawn apart, when they are needed.
+      trainable: the parameters that are trained, where others are frozen: a tree of bools like the
+        parameters, or a function from them to one. Frozen ones keep the values of
+        :meth:`Problem.init`, and count in no interaction. Those that ``optimizer`` itself leaves as
+        they are (``optax.set_to_zero``) are found without it.
       runs_together: how many runs to train at a time, as one program; halved while they don't fit
         into memory. By default all that can be on an accelerator, and one on CPU, where it makes no
         difference to the speed.
@@ -99,6 +105,8 @@ def compare(
     checks.one_of("select_by", select_by, ("average", "worst"))
     settings, runs_of = runs_lib.list_runs(methods, seeds, from_data=weighting.FROM_DATA)
     references_lib.check(references, settings)
+    if trainable is not None:
+        optimizer = _trained.only(optimizer, trainable)
     made = make_problem(problem, data_dir, schedule)
     first = make_program(made, optimizer, batches, runs_lib.AVERAGE, layout)
     together = _together(runs_together, first, schedule, len(runs_of))
@@ -115,6 +123,7 @@ def compare(
                 schedule=schedule,
                 batches=batches,
                 layout=layout,
+                **({"frozen": first.frozen} if first.frozen else {}),
             )
             output = output_dir_lib.OutputDir(output_dir, config_text)
             if (finished := output.check()) is not None:

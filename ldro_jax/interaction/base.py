@@ -6,6 +6,7 @@ and what they compute again. Each is an :class:`Interaction`; it knows nothing o
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 # Elements of a row; 20 rows of float32 are then 1.3 MB.
 _SLICE = 16384
@@ -112,11 +113,17 @@ def combined(weights: jax.Array, gradients: jax.Array) -> jax.Array:
       ``[...]``, in the gradients' dtype; summed in the wider of both.
     """
     dtype = np.promote_types(weights.dtype, gradients.dtype)
+    where: Any = {}
+    if (mesh := explicit_mesh(gradients)) is not None:
+        over_tasks, *rest = [*jax.typeof(gradients).sharding.spec] or [None]
+        weights = jax.sharding.reshard(weights, NamedSharding(mesh, PartitionSpec(over_tasks)))
+        where = {"out_sharding": NamedSharding(mesh, PartitionSpec(*rest))}
     total = jnp.tensordot(
         weights.astype(dtype),
         gradients.astype(dtype),
         axes=1,
         precision=jax.lax.Precision.HIGHEST,
+        **where,
     )
     return total.astype(gradients.dtype)
 
@@ -134,12 +141,15 @@ def products(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
     """
     # Contracting all axes at once, instead of flattening first, keeps a sharded leaf in place.
     axes = tuple(range(1, x.ndim))
+    mesh = explicit_mesh(x) or explicit_mesh(y)
+    where: Any = {} if mesh is None else {"out_sharding": NamedSharding(mesh, PartitionSpec())}
     return jax.lax.dot_general(
         x,
         y,
         ((axes, axes), ((), ())),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=dtype,
+        **where,
     )
 
 
@@ -256,6 +266,76 @@ def task(batch: Any, index: jax.typing.ArrayLike) -> Any:
       The same pytree without the task axis.
     """
     return jax.tree.map(lambda x: x[index], batch)
+
+
+def explicit_mesh(x: jax.Array) -> Any:
+    """The mesh that the type of an array names, with axes of the type ``Explicit``.
+
+    Args:
+      x: an array, traced or not.
+
+    Returns:
+      An abstract mesh; ``None`` if there is none, or the compiler decides where the array lies.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    return mesh if any(kind == AxisType.Explicit for kind in mesh.axis_types) else None
+
+
+def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> jax.Array:
+    """Zeros to add up products in, on the explicit mesh of some arrays if they lie on one.
+
+    Args:
+      shape: of the zeros.
+      dtype: of the zeros.
+      like: a pytree of these arrays.
+
+    Returns:
+      The array.
+    """
+    meshes = [mesh for x in jax.tree.leaves(like) if (mesh := explicit_mesh(x)) is not None]
+    found = jnp.zeros(shape, dtype)
+    if not meshes:
+        return found
+    return jax.sharding.reshard(found, NamedSharding(meshes[0], PartitionSpec()))
+
+
+def replicated(x: jax.Array) -> jax.Array:
+    """An array with all of it on each device, where an explicit mesh holds it otherwise.
+
+    Args:
+      x: an array.
+
+    Returns:
+      It, or a copy.
+    """
+    mesh = explicit_mesh(x)
+    if mesh is None or not any(jax.typeof(x).sharding.spec):
+        return x
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def whole_tasks(tree: Any) -> Any:
+    """Arrays that can be taken apart into tasks, where an explicit mesh has split them over tasks.
+
+    Args:
+      tree: arrays ``[task, ...]``.
+
+    Returns:
+      The same; what was split over the tasks is split along the next axis instead, if that can be.
+    """
+
+    def whole(x):
+        mesh = explicit_mesh(x)
+        if mesh is None or not (spec := jax.typeof(x).sharding.spec) or spec[0] is None:
+            return x
+        moved, rest = spec[0], [*spec[1:], *[None] * (x.ndim - len(spec))]
+        names = moved if isinstance(moved, tuple) else (moved,)
+        parts = math.prod(mesh.shape[name] for name in names)
+        if rest and rest[0] is None and x.shape[1] % parts == 0:
+            rest[0] = moved
+        return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(None, *rest)))
+
+    return jax.tree.map(whole, tree)
 
 
 def over_data(leaf: Any, sharding: NamedSharding) -> NamedSharding:

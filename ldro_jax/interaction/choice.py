@@ -174,6 +174,9 @@ def _halves(leaf: jax.Array) -> jax.Array:
             "interaction='split' needs an even number of examples of each task, to halve them, but "
             f"there are {examples}."
         )
+    if base.explicit_mesh(leaf) is not None:
+        # Halves of so few rows can't always be split over the devices.
+        leaf = base.replicated(leaf)
     # Rows that only fill up a batch come last, and each half must have real ones.
     pairs = leaf.reshape(num_tasks, examples // 2, 2, *leaf.shape[2:])
     return pairs.swapaxes(1, 2).reshape(2 * num_tasks, examples // 2, *leaf.shape[2:])
@@ -220,11 +223,6 @@ def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
 
 
 def _has(name: str, loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
-    first = jax.eval_shape(lambda x: base.task(x, 0), batch)
-    jaxpr = jax.make_jaxpr(loss_fn)(jax.tree.map(_shape, params), first)
+    jaxpr = jax.make_jaxpr(jax.vmap(loss_fn, in_axes=(None, 0)))(params, batch)
     # The text names the primitives of nested jaxprs as well.
     return name in str(jaxpr)
-
-
-def _shape(x: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype)

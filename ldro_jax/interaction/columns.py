@@ -17,6 +17,7 @@ def columns() -> base.Interaction:
     """
 
     def matrix(loss_fn, params, batch):
+        batch = base.whole_tasks(batch)
         dtype = base.statistics_dtype(params)
 
         def losses_fn(params):

@@ -20,11 +20,11 @@ def jacobian_gram(losses_fn: Callable[[Any], jax.Array], params: Any) -> jax.Arr
       ``[N, N]``.
     """
     if jax.default_backend() != "cpu":
-        return base.gram(jax.jacrev(losses_fn)(params))
+        return base.gram(jax.jacrev(lambda p: base.replicated(losses_fn(p)))(params))
     # XLA:CPU of jaxlib 0.10.2 silently miscompiles a batched pullback (jit of jacrev or of
     # vmap(vjp)) of some loss vectors; one row after another has always been right, and is no slower
     # there.
-    losses, pullback = jax.vjp(losses_fn, params)
+    losses, pullback = jax.vjp(lambda p: base.replicated(losses_fn(p)), params)
     basis = jnp.eye(losses.size, dtype=losses.dtype)
     rows = jax.lax.map(lambda cotangent: pullback(cotangent)[0], basis)
     return base.gram(rows)

@@ -233,7 +233,7 @@ def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, d
 
     (last, total), (sums, others) = lax.scan(
         step,
-        (list(first), jnp.zeros((count, count), dtype)),
+        (list(first), base.zeros((count, count), dtype, inputs)),
         list(rows),
         length=eqn.params["length"],
         reverse=eqn.params["reverse"],

@@ -32,12 +32,12 @@ def offload() -> base.Interaction:
 
         def gradient(task_batch):
             found = jax.grad(loss_fn)(params, task_batch)
-            flat = [leaf.reshape(-1) for leaf in jax.tree.leaves(found)]
+            flat = [base.replicated(leaf).reshape(-1) for leaf in jax.tree.leaves(found)]
             return jax.device_put(flat, jax.memory.Space.Host)
 
         dtype = base.statistics_dtype(params)
         total = jnp.zeros((num_tasks, num_tasks), dtype)
-        for rows in jax.lax.map(gradient, batch):
+        for rows in jax.lax.map(gradient, base.whole_tasks(batch)):
             total += _products(rows, num_tasks, dtype)
         return total
 

@@ -32,7 +32,7 @@ def scan(
             loss, gradient = jax.value_and_grad(loss_fn, has_aux=has_aux)(params, task_batch)
             return loss, gradient if constrain is None else constrain(gradient)
 
-        return jax.lax.map(value_and_gradient, batch)
+        return jax.lax.map(value_and_gradient, base.whole_tasks(batch))
 
     def matrix(loss_fn, params, batch):
         def gradient(task_batch):
@@ -41,6 +41,6 @@ def scan(
                 gradient = constrain(gradient)
             return gradient if dtype is None else jax.tree.map(lambda g: g.astype(dtype), gradient)
 
-        return base.gram(jax.lax.map(gradient, batch))
+        return base.gram(jax.lax.map(gradient, base.whole_tasks(batch)))
 
     return base.Interaction(matrix, gradients)

@@ -110,7 +110,7 @@ def made_and_used(jaxpr: core.Jaxpr) -> tuple[dict[Any, int], collections.Counte
     """
     made = {v: number for number, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
     used = collections.Counter(
-        v for eqn in [*jaxpr.eqns, jaxpr.outvars] for v in _variables(getattr(eqn, "invars", eqn))
+        v for eqn in [*jaxpr.eqns, jaxpr.outvars] for v in variables(getattr(eqn, "invars", eqn))
     )
     return made, used
 
@@ -125,13 +125,30 @@ def needed(jaxpr: core.Jaxpr, outputs: Iterable[Any]) -> list[int]:
     Returns:
       The numbers.
     """
-    wanted, found = set(_variables(outputs)), []
+    wanted, found = set(variables(outputs)), []
     for number in reversed(range(len(jaxpr.eqns))):
         eqn = jaxpr.eqns[number]
         if wanted.intersection(eqn.outvars):
-            wanted.update(_variables(eqn.invars))
+            wanted.update(variables(eqn.invars))
             found.append(number)
     return found[::-1]
+
+
+def depending(jaxpr: core.Jaxpr, inputs: Iterable[Any]) -> list[bool]:
+    """Which outputs depend on some of the inputs.
+
+    Args:
+      jaxpr: the program, without calls; a loop or a condition depends on all that it is given.
+      inputs: variables of it.
+
+    Returns:
+      For each output.
+    """
+    live = set(inputs)
+    for eqn in jaxpr.eqns:
+        if live.intersection(variables(eqn.invars)):
+            live.update(eqn.outvars)
+    return [not isinstance(v, core.Literal) and v in live for v in jaxpr.outvars]
 
 
 def read(known: Mapping[Any, Any], variable: Any) -> Any:
@@ -158,12 +175,20 @@ def run(jaxpr: core.Jaxpr, eqn: Any, known: Mapping[Any, Any]) -> Sequence[jax.A
     Returns:
       Its outputs.
     """
-    inputs = list(dict.fromkeys(_variables(eqn.invars)))
+    inputs = list(dict.fromkeys(variables(eqn.invars)))
     alone = jaxpr.replace(
         constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects
     )
     return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(known[v] for v in inputs))
 
 
-def _variables(atoms: Iterable[Any]) -> list[Any]:
+def variables(atoms: Iterable[Any]) -> list[Any]:
+    """Those of the inputs or outputs of an equation that aren't literals.
+
+    Args:
+      atoms: the inputs or outputs.
+
+    Returns:
+      The variables, in their order.
+    """
     return [v for v in atoms if not isinstance(v, core.Literal)]

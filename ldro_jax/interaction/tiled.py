@@ -26,6 +26,7 @@ def tiled(tile_size: int = 1) -> base.Interaction:
 
     def matrix(loss_fn, params, batch):
         num_tasks = base.num_tasks(batch)
+        batch = base.whole_tasks(batch)
         num_tiles = -(-num_tasks // tile_size)
         size = num_tiles * tile_size
 
@@ -44,7 +45,7 @@ def tiled(tile_size: int = 1) -> base.Interaction:
                 block = base.gram(left, gradients(column)).astype(dtype)
                 return jax.lax.dynamic_update_slice(products, block, (0, column * tile_size))
 
-            products = jnp.zeros((tile_size, size), dtype)
+            products = base.zeros((tile_size, size), dtype, params)
             return jax.lax.fori_loop(row, num_tiles, add_tile, products)
 
         rows = jax.lax.map(row_of_tiles, jnp.arange(num_tiles))

@@ -57,7 +57,7 @@ def rows_by_task(tasks: np.ndarray, num_tasks: int) -> np.ndarray:
 
 
 def probabilities(weights: Any) -> np.ndarray:
-    """Task weights as the probabilities to draw rows with.
+    """Numbers for each task as the probabilities to draw rows with.
 
     Args:
       weights: ``[N]``, which may sum to any number; a negative one counts by its size.
@@ -74,10 +74,49 @@ def probabilities(weights: Any) -> np.ndarray:
     return (sizes / total if 0 < total < np.inf else even).astype(np.float32)
 
 
+def probabilities_of_weights(weights: Any, seen: Any = True) -> np.ndarray:
+    """The probabilities to draw rows with until the weights are looked at again.
+
+    These are the weights, with two exceptions, since a row that is never drawn counts for nothing
+    however large the weight of its task becomes meanwhile: no task has less than a hundredth of an
+    even share, and one that was in no batch yet, whose weight means nothing, has an even share.
+
+    Args:
+      weights: of the last step, ``[N]``, which may sum to any number.
+      seen: the tasks that were in some batch so far, bool ``[N]``.
+
+    Returns:
+      ``[N]``, float32, which sum to one and are positive.
+    """
+    found = probabilities(weights)
+    even = np.float32(1 / found.size)
+    raised = np.where(seen, np.maximum(found, even / 100), even)
+    # As they are if none was raised, so that they stay the weights to the bit.
+    return found if np.array_equal(raised, found) else probabilities(raised)
+
+
+def expected_if_uniform(sizes: np.ndarray, batch_size: int) -> np.ndarray:
+    """How many rows of each task a plain random batch has on average.
+
+    Args:
+      sizes: rows of each task, ``[N]``.
+      batch_size: B.
+
+    Returns:
+      ``[N]``, float32, which sum to B.
+    """
+    shares = np.asarray(sizes, np.float64) / np.sum(sizes, dtype=np.float64)
+    return (batch_size * shares).astype(np.float32)
+
+
 def draw_mixed(
     drawn: np.ndarray, batch_size: int, probabilities: np.ndarray, seed: Sequence[int]
 ) -> Draw:
     """Rows of random tasks.
+
+    On average a task i has ``B q_i`` of them. A row counts ``w_i / (B q_i)``, so the gradient is
+    that of the weighted loss in expectation, however the weights w have moved since the
+    probabilities q were set.
 
     Args:
       drawn: rows of each task drawn before, ``[N]``.
@@ -99,7 +138,7 @@ def draw_uniform(
 ) -> Draw:
     """Plain random batches: epochs over the rows of all tasks, whatever their task.
 
-    A task may have no row in a batch.
+    A task may have no row in a batch. On average it has :func:`expected_if_uniform`.
 
     Args:
       drawn: rows of each task drawn before, ``[N]``.

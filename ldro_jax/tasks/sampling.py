@@ -83,7 +83,9 @@ def uniform(
 ) -> Draw:
     """Plain random batches: epochs over all examples, whatever their task.
 
-    A task may have no example in a batch.
+    A task may have no example in a batch. On average it has ``B n_i / n``, and its examples count
+    as if there were always so many (:func:`ldro_jax.tasks.draws.expected_if_uniform`), so what is
+    trained on doesn't depend on B; see :func:`ldro_jax.training.step.train_step`.
 
     Args:
       key: a key for the whole run.

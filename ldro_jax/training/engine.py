@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from flax.core import meta
 
-from ldro_jax import checks, interaction
+from ldro_jax import _trained, checks, interaction
 from ldro_jax.interaction import Interaction
 from ldro_jax.problems.base import Problem
+from ldro_jax.tasks import sampling
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
 from ldro_jax.training.step import TrainState
-
-SAMPLERS = ("balanced", "uniform")
 
 
 class Trial(NamedTuple):
@@ -48,7 +48,10 @@ class Batches:
     Attributes:
       size: rows of all tasks in a batch, B.
       sampler: ``"balanced"``, the same number of rows from every task, or ``"uniform"``, plain
-        random batches. A method with ``sampling="weights"`` draws rows by its weights instead.
+        random batches. Either way a task counts by its weight, not by its rows: the average loss is
+        the mean of the tasks' mean losses, and ``weighting.erm`` the mean over all rows. Random
+        batches hold few rows of a small task or none, so a row of it counts for many and gradients
+        are noisier. A method with ``sampling="weights"`` draws rows by its weights instead.
       microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
         of them.
       interaction_rows: measure the interaction on so many rows of each task; by default on those
@@ -65,7 +68,7 @@ class Batches:
 
     def __post_init__(self):
         checks.integer("batch_size", self.size)
-        checks.one_of("sampler", self.sampler, SAMPLERS)
+        checks.one_of("sampler", self.sampler, tuple(sampling.SAMPLERS))
         checks.integer("microbatches", self.microbatches)
         if self.interaction_rows is not None:
             checks.integer("interaction_rows", self.interaction_rows)
@@ -155,6 +158,11 @@ class Program(abc.ABC):
     ):
         checks.instance("optimizer", optimizer, optax.GradientTransformation, "@optax.sgd()")
         self.problem, self.batches, self._optimizer = problem, batches, optimizer
+        shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
+        moved = _trained.moved_by(optimizer, shapes)
+        if not any(jax.tree.leaves(moved)):
+            raise ValueError("optimizer leaves every parameter as it is, so nothing would train.")
+        self._trained = None if all(jax.tree.leaves(moved)) else moved
         self._set_method(method)
 
     def for_method(self, method: Method) -> "Program":
@@ -197,6 +205,7 @@ class Program(abc.ABC):
             geometry=self._geometry(),
             row_excess=self.problem.row_excess if self.method.uses_excess else None,
             multiple=multiple,
+            trained=self._trained,
         )
 
     def _strategy(self) -> Interaction:
@@ -217,8 +226,14 @@ class Program(abc.ABC):
         return functools.partial(interaction.from_optimizer, decay=decay)
 
     def _tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
-        weighting = self.method.transform(self.problem.num_tasks, rates)
+        weighting = self.method.transform(self.problem.num_tasks, rates, trainable=self._trained)
         return optax.chain(weighting, self._optimizer)
+
+    @property
+    def frozen(self) -> list[str]:
+        """The parameters that the optimizer leaves as they are."""
+        leaves = jax.tree_util.tree_leaves_with_path(self._trained)
+        return [jax.tree_util.keystr(path) for path, moves in leaves if not moves]
 
     @property
     def _fused(self) -> bool:

@@ -49,7 +49,8 @@ class Feed:
         num_tasks = self._problem.num_tasks
         if method.sampling == "uniform":
             return np.full(num_tasks, 1 / num_tasks, np.float32)
-        return draws.probabilities(weighting.first_weights(method.wrapped(), num_tasks))
+        first = weighting.first_weights(method.wrapped(), num_tasks)
+        return draws.probabilities_of_weights(first)
 
     def draw(self, drawn: np.ndarray, probabilities: np.ndarray, seed: int, step: int):
         """Which rows the batch of a step has, after ``drawn`` of each task, ``[N]``.
@@ -71,9 +72,12 @@ class Feed:
         """
         num_tasks, size = self._problem.num_tasks, self._batches.size
         measured = by_task = None
-        expected = np.bincount(draw.tasks, None, num_tasks)
         if self._method.sampling == "weights":
             expected = probabilities * np.float32(size)
+        elif self._batches.sampler == "uniform":
+            expected = draws.expected_if_uniform(self._sizes, size)
+        else:
+            expected = np.bincount(draw.tasks, None, num_tasks)
         if self._measured_rows:
             # These don't count as drawn.
             if step % self._method.interval == 0:

@@ -20,7 +20,7 @@ from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
-from ldro_jax import checks, interaction, sharding, transform
+from ldro_jax import _trained, checks, interaction, sharding, transform
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
@@ -105,7 +105,10 @@ class MeshedProgram(engine.Program):
         named = self.method.named_strategy
         if self.mesh.size == 1 or not isinstance(named, str):
             return super()._strategy()
-        found = interaction.auto(self.shardings.params)
+        shardings = self.shardings.params
+        if self._trained is not None:
+            shardings = _trained.hide(shardings, self._trained)
+        found = interaction.auto(shardings)
         return interaction.split(found) if named == "split" else found
 
     def _boxed_state(self, key):
@@ -232,8 +235,8 @@ class MeshedSession(engine.Session):
     def evaluated(self) -> np.ndarray:
         losses = np.mean(self._losses, axis=0)
         self._losses.clear()
-        weights = transform.find_state(self.states.opt_state).weights
-        self._drawn.probabilities = draws.probabilities(weights)
+        found = transform.find_state(self.states.opt_state)
+        self._drawn.probabilities = draws.probabilities_of_weights(found.weights, found.seen)
         return losses[None]
 
     @override

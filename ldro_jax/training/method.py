@@ -45,7 +45,9 @@ class Method:
       floor: share of the weight that is spread evenly.
       sampling: how language models draw the rows of a batch: ``"uniform"``, the same number of each
         task, or ``"weights"``, at random with the task weights as probabilities; the loss of a row
-        then counts ``w / q``, with the weights w now and those q that it was drawn with.
+        then counts ``w / q``, with the weights w now and the probabilities q that it was drawn
+        with. These are the weights at the last evaluation, and at least a hundredth of an even
+        share.
       geometry: ``"euclidean"``, or ``"optimizer"`` to measure the interaction in that of the
         optimizer, as :func:`ldro_jax.ldro.preconditioner` does; or a function of your own from the
         optimizer's state to a preconditioner.
@@ -87,7 +89,11 @@ class Method:
         self._weighted(made, 1)
 
     def transform(
-        self, num_tasks: int, rates: Mapping[str, Any] | None = None
+        self,
+        num_tasks: int,
+        rates: Mapping[str, Any] | None = None,
+        *,
+        trainable: Any = None,
     ) -> optax.GradientTransformationExtraArgs:
         """The Optax transformation of this method.
 
@@ -95,6 +101,7 @@ class Method:
           num_tasks: N.
           rates: values for the hyperparameters of :meth:`rates`, instead of its own; they may be
             traced, so that one program serves many settings.
+          trainable: the parameters that are trained; see :func:`ldro_jax.transform.weighted`.
 
         Returns:
           The transformation, to be chained before an optimizer.
@@ -102,7 +109,7 @@ class Method:
         Raises:
           ValueError: if the method or one of its settings is unknown or out of range.
         """
-        return self._weighted(self.weigh(rates or {}), num_tasks)
+        return self._weighted(self.weigh(rates or {}), num_tasks, trainable)
 
     def weigh(self, rates: Mapping[str, Any]) -> Weighting:
         """The weighting alone, with other values for some hyperparameters."""
@@ -114,7 +121,7 @@ class Method:
             self.weigh({}), smoothing=self.smoothing, total=self.total, floor=self.floor
         )
 
-    def _weighted(self, made: Weighting, num_tasks: int):
+    def _weighted(self, made: Weighting, num_tasks: int, trainable: Any = None):
         return transform.weighted(
             made,
             num_tasks,
@@ -124,6 +131,7 @@ class Method:
             smoothing=self.smoothing,
             total=self.total,
             floor=self.floor,
+            trainable=trainable,
         )
 
     @functools.cached_property

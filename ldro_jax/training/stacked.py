@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from ldro_jax import transform
 from ldro_jax.problems.base import OnDevice, Problem
-from ldro_jax.tasks import sampling
+from ldro_jax.tasks import draws, sampling
 from ldro_jax.training import engine
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
@@ -68,6 +68,15 @@ class StackedProgram(engine.Program):
         super()._set_method(method)
         self._stretches: dict[tuple[int, int], Callable] = {}
 
+    def check_rows(self, num_steps: int) -> None:
+        """Raises ``ValueError`` if so many steps draw more rows than int32 can number."""
+        size = max(self.batches.size, self.problem.num_tasks * (self._rows_apart or 0))
+        if num_steps * size >= 2**31:
+            raise ValueError(
+                f"batch_size × train_steps must be below 2³¹ for data on the device, but it is "
+                f"{size} × {num_steps}. Pass layout=Layout() to draw rows on the host."
+            )
+
     def init(self, seed: int) -> step_lib.TrainState:
         """The state before the first step, on which no method has an influence."""
         params = self._make_params(jax.random.key(seed))
@@ -96,7 +105,8 @@ class StackedProgram(engine.Program):
         over the steps and what was observed, ``[steps, D]``.
         """
         batches, sizes, num_tasks = self.batches, self._data.sizes, self.problem.num_tasks
-        draw = {"balanced": sampling.balanced, "uniform": sampling.uniform}[batches.sampler]
+        draw = sampling.SAMPLERS[batches.sampler]
+        on_average = draws.expected_if_uniform(sizes, batches.size)
         interval, rows_apart = self.method.interval, self._rows_apart
         observe = self.problem.observe or (lambda params: ())
         step = self._train_step()
@@ -119,10 +129,13 @@ class StackedProgram(engine.Program):
                     # They are sorted by task.
                     return take(jax.tree.map(lambda x: x.reshape(num_tasks, -1).T.reshape(-1), now))
 
+                expected = jnp.asarray(on_average)
+                if batches.sampler == "balanced":
+                    expected = jnp.bincount(drawn.task, length=num_tasks).astype(jnp.float32)
                 batch = step_lib.Batch(
                     rows=take(drawn),
                     tasks=drawn.task,
-                    expected=jnp.bincount(drawn.task, length=num_tasks).astype(jnp.float32),
+                    expected=expected,
                     measured=None if apart is None else measured,
                     by_task=sampling.places(drawn.task, num_tasks, -(-batches.size // num_tasks)),
                     reference=reference,
@@ -179,6 +192,7 @@ class StackedSession(engine.Session):
     @override
     def advance(self, until: int, preempted: Callable[[int], bool], progress: Any) -> float:
         del preempted  # a stretch doesn't stop early
+        self._program.check_rows(until)
         num_steps = until - self.step
         self.states, self._losses, seen, seconds = self._program.run(
             self._trials, self.states, num_steps

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import transform
+from ldro_jax import _trained, transform
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry as geometry_lib
 from ldro_jax.training import rows as rows_lib
@@ -38,8 +38,8 @@ class Batch(NamedTuple):
     Attributes:
       rows: arrays ``[B, ...]``.
       tasks: the task of each row, int32 ``[B]``.
-      expected: how many rows of each task a batch has, ``[N]``: as many as this one, or as many as
-        random batches have on average.
+      expected: how many rows of each task a batch has, ``[N]``: as many as this one where no chance
+        decides that, and as many as random batches have on average.
       measured: rows to measure the interaction on, arrays ``[M, ...]``, row r of task ``r mod N``,
         or a function without arguments that makes them when they are needed; ``None`` if those of
         ``rows`` serve for it.
@@ -87,12 +87,18 @@ def train_step(
     multiple: int = 1,
     geometry: Callable[[Any], Any] | None = None,
     row_excess: Callable[[Any, Any, Any], jax.Array] | None = None,
+    trained: Any = None,
 ) -> Callable[[Mapping[str, Any], TrainState, Batch], tuple[TrainState, jax.Array]]:
     """Makes the function that takes one step, to be jitted.
 
     The gradient is ``Σ_r w_t(r) / n_t(r) ∇loss_r`` over the rows r, where t(r) is the task of the
-    row and n the numbers of rows expected. Where these are the numbers in the batch, this is the
-    weighted sum of the mean losses; in random batches it has the same expectation.
+    row and n the numbers of rows expected. Its expectation over the draws is ``Σ_i w_i ∇ℓ_i``, with
+    ℓ_i the mean over all rows of task i, for any batch size: a row that comes with probability p
+    counts ``1 / p``. With the numbers of a random batch in their place, a task would count for
+    less the more batches have no row of it. The price is variance: a task with one row in 50 has
+    one in every 13th batch of four, which then counts 12.5 times the weight of the task.
+
+    The losses that the weights are chosen from are the means over the rows in the batch.
 
     Args:
       row_losses: ``(params, rows [R, ...]) -> losses [R]``.
@@ -112,6 +118,8 @@ def train_step(
         worse than a reference, if the weighting asks for it.
       multiple: number of rows of a task is filled up to a multiple of this, so that they can be
         split over devices.
+      trained: which parameters the optimizer moves, a tree of bools; ``None`` if all. The others
+        are not differentiated.
 
     Returns:
       ``(rates, state, batch) -> (state, losses [N])``.
@@ -131,24 +139,30 @@ def train_step(
         )
         return {"rows": taken, "is_real": is_real}
 
-    def task_loss(params, task_rows):
-        losses = row_losses(params, task_rows["rows"])
-        total = jnp.sum(jnp.where(task_rows["is_real"], losses, 0))
-        return total / jnp.sum(task_rows["is_real"], dtype=losses.dtype)
-
     def mean_excess(excess, batch):
         if row_excess is None:
             return {}
         # Microbatch m holds the rows m, m + microbatches, and so on.
         return {"excess": task_means(excess.T.reshape(-1), batch.tasks, num_tasks)[0]}
 
-    def statistics(params, opt_state, batch) -> tuple[Any, dict[str, Any]]:
+    def statistics(whole, opt_state, batch) -> tuple[Any, dict[str, Any]]:
         """What the update of the weighting takes: ``updates``, and keyword arguments."""
         preconditioner = None if geometry is None else geometry(opt_state)
+        params, losses_of, excess_of = whole, row_losses, row_excess
+        if trained is not None:
+            params = _trained.hide(whole, trained)
+            losses_of, excess_of = (_trained.of_part(f, whole) for f in (row_losses, row_excess))
+            preconditioner = _trained.hide(preconditioner, trained)
+
+        def task_loss(params, task_rows):
+            losses = losses_of(params, task_rows["rows"])
+            total = jnp.sum(jnp.where(task_rows["is_real"], losses, 0))
+            return total / jnp.sum(task_rows["is_real"], dtype=losses.dtype)
+
         if fused:
             measured = {"preconditioner": preconditioner}
-            if row_excess is not None:
-                excess = row_excess(params, batch.reference, batch.rows)
+            if excess_of is not None:
+                excess = excess_of(params, batch.reference, batch.rows)
                 measured |= mean_excess(excess[None], batch)
             if lagged:
                 assert strategy.pullback is not None
@@ -159,8 +173,8 @@ def train_step(
             return gradients, {"losses": losses, **measured}
 
         def losses_and_excess(params, rows, _):
-            excess = () if row_excess is None else row_excess(params, batch.reference, rows)
-            return row_losses(params, rows), excess
+            excess = () if excess_of is None else excess_of(params, batch.reference, rows)
+            return losses_of(params, rows), excess
 
         losses, excess, pullback = rows_lib.forward(
             losses_and_excess, params, batch.rows, microbatches

@@ -56,7 +56,7 @@ from ldro_jax.weighting.scalarization import scalarization
 from ldro_jax.weighting.sdmgrad import sdmgrad
 from ldro_jax.weighting.skill_it import skill_it
 from ldro_jax.weighting.smooth import smooth_lookahead
-from ldro_jax.weighting.static import average, static_mixing, unimax
+from ldro_jax.weighting.static import average, erm, static_mixing, unimax
 from ldro_jax.weighting.stch import stch
 from ldro_jax.weighting.term import term
 from ldro_jax.weighting.uncertainty import uncertainty
@@ -92,6 +92,7 @@ __all__ = [
     "doremi",
     "dualproj",
     "dwa",
+    "erm",
     "exponentiated_gradient",
     "factory",
     "fairgrad",

@@ -30,7 +30,7 @@ def aioli(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
 
     def direction(statistics, weights):
         del weights
-        matrix = statistics.interaction
+        matrix = base.known_interaction(statistics)
         inverse = gram.inverse_or_zero(jnp.max(jnp.abs(matrix)))
         return base.value_at(weight_lr, statistics) * jnp.sum(matrix * inverse, axis=0)
 

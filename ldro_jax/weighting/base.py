@@ -51,18 +51,25 @@ class Statistics(NamedTuple):
     known: jax.Array | None = None
 
 
-def onto_simplex(weights: jax.Array) -> jax.Array:
+def onto_simplex(weights: jax.Array, known: jax.Array | None = None) -> jax.Array:
     """The nearest weights that are not negative and sum to one.
 
     Args:
       weights: ``[N]``.
+      known: the tasks that may have weight, bool ``[N]``; all by default.
 
     Returns:
       ``[N]``.
     """
+    if known is None:
+        known = jnp.ones(weights.shape, bool)
+    # The threshold lies at most one below the largest, so what is lower than that is zero anyway.
+    # Near the largest, numbers of any size keep their digits.
+    largest = jnp.max(weights, where=known, initial=-jnp.inf)
+    below = jnp.where(known, jnp.maximum(weights - largest, -1), -1)
     # Optax leaves conversions to JAX.
     with jax.numpy_dtype_promotion("standard"):
-        return optax.projections.projection_simplex(weights)
+        return optax.projections.projection_simplex(below)
 
 
 def first_weights(weighting: "Weighting", num_tasks: int) -> jax.Array:
@@ -94,6 +101,76 @@ def known_tasks(statistics: Statistics) -> jax.Array:
     return statistics.known
 
 
+def number_known(statistics: Statistics) -> jax.Array:
+    """How many tasks are known.
+
+    Args:
+      statistics: this step's statistics.
+
+    Returns:
+      A scalar of the losses' dtype.
+    """
+    return jnp.sum(known_tasks(statistics), dtype=statistics.losses.dtype)
+
+
+def known_interaction(statistics: Statistics) -> jax.Array:
+    """The interaction matrix with zeros in the rows and columns of unknown tasks.
+
+    Args:
+      statistics: this step's statistics.
+
+    Returns:
+      ``[N, N]``.
+    """
+    known = known_tasks(statistics)
+    return jnp.where(known[:, None] & known[None, :], statistics.interaction, 0)
+
+
+def above_least(statistics: Statistics) -> jax.Array:
+    """By how much each loss is above the least, for methods that only compare losses.
+
+    A constant that is added to all losses makes no difference.
+
+    Args:
+      statistics: this step's statistics.
+
+    Returns:
+      ``[N]``, zero for an unknown task.
+    """
+    known, losses = known_tasks(statistics), statistics.losses
+    return jnp.where(known, losses - jnp.min(losses, where=known, initial=jnp.inf), 0)
+
+
+def positive_losses(statistics: Statistics) -> jax.Array:
+    """The losses, for methods that divide by them or take their logarithm.
+
+    Args:
+      statistics: this step's statistics.
+
+    Returns:
+      ``[N]``. In place of a loss that isn't positive, or of an unknown task, stands the least
+      positive known loss, or one if there is none: such a task is treated like the best of the
+      others. A method that uses this says so: :attr:`Weighting.needs_positive_losses`.
+    """
+    usable = known_tasks(statistics) & (statistics.losses > 0)
+    least = jnp.min(statistics.losses, where=usable, initial=jnp.inf)
+    return jnp.where(usable, statistics.losses, jnp.where(usable.any(), least, 1))
+
+
+def log_mean_exp(logits: jax.Array, known: jax.Array) -> jax.Array:
+    """The logarithm of the mean of the known tasks' exponentials, where a new task begins.
+
+    Args:
+      logits: ``[N]``.
+      known: bool ``[N]``.
+
+    Returns:
+      A scalar.
+    """
+    count = jnp.sum(known, dtype=logits.dtype)
+    return jax.nn.logsumexp(jnp.where(known, logits, -jnp.inf)) - jnp.log(count)
+
+
 def nothing_known(num_tasks: int, dtype: Any = jnp.float32) -> Statistics:
     """Zeros for all statistics, before any is measured.
 
@@ -119,6 +196,9 @@ class Weighting(NamedTuple):
       uses_noise: whether it reads ``statistics.noise``, which is measured with the interaction by
         a strategy that can, such as "split".
       uses_excess: whether it reads ``statistics.excess``.
+      needs_positive_losses: whether it divides by the losses or takes their logarithm or powers, so
+        that a loss at zero or below it has no meaning. Its weights are finite then, but not those
+        of the method.
       default_interaction: how to measure the interaction where nothing else is said, as in
         :func:`ldro_jax.transform.weighted`.
       default_interval: every how many steps to measure the interaction where nothing else is said.
@@ -131,6 +211,7 @@ class Weighting(NamedTuple):
     uses_interaction: bool = False
     uses_noise: bool = False
     uses_excess: bool = False
+    needs_positive_losses: bool = False
     default_interaction: str = "auto"
     default_interval: int = 1
     expected_losses: Callable[[Statistics, jax.Array], jax.Array] | None = None
@@ -144,7 +225,8 @@ class LogWeightsState(NamedTuple):
     """State of the online methods: log-weights, so that no task dies by underflow.
 
     Attributes:
-      log_weights: ``[N]``, normalised so that their exponentials sum to one.
+      log_weights: ``[N]``, normalised so that the exponentials of those of the known tasks sum to
+        one. An unknown task has the mean weight of the known ones, with which it will begin.
     """
 
     log_weights: jax.Array
@@ -165,7 +247,7 @@ class WeightsState(NamedTuple):
     """State of methods that move weights on the simplex.
 
     Attributes:
-      weights: ``[N]``, which sum to one.
+      weights: ``[N]``; those of the known tasks sum to one, and an unknown one has their mean.
     """
 
     weights: jax.Array
@@ -197,13 +279,41 @@ def uniform_log_state(num_tasks: int, dtype=jnp.float32) -> LogWeightsState:
     return LogWeightsState(jnp.full((num_tasks,), -jnp.log(num_tasks), dtype))
 
 
+def log_weights_state(log_weights: jax.Array, known: jax.Array) -> LogWeightsState:
+    """The state after a step: where a task is unknown, the mean weight of the others.
+
+    Args:
+      log_weights: ``[N]``; the exponentials of those of the known tasks sum to one.
+      known: bool ``[N]``.
+
+    Returns:
+      The state.
+    """
+    mean = -jnp.log(jnp.sum(known, dtype=log_weights.dtype))
+    return LogWeightsState(jnp.where(known, log_weights, mean))
+
+
+def weights_state(weights: jax.Array, known: jax.Array) -> WeightsState:
+    """The state after a step: where a task is unknown, the mean weight of the others.
+
+    Args:
+      weights: ``[N]``; those of the known tasks sum to one.
+      known: bool ``[N]``.
+
+    Returns:
+      The state.
+    """
+    return WeightsState(jnp.where(known, weights, 1 / jnp.sum(known, dtype=weights.dtype)))
+
+
 def exponentiated_gradient(
     direction_fn: Callable[[Statistics, jax.Array], jax.Array], *, uses_interaction: bool = False
 ) -> Weighting:
     """Makes the weighting ``w ← normalise(w ⊙ exp(direction))``, from uniform weights.
 
     Args:
-      direction_fn: ``(statistics, weights [N]) -> direction [N]``.
+      direction_fn: ``(statistics, weights [N]) -> direction [N]``. The weights of unknown tasks
+        are zero, and so are those that come out; their directions make no difference.
       uses_interaction: whether ``direction_fn`` reads the interaction matrix.
 
     Returns:
@@ -215,18 +325,30 @@ def exponentiated_gradient(
     """
 
     def update(statistics, state):
-        direction = direction_fn(statistics, jnp.exp(state.log_weights))
-        log_weights = jax.nn.log_softmax(state.log_weights + direction)
-        return jnp.exp(log_weights), LogWeightsState(log_weights)
+        known = known_tasks(statistics)
+        # The state of a task that has just become known is on top of what sums to one.
+        last = jax.nn.softmax(state.log_weights, where=known)
+        direction = direction_fn(statistics, last)
+        log_weights = jax.nn.log_softmax(state.log_weights + direction, where=known)
+        return jnp.exp(log_weights), log_weights_state(log_weights, known)
 
     return Weighting(uniform_log_state, update, uses_interaction)
 
 
-def stateless(weights_fn: Callable[[Statistics], jax.Array]) -> Weighting:
+def stateless(
+    weights_fn: Callable[[Statistics], jax.Array],
+    *,
+    uses_interaction: bool = False,
+    uses_noise: bool = False,
+    uses_excess: bool = False,
+) -> Weighting:
     """Makes a weighting whose weights depend on this step's statistics alone.
 
     Args:
       weights_fn: ``statistics -> weights [N]``.
+      uses_interaction: whether it reads ``statistics.interaction``, which is measured only then.
+      uses_noise: whether it reads ``statistics.noise``.
+      uses_excess: whether it reads ``statistics.excess``.
 
     Returns:
       The :class:`Weighting`, with an empty state.
@@ -239,7 +361,7 @@ def stateless(weights_fn: Callable[[Statistics], jax.Array]) -> Weighting:
     def update(statistics, state):
         return weights_fn(statistics), state
 
-    return Weighting(init, update)
+    return Weighting(init, update, uses_interaction, uses_noise, uses_excess)
 
 
 def solving(
@@ -283,7 +405,12 @@ def value_at(value: optax.ScalarOrSchedule, statistics: Statistics) -> jax.Array
 
 
 def mean_loss(statistics: Statistics) -> jax.Array:
-    """The mean of the losses, the unit of rates that don't depend on their scale.
+    """The mean size of the known losses, the unit of rates that don't depend on their scale.
+
+    Of positive losses it is their mean. The mean of losses of both signs could be anything, near
+    zero or below it; their mean size is at least an N-th of the difference of any two, but
+    a setting found for positive losses means little there: methods with such rates say that they
+    need positive losses.
 
     Args:
       statistics: this step's statistics.
@@ -291,7 +418,7 @@ def mean_loss(statistics: Statistics) -> jax.Array:
     Returns:
       A positive scalar.
     """
-    mean = jnp.mean(statistics.losses)
+    mean = jnp.mean(jnp.abs(statistics.losses), where=known_tasks(statistics))
     return jnp.where(mean > 0, mean, 1)
 
 

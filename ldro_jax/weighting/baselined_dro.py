@@ -35,7 +35,7 @@ def baselined_dro(
 
     def direction(statistics, weights):
         del weights
-        losses = statistics.losses
+        losses = base.above_least(statistics)
         base.check_per_task("reference_losses", references, losses.size)
         excess = losses - jnp.asarray(references, losses.dtype)
         return base.value_at(weight_lr, statistics) * excess

@@ -27,11 +27,12 @@ def cvar(share: optax.ScalarOrSchedule) -> base.Weighting:
     base.check_range("share", share, "(0, 1]")
 
     def weights(statistics):
-        losses = statistics.losses
-        limit = 1 / (base.value_at(share, statistics) * losses.size)
-        worse = jnp.sum(losses[None, :] > losses[:, None], axis=1).astype(losses.dtype)
-        tied = jnp.sum(losses[None, :] == losses[:, None], axis=1).astype(losses.dtype)
+        known, losses = base.known_tasks(statistics), statistics.losses
+        limit = 1 / (base.value_at(share, statistics) * base.number_known(statistics))
+        other = losses[None, :]
+        worse = jnp.sum(known[None, :] & (other > losses[:, None]), axis=1, dtype=losses.dtype)
+        tied = jnp.sum(known[None, :] & (other == losses[:, None]), axis=1, dtype=losses.dtype)
         left = jnp.maximum(1 - worse * limit, 0)
-        return jnp.minimum(limit, left / tied)
+        return jnp.where(known, jnp.minimum(limit, left / jnp.maximum(tied, 1)), 0)
 
     return base.stateless(weights)

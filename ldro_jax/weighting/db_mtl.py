@@ -20,7 +20,7 @@ def db_mtl() -> base.Weighting:
 
     def weights(statistics):
         lengths = gram.norms(statistics.interaction)
-        longest = jnp.max(lengths * gram.inverse_or_zero(statistics.losses))
+        longest = jnp.max(lengths / base.positive_losses(statistics))
         return longest * gram.inverse_or_zero(lengths)
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.stateless(weights)._replace(uses_interaction=True, needs_positive_losses=True)

@@ -7,11 +7,15 @@ References:
 import jax.numpy as jnp
 import optax
 
+from ldro_jax import checks
 from ldro_jax.weighting import base, gram
 
 
 def doge(
-    rate: optax.ScalarOrSchedule, *, regularization: optax.ScalarOrSchedule = 0.01
+    rate: optax.ScalarOrSchedule,
+    *,
+    regularization: optax.ScalarOrSchedule = 0.05,
+    own_square: bool = True,
 ) -> base.Weighting:
     r""":math:`w ∝ w \exp(\mathrm{clip}(r \, A1 / \mathrm{mean}\, d, 0, 5r) / μ)`.
 
@@ -20,6 +24,8 @@ def doge(
     Args:
       rate: r, the learning rate of the parameters in the paper. A number or an Optax schedule.
       regularization: μ; the smaller, the faster the weights move. A number or an Optax schedule.
+      own_square: whether a task's alignment with itself counts, as in the paper. The authors'
+        program leaves it out; on minibatches it is mostly noise.
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
@@ -29,12 +35,16 @@ def doge(
     """
     base.check_range("rate", rate)
     base.check_range("regularization", regularization, "(0, inf)")
+    checks.flag("own_square", own_square)
 
     def direction(statistics, weights):
         del weights
-        lengths = gram.norms(statistics.interaction)
-        inverse = gram.inverse_or_zero(jnp.mean(lengths))
-        gain = gram.dot(statistics.interaction * inverse, jnp.ones_like(lengths))
+        matrix = base.known_interaction(statistics)
+        lengths = gram.norms(matrix)
+        mean = jnp.mean(lengths, where=base.known_tasks(statistics))
+        if not own_square:
+            matrix = jnp.fill_diagonal(matrix, 0, inplace=False)
+        gain = gram.dot(matrix * gram.inverse_or_zero(mean), jnp.ones_like(lengths))
         size = base.value_at(rate, statistics)
         return jnp.clip(size * gain, 0, 5 * size) / base.value_at(regularization, statistics)
 

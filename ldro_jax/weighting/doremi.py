@@ -49,7 +49,7 @@ def doremi(
     base.check_range("share", share, "[0, 1]")
 
     def update(statistics, state):
-        losses = statistics.losses
+        known, losses = base.known_tasks(statistics), statistics.losses
         if told:
             excess = statistics.excess
         else:
@@ -57,9 +57,10 @@ def doremi(
             excess = jnp.maximum(losses - jnp.asarray(references, losses.dtype), 0)
         step = base.value_at(weight_lr, statistics) * excess
         tiny = jnp.finfo(losses.dtype).tiny
-        moved = jax.nn.softmax(jnp.log(jnp.maximum(state.weights, tiny)) + step)
+        logits = jnp.log(jnp.maximum(state.weights, tiny)) + step
         even = base.value_at(share, statistics)
-        weights = (1 - even) * moved + even / losses.size
-        return weights, base.WeightsState(weights)
+        weights = (1 - even) * jax.nn.softmax(logits, where=known)
+        weights = jnp.where(known, weights + even / base.number_known(statistics), 0)
+        return weights, base.weights_state(weights, known)
 
     return base.Weighting(base.uniform_state, update, uses_excess=told)

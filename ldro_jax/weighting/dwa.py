@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import base
 
 
 class WindowsState(NamedTuple):
@@ -19,12 +19,14 @@ class WindowsState(NamedTuple):
 
     Attributes:
       total: sum of the losses in this window so far, ``[N]``.
-      count: of how many steps, an int32 scalar.
+      seen: of how many steps each, int32 ``[N]``: those in which the task was known.
+      count: steps of this window so far, an int32 scalar.
       last: mean loss in the window before, ``[N]``; zeros while there is none.
       before_last: that of the one before it, ``[N]``; zeros while there is none.
     """
 
     total: jax.Array
+    seen: jax.Array
     count: jax.Array
     last: jax.Array
     before_last: jax.Array
@@ -38,8 +40,8 @@ def dwa(*, window: int, temperature: optax.ScalarOrSchedule = 2.0) -> base.Weigh
       temperature: T. A number or an Optax schedule.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to N, and are one in the
-      first two windows.
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to N. A task has the weight
+      one in its first two windows. It needs positive losses.
 
     Raises:
       ValueError: if the window is not a positive integer, or T is not positive.
@@ -49,19 +51,24 @@ def dwa(*, window: int, temperature: optax.ScalarOrSchedule = 2.0) -> base.Weigh
 
     def init(num_tasks, dtype=jnp.float32):
         zeros = jnp.zeros(num_tasks, dtype)
-        return WindowsState(zeros, jnp.zeros([], jnp.int32), zeros, zeros)
+        steps = jnp.zeros(num_tasks, jnp.int32)
+        return WindowsState(zeros, steps, jnp.zeros([], jnp.int32), zeros, zeros)
 
     def update(statistics, state):
-        ratio = state.last * gram.inverse_or_zero(state.before_last)
-        shares = jax.nn.softmax(ratio / base.value_at(temperature, statistics))
-        total = state.total + statistics.losses
+        known, losses = base.known_tasks(statistics), statistics.losses
+        ready = known & (state.last > 0) & (state.before_last > 0)
+        ratio = state.last / jnp.where(ready, state.before_last, 1)
+        shares = jax.nn.softmax(ratio / base.value_at(temperature, statistics), where=ready)
+        weights = jnp.where(ready, jnp.sum(ready, dtype=losses.dtype) * shares, 1)
+        total = jnp.where(known, state.total + losses, 0)
+        seen = jnp.where(known, state.seen + 1, 0)
         count = state.count + 1
-        ended = WindowsState(
-            jnp.zeros_like(total), jnp.zeros_like(count), total / window, state.last
-        )
-        going_on = WindowsState(total, count, state.last, state.before_last)
+        mean = total / jnp.maximum(seen, 1).astype(total.dtype)
+        zeros = jnp.zeros_like
+        ended = WindowsState(zeros(total), zeros(seen), zeros(count), mean, state.last)
+        going_on = WindowsState(total, seen, count, state.last, state.before_last)
         full = count >= window
         new = jax.tree.map(lambda a, b: jnp.where(full, a, b), ended, going_on)
-        return ratio.size * shares, new
+        return jnp.where(known, weights, 0), new
 
-    return base.Weighting(init, update)
+    return base.Weighting(init, update, needs_positive_losses=True)

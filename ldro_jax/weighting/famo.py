@@ -18,65 +18,99 @@ class FamoState(NamedTuple):
 
     Attributes:
       logits: ξ, ``[N]``.
-      optimizer: state of Adam.
+      optimizer: state of Adam, one for each task.
+      losses: those of the step before, ``[N]``; zeros where there was none.
     """
 
     logits: jax.Array
     optimizer: Any
+    losses: jax.Array
 
 
 def famo(
     weight_lr: optax.ScalarOrSchedule = 0.025,
     *,
+    learning_rate: optax.ScalarOrSchedule | None,
     decay: float = 1e-3,
-    learning_rate: optax.ScalarOrSchedule = 1e-3,
 ) -> base.Weighting:
     r""":math:`w ∝ z / ℓ`, with :math:`z = \mathrm{softmax}(ξ)`, and ξ learned by Adam.
 
-    The paper measures how much log ℓ changes in a step by a second forward pass. Here that change
-    is taken to first order from A, as :math:`α (A w) / ℓ`.
+    ξ moves with the fall of log ℓ in a step, which the paper measures by a second forward pass on
+    the same batch. Here there are two ways to it without one, and neither is always right:
+
+    * With a ``learning_rate`` it is taken to first order from A, as :math:`α (A w) / ℓ`. That holds
+      for plain gradient descent. For Adam, measure A in its geometry (``geometry="optimizer"`` of a
+      ``Method``, or ``preconditioner=``), which is nearer. Momentum is left out.
+    * With ``None`` it is the difference between the losses of one step and the next, at no cost and
+      for any optimizer. That is the paper's where every step sees the same rows. Where rows differ,
+      their noise drowns the fall, and the weights move less.
 
     Args:
       weight_lr: learning rate of ξ. A number or an Optax schedule.
+      learning_rate: α, that of the parameters, which no default can know; or ``None``. A number or
+        an Optax schedule.
       decay: γ, weight decay of ξ, which pulls to even weights; added to the gradient.
-      learning_rate: α, that of the parameters. To Adam only its proportion to γ makes a difference.
-        A number or an Optax schedule.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
+      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one. It needs positive
+      losses, best with zero as their lower bound.
 
     Raises:
       ValueError: if a number is negative or not finite.
     """
     base.check_range("weight_lr", weight_lr)
     base.check_range("decay", decay)
-    base.check_range("learning_rate", learning_rate)
+    if learning_rate is not None:
+        base.check_range("learning_rate", learning_rate)
     adam = optax.scale_by_adam()
 
     def init(num_tasks, dtype=jnp.float32):
-        logits = jnp.zeros(num_tasks, dtype)
-        return FamoState(logits, adam.init(logits))
+        zeros = jnp.zeros(num_tasks, dtype)
+        return FamoState(zeros, jax.vmap(adam.init)(zeros), zeros)
 
-    def update(statistics, state):
-        inverse = gram.inverse_or_zero(statistics.losses)
-        shares, pull_back = jax.vjp(jax.nn.softmax, state.logits)
-        weights = shares * inverse
-        total = jnp.sum(weights)
-        weights = jnp.where(total > 0, weights * gram.inverse_or_zero(total), shares)
-        lengths = gram.norms(statistics.interaction)
-        longest = jnp.max(lengths)
-        # In units of the longest gradient, or it would overflow.
-        unit = jnp.where(longest > 0, longest, 1) ** 2
-        falls = gram.dot(statistics.interaction / unit, weights) * inverse
-        falls = falls * unit * base.value_at(learning_rate, statistics)
-        # Adam squares them.
-        falls = jnp.nan_to_num(jnp.clip(falls, -1e15, 1e15))
-        gradient = pull_back(falls)[0] + decay * state.logits
+    def learned(statistics, state, falls, measured):
+        """The state after a step of Adam for the tasks whose fall of log ℓ was measured."""
+        known = base.known_tasks(statistics)
+        shares = jax.nn.softmax(state.logits, where=known)
+        gradient = shares * (falls - jnp.sum(shares * falls)) + decay * state.logits
         step: Any
         # Optax leaves conversions to JAX.
         with jax.numpy_dtype_promotion("standard"):
-            step, optimizer = adam.update(gradient, state.optimizer)
+            step, optimizer = jax.vmap(adam.update)(gradient, state.optimizer)
         logits = state.logits - base.value_at(weight_lr, statistics) * step
-        return weights, FamoState(logits, optimizer)
+        logits = jnp.where(measured, logits, state.logits)
+        optimizer = jax.tree.map(
+            lambda new, old: jnp.where(measured, new, old), optimizer, state.optimizer
+        )
+        logits = jnp.where(known, logits, base.log_mean_exp(logits, known))
+        return FamoState(logits, optimizer, jnp.where(known, statistics.losses, 0))
 
-    return base.Weighting(init, update, uses_interaction=True)
+    def weights_of(statistics, logits, losses):
+        known = base.known_tasks(statistics)
+        # In logarithms, in which a quotient neither over- nor underflows.
+        return jax.nn.softmax(logits - jnp.log(losses), where=known)
+
+    def by_losses(statistics, state):
+        known, losses = base.known_tasks(statistics), base.positive_losses(statistics)
+        measured = known & (state.losses > 0) & (statistics.losses > 0)
+        falls = jnp.log(jnp.where(measured, state.losses, 1) / jnp.where(measured, losses, 1))
+        state = learned(statistics, state, falls, measured)
+        return weights_of(statistics, state.logits, losses), state
+
+    def by_interaction(statistics, state):
+        losses = base.positive_losses(statistics)
+        weights = weights_of(statistics, state.logits, losses)
+        matrix = base.known_interaction(statistics)
+        # In units of the longest gradient, or it would overflow.
+        longest = jnp.max(gram.norms(matrix))
+        unit = jnp.where(longest > 0, longest, 1) ** 2
+        falls = gram.dot(matrix / unit, weights) / losses
+        assert learning_rate is not None
+        falls = falls * unit * base.value_at(learning_rate, statistics)
+        # Adam squares them.
+        falls = jnp.nan_to_num(jnp.clip(falls, -1e15, 1e15))
+        return weights, learned(statistics, state, falls, base.known_tasks(statistics))
+
+    first_order = learning_rate is not None
+    update = by_interaction if first_order else by_losses
+    return base.Weighting(init, update, uses_interaction=first_order, needs_positive_losses=True)

@@ -7,32 +7,34 @@ References:
 
 import jax.numpy as jnp
 
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import base
 
 
 def geometric_mean() -> base.Weighting:
     r"""The weights of the geometric mean of the losses, :math:`(Π_k ℓ_k)^{1/N} / (N ℓ_i)`.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless. Without a positive loss the weight
-      of a task is zero.
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless. It needs positive losses; made to
+      sum to one, it is :func:`scale_invariant`.
     """
 
     def weights(statistics):
-        losses = statistics.losses
-        positive = losses > 0
-        logs = jnp.where(positive, jnp.log(jnp.where(positive, losses, 1)), 0)
-        mean = jnp.exp(jnp.sum(logs) / jnp.maximum(jnp.sum(positive.astype(losses.dtype)), 1))
-        return mean * gram.inverse_or_zero(losses) / losses.size
+        known, losses = base.known_tasks(statistics), base.positive_losses(statistics)
+        mean = jnp.exp(jnp.mean(jnp.log(losses), where=known))
+        return jnp.where(known, mean / losses / base.number_known(statistics), 0)
 
-    return base.stateless(weights)
+    return base.stateless(weights)._replace(needs_positive_losses=True)
 
 
 def scale_invariant() -> base.Weighting:
     r"""The weights of the sum of log losses, :math:`1 / ℓ_i`: no loss counts for its unit.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless. Without a positive loss the weight
-      of a task is zero.
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless. It needs positive losses, and the
+      weight of a task whose loss can be made zero grows without limit.
     """
-    return base.stateless(lambda statistics: gram.inverse_or_zero(statistics.losses))
+
+    def weights(statistics):
+        return jnp.where(base.known_tasks(statistics), 1 / base.positive_losses(statistics), 0)
+
+    return base.stateless(weights)._replace(needs_positive_losses=True)

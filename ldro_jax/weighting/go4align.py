@@ -13,10 +13,10 @@ import optax
 from jax import lax
 
 from ldro_jax import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import base
 
 
-def go4align(num_groups: int = 2, *, risk_lr: optax.ScalarOrSchedule = 1e-4) -> base.Weighting:
+def go4align(num_groups: int, *, risk_lr: optax.ScalarOrSchedule) -> base.Weighting:
     r"""The means of groups of :math:`(Σ_k ℓ_k / ℓ_i) \, p_i`, where :math:`p ∝ p \exp(−β ℓ)`.
 
     The first factor brings the losses to one scale; p remembers which tasks are ahead. The groups
@@ -27,12 +27,15 @@ def go4align(num_groups: int = 2, *, risk_lr: optax.ScalarOrSchedule = 1e-4) -> 
     Args:
       num_groups: K, how many groups there may be; fewer where there are fewer different tasks. The
         paper's are 2 for 3 tasks, 5 for 11.
-      risk_lr: β, in units of one over a loss; with 0 p stays even. A number or an Optax schedule.
+      risk_lr: β, in units of one over a loss, 1e-4 in the authors' program. In a step p moves by β
+        times the difference of two losses, so it has to be smaller where losses are larger or
+        training is longer: with losses 100 apart, 1e-4 shifts p by a factor e every 100 steps. With
+        0 p stays even. A number or an Optax schedule.
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to what the indicators do,
-      which is N where all losses are the same. Without a positive loss the indicator of a task is
-      zero.
+      which is N where all losses are the same. It needs positive losses, and the weight of a task
+      whose loss can be made zero grows without limit.
 
     Raises:
       ValueError: if K is not a positive integer, or β is negative or not finite.
@@ -44,17 +47,18 @@ def go4align(num_groups: int = 2, *, risk_lr: optax.ScalarOrSchedule = 1e-4) -> 
         return base.LogWeightsState(jnp.full(num_tasks, -math.log(num_tasks), dtype))
 
     def update(statistics, state):
-        losses = statistics.losses
-        step = base.value_at(risk_lr, statistics) * losses
-        log_shares = jax.nn.log_softmax(state.log_weights - step)
-        total = jnp.sum(jnp.maximum(losses, 0))
-        indicators = total * gram.inverse_or_zero(losses) * jnp.exp(log_shares)
-        return group_means(indicators, num_groups), base.LogWeightsState(log_shares)
+        known, losses = base.known_tasks(statistics), base.positive_losses(statistics)
+        step = base.value_at(risk_lr, statistics) * statistics.losses
+        log_shares = jax.nn.log_softmax(state.log_weights - step, where=known)
+        total = jnp.sum(losses, where=known)
+        indicators = total / losses * jnp.exp(log_shares)
+        weights = group_means(indicators, num_groups, known)
+        return weights, base.log_weights_state(log_shares, known)
 
-    return base.Weighting(init, update)
+    return base.Weighting(init, update, needs_positive_losses=True)
 
 
-def group_means(values: jax.Array, num_groups: int) -> jax.Array:
+def group_means(values: jax.Array, num_groups: int, counted: jax.Array | None = None) -> jax.Array:
     """Replaces each value by the mean of its group.
 
     The groups are those with the least sum of squared distances to their means, found by dynamic
@@ -63,21 +67,27 @@ def group_means(values: jax.Array, num_groups: int) -> jax.Array:
     Args:
       values: ``[N]``, not negative.
       num_groups: how many groups there may be at most.
+      counted: which values count, bool ``[N]``; all by default.
 
     Returns:
-      ``[N]``.
+      ``[N]``, zero for a value that doesn't count.
     """
     size = values.size
+    if counted is None:
+        counted = jnp.ones(size, bool)
+    largest = jnp.max(values, where=counted, initial=0)
+    # At the largest value, and so in its group, the others make no difference.
+    values = jnp.where(counted, values, largest)
     places = jnp.argsort(values)
-    largest = jnp.max(values)
-    ordered = values[places]
+    ordered, ones = values[places], counted[places].astype(values.dtype)
     relative = ordered / jnp.where(largest > 0, largest, 1)
     # The squares of a group are those between all its pairs over its size, which are sums without
     # cancellation: of pairs that begin at its first value or later, and end at its last or before.
-    pairs = jnp.triu((relative[:, None] - relative[None, :]) ** 2)
+    pairs = jnp.triu((relative[:, None] - relative[None, :]) ** 2) * ones[:, None] * ones[None, :]
     pairs = lax.cumsum(lax.cumsum(pairs, axis=0, reverse=True), axis=1)
     first, last = jnp.arange(size)[:, None], jnp.arange(size)[None, :]
-    counts = jnp.maximum(last - first + 1, 1).astype(values.dtype)
+    before = jnp.append(0, jnp.cumsum(ones))
+    counts = jnp.maximum(before[None, 1:] - before[:-1, None], 1)
     differs = jnp.append(True, relative[1:] > relative[:-1])
     costs = jnp.where((first <= last) & differs[:, None], pairs / counts, jnp.inf)
 
@@ -94,7 +104,7 @@ def group_means(values: jax.Array, num_groups: int) -> jax.Array:
     _, firsts = lax.scan(add_group, none, length=min(num_groups, size))
     _, begins = lax.scan(take_group, jnp.asarray(size, firsts.dtype), firsts, reverse=True)
     groups = jnp.cumsum(jnp.zeros(size, jnp.int32).at[begins].set(1)) - 1
-    sizes = jax.ops.segment_sum(jnp.ones_like(ordered), groups, size)
+    sizes = jnp.maximum(jax.ops.segment_sum(ones, groups, size), 1)
     # Divided before the sum, which could overflow.
-    means = jax.ops.segment_sum(ordered / sizes[groups], groups, size)
-    return jnp.zeros_like(values).at[places].set(means[groups])
+    means = jax.ops.segment_sum(ones * ordered / sizes[groups], groups, size)
+    return jnp.zeros_like(values).at[places].set(ones * means[groups])

@@ -18,7 +18,7 @@ class GrapeState(NamedTuple):
     """State of :func:`grape`.
 
     Attributes:
-      log_weights: log α, ``[N]``, normalised so that their exponentials sum to one.
+      log_weights: log α, ``[N]``, as in :class:`~ldro_jax.weighting.base.LogWeightsState`.
       log_adversary: log z, likewise.
     """
 
@@ -44,8 +44,8 @@ def grape(
         A number or an Optax schedule.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, which gives α; the weights sum to one. A
-      task without a positive loss counts as one that doesn't improve, and nothing is done for it.
+      The :class:`~ldro_jax.weighting.base.Weighting`, which gives α; the weights sum to one. It
+      needs positive losses.
 
     Raises:
       ValueError: if a rate is negative or not finite.
@@ -58,15 +58,19 @@ def grape(
         return GrapeState(even, even)
 
     def update(statistics, state):
-        inverse = gram.inverse_or_zero(statistics.losses)
+        known = base.known_tasks(statistics)
+        inverse = 1 / base.positive_losses(statistics)
         # ⟨∇ log ℓ_i, ∇ℓ_j⟩, finite so that it may be multiplied by a weight of zero.
-        alignment = jnp.nan_to_num(statistics.interaction * inverse[:, None])
-        improvement = gram.dot(alignment, jnp.exp(state.log_weights))
+        alignment = jnp.nan_to_num(base.known_interaction(statistics) * inverse[:, None])
+        last = jax.nn.softmax(state.log_weights, where=known)
+        improvement = gram.dot(alignment, last)
         step = jnp.nan_to_num(base.value_at(adversary_lr, statistics) * improvement)
-        log_adversary = jax.nn.log_softmax(state.log_adversary - step)
+        log_adversary = jax.nn.log_softmax(state.log_adversary - step, where=known)
         gain = gram.dot(alignment.T, jnp.exp(log_adversary))
         step = jnp.nan_to_num(base.value_at(weight_lr, statistics) * gain)
-        log_weights = jax.nn.log_softmax(state.log_weights + step)
-        return jnp.exp(log_weights), GrapeState(log_weights, log_adversary)
+        log_weights = jax.nn.log_softmax(state.log_weights + step, where=known)
+        players = (log_weights, log_adversary)
+        kept = GrapeState(*(base.log_weights_state(p, known).log_weights for p in players))
+        return jnp.exp(log_weights), kept
 
-    return base.Weighting(init, update, uses_interaction=True)
+    return base.Weighting(init, update, uses_interaction=True, needs_positive_losses=True)

@@ -46,7 +46,7 @@ def group_dro(
 
     def direction(statistics, weights):
         del weights
-        losses = statistics.losses
+        losses = base.above_least(statistics)
         if scale is not None:
             base.check_per_task("group_sizes", scale, losses.size)
             penalty = base.value_at(adjustment, statistics)

@@ -60,6 +60,30 @@ def no_scales(num_tasks: int, dtype=jnp.float32) -> ScalesState:
     return ScalesState(jnp.zeros(num_tasks, dtype))
 
 
+def learned_scales(
+    statistics: base.Statistics, scales: jax.Array, steps: jax.Array, best: jax.Array
+) -> ScalesState:
+    """The scales after a gradient step, which ends where its loss has its minimum.
+
+    Far from it the slope is an exponential of the distance, so that a step could go so far beyond
+    that its weight becomes zero or infinite.
+
+    Args:
+      statistics: this step's statistics.
+      scales: s, ``[N]``.
+      steps: what the learning rate makes of the slopes, to be added, ``[N]``.
+      best: the scales for which this step's losses have their minimum, ``[N]``.
+
+    Returns:
+      The state. A scale stays where it is while its loss isn't positive, when there is no minimum,
+      and at zero while its task is unknown.
+    """
+    moved = scales + steps
+    moved = jnp.where(best > scales, jnp.minimum(moved, best), jnp.maximum(moved, best))
+    moved = jnp.where(statistics.losses > 0, moved, scales)
+    return ScalesState(jnp.where(base.known_tasks(statistics), moved, 0))
+
+
 def imtl_l(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     r"""Scales the losses to one: weights :math:`e^{s_i}`, with s learned on :math:`e^s ℓ − s`.
 
@@ -68,6 +92,7 @@ def imtl_l(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`; the weights begin at one and tend to 1 / ℓ.
+      It needs positive losses.
 
     Raises:
       ValueError: if the rate is negative or not finite.
@@ -76,7 +101,9 @@ def imtl_l(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
 
     def update(statistics, state):
         weights = jnp.exp(state.scales)
-        rate = base.value_at(weight_lr, statistics)
-        return weights, ScalesState(state.scales - rate * (weights * statistics.losses - 1))
+        steps = -base.value_at(weight_lr, statistics) * (weights * statistics.losses - 1)
+        best = -jnp.log(base.positive_losses(statistics))
+        weights = jnp.where(base.known_tasks(statistics), weights, 0)
+        return weights, learned_scales(statistics, state.scales, steps, best)
 
-    return base.Weighting(no_scales, update)
+    return base.Weighting(no_scales, update, needs_positive_losses=True)

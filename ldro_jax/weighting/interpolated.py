@@ -27,10 +27,12 @@ def interpolated(alpha: optax.ScalarOrSchedule) -> base.Weighting:
     base.check_range("alpha", alpha, "[0, 1]")
 
     def weights(statistics):
-        losses = statistics.losses
+        known, losses = base.known_tasks(statistics), statistics.losses
         share = base.value_at(alpha, statistics)
         # Tied tasks share, so that neither their order nor a duplicate makes a difference.
-        worst = (losses == jnp.max(losses)).astype(losses.dtype)
-        return share / losses.size + (1 - share) * worst / jnp.sum(worst)
+        worst = known & (losses == jnp.max(losses, where=known, initial=-jnp.inf))
+        worst = worst.astype(losses.dtype)
+        weights = share / base.number_known(statistics) + (1 - share) * worst / jnp.sum(worst)
+        return jnp.where(known, weights, 0)
 
     return base.stateless(weights)

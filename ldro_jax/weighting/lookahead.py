@@ -51,8 +51,10 @@ def online(
 
     .. math:: w_j ∝ w_j \exp(−η (ℓ_{i^*} − λ A_{i^*j})) ∝ w_j \exp(ηλ A_{i^*j}),
 
-    because the loss is the same for every j and cancels in the normalisation. Robust to the noise
-    of minibatches, and A may be refreshed only now and then: by default every 100 steps.
+    because the loss is the same for every j and cancels in the normalisation. It follows the noise
+    of minibatches less than :func:`exact`, and A may be refreshed only now and then: by default
+    every 100 steps. A task that can't be learnt stays the worst, and on minibatches its noise looks
+    like progress, so that it takes the weight of the others.
 
     Args:
       lookahead_lr: λ, the size of the step that is looked ahead: with the normalised interaction a
@@ -62,8 +64,11 @@ def online(
         make ηλ tiny (1e-7 to 1e-3), so try larger ones too.
       relative: take both rates relative to the mean loss and the gradients' lengths, so that the
         scale of losses and parameters makes no difference: λ is then the share of the mean loss
-        that a step along a gradient of root-mean-square length would remove, to first order.
-      normalize_interaction: use :func:`normalized` instead of the raw Gram matrix.
+        that a step along a gradient of root-mean-square length would remove, to first order. It
+        then needs positive losses, as their mean is no unit otherwise.
+      normalize_interaction: use :func:`normalized` instead of the raw Gram matrix. On minibatches
+        the length of a gradient is mostly that of its noise, unless A is measured on many rows or
+        by ``interaction="split"``.
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`.
@@ -76,12 +81,16 @@ def online(
 
     def direction(statistics, weights):
         eta = base.value_at(weight_lr, statistics)
-        worst = jnp.argmax(made.expected_losses(statistics, weights))
+        compared = statistics._replace(losses=base.above_least(statistics))
+        expected = made.expected_losses(compared, weights)
+        worst = jnp.argmax(jnp.where(base.known_tasks(statistics), expected, -jnp.inf))
         row = made.step_size(statistics) * made.interaction(statistics)[worst]
         return eta * row / base.mean_loss(statistics) if relative else eta * row
 
     return base.exponentiated_gradient(direction, uses_interaction=True)._replace(
-        default_interval=100, expected_losses=made.expected_losses
+        default_interval=100,
+        expected_losses=made.expected_losses,
+        needs_positive_losses=relative,
     )
 
 
@@ -111,11 +120,13 @@ def exact(
     made = game(lookahead_lr, relative=relative, normalize_interaction=normalize_interaction)
 
     def weights(statistics):
-        payoff = statistics.losses[:, None] - made.decrease(statistics)
+        payoff = base.above_least(statistics)[:, None] - made.decrease(statistics)
         return games.max_entropy_nash(payoff).weights
 
     return base.stateless(weights)._replace(
-        uses_interaction=True, expected_losses=made.expected_losses
+        uses_interaction=True,
+        expected_losses=made.expected_losses,
+        needs_positive_losses=relative,
     )
 
 
@@ -153,18 +164,19 @@ class Game(NamedTuple):
         found = base.value_at(self.lookahead_lr, statistics)
         if not self.relative:
             return found
-        lengths = gram.norms(statistics.interaction)
+        lengths = gram.norms(base.known_interaction(statistics))
         longest = jnp.max(lengths)
         inverse = gram.inverse_or_zero(longest)
         # The root-mean-square length; squares of lengths may overflow.
-        length = longest * jnp.sqrt(jnp.mean((lengths * inverse) ** 2))
+        squares = jnp.mean((lengths * inverse) ** 2, where=base.known_tasks(statistics))
+        length = longest * jnp.sqrt(squares)
         share = gram.inverse_or_zero(length)
         found = found * base.mean_loss(statistics) * share
         return found if self.normalize_interaction else found * share
 
     def interaction(self, statistics: base.Statistics) -> jax.Array:
         """The matrix whose product with the weights is the decrease per λ, ``[N, N]``."""
-        found = statistics.interaction
+        found = base.known_interaction(statistics)
         return normalized(found) if self.normalize_interaction else found
 
     def decrease(self, statistics: base.Statistics) -> jax.Array:

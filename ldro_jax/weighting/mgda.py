@@ -40,4 +40,6 @@ def mgda(*, normalization: str = "none") -> base.Weighting:
             matrix = matrix * inverse[:, None] * inverse[None, :]
         return solvers.min_norm(matrix)
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.stateless(weights)._replace(
+        uses_interaction=True, needs_positive_losses=normalization in ("loss", "loss+")
+    )

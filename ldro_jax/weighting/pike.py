@@ -47,7 +47,7 @@ def pike(
         checks.require(noise is not None, "statistics.noise", measured, noise)
         # Measured without bias it can be negative.
         squared = jnp.maximum(jnp.diagonal(statistics.interaction), 0)
-        variance = jnp.maximum(noise, 0) / noise.size
+        variance = jnp.maximum(noise, 0) / base.number_known(statistics)
         gain = base.value_at(weight_lr, statistics) * squared
         penalty = base.value_at(noise_penalty, statistics) * variance / 2
         # The exponent of a very long gradient would not be finite.

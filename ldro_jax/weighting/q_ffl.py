@@ -18,8 +18,8 @@ def q_ffl(q: optax.ScalarOrSchedule) -> base.Weighting:
       q: 0 is the average loss, large the worst task. A number or an Optax schedule.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless. A loss that is not positive has no
-      weight, unless none is.
+      The :class:`~ldro_jax.weighting.base.Weighting`, stateless. A loss of zero has no weight,
+      unless all are; one below zero is taken for zero, so the method needs positive losses.
 
     Raises:
       ValueError: if q is negative or not finite.
@@ -29,6 +29,7 @@ def q_ffl(q: optax.ScalarOrSchedule) -> base.Weighting:
     def weights(statistics):
         losses = statistics.losses
         logs = jnp.log(jnp.maximum(losses, jnp.finfo(losses.dtype).tiny))
-        return jax.nn.softmax(base.value_at(q, statistics) * logs)
+        known = base.known_tasks(statistics)
+        return jax.nn.softmax(base.value_at(q, statistics) * logs, where=known)
 
-    return base.stateless(weights)
+    return base.stateless(weights)._replace(needs_positive_losses=True)

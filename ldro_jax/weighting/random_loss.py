@@ -28,6 +28,7 @@ def random_loss(*, seed: int = 0) -> base.Weighting:
     def weights(statistics):
         key = jax.random.fold_in(jax.random.key(seed), statistics.count)
         losses = statistics.losses
-        return jax.nn.softmax(jax.random.normal(key, losses.shape, losses.dtype))
+        sample = jax.random.normal(key, losses.shape, losses.dtype)
+        return jax.nn.softmax(sample, where=base.known_tasks(statistics))
 
     return base.stateless(weights)

@@ -48,7 +48,7 @@ from ldro_jax.weighting.scalarization import scalarization
 from ldro_jax.weighting.sdmgrad import sdmgrad
 from ldro_jax.weighting.skill_it import skill_it
 from ldro_jax.weighting.smooth import smooth_lookahead
-from ldro_jax.weighting.static import average, static_mixing, unimax
+from ldro_jax.weighting.static import average, erm, static_mixing, unimax
 from ldro_jax.weighting.stch import stch
 from ldro_jax.weighting.term import term
 from ldro_jax.weighting.uncertainty import uncertainty
@@ -68,6 +68,7 @@ METHODS: dict[str, Callable[..., base.Weighting]] = {
     "doremi": doremi,
     "dualproj": dualproj,
     "dwa": dwa,
+    "erm": erm,
     "fairgrad": fairgrad,
     "famo": famo,
     "geometric_mean": geometric_mean,

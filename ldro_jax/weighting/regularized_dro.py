@@ -42,8 +42,9 @@ def regularized_dro(
         unit = base.value_at(temperature, statistics)
         if relative:
             unit = unit * base.mean_loss(statistics)
-        moved = (1 - share) * state.log_weights + share * statistics.losses / unit
-        log_weights = jax.nn.log_softmax(moved)
-        return jnp.exp(log_weights), base.LogWeightsState(log_weights)
+        known = base.known_tasks(statistics)
+        moved = (1 - share) * state.log_weights + share * base.above_least(statistics) / unit
+        log_weights = jax.nn.log_softmax(moved, where=known)
+        return jnp.exp(log_weights), base.log_weights_state(log_weights, known)
 
-    return base.Weighting(base.uniform_log_state, update)
+    return base.Weighting(base.uniform_log_state, update, needs_positive_losses=relative)

@@ -53,7 +53,7 @@ def smooth_lookahead(
     def update(statistics, state):
         unit = base.mean_loss(statistics) if relative else jnp.ones((), statistics.losses.dtype)
         found = games.smooth_equilibrium(
-            statistics.losses / unit,
+            base.above_least(statistics) / unit,
             game.decrease(statistics) / unit,
             column_temperature=base.value_at(temperature, statistics),
             row_temperature=base.value_at(adversary_temperature, statistics),
@@ -62,5 +62,9 @@ def smooth_lookahead(
         return found.weights, base.WeightsState(found.weights)
 
     return base.Weighting(
-        base.uniform_state, update, uses_interaction=True, expected_losses=game.expected_losses
+        base.uniform_state,
+        update,
+        uses_interaction=True,
+        expected_losses=game.expected_losses,
+        needs_positive_losses=relative,
     )

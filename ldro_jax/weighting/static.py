@@ -1,4 +1,4 @@
-"""Weights that never change: the average loss and static mixing by data size.
+"""Weights that never change: the average loss, the mean over all rows, mixing by data size.
 
 References:
   Conneau et al., *Unsupervised Cross-lingual Representation Learning at Scale*, ACL 2020, for the
@@ -15,7 +15,9 @@ from ldro_jax.weighting import base
 
 
 def average() -> base.Weighting:
-    """The average loss: every task weighs ``1 / N``.
+    """The average loss: every task weighs ``1 / N``, however many rows it has.
+
+    This is the baseline of a comparison. The mean over all rows is :func:`erm`.
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`.
@@ -23,6 +25,24 @@ def average() -> base.Weighting:
     return base.stateless(
         lambda statistics: jnp.full_like(statistics.losses, 1 / statistics.losses.size)
     )
+
+
+def erm(sizes: Sequence[float]) -> base.Weighting:
+    """Empirical risk minimisation: the mean over all rows, whatever their task.
+
+    A task weighs ``n_i / n``, its share of the rows, so two tasks of 980 and 20 rows weigh 0.98 and
+    0.02. With plain random batches every row of a batch counts the same, as in ordinary training.
+
+    Args:
+      sizes: number of rows of each task, ``[N]``, or any numbers in the same proportions.
+
+    Returns:
+      The :class:`~ldro_jax.weighting.base.Weighting`, whose weights sum to one.
+
+    Raises:
+      ValueError: if a size is not positive and finite, or their number isn't that of the tasks.
+    """
+    return static_mixing(sizes, exponent=1.0)
 
 
 def static_mixing(sizes: Sequence[float], *, exponent: float = 0.3) -> base.Weighting:

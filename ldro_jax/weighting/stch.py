@@ -19,7 +19,7 @@ class IdealState(NamedTuple):
     """State of :func:`stch`.
 
     Attributes:
-      ideal: z*, the least loss of each task so far, ``[N]``; inf before the first step.
+      ideal: z*, the least loss of each task so far, ``[N]``; inf while the task is unknown.
     """
 
     ideal: jax.Array
@@ -51,15 +51,13 @@ def stch(
         return IdealState(jnp.full(num_tasks, jnp.inf, dtype))
 
     def update(statistics, state):
-        losses = statistics.losses
+        known, losses = base.known_tasks(statistics), statistics.losses
         p = jnp.ones_like(losses)
         if given is not None:
             base.check_per_task("preferences", given, losses.size)
             p = jnp.asarray(given, losses.dtype)
-        # A task that has had no examples yet has a loss of zero.
-        ideal = jnp.where(losses == 0, state.ideal, jnp.minimum(state.ideal, losses))
-        above = jnp.where(jnp.isfinite(ideal), losses - ideal, 0)
-        above = p * above / base.value_at(smoothing, statistics)
-        return p * jax.nn.softmax(above), IdealState(ideal)
+        ideal = jnp.where(known, jnp.minimum(state.ideal, losses), jnp.inf)
+        above = p * (losses - ideal) / base.value_at(smoothing, statistics)
+        return p * jax.nn.softmax(above, where=known), IdealState(ideal)
 
     return base.Weighting(init, update)

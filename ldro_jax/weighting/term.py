@@ -28,8 +28,8 @@ def term(tilt: optax.ScalarOrSchedule, *, relative: bool = False) -> base.Weight
     checks.flag("relative", relative)
 
     def weights(statistics):
-        losses = statistics.losses
         unit = base.mean_loss(statistics) if relative else 1
-        return jax.nn.softmax(base.value_at(tilt, statistics) * losses / unit)
+        logits = base.value_at(tilt, statistics) * base.above_least(statistics) / unit
+        return jax.nn.softmax(logits, where=base.known_tasks(statistics))
 
-    return base.stateless(weights)
+    return base.stateless(weights)._replace(needs_positive_losses=relative)

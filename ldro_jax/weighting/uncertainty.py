@@ -19,6 +19,7 @@ def uncertainty(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`; the weights begin at ½ and tend to 1 / 2ℓ.
+      It needs positive losses, such as squared errors and cross entropies.
 
     Raises:
       ValueError: if the rate is negative or not finite.
@@ -27,7 +28,9 @@ def uncertainty(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
 
     def update(statistics, state):
         precision = jnp.exp(-state.scales)
-        step = base.value_at(weight_lr, statistics) * (1 - precision * statistics.losses) / 2
-        return precision / 2, imtl.ScalesState(state.scales - step)
+        steps = -base.value_at(weight_lr, statistics) * (1 - precision * statistics.losses) / 2
+        best = jnp.log(base.positive_losses(statistics))
+        weights = jnp.where(base.known_tasks(statistics), precision / 2, 0)
+        return weights, imtl.learned_scales(statistics, state.scales, steps, best)
 
-    return base.Weighting(imtl.no_scales, update)
+    return base.Weighting(imtl.no_scales, update, needs_positive_losses=True)

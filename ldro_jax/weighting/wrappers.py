@@ -29,10 +29,16 @@ def with_floor(weighting: base.Weighting, floor: optax.ScalarOrSchedule) -> base
 
     def update(statistics, state):
         weights, state = weighting.update(statistics, state)
-        share = base.value_at(floor, statistics)
-        return (1 - share) * weights + share * jnp.mean(jnp.abs(weights)), state
+        share, weighed = base.value_at(floor, statistics), _weighed(statistics, weights)
+        even = jnp.mean(jnp.abs(weights), where=weighed)
+        return (1 - share) * weights + jnp.where(weighed, share * even, 0), state
 
     return weighting._replace(update=update)
+
+
+def _weighed(statistics, weights):
+    """The known tasks, and the others too where the method has fixed weights for them."""
+    return base.known_tasks(statistics) | (weights != 0)
 
 
 def wrapped(
@@ -67,7 +73,8 @@ class SmoothedState(NamedTuple):
       losses: decaying sum of the losses, ``[N]``.
       interaction: decaying sum of the interactions, ``[N, N]``; ``None`` if they aren't used.
       noise: decaying sum of the gradients' variances, ``[N]``; ``None`` if they aren't used.
-      total: decaying sum of ones, by which the others are divided.
+      total: decaying sum of ones over the steps in which a task was known, ``[N]``, by which the
+        others are divided.
       inner: state of the weighting.
     """
 
@@ -103,22 +110,32 @@ def smoothed(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.W
             losses=jnp.zeros(num_tasks, dtype),
             interaction=square if weighting.uses_interaction else None,
             noise=jnp.zeros(num_tasks, dtype) if weighting.uses_noise else None,
-            total=jnp.zeros([], dtype),
+            total=jnp.zeros(num_tasks, dtype),
             inner=weighting.init(num_tasks, dtype),
         )
 
     def update(statistics, state):
         keep = base.value_at(decay, statistics)
 
+        known = base.known_tasks(statistics)
+        both = known[:, None] & known[None, :]
+
         def mean(old, new):
-            return keep * old + (1 - keep) * new
+            return jnp.where(both if new.ndim == 2 else known, keep * old + (1 - keep) * new, 0)
 
         total = mean(state.total, jnp.ones_like(state.total))
+        # Tasks stay known, so two are known together since the later of them is.
+        totals = {1: total, 2: jnp.minimum(total[:, None], total[None, :])}
         new = state._asdict()
         names = [name for name in ("losses", "interaction", "noise") if new[name] is not None]
         for name in names:
             new[name] = mean(new[name], getattr(statistics, name))
-        seen = statistics._replace(**{name: new[name] / total for name in names})
+
+        def corrected(sums):
+            total = totals[sums.ndim]
+            return sums / jnp.where(total > 0, total, 1)
+
+        seen = statistics._replace(**{name: corrected(new[name]) for name in names})
         weights, inner = weighting.update(seen, state.inner)
         return weights, SmoothedState(**new | {"total": total, "inner": inner})
 
@@ -130,15 +147,20 @@ class AveragedState(NamedTuple):
 
     Attributes:
       weights: the mean weights, ``[N]``.
+      known: which tasks they are of, bool ``[N]``; none before the first step.
       inner: state of the weighting.
     """
 
     weights: jax.Array
+    known: jax.Array
     inner: Any
 
 
 def averaged(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.Weighting:
     """Running means of the weights, ``w ← decay · w + (1 − decay) ŵ``, from the first step's.
+
+    A task that becomes known later begins with its weight of that step, and the others' means are
+    brought to the sum of theirs, so that it gets the room that the method gives it.
 
     Args:
       weighting: the weighting that gives ŵ.
@@ -158,13 +180,19 @@ def averaged(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.W
 
     def init(num_tasks, dtype=jnp.float32):
         uniform = jnp.full(num_tasks, 1 / num_tasks, dtype)
-        return AveragedState(uniform, weighting.init(num_tasks, dtype))
+        none = jnp.zeros(num_tasks, bool)
+        return AveragedState(uniform, none, weighting.init(num_tasks, dtype))
 
     def update(statistics, state):
         weights, inner = weighting.update(statistics, state.inner)
-        keep = jnp.where(statistics.count == 0, 0, base.value_at(decay, statistics))
-        weights = keep * state.weights + (1 - keep) * weights
-        return weights, AveragedState(weights, inner)
+        known, keep = base.known_tasks(statistics), base.value_at(decay, statistics)
+        old = known & state.known
+        last, sizes = jnp.where(old, state.weights, 0), jnp.where(old, jnp.abs(weights), 0)
+        room = jnp.sum(sizes) * gram.inverse_or_zero(jnp.sum(jnp.abs(last)))
+        # Without a new task the sum is left as it is, not only the same up to rounding.
+        last = last * jnp.where((known & ~state.known).any(), room, 1)
+        weights = jnp.where(old, keep * last + (1 - keep) * weights, weights)
+        return weights, AveragedState(weights, known, inner)
 
     return weighting._replace(init=init, update=update)
 
@@ -215,7 +243,8 @@ def clipped(weighting: base.Weighting, lower: float = 0.0, upper: float = 1.0) -
 
     def update(statistics, state):
         weights, state = weighting.update(statistics, state)
-        return jnp.clip(weights, lower, upper), state
+        limited = jnp.clip(weights, lower, upper)
+        return jnp.where(_weighed(statistics, weights), limited, 0), state
 
     return weighting._replace(update=update)
 

@@ -75,5 +75,5 @@ def test_every_method_is_in_it_but_those_that_need_more_than_losses_and_gradient
     configuration.load([_FILE], [])
     text = configuration.text().replace("'", '"')
     named = {name for name in weighting.METHODS if f'"{name}"' in text}
-    more = {"baselined_dro", "doremi", "skill_it", "static_mixing", "unimax"}
+    more = {"baselined_dro", "doremi", "erm", "skill_it", "static_mixing", "unimax"}
     assert set(weighting.METHODS) - named == more

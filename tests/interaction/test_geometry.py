@@ -100,9 +100,11 @@ def test_a_parameter_without_a_past_counts_for_nothing():
 
 
 def test_the_adam_of_a_weighting_is_not_that_of_the_parameters():
-    chain = optax.chain(transform.weighted(weighting.famo(), 2), optax.rmsprop(1.0))
+    chain = optax.chain(
+        transform.weighted(weighting.famo(learning_rate=0.1), 2), optax.rmsprop(1.0)
+    )
     assert ldro.preconditioner(chain.init(jnp.ones(3))).shape == (3,)
-    chain = optax.chain(transform.weighted(weighting.famo(), 2), optax.sgd(1.0))
+    chain = optax.chain(transform.weighted(weighting.famo(learning_rate=0.1), 2), optax.sgd(1.0))
     with pytest.raises(ValueError, match="holds 0"):
         ldro.preconditioner(chain.init(jnp.ones(2)))
 

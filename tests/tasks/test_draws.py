@@ -88,6 +88,36 @@ def test_a_mixed_draw_is_a_function_of_its_seed():
     np.testing.assert_array_equal(later.indices, one.indices + 100)
 
 
+def test_weights_are_probabilities_to_the_bit_if_no_task_is_starved():
+    weights = np.array([0.7, 0.25, 0.05], np.float32)
+    found = draws.probabilities_of_weights(weights)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, weights)
+    # They may sum to any number, and a negative one counts by its size.
+    np.testing.assert_allclose(draws.probabilities_of_weights([3, -1, 4]), [3 / 8, 1 / 8, 1 / 2])
+
+
+def test_every_task_has_a_probability_whatever_its_weight():
+    # A hundredth of a third instead of nothing, and then all by what they sum to.
+    found = draws.probabilities_of_weights([0.5, 0.5, 0.0])
+    np.testing.assert_allclose(found, np.array([150, 150, 1]) / 301, rtol=1e-6)
+    # One that was never drawn has no weight yet, so it has a third.
+    found = draws.probabilities_of_weights([0.5, 0.5, 0.0], np.array([True, True, False]))
+    np.testing.assert_allclose(found, np.array([3, 3, 2]) / 8, rtol=1e-6)
+    for weights in ([0, 0, 0], [np.inf, 1, 1], [1e30, 1e-30, 1]):
+        found = draws.probabilities_of_weights(np.float32(weights))
+        assert found.sum() == pytest.approx(1) and found.min() >= 0.0033
+
+
+def test_rows_expected_of_plain_random_batches_are_those_by_the_sizes():
+    found = draws.expected_if_uniform(np.array([980, 20], np.int32), 4)
+    np.testing.assert_allclose(found, [3.92, 0.08], rtol=1e-7)
+    assert found.dtype == np.float32
+    # Sizes whose sum and products overflow int32.
+    found = draws.expected_if_uniform(np.array([2**31 - 1, 2**30], np.int32), 3072)
+    np.testing.assert_allclose(found, [2048, 1024], rtol=1e-6)
+
+
 SIZES = np.array([5, 1, 7, 3])
 
 

@@ -163,8 +163,8 @@ def test_a_language_named_twice_counts_once(data_dir, tmp_path, trained_on):
 
 def test_long_lines_are_trained_on(tmp_path):
     # SentencePiece's own limit is 4,192 bytes; it would find no text here.
-    write(tmp_path / "de", [" ".join(text("de", 500))])
-    path = vocabulary.train_sentencepiece(tmp_path, tmp_path / "long", vocab_size=290)
+    write(tmp_path / "de", [" ".join(text("de", 2000))])
+    path = vocabulary.train_sentencepiece(tmp_path, tmp_path / "long", vocab_size=286)
     trained = sentencepiece.SentencePieceProcessor(model_file=str(path))
     assert len(trained.encode(text("de", 1)[0], out_type=str)) < len(text("de", 1)[0])
 

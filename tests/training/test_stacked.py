@@ -78,6 +78,8 @@ def assert_is_a_plain_loop(method, sampler, batch_size, *, measured_rows=None, *
             chosen = np.concatenate(first)
             measured = rows(drawn, step, chosen), tasks[chosen]
         counts = np.bincount(tasks, None, N)
+        if sampler == "uniform":  # so many on average
+            counts = batch_size * train.sizes / train.sizes.sum()
         steps.append(plain_loop.Step(rows(drawn, step), tasks, counts, measured))
     session, losses = program.start(trials), []
 
@@ -302,3 +304,10 @@ def test_the_gradients_of_halves_serve_for_the_training_gradient(size, geometry)
     close = {"rtol": 1e-4, "atol": 1e-6}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **close), *states)
     assert np.ptp(transform.find_state(states[0].opt_state).weights) > 1e-3
+
+
+def test_more_rows_than_can_be_numbered_are_an_error():
+    session = tiny.stacked(size=24).start([Trial(tiny.AVERAGE, SEED)])
+    with pytest.raises(ValueError, match=r"below 2³¹ .* 24 × 89478486\. Pass layout=Layout\(\)"):
+        session.advance(2**31 // 24 + 1, lambda step: False, tiny.Progress())
+    assert session.step == 0

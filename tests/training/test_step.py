@@ -161,8 +161,8 @@ def test_steps_on_random_rows_with_absent_tasks_are_a_plain_loop(method):
     assert_same(taken("bigram", method, batches), expected_of("bigram", method, batches))
 
 
-def test_the_tasks_of_a_plain_random_batch_count_by_their_means():
-    # Not by their rows, of which they have from none to four.
+def test_a_caller_may_have_tasks_count_by_their_means_whatever_their_rows():
+    # By the numbers of rows that are there, from none to four.
     batches = [
         batch._replace(expected=np.bincount(batch.tasks, None, 4).astype(np.float32))
         for batch in mixed(TASKS)

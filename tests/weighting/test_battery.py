@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ldro_jax import weighting
+from ldro_jax import _reads, transform, weighting
+from ldro_jax.interaction import base as interaction_base
 
 N = 8
 
@@ -34,8 +35,9 @@ WEIGHTINGS = {
     "doremi": lambda order: weighting.doremi(PER_TASK[order] / 10, 0.5),
     "dualproj": lambda order: weighting.dualproj(),
     "dwa": lambda order: weighting.dwa(window=1),
+    "erm": lambda order: weighting.erm(PER_TASK[order]),
     "fairgrad": lambda order: weighting.fairgrad(2.0),
-    "famo": lambda order: weighting.famo(0.1),
+    "famo": lambda order: weighting.famo(0.1, learning_rate=1e-3),
     "floor": lambda order: weighting.with_floor(weighting.group_dro(0.1), 0.2),
     "geometric_mean": lambda order: weighting.geometric_mean(),
     "go4align": lambda order: weighting.go4align(3, risk_lr=0.1),
@@ -92,7 +94,7 @@ WEIGHTINGS = {
 ORDER = np.arange(N)
 # Those with numbers for each task, which a permutation has to follow.
 NUMBERED = ("baselined_dro", "doremi", "group_dro adjusted", "skill_it", "static_mixing", "stch")
-NUMBERED += ("unimax",)
+NUMBERED += ("erm", "unimax")
 
 # Weights as the papers have them: they sum to another number, or to none that is known.
 FREE = {
@@ -305,3 +307,33 @@ def test_works_sharded_over_devices(name):
     weights, _ = run(compiled(name), [sharded])
     alone, _ = run(compiled(name), [current])
     np.testing.assert_allclose(weights, alone, atol=tolerance(name, "float32"))
+
+
+def test_says_what_it_reads(name):
+    method = WEIGHTINGS[name](ORDER)
+    said = {"interaction": method.uses_interaction, "noise": method.uses_noise}
+    said["excess"] = method.uses_excess
+    read = _reads.read(method, N)
+    assert {field: field in read for field in said} == said
+
+
+def test_a_step_that_donates_its_state(name):
+    tx = transform.weighted(WEIGHTINGS[name](ORDER), N)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(state, losses, gradients):
+        pulled = {"losses": losses, "pullback": lambda weights: {"w": weights @ gradients}}
+        found = interaction_base.Measured(gradients @ gradients.T, jnp.ones(N))
+        excess = {"excess": losses} if tx.weighting.uses_excess else {}
+        params = {"w": gradients[0]}
+        updates, state = tx.update(
+            None, state, params, **pulled, **excess, interaction_fn=lambda: found
+        )
+        return state, updates
+
+    gradients = jnp.asarray(np.random.default_rng(0).normal(size=(N, 12)), jnp.float32)
+    first = state = tx.init({"w": gradients[0]})
+    for _ in range(2):
+        state, updates = step(state, statistics().losses, gradients)
+    assert first.weights.is_deleted()
+    assert jnp.isfinite(updates["w"]).all()

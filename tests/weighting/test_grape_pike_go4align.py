@@ -208,7 +208,7 @@ def test_rates_that_make_no_sense_are_refused(name):
 @pytest.mark.parametrize("num_groups", [0, 1.5, True])
 def test_a_number_of_groups_that_makes_no_sense_is_refused(num_groups):
     with pytest.raises(ValueError, match="num_groups must be a positive integer"):
-        weighting.go4align(num_groups)
+        weighting.go4align(num_groups, risk_lr=1e-4)
 
 
 SCALES = [1e-12, 1.0, 1e12]

@@ -78,6 +78,7 @@ def test_dro_is_the_papers(references):
     [
         (weighting.group_dro(0.0), weighting.average()),
         (weighting.static_mixing([1.0, 5.0, 1e9], exponent=0.0), weighting.average()),
+        (weighting.erm([7.0, 7.0, 7.0]), weighting.average()),
         (weighting.interpolated(1.0), weighting.average()),
         (weighting.lookahead_online(0.1, 0.0), weighting.average()),
         (weighting.lookahead_online(0.0, 0.1), weighting.average()),
@@ -89,6 +90,11 @@ def test_dro_is_the_papers(references):
 )
 def test_methods_coincide(method, same):
     np.testing.assert_allclose(weights_of(method, steps=3), weights_of(same, steps=3), rtol=1e-6)
+
+
+def test_erm_weighs_tasks_by_their_rows():
+    weights = weights_of(weighting.erm([970, 20, 10]), steps=2)
+    np.testing.assert_allclose(weights, [0.97, 0.02, 0.01], rtol=1e-6)
 
 
 def test_unimax_is_algorithm_1():

@@ -28,6 +28,7 @@ RATES = {
     "doremi": ({"weight_lr": 0.1, "share": 0.01}, {"weight_lr", "share"}),
     "dualproj": ({}, set()),
     "dwa": ({"window": 3, "temperature": 2.0}, {"temperature"}),
+    "erm": ({}, set()),
     "fairgrad": ({"alpha": 2.0}, {"alpha"}),
     "famo": (
         {"weight_lr": 0.1, "decay": 0.1, "learning_rate": 0.01},
@@ -86,6 +87,7 @@ _LOSSES_ONLY = {
         "cvar",
         "doremi",
         "dwa",
+        "erm",
         "geometric_mean",
         "group_dro",
         "imtl_l",

@@ -1,0 +1,116 @@
+"""Runs whose optimizer leaves some parameters as they are train as if these were constants."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+
+import ldro_jax
+from ldro_jax import _trained, transform
+from ldro_jax.sharding import Layout
+from ldro_jax.training import Method
+from ldro_jax.training.engine import Trial
+
+LDRO = Method("L-DRO", "lookahead_online", {"lookahead_lr": 0.5, "weight_lr": 1.0})
+
+
+def is_trained(path, _):
+    return "kernel" in jax.tree_util.keystr(path)
+
+
+def kernels(params):
+    return jax.tree_util.tree_map_with_path(is_trained, params)
+
+
+class Kernels(ldro_jax.problems.Problem):
+    """The tiny problem, whose biases are constants and no parameters."""
+
+    def __init__(self):
+        self._whole = tiny.problem()
+        self._params = self._whole.init(jax.random.key(0))
+        self.task_names, self.metrics = self._whole.task_names, self._whole.metrics
+        self.on_device = self._whole.on_device
+
+    def source(self, seed):
+        return self._whole.source(seed)
+
+    def init(self, key):
+        return _trained.hide(self._whole.init(key), kernels(self._params))
+
+    def row_losses(self, params, rows):
+        return self._whole.row_losses(_trained.merge(params, self._params), rows)
+
+    def evaluate(self, params, split):
+        raise NotImplementedError
+
+
+def trained(make, a_problem, optimizer, method, **options):
+    session = make(method, a_problem, optimizer=optimizer, **options).start([Trial(method, 0)])
+    session.advance(4, lambda step: False, tiny.Progress())
+    state = session.state(0)
+    return state.params, transform.find_state(state.opt_state)
+
+
+ENGINES = [(tiny.stacked, {}), (tiny.meshed, {"layout": Layout(data=4, model=2)})]
+METHODS = [{"interaction_interval": 2}, {"interaction_interval": 1}]
+METHODS += [{"interaction_interval": 1, "lagged": True}]
+METHODS += [{"interaction_interval": 1, "geometry": "optimizer"}]
+
+
+@pytest.mark.parametrize("make, options", ENGINES)
+@pytest.mark.parametrize("settings", METHODS)
+def test_as_if_they_were_constants(make, options, settings):
+    method = dataclasses.replace(LDRO, **settings)
+    adam = optax.rmsprop(0.05)
+    found, state = trained(make, None, _trained.only(adam, kernels), method, **options)
+    expected, other = trained(make, Kernels(), adam, method, **options)
+    start = tiny.problem().init(jax.random.key(0))
+    changed = jax.tree.map(lambda x, y: bool((x != y).any()), found, start)
+    assert changed == kernels(start)
+    assert np.ptp(state.weights) > 1e-4
+    kept = _trained.hide(found, kernels(start))
+    # A few steps in float32, compiled in another order.
+    for ours, theirs in zip(
+        jax.tree.leaves((kept, state)), jax.tree.leaves((expected, other)), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
+
+
+def test_in_parts():
+    optimizer = _trained.only(optax.sgd(0.5), kernels)
+    whole, parts = (
+        trained(tiny.meshed, None, optimizer, LDRO, microbatches=n, layout=Layout(data=1))
+        for n in (1, 3)
+    )
+    for ours, theirs in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_compare_freezes_what_is_not_trainable(tmp_path):
+    arguments = {"schedule": tiny.schedule(4, 4, 4), "batch_size": 24, "seeds": (0,)}
+
+    def values(name, optimizer, **options):
+        results = ldro_jax.compare(
+            tiny.problem(),
+            [LDRO],
+            optimizer=optimizer,
+            output_dir=tmp_path / name,
+            **arguments,
+            **options,
+        )
+        (run,) = results.runs
+        return run.losses.values.tolist()
+
+    sgd = optax.sgd(0.5)
+    asked, found = values("a", sgd, trainable=kernels), values("b", _trained.only(sgd, kernels))
+    assert asked == found != values("c", sgd)
+    text = (tmp_path / "a" / "config.gin").read_text()
+    assert "frozen" in text and "bias" in text
+
+
+def test_an_optimizer_that_moves_nothing_is_refused():
+    with pytest.raises(ValueError, match="optimizer leaves every parameter"):
+        tiny.stacked(optimizer=optax.set_to_zero())
