@@ -303,7 +303,7 @@ def probabilities(
     if sampling == "uniform":
         return None
     if sampling == "weights":
-        return draws.probabilities(first_weights(weighting.weighting, len(parts)))
+        return draws.probabilities_of_weights(first_weights(weighting.weighting, len(parts)))
     if isinstance(mixture, str):
         mixture = seqio.get_mixture_or_task(mixture)
     found = [mixture.get_rate(task) if isinstance(mixture, seqio.Mixture) else 1 for task in parts]
@@ -315,27 +315,6 @@ def probabilities(
         )
     # Relative to the largest, or a low temperature overflows.
     return draws.probabilities((rates / rates.max()) ** (1 / temperature))
-
-
-def following(weights: Any, seen: Any) -> np.ndarray:
-    """The task weights as probabilities of the rows to come.
-
-    A task that has had no row yet is drawn as often as the others on average: it has no weight
-    before its loss is known, and would never get a row.
-
-    Args:
-      weights: of the tasks, ``[N]``.
-      seen: the tasks that have had a loss, bool ``[N]``.
-
-    Returns:
-      ``[N]``, float32, which sum to one.
-    """
-    seen = np.asarray(seen)
-    if seen.all():
-        return draws.probabilities(weights)
-    sizes = np.abs(np.asarray(weights, np.float64))
-    mean = sizes[seen].mean() if seen.any() else 0.0
-    return draws.probabilities(np.where(seen, sizes, mean))
 
 
 def inside(iterator: Any) -> DrawnRows | None:

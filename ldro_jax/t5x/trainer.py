@@ -23,6 +23,7 @@ from ldro_jax.t5x import drawing, dropout, evaluation, frozen, inheritance, task
 from ldro_jax.t5x.model import LDROModel
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 from ldro_jax.t5x.statistics import Statistics
+from ldro_jax.tasks import draws
 
 
 class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
@@ -132,7 +133,7 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         summary = super().train(batch_iter, num_steps, start_step)
         if self._drawn is not None and self._drawn.follows_weights:
             state = transform.find_state(self.train_state.param_states["weighting"])
-            self._drawn.probabilities = drawing.following(state.weights, state.seen)
+            self._drawn.probabilities = draws.probabilities_of_weights(state.weights, state.seen)
         return summary
 
     @cached_property.cached_property

@@ -247,15 +247,23 @@ def test_a_task_without_rows_so_far_is_as_if_not_there(uses_interaction):
     assert summary["ldro/worst_loss"].value > 1 and summary["ldro/worst_task"].value in THREE[:2]
 
 
-def test_a_task_without_rows_so_far_is_drawn_as_often_as_the_others_on_average():
-    seen = np.array([True, True, False])
-    np.testing.assert_allclose(
-        drawing.following([0.9, 0.1, 0.0], seen), [0.6, 0.1 / 1.5, 1 / 3], rtol=1e-6
+def test_a_task_without_rows_so_far_is_drawn_all_the_same():
+    method = weighting.base.stateless(
+        lambda statistics: weighting.base.known_tasks(statistics).astype(jnp.float32) / 2
     )
-    np.testing.assert_allclose(drawing.following([0.0, 0.0, 0.0], ~seen), np.full(3, 1 / 3))
-    np.testing.assert_allclose(drawing.following([0.5, 0.5, 0.0], seen & False), np.full(3, 1 / 3))
-    weights = np.float32([0.7, 0.2, 0.1])
-    np.testing.assert_array_equal(drawing.following(weights, seen | True), weights)
+    optimizer = tiny_t5x.optimizer_lib.WeightedOptimizer(
+        transform.weighted(method, N), tiny_t5x.sgd()
+    )
+    iterator = make(8, probabilities=np.float32([0.5, 0.5, 0, 0]), follows_weights=True)
+    batches = [rows_of(seed, np.arange(8) % 2) for seed in (0, 1)]
+    share = {SHARE: np.tile(iterator.probabilities, (8, 1))}
+    a_trainer = tiny_t5x.make_trainer(tiny_t5x.make_model(optimizer), rows=8)
+    a_trainer._drawn, a_trainer._began = iterator, True
+    tiny_t5x.train(a_trainer, [batch | share for batch in batches])
+    weights = a_trainer.train_state.param_states["weighting"].weights
+    np.testing.assert_array_equal(weights, [0.5, 0.5, 0, 0])
+    # Its weight of zero means nothing.
+    np.testing.assert_allclose(iterator.probabilities, [1 / 3, 1 / 3, 1 / 6, 1 / 6], rtol=1e-6)
 
 
 def test_the_worst_task_of_a_summary_is_so_on_average_over_its_steps():
