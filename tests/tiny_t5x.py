@@ -30,7 +30,7 @@ def weighting(**changes):
     return ldro.transform(N, **given)
 
 
-def module():
+def module(dropout_rate=0.0):
     config = network.TransformerConfig(
         vocab_size=VOCAB_SIZE,
         emb_dim=16,
@@ -39,14 +39,14 @@ def module():
         head_dim=8,
         mlp_dim=32,
         mlp_activations=("gelu", "linear"),
-        dropout_rate=0.0,
+        dropout_rate=dropout_rate,
         dtype="float32",
         logits_via_embedding=True,
     )
     return network.DecoderWrapper(config)
 
 
-def encoder_decoder_module():
+def encoder_decoder_module(dropout_rate=0.0):
     config = t5_network.T5Config(
         vocab_size=VOCAB_SIZE,
         emb_dim=16,
@@ -56,18 +56,26 @@ def encoder_decoder_module():
         head_dim=8,
         mlp_dim=32,
         mlp_activations=("gelu", "linear"),
-        dropout_rate=0.0,
+        dropout_rate=dropout_rate,
         dtype="float32",
         logits_via_embedding=False,
     )
     return t5_network.Transformer(config)
 
 
-def make_model(optimizer, cls=model_lib.LDRODecoderOnlyModel, **options):
+def make_model(optimizer, cls=model_lib.LDRODecoderOnlyModel, *, dropout_rate=0.0, **options):
     words = vocabulary.load(None)
     if issubclass(cls, models.EncoderDecoderModel):
-        return cls(encoder_decoder_module(), words, words, optimizer, **options)
-    return cls(module(), words, optimizer, **options)
+        return cls(encoder_decoder_module(dropout_rate), words, words, optimizer, **options)
+    return cls(module(dropout_rate), words, optimizer, **options)
+
+
+class Mine(models.DecoderOnlyModel):
+    """A class of one's own."""
+
+
+class LDROMine(model_lib.LDROModel, Mine):
+    """It with the losses of rows."""
 
 
 def sgd():

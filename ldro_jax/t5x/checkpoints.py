@@ -50,9 +50,27 @@ def check(model_dir: str, num_tasks: int, *, read: bool = True) -> None:
     if weights[0] != (num_tasks,):
         raise ValueError(
             f"{newest}, the newest checkpoint of the run, has the weights of {weights[0][0]} "
-            f"tasks, but now there are {num_tasks}. Give the run the tasks it began with, or "
-            "another MODEL_DIR."
+            f"tasks, but now there are {num_tasks}. {with_other_tasks(model_dir)}"
         )
+
+
+def with_other_tasks(model_dir: str) -> str:
+    """How a run goes on with other tasks, such as a new language.
+
+    Args:
+      model_dir: the run's.
+
+    Returns:
+      What to say.
+    """
+    steps = checkpoints.all_steps(model_dir)
+    if not steps:
+        return "Give it the tasks it began with, or another MODEL_DIR."
+    return (
+        "Give it the tasks it began with. To train on other tasks from here on, start a run in "
+        "another MODEL_DIR with T5X's finetune.gin, ldro_jax/t5x/finetune.gin and "
+        f'INITIAL_CHECKPOINT_PATH = "{model_dir}/checkpoint_{steps[-1]}".'
+    )
 
 
 def without_weighting(path: str) -> str:
@@ -66,8 +84,9 @@ def without_weighting(path: str) -> str:
     """
     return (
         f"{path} is a checkpoint of a run without L-DRO: it has no task weights, so that no run "
-        "with L-DRO can go on from it. Give another MODEL_DIR; to begin with its parameters, add "
-        "--gin_file=ldro_jax/t5x/warm_start.gin with INITIAL_CHECKPOINT_PATH."
+        "with L-DRO can go on from it. Give another MODEL_DIR. To begin with its parameters, add "
+        "--gin_file=ldro_jax/t5x/warm_start.gin with INITIAL_CHECKPOINT_PATH; with its step and "
+        "the state of its optimizer as well, T5X's finetune.gin and ldro_jax/t5x/finetune.gin."
     )
 
 

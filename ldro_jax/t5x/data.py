@@ -20,7 +20,7 @@ import tensorflow as tf
 from t5x import utils
 
 from ldro_jax import transform
-from ldro_jax.t5x import checkpoints, drawing, objectives, tasks
+from ldro_jax.t5x import checkpoints, drawing, macros, objectives, tasks
 from ldro_jax.t5x.names import MC4_MIXTURE, TEXT_MIXTURE
 from ldro_jax.tasks import mc4, text, text_files
 
@@ -69,7 +69,7 @@ def get_dataset(
     sampling: str = "uniform",
     temperature: float = 1.0,
     weighting: transform.Weighted | None = None,
-) -> tf.data.Dataset | drawing.DrawnRows:
+) -> drawing.RowsInTurn | drawing.DrawnRows:
     """Task-balanced batches; for ``train.get_dataset_fn``.
 
     T5X calls it before it restores a checkpoint, so that this is where a run that can't go on with
@@ -102,8 +102,9 @@ def get_dataset(
 
     Raises:
       ValueError: if the batch can't be drawn so, or the run was begun with other tasks or without
-        L-DRO, or its newest checkpoint is damaged.
+        L-DRO, or its newest checkpoint is damaged, or a macro in gin looks mistyped.
     """
+    macros.check()
     if cfg.module:
         utils.import_module(cfg.module)
     mixture = cfg.mixture_or_task_name
@@ -145,7 +146,8 @@ def get_dataset(
         joined = tf.nest.map_structure(join, *batches)
         return {**joined, tasks.MARK: tf.constant(tasks.marks(names, rows))}
 
-    return tf.data.Dataset.zip(datasets).map(interleaved)
+    joined = tf.data.Dataset.zip(datasets).map(interleaved)
+    return drawing.RowsInTurn(joined, len(parts), cfg.batch_size)
 
 
 def text_mixture(
@@ -223,8 +225,17 @@ def perplexity(targets: Sequence[int], scores: Sequence[float]) -> dict[str, flo
 
     Returns:
       ``perplexity`` and ``nats_per_token``, over all tokens.
+
+    Raises:
+      ValueError: if there are none.
     """
-    loss = -float(np.sum(scores, dtype=np.float64)) / sum(targets)
+    tokens = sum(targets)
+    if tokens < 1:
+        raise ValueError(
+            f"Expected rows with tokens to predict, but the {len(targets)} rows have {tokens}. "
+            "Evaluate another split, or leave the task out."
+        )
+    loss = -float(np.sum(scores, dtype=np.float64)) / tokens
     return {"perplexity": float(np.exp(loss)), "nats_per_token": loss}
 
 

@@ -23,10 +23,59 @@ from ldro_jax.t5x import tasks
 from ldro_jax.tasks import draws
 from ldro_jax.weighting import first_weights
 
+_IN_TURN = "took as many rows of each task for every batch"
+_ONE_BY_ONE = "drew the rows of a batch one by one"
 _OTHERWISE = (
-    "Expected the place in the data in {path}, as this way of drawing rows saves it, but {found}. "
-    "Give the run the sampling it began with, or another MODEL_DIR."
+    "The place in the data in {path} is of a run that {found}, but now {now}. Give the run the "
+    "{what} it began with. Or let it draw its data anew: SaveCheckpointConfig.save_dataset = False "
+    "and train/utils.DatasetConfig.seed = None."
 )
+
+
+class RowsInTurn(dataset_iterator.TfDatasetIterator):
+    """Batches that hold as many rows of each task; its place in the data is saved.
+
+    Args:
+      dataset: of batches.
+      num_tasks: N.
+      batch_size: B, rows of all hosts.
+    """
+
+    def __init__(self, dataset: tf.data.Dataset, num_tasks: int, batch_size: int):
+        super().__init__(dataset, checkpoint=True)
+        self._num_tasks, self._size = num_tasks, batch_size
+
+    def save(self, filename: Any) -> None:
+        """Writes its place in the data.
+
+        Args:
+          filename: what the names of the files begin with.
+        """
+        super().save(filename)
+        _write(filename, {"batch_size": np.array(self._size)})
+
+    def restore(self, filename: Any) -> None:
+        """Goes on from a place in the data.
+
+        Args:
+          filename: as for :meth:`save`.
+
+        Raises:
+          ValueError: if there is none, or one of batches of another size or that were drawn in
+            another way.
+        """
+        arrays = _read(filename)
+        # Rows that were read ahead have the old size. Where it isn't known, TensorFlow has to do.
+        before = int(arrays.get("batch_size", self._size))
+        if "drawn" in arrays or before != self._size:
+            found = _ONE_BY_ONE if "drawn" in arrays else f"had BATCH_SIZE = {before}"
+            now = f"BATCH_SIZE is {self._size} and the {self._num_tasks} tasks are taken in turn"
+            raise ValueError(
+                _OTHERWISE.format(
+                    path=filename, found=found, now=now, what="BATCH_SIZE and the sampling"
+                )
+            )
+        super().restore(filename)
 
 
 class DrawnRows(dataset_iterator.DatasetIterator):
@@ -147,10 +196,7 @@ class DrawnRows(dataset_iterator.DatasetIterator):
         for task, rows in enumerate(self._ahead):
             if rows:
                 arrays |= {f"{task}/{name}": x for name, x in _joined(list(rows)).items()}
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        with tf.io.gfile.GFile(f"{filename}.npz", "wb") as file:
-            file.write(buffer.getvalue())
+        _write(filename, arrays)
 
     def restore(self, filename: Any) -> None:
         """Goes on from a place in the data.
@@ -159,17 +205,21 @@ class DrawnRows(dataset_iterator.DatasetIterator):
           filename: as for :meth:`save`.
 
         Raises:
-          ValueError: if it was saved with another way of drawing rows.
+          ValueError: if there is none, or it was saved with another way of drawing rows.
         """
-        path = f"{filename}.npz"
-        if not tf.io.gfile.exists(path):
-            raise ValueError(_OTHERWISE.format(path=path, found="there is no such file"))
-        with tf.io.gfile.GFile(path, "rb") as file:
-            arrays = dict(np.load(io.BytesIO(file.read()), allow_pickle=False))
-        if ("probabilities" in arrays) != (self.probabilities is not None):
-            drawn = "at random" if "probabilities" in arrays else "in turn"
-            found = f"it is of a run that drew its tasks {drawn}"
-            raise ValueError(_OTHERWISE.format(path=path, found=found))
+        arrays = _read(filename)
+        ways = {True: "at random", False: "in turn"}
+        is_random = self.probabilities is not None
+        if "drawn" not in arrays:
+            what, now = "BATCH_SIZE and the sampling", "they are drawn one by one, "
+            now += ways[True] if is_random else f"since the tasks don't divide {self._size}"
+            raise ValueError(_OTHERWISE.format(path=filename, found=_IN_TURN, now=now, what=what))
+        if ("probabilities" in arrays) != is_random:
+            found = f"drew its tasks {ways['probabilities' in arrays]}"
+            now = f"they are drawn {ways[is_random]}"
+            raise ValueError(
+                _OTHERWISE.format(path=filename, found=found, now=now, what="sampling")
+            )
         self._checkpoint().read(os.fspath(filename)).assert_consumed()
         self._step, self._drawn = int(arrays["step"]), arrays["drawn"]
         if self.probabilities is not None:
@@ -253,7 +303,7 @@ def probabilities(
     if sampling == "uniform":
         return None
     if sampling == "weights":
-        return draws.probabilities(first_weights(weighting.weighting, len(parts)))
+        return draws.probabilities_of_weights(first_weights(weighting.weighting, len(parts)))
     if isinstance(mixture, str):
         mixture = seqio.get_mixture_or_task(mixture)
     found = [mixture.get_rate(task) if isinstance(mixture, seqio.Mixture) else 1 for task in parts]
@@ -280,6 +330,29 @@ def inside(iterator: Any) -> DrawnRows | None:
         wrapped = getattr(iterator, "_it", None)
         iterator = getattr(iterator, "_iterator", None) if wrapped is None else wrapped
     return iterator
+
+
+def _write(filename: Any, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays beside a checkpoint of TensorFlow."""
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    with tf.io.gfile.GFile(f"{filename}.npz", "wb") as file:
+        file.write(buffer.getvalue())
+
+
+def _read(filename: Any) -> dict[str, np.ndarray]:
+    """What is beside a checkpoint of TensorFlow, which must be there."""
+    if not tf.io.gfile.exists(f"{filename}.index"):
+        raise ValueError(
+            f"Expected the place in the data in {filename}, but there is none: the checkpoint was "
+            "saved without it, or by another number of hosts. Go on with as many hosts, or let the "
+            "run draw its data anew: SaveCheckpointConfig.save_dataset = False and "
+            "train/utils.DatasetConfig.seed = None."
+        )
+    if not tf.io.gfile.exists(f"{filename}.npz"):
+        return {}
+    with tf.io.gfile.GFile(f"{filename}.npz", "rb") as file:
+        return dict(np.load(io.BytesIO(file.read()), allow_pickle=False))
 
 
 def _joined(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ import ldro_jax.t5x.installed  # noqa: F401
 # isort: split
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import cached_property
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import seqio
 import tensorflow as tf
+from clu.data import dataset_iterator
 from t5x import trainer as trainer_lib
 from t5x import utils
 
@@ -30,13 +31,48 @@ from ldro_jax.records import provenance
 from ldro_jax.t5x import data, inheritance, names, run_file
 
 
+class Split:
+    """The batches of a split of a task, at most so many of them, from the first at every pass.
+
+    Attributes:
+      is_whole: whether the last pass went over all of the split; None before the first.
+
+    Args:
+      batches: of the whole split, or of one batch more than the limit.
+      limit: at most so many; None for all.
+    """
+
+    def __init__(self, batches: tf.data.Dataset, limit: int | None = None):
+        self._batches, self._limit = batches, limit
+        self.is_whole: bool | None = None
+
+    @property
+    def element_spec(self) -> Any:
+        """The shapes and dtypes of a batch."""
+        spec: Any = self._batches.element_spec
+        return {
+            name: dataset_iterator.ArraySpec(shape=tuple(x.shape), dtype=x.dtype.as_numpy_dtype)
+            for name, x in spec.items()
+        }
+
+    def __iter__(self) -> Iterator[Any]:
+        is_whole = True
+        for number, batch in enumerate(self._batches.as_numpy_iterator()):
+            if number == self._limit:
+                # TensorFlow keeps in memory what is read to its end.
+                is_whole = False
+            else:
+                yield batch
+        self.is_whole = is_whole
+
+
 def get_datasets(
     cfg: utils.DatasetConfig,
     shard_id: int,
     num_shards: int,
     eval_steps: int | None,
     feature_converter_cls: Callable[..., seqio.FeatureConverter],
-) -> Mapping[str, tf.data.Dataset]:
+) -> Mapping[str, Split]:
     """The split of each task, for ``train.train_eval_get_dataset_fn``.
 
     Each row is there once, on one of the shards. The last batch is filled with rows that have no
@@ -85,8 +121,9 @@ def get_datasets(
         read = utils.get_dataset(single, 0, 1, feature_converter_cls, num_epochs=1)
         batches = read.unbatch().batch(cfg.batch_size)
         batches = batches.map(lambda batch: tf.nest.map_structure(part, batch))
-        batches = batches if eval_steps is None else batches.take(eval_steps)
-        return batches.cache() if cfg.use_memory_cache else batches
+        # One more shows whether there are more.
+        batches = batches if eval_steps is None else batches.take(eval_steps + 1)
+        return Split(batches.cache() if cfg.use_memory_cache else batches, eval_steps)
 
     return {name: whole(name) for name in found}
 
@@ -142,12 +179,14 @@ class Evaluating(trainer_lib.BaseTrainer):
           The summaries by task, and those over tasks.
 
         Raises:
-          ValueError: if a task has no rows.
+          ValueError: if a task has no rows, or none with a token to predict.
         """
         step = int(utils.get_local_data(self.train_state.step))
         found = dict(super().eval({name: _some(name, it) for name, it in batch_iters.items()}))
         # T5X's own datasets have one of the mixture besides.
         parts = [n for n in found if n not in seqio.MixtureRegistry.names()]
+        for name in parts:
+            _check_tokens(name, found[name][names.TOKENS].value)
         losses = np.array([found[name][names.NATS].value for name in parts])
         losses = np.where(np.isfinite(losses), losses, np.inf)
         overall = {names.AVERAGE_LOSS: losses.mean(), names.WORST_LOSS: losses.max()}
@@ -161,6 +200,7 @@ class Evaluating(trainer_lib.BaseTrainer):
                 step=step,
                 tokens={name: int(found[name][names.TOKENS].value) for name in parts},
                 batches={name: int(found[name][names.BATCHES].value) for name in parts},
+                whole=_all_whole([batch_iters[name] for name in parts]),
                 machine=self._machine(),
             )
         scalars = {name: clu.values.Scalar(value) for name, value in overall.items()}
@@ -255,6 +295,21 @@ def _add(x: jax.Array, y: jax.Array) -> jax.Array:
     added = total - x[0]
     lost = (x[0] - (total - added)) + (y[0] - added)
     return jnp.stack([total, x[1] + y[1] + lost])
+
+
+def _all_whole(batches: Sequence[Any]) -> bool | None:
+    """Whether all of each split was evaluated; None where T5X's own datasets don't say it."""
+    known = [split.is_whole for split in batches if isinstance(split, Split)]
+    return all(known) if len(known) == len(batches) else None
+
+
+def _check_tokens(name: str, tokens: float) -> None:
+    if not tokens > 0:
+        raise ValueError(
+            f"The rows that {name} is evaluated on must have tokens to predict, but the sum of "
+            f"their loss weights is {tokens:g}. Look at decoder_loss_weights, or leave the task "
+            "out."
+        )
 
 
 def _some(name: str, batches: Iterator[Any]) -> Iterator[Any]:

@@ -6,7 +6,7 @@ line.
 
 import dataclasses
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ldro_jax import paths
@@ -59,6 +59,22 @@ class Config:
                 if (found, name.split(".")[-1], known) == (where, configurable, argument):
                     return self._resolved(value)
         return None
+
+    def unused(self) -> list[str]:
+        """Names of the macros that nothing refers to, in order."""
+        found: set[str] = set()
+
+        def look(value):
+            if isinstance(value, Reference):
+                found.add(value.name.rpartition("/")[-1])
+            elif isinstance(value, Mapping):
+                look([*value.keys(), *value.values()])
+            elif isinstance(value, list | tuple | set):
+                for part in value:
+                    look(part)
+
+        look([*self.macros.values(), *self.bindings.values()])
+        return sorted(self.macros.keys() - found)
 
     def hyperparameters(self) -> dict[str, Any]:
         """What a run was trained with: weighting and optimizer, batches, and the trainer's options.

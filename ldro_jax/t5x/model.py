@@ -1,7 +1,7 @@
 """T5X's models with the losses of rows, from which those of tasks are made.
 
 What trains differs from T5X's models by one class, :class:`LDROModel`, put before any of them:
-``class LDROMine(LDROModel, Mine)`` makes a model of one's own trainable.
+``class LDROMine(LDROModel, Mine)`` makes a model of one's own trainable, see ``docs/t5x.md``.
 """
 
 import ldro_jax.t5x.installed  # noqa: F401
@@ -143,6 +143,20 @@ def token_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
     weights = batch.get("decoder_loss_weights")
     weights = batch["decoder_target_tokens"] > 0 if weights is None else weights
     return weights.astype(jnp.float32)
+
+
+def row_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
+    """How many tokens of each row count in the loss.
+
+    Args:
+      batch: features ``[R, L]``.
+
+    Returns:
+      ``[R]`` float32, the sum of :func:`token_weights`; NaN if one of them is negative, since a
+      mean over such tokens is none.
+    """
+    weights = token_weights(batch)
+    return jnp.where((weights < 0).any(axis=1), jnp.nan, weights.sum(axis=1))
 
 
 def _segments(batch):

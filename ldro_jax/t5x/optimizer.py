@@ -71,7 +71,7 @@ class WeightedOptimizer(optimizers.OptimizerDef):
         if not isinstance(optimizer, optax.GradientTransformation | optimizers.OptimizerDef):
             raise TypeError(
                 "WeightedOptimizer.optimizer must be an optimizer of Optax or T5X, but it is "
-                f"{optimizer!r}. Bind it to @optimizers.adam() of ldro_jax.training, or to "
+                f"{optimizer!r}. Bind it to an optimizer such as ldro_jax.optimizers.adam, or to "
                 "@adafactor.Adafactor()."
             )
         if isinstance(frozen, str):

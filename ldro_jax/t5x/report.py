@@ -4,14 +4,13 @@ For example::
 
     python -m ldro_jax.t5x.report --output_dir=/tmp/report "L-DRO=/tmp/ldro" "DRO=/tmp/dro"
 
-A name that is given several times has several seeds. ``--alone ar=/tmp/arabic`` names a run of one
-language alone, for relative perplexities. ``--tasks NAME,NAME`` says what the tasks are where the
-runs themselves don't. ``--select_by=worst`` shows of each run the evaluation whose worst task is
-best, instead of the best average loss.
+A name that is given several times has several seeds, those of the runs' ``RANDOM_SEED``. ``--alone
+ar=/tmp/arabic`` names a run of one language alone, for relative perplexities. ``--tasks NAME,NAME``
+says what the tasks are where the runs themselves don't. ``--select_by=worst`` shows of each run the
+evaluation whose worst task is best, instead of the best average loss.
 """
 
 import argparse
-import collections
 import itertools
 import math
 import re
@@ -41,7 +40,8 @@ def read(
     The evaluations of a run end with its best one, the one of the checkpoint that is to be kept.
 
     Args:
-      model_dirs: pairs of a method's name and T5X's ``MODEL_DIR``; a seed for each.
+      model_dirs: pairs of a method's name and T5X's ``MODEL_DIR``; several of one name are its
+        seeds.
       alone: pairs of a task's name, with or without what all names begin with, and the
         ``MODEL_DIR`` of a run of that task alone.
       tasks: the names of the tasks, as T5X evaluates them. By default those that a run has saved;
@@ -55,8 +55,8 @@ def read(
     Raises:
       FileNotFoundError: if a directory has no evaluations.
       ImportError: if TensorFlow or gin is not installed.
-      ValueError: if two runs have other tasks, or were evaluated on other tokens; a task that is
-        unknown is named; or it can't be told what the tasks are.
+      ValueError: if two runs have other tasks, or were evaluated on other tokens; two of one name
+        have the same seed; a task that is unknown is named; or it can't be told what the tasks are.
     """
     found = [(name, summaries.read(folder)) for name, folder in model_dirs]
     own = [(name, summaries.read(folder)) for name, folder in alone]
@@ -111,11 +111,11 @@ def _record(found, alone, *, tasks, select_by) -> results.Results:
                 f"evaluation of {', '.join(missing)}. It has {', '.join(run.losses)}."
             )
     shorter = _shortened(names)
-    split, runs = _split(found[0][1]), []
-    seeds: collections.Counter[str] = collections.Counter()
-    for method, run in found:
-        runs.append(_run(method, seeds[method], run, names, split, select_by))
-        seeds[method] += 1
+    split, seeds = _split(found[0][1]), _seeds(found)
+    runs = [
+        _run(method, seed, run, names, split, select_by)
+        for (method, run), seed in zip(found, seeds, strict=True)
+    ]
     references = {}
     for task, run in alone:
         full = next((n for n, s in zip(names, shorter, strict=True) if task in (n, s)), None)
@@ -170,6 +170,30 @@ def _run(method, seed, run, names, split, select_by) -> results.Run:
         nonfinite_losses=_counts(run.train, "ldro/nonfinite_losses", names),
         unmeasured_interactions=_counts(run.train, "ldro/unmeasured_interactions", names),
     )
+
+
+def _seeds(runs: Sequence[tuple[str, summaries.Summaries]]) -> list[int]:
+    """The seed of each run; one that is not known is the next that its method doesn't have."""
+    known: dict[tuple[str, int], str] = {}
+    for method, run in runs:
+        if run.seed is None:
+            continue
+        if (method, run.seed) in known:
+            raise ValueError(
+                f"Runs of one name must have different seeds, but those of {method} in "
+                f"{known[method, run.seed]} and {run.model_dir} both have RANDOM_SEED = "
+                f"{run.seed}: they say nothing of how much results differ. Give one of them "
+                "another name, or take a run with another RANDOM_SEED."
+            )
+        known[method, run.seed] = run.model_dir
+    found = []
+    for method, run in runs:
+        seed = run.seed
+        if seed is None:
+            seed = next(n for n in itertools.count() if (method, n) not in known)
+            known[method, seed] = run.model_dir
+        found.append(seed)
+    return found
 
 
 def _finite_first(loss: float) -> float:

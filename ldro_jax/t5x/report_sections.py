@@ -28,9 +28,12 @@ def description(runs: Sequence[Summaries], tokens: Sequence[int]) -> str:
       The paragraph.
     """
     text = "Language models that T5X trained. "
-    partial = {run.coverage: run.model_dir for run in runs if run.coverage != WHOLE}
+    partial: dict[str, list[str]] = {}
+    for run in runs:
+        if run.coverage != WHOLE:
+            partial.setdefault(run.coverage, []).append(run.model_dir)
     if partial:
-        parts = [f"{coverage} ({model_dir})" for coverage, model_dir in partial.items()]
+        parts = [f"{coverage} ({', '.join(where)})" for coverage, where in partial.items()]
         text += f"Perplexities are not over the whole {runs[0].split} split: {'; '.join(parts)}."
     else:
         text += f"Perplexities are over the whole {runs[0].split} split."

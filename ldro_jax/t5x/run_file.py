@@ -21,6 +21,7 @@ class RunFile:
     Attributes:
       tokens: of the last evaluation, target tokens by task.
       batches: in how many batches they were.
+      whole: whether these are all of the split of every task; None where it isn't known.
       machines: what the run was made on, oldest first: ``step``, the one of the first evaluation
         there, ``device``, ``mesh`` and ``versions``; another entry where one of them changed.
     """
@@ -28,6 +29,7 @@ class RunFile:
     tokens: Mapping[str, int]
     batches: Mapping[str, int]
     machines: Sequence[Mapping[str, Any]]
+    whole: bool | None = None
 
 
 def load(model_dir: str) -> RunFile | None:
@@ -47,14 +49,16 @@ def load(model_dir: str) -> RunFile | None:
         return None
     record = files.read_json(path, FORMAT)
     try:
-        counts = [{n: int(x) for n, x in record[key].items()} for key in ("tokens", "batches")]
+        tokens, batches = (
+            {n: _count(x) for n, x in record[key].items()} for key in ("tokens", "batches")
+        )
         machines = [{key: m[key] for key in _MACHINE} for m in record["machines"]]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise files.ResultsError(
             f"Expected tokens, batches and machines in {path}, but a part is missing or of another "
             f"kind ({error!r}). Remove the file: the run writes it anew when it evaluates."
         ) from error
-    return RunFile(*counts, machines)
+    return RunFile(tokens, batches, machines, record.get("whole"))
 
 
 def save(
@@ -64,6 +68,7 @@ def save(
     tokens: Mapping[str, int],
     batches: Mapping[str, int],
     machine: Mapping[str, Any],
+    whole: bool | None = None,
 ) -> None:
     """Writes what an evaluation came to; a reader sees the old file or the whole new one.
 
@@ -73,6 +78,7 @@ def save(
       tokens: target tokens by task.
       batches: number of batches by task.
       machine: ``device``, ``mesh`` and ``versions``, in plain types.
+      whole: whether that was all of the split of every task, if it is known.
     """
     try:
         found = load(model_dir)
@@ -83,7 +89,14 @@ def save(
     if not machines or {**machines[-1], "step": step} != {**machine, "step": step}:
         machines.append({"step": step, **machine})
     record = {"tokens": dict(tokens), "batches": dict(batches), "machines": machines}
+    record |= {} if whole is None else {"whole": whole}
     files.write_json({"format": FORMAT, **record}, paths.make(model_dir) / RUN_FILE)
+
+
+def _count(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError(f"a count of {value}")
+    return int(value)
 
 
 _MACHINE = ("step", "device", "mesh", "versions")

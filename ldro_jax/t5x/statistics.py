@@ -13,12 +13,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from t5x import trainer as trainer_lib
 
 from ldro_jax.interaction import base as interaction_base
-from ldro_jax.t5x.model import token_weights
+from ldro_jax.t5x.model import row_tokens
 from ldro_jax.t5x.tasks import TaskRows
 from ldro_jax.tasks import sampling
 from ldro_jax.training import rows as rows_lib
 
-# (params, rows, index of the part) -> (losses [R], summed over tokens; T5X's metrics).
+# (params, rows, which row of the step each one is, int32 [R]) -> (losses [R], summed over tokens;
+# T5X's metrics). A row has the same number in every pass over it.
 RowLosses = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
 
 
@@ -40,8 +41,11 @@ class Statistics(NamedTuple):
     """Takes the statistics of batches.
 
     The loss of a task is the mean over its target tokens. Where rows were drawn at random, a task
-    counts in the gradient by its rows in the batch relative to those expected, so that the mean
-    over many batches is the gradient of the weighted loss.
+    counts in the gradient by its rows in the batch relative to those expected. If rows have equally
+    many tokens, as packed ones do, the mean over all batches that can be drawn is exactly the
+    gradient of the weighted loss, whatever the number of rows; otherwise that of a ratio of sums,
+    as T5X's own is. A task without a token in the batch is absent, and one that has tokens with a
+    negative loss weight has a loss of NaN, in whose step nothing is trained.
 
     Attributes:
       num_tasks: N.
@@ -100,18 +104,16 @@ class Statistics(NamedTuple):
         axes = (axes,) if isinstance(axes, str) else axes
         return math.lcm(math.prod(mesh.shape[name] for name in axes), self.strategy.multiple)
 
-    def _rows_by_task(self, features: Mapping[str, jax.Array], where: Any, limit: int | None):
+    def _rows_by_task(self, rows: Mapping[str, Any], where: Any, limit: int | None):
         taken, is_real = rows_lib.by_task(
-            dict(features), self.num_tasks, limit=limit, multiple=self._multiple, where=where
+            rows, self.num_tasks, limit=limit, multiple=self._multiple, where=where
         )
         by_task = NamedSharding(self.over_data.mesh, PartitionSpec(None, *self.over_data.spec))
-        taken = jax.lax.with_sharding_constraint(taken, by_task)
-        # Each task has a number of its own, which keeps apart what is random.
-        return {"rows": taken, "is_real": is_real, "part": jnp.arange(self.num_tasks)}
+        return {**jax.lax.with_sharding_constraint(taken, by_task), "is_real": is_real}
 
     def _together(self, row_losses, params, batch) -> Measured:
         """Losses, gradients and matrix from one pass over the rows of each task."""
-        found = self._rows_by_task(batch.features, None, None)
+        found = self._rows_by_task(_numbered(batch.features), None, None)
         task_loss = _task_loss(row_losses)
         if self.lagged:
             (losses, extra), pull = self.strategy.pullback(task_loss, params, found, has_aux=True)
@@ -128,8 +130,12 @@ class Statistics(NamedTuple):
     def _apart(self, row_losses, params, batch) -> Measured:
         """Losses from one pass over all rows; the matrix, when it is due, from another one."""
         size, num_tasks = batch.num_rows, self.num_tasks
+        rows_of_batch = _numbered(batch.features)
         losses, stacked, pullback = rows_lib.forward(
-            row_losses, params, batch.features, self.microbatches
+            lambda p, rows, _: row_losses(p, rows["features"], rows["number"]),
+            params,
+            rows_of_batch,
+            self.microbatches,
         )
         if batch.task is None:
             of_tasks = lambda values: values.reshape(-1, num_tasks).sum(axis=0)  # noqa: E731
@@ -141,21 +147,18 @@ class Statistics(NamedTuple):
             of_rows = lambda values: values[batch.task]  # noqa: E731
             rows = belongs.sum(axis=1).astype(jnp.float32)
         expected = rows if batch.share is None else batch.share * size
-        tokens = of_tasks(token_weights(batch.features).sum(axis=1))
-        per_token = 1 / jnp.maximum(tokens, 1)
+        tokens = of_tasks(row_tokens(batch.features))
+        per_token = _per_token(tokens)
         expected = jnp.where(expected > 0, expected, 1)
         counted = rows / expected
 
         def interaction():
-            if batch.measured is None:
-                features, where = batch.features, None
-                if batch.task is not None:
-                    where = sampling.places(batch.task, num_tasks, -(-size // num_tasks))
-            else:
-                features, where = batch.measured, None
-            taken = self._rows_by_task(features, where, self.interaction_rows)
-            # Its dropout is none of the training's.
-            taken["part"] += self.microbatches
+            measured, where = rows_of_batch, None
+            if batch.measured is not None:
+                measured = _numbered(batch.measured, first=size)
+            elif batch.task is not None:
+                where = sampling.places(batch.task, num_tasks, -(-size // num_tasks))
+            taken = self._rows_by_task(measured, where, self.interaction_rows)
             task_loss = _task_loss(row_losses)
             found = self.strategy.matrix(lambda *both: task_loss(*both)[0], params, taken)
             if not isinstance(found, interaction_base.Measured):
@@ -173,15 +176,26 @@ class Statistics(NamedTuple):
         return Measured(given, _merged(stacked, self.microbatches), tokens)
 
 
+def _numbered(features: Mapping[str, jax.Array], first: int = 0) -> dict[str, Any]:
+    """Rows with their numbers, from ``first`` on."""
+    size = jax.tree.leaves(features)[0].shape[0]
+    return {"features": dict(features), "number": first + jnp.arange(size, dtype=jnp.int32)}
+
+
 def _task_loss(row_losses: RowLosses):
     def task_loss(params, task):
-        sums, metrics = row_losses(params, task["rows"], task["part"])
-        tokens = token_weights(task["rows"]).sum(axis=1)
+        sums, metrics = row_losses(params, task["features"], task["number"])
+        tokens = row_tokens(task["features"])
         sums, tokens = (jnp.where(task["is_real"], x, 0).sum() for x in (sums, tokens))
         metrics = jax.tree.map(jnp.asarray, metrics)
-        return sums / jnp.maximum(tokens, 1), (metrics, tokens)
+        return sums * _per_token(tokens), (metrics, tokens)
 
     return task_loss
+
+
+def _per_token(tokens: jax.Array) -> jax.Array:
+    """One over the number of tokens of each task; 1 for none, and NaN for what is no number."""
+    return 1 / jnp.where(tokens == 0, 1, tokens)
 
 
 def _merged(stacked: Any, parts: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -51,9 +52,23 @@ class Summaries:
         size = f"{steps} batches" + (f" of {batch} rows" if batch else "")
         if getattr(function, "name", "").split(".")[-1] != "get_datasets":
             return f"{size} of each task, rows again and again where it has fewer"
-        if steps is None or (self.file and max(self.file.batches.values()) < steps):
+        if steps is None or self._is_known_whole(steps):
             return WHOLE
         return f"at most {size} of each task"
+
+    def _is_known_whole(self, steps: int) -> bool:
+        if self.file is None:
+            return False
+        if self.file.whole is not None:
+            return self.file.whole
+        # Of a run before this was written down.
+        return max(self.file.batches.values()) < steps
+
+    @property
+    def seed(self) -> int | None:
+        """The ``random_seed`` of the run; None where it isn't known, or another at every start."""
+        found = self.config.value("train", "random_seed")
+        return found if isinstance(found, int) else None
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether the checkpoint of a step is there."""
@@ -136,7 +151,11 @@ def _losses(model_dir: str) -> dict[str, dict[int, float]]:
         # Of T5X's own trainer: a mean over padding as well.
         per_place = written.get("cross_ent_loss_per_all_target_tokens", {})
         counted = written.get("non_padding_fraction/loss_weights", {})
-        own = {step: value / counted[step] for step, value in per_place.items() if step in counted}
+        own = {
+            step: value / counted[step] if counted[step] > 0 else math.nan
+            for step, value in per_place.items()
+            if step in counted
+        }
         found[name] = {**own, **written.get(NATS, {})}
     if not any(found.values()):
         raise FileNotFoundError(

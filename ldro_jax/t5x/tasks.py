@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
+from ldro_jax.t5x import checkpoints
 from ldro_jax.t5x.names import TASKS_FILE, saved_tasks
 
 MARK = "ldro_tasks"
@@ -153,7 +154,7 @@ def check_names(model_dir: str, names: Sequence[str]) -> None:
     if found != list(names):
         raise ValueError(
             f"The run in {model_dir} was begun with the tasks {', '.join(found)}, but now they "
-            f"are {', '.join(names)}. Give it the tasks it began with, or another MODEL_DIR."
+            f"are {', '.join(names)}. {checkpoints.with_other_tasks(model_dir)}"
         )
 
 

@@ -19,7 +19,7 @@ from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax import transform
-from ldro_jax.t5x import drawing, evaluation, frozen, inheritance, tasks
+from ldro_jax.t5x import drawing, dropout, evaluation, frozen, inheritance, tasks
 from ldro_jax.t5x.model import LDROModel
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 from ldro_jax.t5x.statistics import Statistics
@@ -36,10 +36,11 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
     forward pass.
 
     T5X's summaries get, by task name, ``ldro/weight``, ``ldro/loss`` (mean over the steps since the
-    last summary), ``ldro/token_share``, ``ldro/nonfinite_losses`` and
-    ``ldro/unmeasured_interactions`` (both so far); and ``ldro/worst_task``, ``ldro/worst_loss`` and
-    ``ldro/expected_worst_loss``, the worst loss expected after the step: for Lookahead-DRO the
-    value of the game. Evaluation is by the token: :class:`ldro_jax.t5x.evaluation.Evaluating`.
+    last summary; NaN before the task has had a row), ``ldro/token_share``,
+    ``ldro/nonfinite_losses`` and ``ldro/unmeasured_interactions`` (both so far); and
+    ``ldro/worst_task``, ``ldro/worst_loss`` and ``ldro/expected_worst_loss``, the worst loss
+    expected after the step: for Lookahead-DRO the value of the game. Evaluation is by the token:
+    :class:`ldro_jax.t5x.evaluation.Evaluating`.
 
     Args:
       task_names: the names of the tasks, in order.
@@ -132,7 +133,7 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         summary = super().train(batch_iter, num_steps, start_step)
         if self._drawn is not None and self._drawn.follows_weights:
             state = transform.find_state(self.train_state.param_states["weighting"])
-            self._drawn.probabilities = draws.probabilities(state.weights)
+            self._drawn.probabilities = draws.probabilities_of_weights(state.weights, state.seen)
         return summary
 
     @cached_property.cached_property
@@ -148,9 +149,9 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         rng = self._get_step_rng(state.step)
         trained = self._model.optimizer_def.trained(state.params)
 
-        def row_losses(params, rows, part):
+        def row_losses(params, rows, numbers):
             whole = frozen.merge(params, state.params)
-            return self._model.row_losses(whole, rows, jax.random.fold_in(rng, part))
+            return self._model.row_losses(whole, rows, dropout.row_keys(rng, numbers))
 
         measured = self._measure(row_losses, trained, tasks.read(batch, self._task_names))
         weighted = self._model.optimizer_def.weigh(state, **measured.given)
@@ -173,20 +174,25 @@ class WorstTask(clu.metrics.Metric):
     """The name of the task whose loss, over the steps of a summary, was the largest.
 
     Attributes:
-      losses: summed over the steps, ``[N]``.
+      losses: summed over the steps in which they were known, ``[N]``.
+      steps: their number, int32 ``[N]``.
       names: of the tasks.
     """
 
     losses: jax.Array
+    steps: jax.Array
     names: tuple[str, ...] = flax.struct.field(pytree_node=False)
 
     def merge(self, other: "WorstTask") -> "WorstTask":
         """The metric over the steps of both."""
-        return self.replace(losses=self.losses + other.losses)  # pyright: ignore
+        return self.replace(  # pyright: ignore
+            losses=self.losses + other.losses, steps=self.steps + other.steps
+        )
 
     def compute(self) -> int:
         """The index of the task."""
-        return int(jnp.argmax(self.losses))
+        mean = self.losses / jnp.maximum(self.steps, 1)
+        return int(jnp.argmax(jnp.where(self.steps > 0, mean, -jnp.inf)))
 
     def compute_value(self) -> clu.values.Value:
         """The name of the task, as T5X's writers take it."""
@@ -197,18 +203,26 @@ def _task_metrics(names, weighting, tokens) -> dict[str, clu.metrics.Metric]:
     def last(value):
         return clu.metrics.LastValue.from_model_output(value[None])
 
-    def mean(value):
-        return clu.metrics.Average.from_model_output(value[None])
+    def mean(value, known=True):
+        mask = jnp.asarray(known)[None]
+        return clu.metrics.Average.from_model_output(jnp.where(mask, value, 0), mask=mask)
 
+    # The losses of tasks without rows so far are placeholders.
+    seen, any_seen = weighting.seen, weighting.seen.any()
+    worst, expected = (
+        jnp.where(seen, x, -jnp.inf).max() for x in (weighting.losses, weighting.expected_losses)
+    )
     found: dict[str, clu.metrics.Metric] = {
-        "ldro/worst_task": WorstTask(weighting.losses, names),
-        "ldro/worst_loss": mean(weighting.losses.max()),
-        "ldro/expected_worst_loss": mean(weighting.expected_losses.max()),
+        "ldro/worst_task": WorstTask(
+            jnp.where(seen, weighting.losses, 0), seen.astype(jnp.int32), names
+        ),
+        "ldro/worst_loss": mean(worst, any_seen),
+        "ldro/expected_worst_loss": mean(expected, any_seen),
     }
     for index, name in enumerate(names):
         found |= {
             f"ldro/weight/{name}": last(weighting.weights[index]),
-            f"ldro/loss/{name}": mean(weighting.losses[index]),
+            f"ldro/loss/{name}": mean(weighting.losses[index], seen[index]),
             f"ldro/token_share/{name}": mean(tokens[index] / tokens.sum()),
             f"ldro/nonfinite_losses/{name}": last(weighting.nonfinite[index]),
             f"ldro/unmeasured_interactions/{name}": last(weighting.unmeasured[index]),

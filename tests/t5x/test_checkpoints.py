@@ -1,10 +1,15 @@
 """A run whose newest checkpoint can't be gone on from says so, before T5X restores it."""
 
+import pathlib
 import shutil
 
 import jax
 import numpy as np
+import optax
 import pytest
+
+from ldro_jax import ldro
+from ldro_jax.t5x import gin_text
 
 tiny_t5x = pytest.importorskip(
     "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
@@ -13,11 +18,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 N = tiny_t5x.N
 
 
-def save(folder, a_model, steps):
+def save(folder, a_model, steps, state=None):
     """Checkpoints as ``t5x.train`` writes them."""
     parts = tiny_t5x.partitioner()
     start = tiny_t5x.initializer(a_model, parts)
-    state = start.from_scratch(jax.random.PRNGKey(0))
+    state = start.from_scratch(jax.random.PRNGKey(0)) if state is None else state
     manager = tiny_t5x.checkpoints.OrbaxCheckpointManagerInterface(
         str(folder), start.global_train_state_shape, parts, save_dtype="float32"
     )
@@ -124,6 +129,83 @@ def test_a_run_without_ldro_is_one_clear_error(tmp_path):
         check(tmp_path)
 
 
-def test_the_weights_of_other_tasks_are_refused(run):
-    with pytest.raises(ValueError, match="has the weights of 4 tasks, but now there are 3. Give"):
+def test_the_weights_of_other_tasks_are_refused_with_a_way_on(run):
+    way_on = f'finetune.gin and INITIAL_CHECKPOINT_PATH = "{run}/checkpoint_2".'
+    with pytest.raises(ValueError, match="has the weights of 4 tasks, but now there are 3.") as at:
         check(run, 3)
+    assert str(at.value).endswith(way_on)
+    tiny_t5x.tasks_lib.save_names(str(run), tiny_t5x.NAMES)
+    with pytest.raises(ValueError, match="was begun with the tasks ar, fr, ru, sw, but now") as at:
+        tiny_t5x.tasks_lib.check_names(str(run), tiny_t5x.NAMES[:3])
+    assert str(at.value).endswith(way_on)
+
+
+def restored(a_model, checkpoint, **options):
+    """As ``t5x.train`` begins from INITIAL_CHECKPOINT_PATH."""
+    parts = tiny_t5x.partitioner()
+    start = tiny_t5x.initializer(a_model, parts)
+    # Other than those of the checkpoint.
+    start.from_scratch(jax.random.PRNGKey(1))
+    cfg = tiny_t5x.utils.RestoreCheckpointConfig(
+        path=str(checkpoint), mode="specific", dtype="float32", **options
+    )
+    state, manager = tiny_t5x.utils.create_checkpoint_manager_and_restore(
+        start, parts, cfg, str(checkpoint), jax.random.PRNGKey(1), use_orbax=True
+    )
+    manager.close()
+    return state
+
+
+@pytest.fixture(scope="module")
+def with_adam(tmp_path_factory):
+    """A checkpoint with moments, and what is in it."""
+    folder = tmp_path_factory.mktemp("adam")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        a_model = tiny_t5x.make_model(tiny_t5x.weighted(optax.adam(0.01)))
+        start = tiny_t5x.initializer(a_model, tiny_t5x.partitioner())
+        state = start.from_scratch(jax.random.PRNGKey(0))
+        state = jax.tree.map(lambda x: x + np.ones([], x.dtype), state)
+        save(folder, a_model, [5], state)
+    return folder, jax.tree.map(np.asarray, state.state_dict())
+
+
+def assert_equal(found, expected):
+    assert len(jax.tree.leaves(expected)) > 4
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_run_with_other_tasks_goes_on_from_the_parameters_and_moments(with_adam):
+    folder, before = with_adam
+    text = (pathlib.Path(tiny_t5x.data.__file__).parent / "finetune.gin").read_text()
+    bound = gin_text.parse(text)
+    options = {
+        name: bound.value("RestoreCheckpointConfig", name)
+        for name in ("assignment_map", "fallback_to_scratch")
+    }
+    tx = ldro.transform(5, lookahead_lr=0.5, weight_lr=0.4)
+    optimizer = tiny_t5x.optimizer_lib.WeightedOptimizer(tx, optax.adam(0.01))
+    state = restored(tiny_t5x.make_model(optimizer), folder / "checkpoint_5", **options)
+    np.testing.assert_array_equal(state.param_states["weighting"].weights, np.full(5, 0.2, "f4"))
+    found = state.state_dict()
+    assert int(state.step) == 5 and state.param_states["weighting"].count == 0
+    for tree in (found, before):
+        tree["state"]["param_states"] = dict(tree["state"]["param_states"])
+    del found["state"]["param_states"]["weighting"]
+    kept = {k: v for k, v in before["state"]["param_states"].items() if k != "weighting"}
+    assert_equal(found["state"]["param_states"], kept)
+    assert_equal(found["target"], before["target"])
+
+
+def test_t5x_own_trainer_goes_on_from_a_run_with_ldro(with_adam):
+    folder, before = with_adam
+    optimizer = tiny_t5x.optimizers.OptaxWrapper(optax.adam(0.01))
+    a_model = tiny_t5x.make_model(optimizer, tiny_t5x.models.DecoderOnlyModel)
+    state = restored(a_model, folder / "checkpoint_5")
+    found = state.state_dict()
+    assert int(state.step) == 5 and "weighting" not in found["state"]["param_states"]
+    kept = {k: v for k, v in before["state"]["param_states"].items() if k != "weighting"}
+    assert_equal(found["state"]["param_states"], kept)
+    assert_equal(found["target"], before["target"])
+    a_trainer = tiny_t5x.make_trainer(a_model, cls=tiny_t5x.t5x_trainer.Trainer, state=state)
+    tiny_t5x.train(a_trainer, [tiny_t5x.tasks_lib.unmarked(tiny_t5x.batch(1))])
+    assert a_trainer.train_state.step == 6

@@ -59,7 +59,7 @@ def test_each_token_is_there_once(cfg, shards, cache):
     parts = [get(cfg, shard, shards) for shard in range(shards)]
     assert all(tuple(part) == TASKS for part in parts)
     for task in TASKS:
-        batches = [list(part[task].as_numpy_iterator()) for part in parts]
+        batches = [list(part[task]) for part in parts]
         # All hosts take as many steps, or they would wait for each other.
         assert len({len(found) for found in batches}) == 1
         joined = [
@@ -82,6 +82,42 @@ def test_so_many_batches_are_taken_and_none_twice(cfg):
     assert counts["ldro_text_a"] < 3 and counts["ldro_text_c"] == 3
     # Again from the beginning in the next evaluation.
     assert counts == {task: len(list(dataset)) for task, dataset in found.items()}
+
+
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_split_of_exactly_so_many_batches_is_whole(cfg, cache):
+    cfg = dataclasses.replace(cfg, use_memory_cache=cache)
+    size = len(list(get(cfg)["ldro_text_b"]))
+    for steps, is_whole in [(None, True), (size + 1, True), (size, True), (size - 1, False)]:
+        split = get(cfg, steps=steps)["ldro_text_b"]
+        assert split.is_whole is None
+        for _ in range(2):
+            assert len(list(split)) == min(size, steps or size)
+            assert split.is_whole == is_whole
+
+
+@pytest.mark.parametrize("whole", [True, False, None])
+def test_a_run_writes_down_whether_that_was_all(cfg, tmp_path, whole):
+    # A task that is cut off is enough.
+    longest = len(list(get(cfg)["ldro_text_c"]))
+    datasets = get(cfg, steps=longest - (whole is False))
+    if whole is None:
+        datasets = tiny_t5x.utils.get_training_eval_datasets(
+            cfg, 0, 1, 2, seqio.DecoderFeatureConverter
+        )
+    model_dir = str(tmp_path / "run")
+    with make_trainer(evaluation.EvaluatingTrainer, model_dir, tasks=tuple(datasets)) as a_trainer:
+        evaluate(a_trainer, datasets)
+    assert run_file.load(model_dir).whole is whole
+
+
+def test_t5x_takes_zeros_like_a_split(cfg):
+    split = get(cfg)["ldro_text_a"]
+    zeros = tiny_t5x.utils.get_zeros_batch_like_dataset(split)
+    first = next(iter(split))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), zeros) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), first
+    )
 
 
 def test_what_can_not_be_evaluated_is_refused(cfg):
@@ -113,7 +149,7 @@ def plain_losses(a_trainer, datasets):
     found = {}
     for task, dataset in datasets.items():
         nats, tokens = 0.0, 0
-        for batch in dataset.as_numpy_iterator():
+        for batch in dataset:
             inputs = (batch["decoder_input_tokens"], batch["decoder_target_tokens"])
             positions = {
                 "decoder_segment_ids": batch["decoder_segment_ids"],
@@ -129,7 +165,13 @@ def plain_losses(a_trainer, datasets):
 
 
 def evaluate(a_trainer, datasets):
-    return a_trainer.eval({name: x.as_numpy_iterator() for name, x in datasets.items()})
+    """As ``t5x.train`` does it."""
+    return a_trainer.eval(
+        {
+            name: x.as_numpy_iterator() if isinstance(x, evaluation.tf.data.Dataset) else x
+            for name, x in datasets.items()
+        }
+    )
 
 
 @pytest.mark.parametrize("cls", [tiny_t5x.trainer_lib.LDROTrainer, evaluation.EvaluatingTrainer])
@@ -248,8 +290,19 @@ def test_a_loss_that_is_not_finite_is_the_worst(cfg, tmp_path):
     assert written[names.AVERAGE_LOSS][0] == np.inf
 
 
+@pytest.mark.parametrize("weight", [0, -1])
+def test_a_task_without_tokens_is_refused(cfg, weight):
+    batch = next(iter(get(cfg)["ldro_text_b"]))
+    batch["decoder_loss_weights"] = weight * batch["decoder_loss_weights"]
+    with (
+        make_trainer(evaluation.EvaluatingTrainer) as a_trainer,
+        pytest.raises(ValueError, match="rows that ldro_text_b is evaluated on must have tokens"),
+    ):
+        a_trainer.eval({"ldro_text_b": iter([batch])})
+
+
 def test_a_task_without_rows_is_refused(cfg):
-    empty = {"ldro_text_b": get(cfg)["ldro_text_b"].take(0)}
+    empty = {"ldro_text_b": iter(())}
     with (
         make_trainer(evaluation.EvaluatingTrainer) as a_trainer,
         pytest.raises(ValueError, match="nothing to evaluate ldro_text_b on: .* has no rows"),

@@ -1,6 +1,7 @@
 """Bindings for the classes of T5X, as in its own gin files, count for those derived from them."""
 
 import pathlib
+import re
 
 import gin
 import jax
@@ -66,6 +67,28 @@ def with_prefix(batch):
     """The first four tokens of each row are the input."""
     prefix = np.repeat([1, 0], [4, tiny_t5x.LENGTH - 4]).astype(np.int32)
     return batch | {"decoder_causal_attention": np.tile(prefix, (tiny_t5x.ROWS, 1))}
+
+
+def test_a_class_of_ones_own_is_what_the_page_says(parse):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "t5x.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^MODEL = @my_models.*?(?=^```)", page, re.DOTALL | re.MULTILINE)
+    assert "class LDROMine(ldro_jax.t5x.model.LDROModel, Mine):" in page
+    lines = lines.replace("my_models.network", "tiny_t5x.module").replace("my_models", "tiny_t5x")
+    lines = lines.replace("tiny_t5x.vocabulary()", "seqio.ByteVocabulary()")
+    rest = (
+        "from ldro_jax.t5x import optimizer\n"
+        "optimizer.WeightedOptimizer.weighting = @tiny_t5x.weighting()\n"
+        "optimizer.WeightedOptimizer.optimizer = %OPTIMIZER\nOPTIMIZER = @tiny_t5x.sgd()\n"
+    )
+    parse(rest, lines, "tiny_t5x.Mine.z_loss = 0.02\n")
+    found = gin.get_configurable("tiny_t5x.LDROMine")()
+    assert type(found) is tiny_t5x.LDROMine and found._z_loss == 0.02
+    tiny_t5x.train(tiny_t5x.make_trainer(found), [tiny_t5x.batch()])
+    # The bindings of a stock base.gin have no effect on such a class, which must not pass.
+    gin.clear_config()
+    parse(rest, STOCK, lines)
+    with pytest.raises(ValueError, match="DecoderOnlyModel is bound in gin .* Bind Mine instead"):
+        gin.get_configurable("tiny_t5x.LDROMine")()
 
 
 def test_the_model_has_the_bindings_of_a_stock_file(parse):

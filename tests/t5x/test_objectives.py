@@ -1,5 +1,7 @@
 """Rows of every objective hold the text, each token once, and are full."""
 
+import itertools
+
 import numpy as np
 import pytest
 import seqio
@@ -112,7 +114,7 @@ def test_batches_hold_the_tasks_in_turn(tmp_path, objective, converter):
     )
     dataset = tiny_t5x.data.get_dataset(cfg, 0, 1, converter, model_dir=str(tmp_path / "run"))
     vocabulary = tiny_t5x.vocabulary.load(None)
-    for batch in dataset.take(3).as_numpy_iterator():
+    for batch in itertools.islice(dataset, 3):
         tokens = batch["decoder_target_tokens"]
         if converter is seqio.EncDecFeatureConverter:
             assert batch["encoder_input_tokens"].shape == (6, 48) and tokens.shape == (6, 20)

@@ -75,7 +75,7 @@ def test_a_state_without_weights_is_refused():
     _, state = start(tiny_t5x.sgd())
     saved = state.state_dict()
     del saved["state"]["param_states"]["weighting"]
-    with pytest.raises(ValueError, match="without L-DRO: .* another MODEL_DIR; .*warm_start"):
+    with pytest.raises(ValueError, match="without L-DRO: .* another MODEL_DIR. .*warm_start"):
         state.restore_state(saved)
 
 
@@ -94,7 +94,7 @@ def test_a_weighting_that_is_no_transformation_yet_is_refused():
 
 @pytest.mark.parametrize("given", ["adam", None, optax.adam])
 def test_an_optimizer_that_is_none_is_refused(given):
-    with pytest.raises(TypeError, match="of Optax or T5X, but it is .* Bind it to @optimizers.ad"):
+    with pytest.raises(TypeError, match="of Optax or T5X, but it is .* ldro_jax.optimizers.adam"):
         tiny_t5x.optimizer_lib.WeightedOptimizer(tiny_t5x.weighting(), given)
 
 

@@ -144,6 +144,44 @@ def test_the_report_says_how_much_was_evaluated(make_counted, config, expected):
     assert re.search(expected, report.read([("L-DRO", folder)]).description)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_split_of_exactly_eval_steps_batches_is_whole(make_counted, whole):
+    folder = make_counted("ldro", [[3, 4]], steps=[10], config=CONFIG.format(steps=8))
+    found = run_file.load(folder)
+    run_file.save(
+        folder, step=10, tokens=found.tokens, batches=found.batches, machine=MACHINE, whole=whole
+    )
+    expected = "over the whole" if whole else "not over the whole .*: at most 8 batches of 32 rows"
+    assert re.search(f"Perplexities are {expected}", report.read([("A", folder)]).description)
+
+
+def test_all_runs_that_were_evaluated_in_part_are_named(make_counted):
+    folders = [make_counted(name, [[3, 4]], steps=[10], config=STOCK) for name in "ab"]
+    found = report.read([("A", folders[0]), ("B", folders[1])]).description
+    assert f"it has fewer ({folders[0]}, {folders[1]})." in found
+
+
+def seeded(seed):
+    bound = f"RANDOM_SEED = {seed}\ntrain.train.random_seed = %RANDOM_SEED\n"
+    return CONFIG.format(steps=None) + bound
+
+
+def test_runs_have_their_own_seeds(make_counted):
+    runs = [
+        ("A", make_counted(f"a{seed}", [[3, 4]], steps=[10], config=seeded(seed)))
+        for seed in (7, "None", 0)
+    ]
+    # One that is not known is another one.
+    assert [run.seed for run in report.read(runs).runs] == [7, 1, 0]
+    again = make_counted("again", [[3, 4]], steps=[10], config=seeded(7))
+    # The same seed with another method is a pair.
+    assert [run.seed for run in report.read([runs[0], ("B", again)]).runs] == [7, 7]
+    with pytest.raises(ValueError, match="A in .*a7 and .*again both have RANDOM_SEED = 7"):
+        report.read([*runs, ("A", again)])
+    with pytest.raises(ValueError, match="must have different seeds"):
+        report.read([runs[0], runs[0]])
+
+
 def test_other_tokens_are_refused(make_counted, make_run):
     runs = [("A", make_counted("a", [[3, 4]], steps=[10]))]
     runs += [("B", make_counted("b", [[3, 4]], steps=[10], tokens=(1000, 249)))]

@@ -29,7 +29,11 @@ def test_another_machine_is_another_entry(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[1", "[]", '{"format": 1}', '{"format": 1, "tokens": {"a": "x"}}', '{"format": 2}'],
+    [
+        *("", "[1", "[]", '{"format": 1}', '{"format": 1, "tokens": {"a": "x"}}', '{"format": 2}'),
+        '{"format": 1, "tokens": {"a": 0}, "batches": {"a": 1}, "machines": []}',
+        '{"format": 1, "tokens": {"a": 5}, "batches": {"a": -1}, "machines": []}',
+    ],
 )
 def test_what_is_damaged_is_one_clear_error_and_stops_no_run(tmp_path, text):
     file = tmp_path / "ldro_run.json"

@@ -121,9 +121,10 @@ def test_its_place_is_saved_and_found_again(tmp_path, options):
 
 def test_another_way_of_drawing_does_not_go_on(tmp_path):
     make().save(tmp_path / "place")
-    with pytest.raises(ValueError, match="it is of a run that drew its tasks in turn. Give the"):
+    match = "run that drew its tasks in turn, but now .* at random. Give the run the sampling it"
+    with pytest.raises(ValueError, match=match):
         make(probabilities=np.full(N, 0.25)).restore(tmp_path / "place")
-    with pytest.raises(ValueError, match="there is no such file. Give the run the sampling it"):
+    with pytest.raises(ValueError, match="Expected the place .* Go on with as many hosts, or let"):
         make().restore(tmp_path / "nowhere")
 
 
@@ -211,6 +212,68 @@ def test_steps_are_those_of_masks_of_the_rows(make_batch, microbatches):
     expected = masked_loop(tx, batches)
     assert np.ptp(expected[1].weights) > 0.03
     tiny_t5x.assert_same(a_trainer.train_state, expected)
+
+
+@pytest.mark.parametrize("uses_interaction", [False, True])
+def test_a_task_without_rows_so_far_is_as_if_not_there(uses_interaction):
+    def weights(statistics):
+        known = weighting.base.known_tasks(statistics)
+        found = jnp.where(known, jnp.exp(statistics.losses - statistics.losses.max()), 0)
+        return found / found.sum()
+
+    def trained(names, share):
+        method = weighting.base.stateless(weights)._replace(uses_interaction=uses_interaction)
+        tx = transform.weighted(method, len(names), interaction_interval=2)
+        optimizer = tiny_t5x.optimizer_lib.WeightedOptimizer(tx, tiny_t5x.sgd())
+        # Of each task as many rows are measured, whatever the number of tasks.
+        options = {"rows": ROWS, "task_names": names, "interaction_rows": 4}
+        a_trainer = tiny_t5x.make_trainer(tiny_t5x.make_model(optimizer), **options)
+        shares = {SHARE: np.tile(np.float32(share), (ROWS, 1))}
+        batches = [rows_of(seed, np.arange(ROWS) * (seed + 1) % 5 % 2) | shares for seed in (0, 1)]
+        return tiny_t5x.train(a_trainer, batches), a_trainer.train_state
+
+    summary, found = trained(THREE, [0.3, 0.6, 0.1])
+    _, expected = trained(THREE[:2], [0.3, 0.6])
+    state, smaller = (x.param_states["weighting"] for x in (found, expected))
+    np.testing.assert_array_equal(state.seen, [True, True, False])
+    np.testing.assert_allclose(state.weights, [*smaller.weights, 0], rtol=1e-6)
+    np.testing.assert_allclose(state.interaction[:2, :2], smaller.interaction, rtol=1e-5)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7),
+        found.params,
+        expected.params,
+    )
+    assert np.isnan(summary[f"ldro/loss/{THREE[2]}"].value)
+    assert summary["ldro/worst_loss"].value > 1 and summary["ldro/worst_task"].value in THREE[:2]
+
+
+def test_a_task_without_rows_so_far_is_drawn_all_the_same():
+    method = weighting.base.stateless(
+        lambda statistics: weighting.base.known_tasks(statistics).astype(jnp.float32) / 2
+    )
+    optimizer = tiny_t5x.optimizer_lib.WeightedOptimizer(
+        transform.weighted(method, N), tiny_t5x.sgd()
+    )
+    iterator = make(8, probabilities=np.float32([0.5, 0.5, 0, 0]), follows_weights=True)
+    batches = [rows_of(seed, np.arange(8) % 2) for seed in (0, 1)]
+    share = {SHARE: np.tile(iterator.probabilities, (8, 1))}
+    a_trainer = tiny_t5x.make_trainer(tiny_t5x.make_model(optimizer), rows=8)
+    a_trainer._drawn, a_trainer._began = iterator, True
+    tiny_t5x.train(a_trainer, [batch | share for batch in batches])
+    weights = a_trainer.train_state.param_states["weighting"].weights
+    np.testing.assert_array_equal(weights, [0.5, 0.5, 0, 0])
+    # Its weight of zero means nothing.
+    np.testing.assert_allclose(iterator.probabilities, [1 / 3, 1 / 3, 1 / 6, 1 / 6], rtol=1e-6)
+
+
+def test_the_worst_task_of_a_summary_is_so_on_average_over_its_steps():
+    def of(losses, seen):
+        return tiny_t5x.trainer_lib.WorstTask(jnp.array(losses), jnp.array(seen), THREE)
+
+    late = of([1.0, 2.0, 0.0], [1, 1, 0]).merge(of([1.0, 2.0, 3.0], [1, 1, 1]))
+    assert late.compute_value().value == THREE[2]
+    below_zero = of([-1.0, -2.0, 0.0], [1, 1, 0])
+    assert below_zero.compute() == 0
 
 
 def test_rows_of_unknown_tasks_are_refused():
@@ -338,6 +401,59 @@ def test_a_static_method_has_its_weights_from_the_first_batch(cfg, tmp_path):
     batch = next(rows)
     np.testing.assert_allclose(batch[SHARE][0], [0.25, 0.25, 0.5])
     assert rows.follows_weights and not any(name.startswith(MEASURED) for name in batch)
+
+
+def place(cfg, tmp_path, size, **options):
+    """Rows of each task in order, three batches before the place that is saved and three after."""
+    rows = get(dataclasses.replace(cfg, batch_size=size), tmp_path, **options)
+    before = [next(rows) for _ in range(3)]
+    rows.save(str(tmp_path / "place"))
+    return before, [next(rows) for _ in range(3)]
+
+
+def resumed(cfg, tmp_path, size, **options):
+    rows = get(dataclasses.replace(cfg, batch_size=size), tmp_path, **options)
+    rows.load(str(tmp_path / "place"))
+    return [next(rows) for _ in range(3)]
+
+
+@pytest.mark.parametrize("size", [12, 10])
+def test_a_run_goes_on_with_the_row_after_its_last(cfg, tmp_path, size):
+    _, expected = place(cfg, tmp_path, size)
+    jax.tree.map(np.testing.assert_array_equal, resumed(cfg, tmp_path, size), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"sampling": "rates", "weighting": tiny_t5x.weighting()}])
+def test_rows_drawn_one_by_one_go_on_in_batches_of_another_size(cfg, tmp_path, options):
+    of_tasks = lambda batches: {  # noqa: E731
+        mark: np.concatenate([b["decoder_target_tokens"][b[MARK] == mark] for b in batches])
+        for mark in np.unique(np.concatenate([b[MARK] for b in batches]))
+    }
+    _, after = place(cfg, tmp_path, 10, **options)
+    expected, found = of_tasks(after), of_tasks(resumed(cfg, tmp_path, 11, **options))
+    for mark in expected.keys() & found.keys():
+        count = min(len(expected[mark]), len(found[mark]))
+        np.testing.assert_array_equal(found[mark][:count], expected[mark][:count])
+
+
+def test_another_batch_size_is_called_so(cfg, tmp_path):
+    way_on = "Give the run the BATCH_SIZE .* Or .*save_dataset = False"
+    drawn_at_random = {"sampling": "rates", "weighting": tiny_t5x.weighting()}
+    for before, now, options, match in [
+        (12, 24, {}, "of a run that had BATCH_SIZE = 12, but now BATCH_SIZE is 24 and the 3 tasks"),
+        (12, 10, {}, "as many rows of each task .* one by one, since the tasks don't divide 10"),
+        (10, 12, {}, "drew the rows of a batch one by one, but now BATCH_SIZE is 12"),
+        (12, 12, drawn_at_random, "as many rows of each task .* drawn one by one, at random"),
+    ]:
+        place(cfg, tmp_path, before)
+        with pytest.raises(ValueError, match=f"{match}.*{way_on}"):
+            resumed(cfg, tmp_path, now, **options)
+
+
+def test_a_place_saved_before_batch_sizes_were_is_found(cfg, tmp_path):
+    _, expected = place(cfg, tmp_path, 12)
+    (tmp_path / "place.npz").unlink()
+    jax.tree.map(np.testing.assert_array_equal, resumed(cfg, tmp_path, 12), expected)
 
 
 def test_batches_that_can_not_be_drawn_are_refused(cfg, tmp_path):
