@@ -37,9 +37,10 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
 
     T5X's summaries get, by task name, ``ldro/weight``, ``ldro/loss`` (mean over the steps since the
     last summary), ``ldro/token_share``, ``ldro/nonfinite_losses`` and
-    ``ldro/unmeasured_interactions`` (both so far); and ``ldro/worst_task``, ``ldro/worst_loss`` and
+    ``ldro/unmeasured_interactions`` (both so far); and ``ldro/worst_task``, ``ldro/worst_loss``,
     ``ldro/expected_worst_loss``, the worst loss expected after the step: for Lookahead-DRO the
-    value of the game. Evaluation is by the token: :class:`ldro_jax.t5x.evaluation.Evaluating`.
+    value of the game; and ``ldro/unsolved_steps``, in how many steps so far the method's solver
+    found no solution. Evaluation is by the token: :class:`ldro_jax.t5x.evaluation.Evaluating`.
 
     Args:
       task_names: the names of the tasks, in order.
@@ -204,6 +205,7 @@ def _task_metrics(names, weighting, tokens) -> dict[str, clu.metrics.Metric]:
         "ldro/worst_task": WorstTask(weighting.losses, names),
         "ldro/worst_loss": mean(weighting.losses.max()),
         "ldro/expected_worst_loss": mean(weighting.expected_losses.max()),
+        "ldro/unsolved_steps": last(weighting.unsolved),
     }
     for index, name in enumerate(names):
         found |= {

@@ -109,20 +109,17 @@ def failures(numbers, dtype, seed=0):
     return wrong, unsolved
 
 
-# Small ones of every family, and those that failed once: Newton's method stopped on a wrong face,
-# or the damping of nearly equal rows was more than their difference.
-CHEAP = [*range(50), 68, *range(110, 120)]
-
-
 def test_a_few_games_of_every_kind_are_solved(dtype):
-    wrong, unsolved = failures(CHEAP, dtype)
+    # Of 5 tasks and of 16.
+    wrong, unsolved = failures([*range(20, 30), *range(130, 140), *range(40, 50)], dtype)
     assert not wrong and not unsolved
 
 
-@pytest.mark.parametrize("number", [25, 55])
-def test_nearly_equal_tasks_are_solved(number):
-    wrong, _ = failures([number], "float32", seed=2)
-    assert not wrong
+@pytest.mark.parametrize(("number", "seed"), [(68, 0), (25, 2)])
+def test_games_that_failed_once(number, seed):
+    """A row that only seemed tight, and rows more alike than their damping: 1e-4 and 8e-6 off."""
+    wrong, unsolved = failures([number], "float32", seed)
+    assert not wrong and not unsolved
 
 
 @pytest.mark.heavy
