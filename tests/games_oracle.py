@@ -40,13 +40,13 @@ def solve(payoff, slack=0.0):
     floor = payoff.min(1).max()
     scale = np.abs(payoff - floor).max() or 1.0
     scaled = (payoff - floor) / scale
-    high, low = _value(scaled)
+    high, low = value(scaled)
     weights, bound = _max_entropy(scaled - high - slack / scale, exact=slack == 0)
     excess = (scaled @ weights).max() - high - slack / scale
     return Reference(floor + scale * high, scale * (high - low), bound, weights, scale * excess)
 
 
-def _value(payoff):
+def value(payoff):
     rows, columns = payoff.shape
     result = optimize.linprog(
         np.append(np.zeros(columns), 1),

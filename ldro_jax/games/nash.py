@@ -29,6 +29,9 @@ from jax import lax
 
 from ldro_jax.games import entropy, face
 
+# In nats: less than Lookahead-DRO could tell apart.
+_ENTROPY_TOLERANCE = 1e-3
+
 
 class Equilibrium(NamedTuple):
     """Maximum-entropy equilibrium of the column player.
@@ -38,15 +41,22 @@ class Equilibrium(NamedTuple):
       value: [] `max_i (L w)_i`, what the row player can get against `weights`, in payoff units.
       gap: [] `max_i (L w)_i - min_j (L^T v)_j` for the row strategy v that was found, in payoff
         units. Up to rounding, `value` exceeds the value of the game by at most this much.
+      shortfall: [] by how much at most the entropy of `weights` is less than that of any optimal
+        strategy, in nats; an upper bound that may be far too large where the payoffs of two tasks
+        are nearly the same.
+      solved: [] bool, whether `gap` is within 3e-6 of the payoff range (3e-13 in float64) and
+        `shortfall` within 1e-3. Otherwise `weights` are the best that were found.
     """
 
     weights: jax.Array
     value: jax.Array
     gap: jax.Array
+    shortfall: jax.Array
+    solved: jax.Array
 
 
 @jax.jit
-def max_entropy_nash(payoff: jax.Array) -> Equilibrium:
+def max_entropy_nash(payoff: jax.Array, playing: jax.Array | None = None) -> Equilibrium:
     r"""Finds the maximum-entropy optimal strategy of the column player of a zero-sum game.
 
     The row player v maximises :math:`v^\top L w`, the column player w minimises it:
@@ -60,17 +70,21 @@ def max_entropy_nash(payoff: jax.Array) -> Equilibrium:
 
     The payoffs are taken as exact. Where the set of optimal w changes by much when they change by
     their own rounding (many nearly equal tasks, say), so does the entropy, and w is optimal only
-    to rounding: the excess of `value` stays within about 3e-6 of the payoff range in float32.
+    to rounding: the excess of `value` stays within 3e-6 of the payoff range in float32, and w is
+    no less even than the optimal w of the exact payoffs.
 
     Args:
       payoff: [N, M] finite payoffs L to the row player, in any unit. float32 and float64 are
         computed as they are, other types in float32.
+      playing: bool [N], for a square game: the rows and columns that count, all by default. The
+        others get no weight, and what `payoff` says of them makes no difference.
 
     Returns:
       An `Equilibrium` in the dtype of the computation. All NaN if a payoff is not finite.
 
     Raises:
-      ValueError: if `payoff` is not a real matrix with at least one row and one column.
+      ValueError: if `payoff` is not a real matrix with at least one row and one column, or
+        `playing` is not a mask of its rows and columns.
 
     Example:
       >>> import jax.numpy as jnp
@@ -97,6 +111,8 @@ def max_entropy_nash(payoff: jax.Array) -> Equilibrium:
     if payoff.dtype not in (jnp.float32, jnp.float64):
         payoff = payoff.astype(jnp.float32)
     payoff = lax.stop_gradient(payoff)
+    if playing is not None:
+        payoff = _among(payoff, playing)
     with jax.default_matmul_precision("highest"):
         # The row player can be sure of `floor`. A row which never exceeds it constrains nothing;
         # its size must not set the scale, or a loss of 3 would drown differences of 1e-4.
@@ -108,11 +124,36 @@ def max_entropy_nash(payoff: jax.Array) -> Equilibrium:
         scaled = jnp.where(relevant, scaled, jnp.maximum(scaled, -1))
 
         found = face.optimal_face(scaled)
-        used, tight = found.w > found.z, found.v > found.s
-        value = jnp.max(scaled @ found.w) / jnp.sum(found.w)
-        weights = entropy.maximise_entropy(scaled - value, used, tight)
+        used, tight = found.w > found.z, found.v > 10 * found.s
+        inside = found.w / jnp.sum(found.w)
+        value = jnp.max(scaled @ inside)
+        weights, shortfall = entropy.maximise_entropy(scaled - value, inside, used, tight)
+        if playing is not None:
+            weights = jnp.where(playing, weights, 0)
+            weights = weights / jnp.sum(weights)
         best_row = jnp.max(shifted @ weights)
         gap = best_row - jnp.min(shifted.T @ (found.v / jnp.sum(found.v)))
-    result = Equilibrium(weights, floor + best_row, gap)
+        tolerance = float(jnp.finfo(payoff.dtype).eps) ** 0.8 * jnp.ptp(payoff)
+        solved = (gap <= tolerance) & (shortfall <= _ENTROPY_TOLERANCE)
     finite = jnp.all(jnp.isfinite(payoff))
-    return jax.tree.map(lambda x: jnp.where(finite, x, jnp.nan), result)
+    weights, value, gap, shortfall = (
+        jnp.where(finite, x, jnp.nan) for x in (weights, floor + best_row, gap, shortfall)
+    )
+    return Equilibrium(weights, value, gap, shortfall, solved & finite)
+
+
+def _among(payoff, playing):
+    """The game with the other rows never the worst, and the other columns never worth it."""
+    if playing.shape * 2 != payoff.shape or playing.dtype != bool:
+        raise ValueError(
+            "max_entropy_nash expects playing to be one bool for each row and column of a square "
+            f"payoff, but found shape {playing.shape} and dtype {playing.dtype} for a payoff of "
+            f"shape {payoff.shape}."
+        )
+    both = playing[:, None] & playing[None, :]
+    highest = jnp.max(jnp.where(both, payoff, -jnp.inf), axis=1, keepdims=True)
+    lowest = jnp.min(jnp.where(both, payoff, jnp.inf))
+    # Enough to be told from rounding, and little enough not to set the scale.
+    dear = highest + (jnp.max(highest) - lowest) / 8
+    payoff = jnp.where(playing[None, :], payoff, dear)
+    return jnp.where(playing[:, None], payoff, lowest)

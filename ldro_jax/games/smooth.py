@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _MAX_STEPS = 60
+# A logarithm of no weight at all that can still be subtracted.
+_NONE = -200.0
 
 
 class SmoothEquilibrium(NamedTuple):
@@ -16,11 +18,14 @@ class SmoothEquilibrium(NamedTuple):
       weights: w, the column player's strategy, ``[M]``, on the simplex.
       adversary: v, the row player's, ``[N]``.
       steps: Newton steps taken, int32.
+      solved: whether the last step was as small as rounding, bool. Otherwise the strategies are
+        those after the last step that could be taken.
     """
 
     weights: jax.Array
     adversary: jax.Array
     steps: jax.Array
+    solved: jax.Array
 
 
 def smooth_equilibrium(
@@ -30,6 +35,7 @@ def smooth_equilibrium(
     column_temperature: jax.Array,
     row_temperature: jax.Array,
     start: jax.Array | None = None,
+    playing: jax.Array | None = None,
 ) -> SmoothEquilibrium:
     r"""Solves :math:`\min_w \max_v v^⊤ (ℓ 1^⊤ − B) w + τ \, KL(w‖u) − σ \, KL(v‖u)`, u uniform.
 
@@ -45,6 +51,9 @@ def smooth_equilibrium(
         of the range of the payoffs, in float64 a hundred-thousandth.
       row_temperature: σ, the same.
       start: w to begin with, ``[M]``; uniform by default.
+      playing: bool ``[N]``, for N = M: the rows and columns that count, all by default. The others
+        get no weight, u is uniform over those that count, and what is said of the others makes no
+        difference.
 
     Returns:
       The equilibrium. Gradients stop at it.
@@ -54,7 +63,14 @@ def smooth_equilibrium(
     count = decrease.shape[1]
     eps = jnp.finfo(dtype).eps
     # At lower temperatures rounding decides: the equilibrium there is as near to the game's own.
-    lowest = max(2**13 * eps, 1e-5) * jnp.maximum(jnp.ptp(losses), jnp.ptp(decrease))
+    rows = jnp.ones(losses.shape, bool) if playing is None else playing
+    columns = jnp.ones(count, bool) if playing is None else playing
+    losses_range = _range(losses, rows)
+    decrease_range = _range(decrease, rows[:, None] & columns[None, :])
+    decrease = jnp.where(rows[:, None] & columns[None, :], decrease, 0)
+    losses = jnp.where(rows, losses, jnp.min(jnp.where(rows, losses, jnp.inf)))
+    prior_v, prior_w = (jnp.where(x, 0, _NONE).astype(dtype) for x in (rows, columns))
+    lowest = max(2**13 * eps, 1e-5) * jnp.maximum(losses_range, decrease_range)
     tau, sigma = (
         jnp.maximum(jnp.asarray(t, dtype), lowest) for t in (column_temperature, row_temperature)
     )
@@ -68,8 +84,8 @@ def smooth_equilibrium(
         w, v = jnp.exp(log_w), jnp.exp(log_v)
         # What log w and log v are short of, each up to a constant.
         pull = dot(decrease.T, v)
-        short_w = pull / t - log_w
-        short_v = (losses - dot(decrease, w)) / s - log_v
+        short_w = pull / t + prior_w - log_w
+        short_v = (losses - dot(decrease, w)) / s + prior_v - log_v
         short_w, short_v = short_w - w @ short_w, short_v - v @ short_v
         # The rows' changes eliminated, and those of w times their root as unknowns: the matrix is
         # then one plus something positive.
@@ -101,7 +117,7 @@ def smooth_equilibrium(
             jnp.where(usable, new_w, log_w),
             jnp.where(usable, new_v, log_v),
             cooler,
-            jnp.where(usable, size, 0),
+            jnp.where(usable, size, jnp.nan),
             step + 1,
         )
 
@@ -109,21 +125,29 @@ def smooth_equilibrium(
         _, _, _, size, step = carry
         return (size > rounding) & (step < _MAX_STEPS)
 
-    if start is None:
-        log_w = jnp.full(count, -jnp.log(count), dtype)
-    else:
-        log_w = jax.nn.log_softmax(jnp.log(jnp.maximum(start, jnp.finfo(dtype).tiny)))
-    log_v = jax.nn.log_softmax((losses - dot(decrease, jnp.exp(log_w))) / sigma)
+    even = jax.nn.log_softmax(prior_w)
+    log_w = even
+    if start is not None:
+        log_w = jnp.log(jnp.maximum(start, jnp.finfo(dtype).tiny))
+        log_w = jax.nn.log_softmax(jnp.where(columns, log_w, _NONE))
+    log_v = jax.nn.log_softmax((losses - dot(decrease, jnp.exp(log_w))) / sigma + prior_v)
     # Hot players hardly move from the even strategies: from there on they are cooled, unless the
     # start is near the solution already.
     gap = dot(decrease.T, jnp.exp(log_v)) / tau - log_w
-    near = jnp.ptp(gap) < 1
-    exponent = jnp.maximum(jnp.ptp(losses) / sigma, jnp.ptp(decrease) * (1 / tau + 1 / sigma))
+    near = _range(gap, columns) < 1
+    exponent = jnp.maximum(losses_range / sigma, decrease_range * (1 / tau + 1 / sigma))
     heat = jnp.where(near, 1, jnp.maximum(exponent / 4, 1))
     # Of the exponents; the last step has squared what it was short of.
     rounding = 2 * eps * (32 + exponent)
-    log_w = jnp.where(near, log_w, -jnp.log(count))
-    log_v = jnp.where(near, log_v, jax.nn.log_softmax(losses / (sigma * heat)))
+    log_w = jnp.where(near, log_w, even)
+    log_v = jnp.where(near, log_v, jax.nn.log_softmax(losses / (sigma * heat) + prior_v))
     carry = (log_w, log_v, heat, jnp.ones((), dtype), jnp.int32(0))
-    log_w, log_v, _, _, steps = lax.while_loop(unfinished, advance, carry)
-    return SmoothEquilibrium(jnp.exp(log_w), jnp.exp(log_v), steps)
+    log_w, log_v, _, size, steps = lax.while_loop(unfinished, advance, carry)
+    w, v = jnp.where(columns, jnp.exp(log_w), 0), jnp.where(rows, jnp.exp(log_v), 0)
+    return SmoothEquilibrium(w, v, steps, size <= rounding)
+
+
+def _range(values, counted):
+    """The largest minus the smallest of those that count."""
+    highest = jnp.max(jnp.where(counted, values, -jnp.inf))
+    return highest - jnp.min(jnp.where(counted, values, jnp.inf))

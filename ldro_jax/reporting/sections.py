@@ -139,7 +139,7 @@ def selection(comparison: Comparison) -> str:
 
 
 def problems(comparison: Comparison) -> list[str]:
-    """Runs that stopped early, and losses and interactions that were not finite."""
+    """Runs that stopped early, and losses, interactions and weights that were not found."""
     sentences = []
     for setting in comparison.settings:
         for run in setting.runs:
@@ -152,6 +152,11 @@ def problems(comparison: Comparison) -> list[str]:
             ]:
                 if tasks := ", ".join(f"{task} ({n})" for task, n in counts.items() if n):
                     sentences.append(f"{who} had {what}: {tasks}.")
+            if run.unsolved_steps:
+                sentences.append(
+                    f"{who} had steps in which the method's solver found no solution: "
+                    f"{run.unsolved_steps} of {run.num_steps}."
+                )
     return sentences
 
 

@@ -169,6 +169,7 @@ def _run(method, seed, run, names, split, select_by) -> results.Run:
         losses=_series(run.train, "ldro/loss", names),
         nonfinite_losses=_counts(run.train, "ldro/nonfinite_losses", names),
         unmeasured_interactions=_counts(run.train, "ldro/unmeasured_interactions", names),
+        unsolved_steps=_last(run.train.get("ldro/unsolved_steps", {})),
     )
 
 
@@ -203,10 +204,14 @@ def _finite_first(loss: float) -> float:
 def _counts(train, kind, names) -> dict[str, int]:
     found = {}
     for name, short in zip(names, _shortened(names), strict=True):
-        counts = train.get(f"{kind}/{name}", {})
-        if counts and (last := int(counts[max(counts)])):
+        if last := _last(train.get(f"{kind}/{name}", {})):
             found[short] = last
     return found
+
+
+def _last(counts) -> int:
+    """The count at the last step; none without summaries."""
+    return int(counts[max(counts)]) if counts else 0
 
 
 def _series(train, kind, names) -> results.Series | None:

@@ -38,8 +38,9 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
     T5X's summaries get, by task name, ``ldro/weight``, ``ldro/loss`` (mean over the steps since the
     last summary; NaN before the task has had a row), ``ldro/token_share``,
     ``ldro/nonfinite_losses`` and ``ldro/unmeasured_interactions`` (both so far); and
-    ``ldro/worst_task``, ``ldro/worst_loss`` and ``ldro/expected_worst_loss``, the worst loss
-    expected after the step: for Lookahead-DRO the value of the game. Evaluation is by the token:
+    ``ldro/worst_task``, ``ldro/worst_loss``, ``ldro/expected_worst_loss``, the worst loss expected
+    after the step: for Lookahead-DRO the value of the game; and ``ldro/unsolved_steps``, in how
+    many steps so far the method's solver found no solution. Evaluation is by the token:
     :class:`ldro_jax.t5x.evaluation.Evaluating`.
 
     Args:
@@ -218,6 +219,7 @@ def _task_metrics(names, weighting, tokens) -> dict[str, clu.metrics.Metric]:
         ),
         "ldro/worst_loss": mean(worst, any_seen),
         "ldro/expected_worst_loss": mean(expected, any_seen),
+        "ldro/unsolved_steps": last(weighting.unsolved),
     }
     for index, name in enumerate(names):
         found |= {

@@ -72,6 +72,12 @@ def extended(
             logging.warning(
                 "%s, seed %d, step %d: %s: %s.", run.method, run.seed, step, what, tasks
             )
+    unsolved = int(weighting.unsolved)
+    if unsolved > run.unsolved_steps:
+        logging.warning(
+            "%s, seed %d, step %d: the method's solver found no solution in %d steps so far.",
+            *(run.method, run.seed, step, unsolved),
+        )
     stopped = None
     streak = int(weighting.nonfinite_streak)
     # At the end two in a row are no accident of one batch, and there is nothing to wait for.
@@ -105,6 +111,7 @@ def extended(
         path=run.path if observed is None else _append(run.path, taken, observed),
         nonfinite_losses=nonfinite,
         unmeasured_interactions=unmeasured,
+        unsolved_steps=unsolved,
         stopped=stopped,
     )
 

@@ -112,7 +112,8 @@ def exact(
       normalize_interaction: use :func:`normalized` instead of the raw Gram matrix.
 
     Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless.
+      The :class:`~ldro_jax.weighting.base.Weighting`, whose state counts the steps in which the
+      equilibrium wasn't found.
 
     Raises:
       ValueError: if the rate is negative or not finite.
@@ -121,12 +122,11 @@ def exact(
 
     def weights(statistics):
         payoff = base.above_least(statistics)[:, None] - made.decrease(statistics)
-        return games.max_entropy_nash(payoff).weights
+        found = games.max_entropy_nash(payoff, base.known_tasks(statistics))
+        return found.weights, found.solved
 
-    return base.stateless(weights)._replace(
-        uses_interaction=True,
-        expected_losses=made.expected_losses,
-        needs_positive_losses=relative,
+    return base.solving(weights)._replace(
+        expected_losses=made.expected_losses, needs_positive_losses=relative
     )
 
 

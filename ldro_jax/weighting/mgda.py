@@ -40,6 +40,4 @@ def mgda(*, normalization: str = "none") -> base.Weighting:
             matrix = matrix * inverse[:, None] * inverse[None, :]
         return solvers.min_norm(matrix, base.known_tasks(statistics))
 
-    return base.solving(weights)._replace(
-        needs_positive_losses=normalization in ("loss", "loss+")
-    )
+    return base.solving(weights)._replace(needs_positive_losses=normalization in ("loss", "loss+"))

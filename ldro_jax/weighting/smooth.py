@@ -5,11 +5,26 @@ put all weight on one task. With a price on leaving the even weights, for both p
 equilibrium, which moves smoothly with losses and gradients.
 """
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import optax
 
 from ldro_jax import games
 from ldro_jax.weighting import base, lookahead
+
+
+class SmoothState(NamedTuple):
+    """State of :func:`smooth_lookahead`.
+
+    Attributes:
+      weights: ``[N]``, where the next solution begins.
+      unsolved: in how many steps the equilibrium wasn't found, int32.
+    """
+
+    weights: jax.Array
+    unsolved: jax.Array
 
 
 def smooth_lookahead(
@@ -50,6 +65,9 @@ def smooth_lookahead(
         adversary_temperature = temperature
     base.check_range("adversary_temperature", adversary_temperature, "(0, inf)")
 
+    def init(num_tasks, dtype=jnp.float32):
+        return SmoothState(base.uniform_state(num_tasks, dtype).weights, jnp.zeros([], jnp.int32))
+
     def update(statistics, state):
         unit = base.mean_loss(statistics) if relative else jnp.ones((), statistics.losses.dtype)
         found = games.smooth_equilibrium(
@@ -58,11 +76,13 @@ def smooth_lookahead(
             column_temperature=base.value_at(temperature, statistics),
             row_temperature=base.value_at(adversary_temperature, statistics),
             start=state.weights,
+            playing=base.known_tasks(statistics),
         )
-        return found.weights, base.WeightsState(found.weights)
+        unsolved = state.unsolved + jnp.where(found.solved, 0, 1).astype(jnp.int32)
+        return found.weights, SmoothState(found.weights, unsolved)
 
     return base.Weighting(
-        base.uniform_state,
+        init,
         update,
         uses_interaction=True,
         expected_losses=game.expected_losses,

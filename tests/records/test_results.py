@@ -225,6 +225,15 @@ def test_a_record_from_before_there_were_references_is_read(tmp_path):
     assert (found.references, found.task_sizes, found.select_by) == ({}, {}, "worst")
 
 
+def test_a_run_from_before_failures_of_solvers_were_counted_is_read(made_up, tmp_path):
+    run = made_up.run("m", 0, [0.1, 0.2])
+    path = results.save_results(made_up.results([run]), tmp_path / "results.json")
+    record = by_hand(path)
+    assert record["runs"][0].pop("unsolved_steps") == 0
+    path.write_text(json.dumps(record))
+    assert results.load_results(path).runs[0].unsolved_steps == 0
+
+
 def test_a_setting_is_selected_by_the_worst_task_or_the_average(tmp_path):
     with pytest.raises(ValueError, match="'worst' or 'average'; found 'best'"):
         Results("x", NAMES, "m", True, [], select_by="best")

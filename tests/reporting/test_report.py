@@ -288,12 +288,14 @@ def test_problems_are_listed_by_run_and_task(made_up):
         Run("A", 4, 10, stopped="out of memory"),
         Run("A", 5, 10),
         Run("A", 6, 10, nonfinite_losses={"clean": 1}, unmeasured_interactions={"noisy": 3}),
+        Run("A", 7, 10, unsolved_steps=4),
     ]
     assert sections.problems(compare(made_up.results(runs))) == [
         "A, seed 3 had losses that were not finite: noisy (2).",
         "A, seed 4 stopped before step 10: out of memory",
         "A, seed 6 had losses that were not finite: clean (1).",
         "A, seed 6 had interactions that could not be measured: noisy (3).",
+        "A, seed 7 had steps in which the method's solver found no solution: 4 of 10.",
     ]
 
 

@@ -44,6 +44,7 @@ def make_run(tmp_path):
             write(folder / "training_eval" / mixture, step, scalars)
             scalars = {"timing/steps_per_second": 4.0}
             if weights:
+                scalars["ldro/unsolved_steps"] = step / 10
                 for index, task in enumerate(tasks):
                     scalars |= {
                         f"ldro/weight/{task}": [0.25, 0.75][index],
@@ -71,7 +72,7 @@ def test_a_run_is_read(make_run):
     np.testing.assert_array_equal(run.weights.steps, [10, 20, 30])
     np.testing.assert_allclose(run.weights.values, [[0.25, 0.75]] * 3)
     np.testing.assert_allclose(run.losses.values, [[10, 11], [20, 21], [30, 31]])
-    assert run.nonfinite_losses == {"fr": 1}
+    assert run.nonfinite_losses == {"fr": 1} and run.unsolved_steps == 3
 
 
 def test_runs_of_one_name_are_seeds_and_stock_runs_have_no_weights(make_run):
@@ -79,6 +80,7 @@ def test_runs_of_one_name_are_seeds_and_stock_runs_have_no_weights(make_run):
     record = report.read(runs)
     assert [run.seed for run in record.runs] == [0, 1]
     assert record.runs[0].weights is None and record.task_names == ["ar", "fr"]
+    assert record.runs[0].unsolved_steps == 0
 
 
 CONFIG = """

@@ -124,6 +124,7 @@ def test_summaries_name_the_tasks():
             ("unmeasured_interactions", 0),
         ]:
             np.testing.assert_allclose(summary[f"ldro/{kind}/{name}"].value, expected, rtol=1e-6)
+    assert summary["ldro/unsolved_steps"].value == 0
     assert summary["ldro/worst_task"].value == tiny_t5x.NAMES[int(state.losses.argmax())]
     np.testing.assert_allclose(summary["ldro/worst_loss"].value, state.losses.max(), rtol=1e-6)
     norms = np.sqrt(np.diagonal(state.interaction))

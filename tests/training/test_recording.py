@@ -8,10 +8,12 @@ import optax
 import pytest
 import tiny
 
+from ldro_jax import transform
 from ldro_jax.records import results
 from ldro_jax.training import recording
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.step import TrainState
+from ldro_jax.weighting import base
 
 EVALUATION = results.summarise_evaluation(1, "test", "accuracy", tiny.NAMES, [0.5] * 3, True)
 
@@ -101,3 +103,34 @@ def test_a_task_that_broke_once_is_not_blamed_for_another():
         )
     assert run.nonfinite_losses == {"middle": 1, "left": 3}
     assert "for the last 3 steps the loss of a task was not finite (left)." in run.stopped
+
+
+def test_steps_that_a_solver_did_not_solve_are_counted_and_told(tmp_path, caplog):
+    even = jnp.full(3, 1 / 3)
+    # It fails in every second step.
+    weighting = base.solving(lambda statistics: (even, statistics.count % 2 == 0))
+    tx = optax.chain(
+        transform.weighted(weighting, 3, interaction_interval=1), optax.sgd(jnp.float32(0.1))
+    )
+    params, schedule = jnp.zeros(2), tiny.schedule()
+    state = tx.init(params)
+    run = recording.empty_run(Trial(tiny.AVERAGE, 4), schedule)
+    for taken in range(1, 6):
+        _, state = tx.update(jnp.ones((3, 2)), state, params, losses=jnp.ones(3))
+        caplog.clear()
+        run = recording.extended(
+            run,
+            tiny.NAMES,
+            schedule,
+            TrainState(jnp.int32(taken), params, state),
+            losses=jnp.ones(3),
+            evaluations=[dataclasses.replace(EVALUATION, step=taken)],
+            seconds_per_step=0.1,
+        )
+        # Told where the count has grown.
+        text = f"seed 4, step {taken}: the method's solver found no solution in {taken // 2} steps"
+        assert (text in caplog.text) == (taken % 2 == 0)
+    assert run.unsolved_steps == 2 and run.stopped is None
+    record = results.Results("x", tiny.NAMES, "accuracy", True, [run])
+    path = results.save_results(record, tmp_path / "results.json")
+    assert results.load_results(path).runs[0].unsolved_steps == 2
