@@ -96,7 +96,7 @@ def compare(
     Raises:
       FileExistsError: if the directory holds something else, or is in use.
       RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
-        are not finite.
+        are not finite, or had losses below zero that their method can't take.
       ValueError: if there is nothing to run, an argument is not what it must be, or two runs would
         have the same name.
     """

@@ -51,7 +51,8 @@ def extended(
 
     Returns:
       The record; it is ``stopped`` if losses never became finite again: in the last
-      ``max_nonfinite_steps`` steps, or at the end of the run in the last two.
+      ``max_nonfinite_steps`` steps, or at the end of the run in the last two; and if one was below
+      zero though the method needs positive losses.
     """
     weighting = transform.find_state(state.opt_state)
     step = int(state.step)
@@ -79,6 +80,14 @@ def extended(
             *(run.method, run.seed, step, unsolved),
         )
     stopped = None
+    negative, _ = _counts(task_names, weighting.negative, {})
+    if negative:
+        # What goes on is no method's: the weights stand still in these steps.
+        stopped = (
+            f"stopped at step {step}: the method needs losses above zero, but those of "
+            f"{', '.join(negative)} were below. Subtract a lower bound of each loss, or take a "
+            "method that only compares losses, such as group_dro or term."
+        )
     streak = int(weighting.nonfinite_streak)
     # At the end two in a row are no accident of one batch, and there is nothing to wait for.
     enough = schedule.max_nonfinite_steps
@@ -91,6 +100,7 @@ def extended(
             f"({', '.join(new)}). Look at the data of that task, or try a smaller "
             "learning rate."
         )
+    if stopped is not None:
         logging.error("%s, seed %d: %s", run.method, run.seed, stopped)
     taken = [] if observed is None else range(step - len(observed) + 1, step + 1)
     interaction, descent = None, run.descent

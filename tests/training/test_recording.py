@@ -9,8 +9,10 @@ import pytest
 import tiny
 
 from ldro_jax import transform
+from ldro_jax.experiments.compare import compare
+from ldro_jax.experiments.runs import RunsStoppedError
 from ldro_jax.records import results
-from ldro_jax.training import recording
+from ldro_jax.training import Method, recording
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.step import TrainState
 from ldro_jax.weighting import base
@@ -134,3 +136,23 @@ def test_steps_that_a_solver_did_not_solve_are_counted_and_told(tmp_path, caplog
     record = results.Results("x", tiny.NAMES, "accuracy", True, [run])
     path = results.save_results(record, tmp_path / "results.json")
     assert results.load_results(path).runs[0].unsolved_steps == 2
+
+
+def test_losses_below_zero_stop_a_method_that_needs_positive_ones(tmp_path):
+    # Distances less ten: the average loss doesn't mind.
+    below = tiny.Distances(losses=lambda x: x - 10)
+    methods = [tiny.AVERAGE, Method("1/l", "scale_invariant")]
+    with pytest.raises(RunsStoppedError, match="1/l"):
+        compare(
+            below,
+            methods,
+            (0,),
+            optax.sgd(0.1),
+            schedule=tiny.schedule(4, 2, 2),
+            batch_size=2,
+            output_dir=tmp_path / "out",
+        )
+    average, inverse = results.load_results(tmp_path / "out" / "results.json").runs
+    assert average.stopped is None
+    assert "stopped at step 2: the method needs losses above zero" in inverse.stopped
+    assert "those of low, high were below" in inverse.stopped
