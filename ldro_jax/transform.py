@@ -105,7 +105,7 @@ def weighted(
         saves most of the memory.
       smoothing: decay of the running means of losses and interactions that the weighting sees, in
         [0, 1); see :func:`ldro_jax.weighting.smoothed`.
-      total: what the weights are made to sum to; by default what the method says.
+      total: what the weights' absolute values are made to sum to; by default what the method says.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
       trainable: the parameters that are trained, where others are frozen: a tree of bools like the
         parameters (or a prefix of one), or a function from the parameters to it. Frozen ones count

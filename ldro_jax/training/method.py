@@ -41,7 +41,7 @@ class Method:
         by default as all methods of the comparison do.
       lagged: with an interval of 1, let the weights use the matrix of the step before.
       smoothing: decay of the running means of losses and interactions that the weighting sees.
-      total: what the weights are made to sum to; by default what the method says.
+      total: what the weights' absolute values are made to sum to; by default what the method says.
       floor: share of the weight that is spread evenly.
       sampling: how language models draw the rows of a batch: ``"uniform"``, the same number of each
         task, or ``"weights"``, at random with the task weights as probabilities; the loss of a row

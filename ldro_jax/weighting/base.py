@@ -69,7 +69,7 @@ def onto_simplex(weights: jax.Array, known: jax.Array | None = None) -> jax.Arra
     below = jnp.where(known, jnp.maximum(weights - largest, -1), -1)
     # Optax leaves conversions to JAX.
     with jax.numpy_dtype_promotion("standard"):
-        return optax.projections.projection_simplex(below)
+        return optax.projections.projection_simplex(below).astype(weights.dtype)
 
 
 def first_weights(weighting: "Weighting", num_tasks: int) -> jax.Array:
