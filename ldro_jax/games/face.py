@@ -71,8 +71,11 @@ def optimal_face(payoff):
             jnp.min(jnp.concatenate([new.w, new.s, new.v, new.z])) > 0
         )
         new_mu = jnp.where(valid, new.centrality(), mu)
-        stalled = jnp.where(new_mu < 0.5 * best, 0, jnp.where(valid, stalled + 1, newton.PATIENCE))
-        return newton.select(valid, new, point), jnp.minimum(best, new_mu), stalled, step + 1
+        # Since the last step that counted, so that slow progress is progress.
+        halved = new_mu < 0.5 * best
+        stalled = jnp.where(halved, 0, jnp.where(valid, stalled + 1, newton.PATIENCE))
+        best = jnp.where(halved, new_mu, best)
+        return newton.select(valid, new, point), best, stalled, step + 1
 
     w = jnp.full(num_columns, 1 / num_columns, dtype)
     v = jnp.full(num_rows, 1 / num_rows, dtype)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-MAX_STEPS = 50
+MAX_STEPS = 100
 PATIENCE = 8
 
 
