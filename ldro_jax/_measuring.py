@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import core
 
 from ldro_jax.interaction import base as interaction_base
 
@@ -14,23 +15,27 @@ from ldro_jax.interaction import base as interaction_base
 def measure(
     matrix_fn: Callable[[], jax.Array | interaction_base.Measured] | None,
     last: interaction_base.Measured,
-    known: jax.Array,
+    present: jax.Array,
     due: jax.Array | None,
     *,
+    from_batch: bool = True,
     needs_noise: bool = False,
-) -> tuple[interaction_base.Measured, jax.Array]:
+) -> tuple[interaction_base.Measured, jax.Array, jax.Array]:
     """The interaction matrix of this step, and which tasks could not be measured.
 
     Args:
       matrix_fn: measures it, ``() -> [N, N]`` or with the noise, or ``None`` if there is no way to.
       last: what was measured last.
-      known: the tasks that it can be measured for, bool ``[N]``.
+      present: the tasks that are in the batch, bool ``[N]``.
       due: whether to measure it, bool; ``None`` in every step.
+      from_batch: whether it is measured on that batch. Otherwise it may be measured for absent
+        tasks too: those whose squared length isn't exactly zero.
       needs_noise: whether the weighting uses the noise.
 
     Returns:
-      The matrix and the noise, which stays as it is where the strategy doesn't measure it; and
-      bool ``[N]``, see :func:`~ldro_jax.interaction.base.refreshed`.
+      The matrix and the noise, which stays as it is where the strategy doesn't measure it; which
+      tasks could not be measured, bool ``[N]``, see
+      :func:`~ldro_jax.interaction.base.refreshed`; and which were, bool ``[N]``.
 
     Raises:
       ValueError: if there is no way to measure the matrix or the noise that is needed, or one of
@@ -62,12 +67,14 @@ def measure(
         matrix, noise = (x.astype(last.noise.dtype) for x in found)
         # Without its noise a square may vanish.
         squares = jnp.diagonal(matrix) + (0 if plain else noise)
+        known = present if from_batch else present | (squares != 0)
         matrix, unmeasured = interaction_base.refreshed(last.matrix, matrix, known, squares)
         taken = known & ~unmeasured & jnp.isfinite(noise)
         measured = interaction_base.Measured(matrix, jnp.where(taken, noise, last.noise))
-        return measured, unmeasured
+        return measured, unmeasured, known & ~unmeasured
 
-    return _if_due(due, fresh, (last, jnp.zeros_like(known)))
+    none = jnp.zeros_like(present)
+    return _if_due(due, fresh, (last, none, none))
 
 
 def all_underflow(
@@ -100,7 +107,7 @@ def all_underflow(
 def _if_due(due, true_fun, otherwise):
     if due is None:
         return true_fun()
-    if not isinstance(due, jax.core.Tracer):
+    if not isinstance(due, core.Tracer):
         # Outside of a jit, lax.cond would compile new functions in every step.
         return true_fun() if due else otherwise
     return jax.lax.cond(due, true_fun, lambda: otherwise)

@@ -17,7 +17,7 @@ class WeightedState(NamedTuple):
       losses: the last finite loss of each task, ``[N]``; zero before the first.
       expected_losses: the losses after the step as the weighting expected them when it had chosen
         the weights, ``[N]``; the largest is the value of Lookahead-DRO's game. The losses as they
-        are if it doesn't look ahead.
+        are if it doesn't look ahead. Zero, as in ``losses``, for a task not ``seen``.
       seen: the tasks that have had a finite loss, bool ``[N]``.
       measured: the tasks whose interactions have been measured, bool ``[N]``.
       interaction: the last interaction matrix ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros

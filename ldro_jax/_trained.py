@@ -5,7 +5,7 @@ tasks. Left out of what is differentiated, they cost nothing either. A tree with
 parameters has ``None`` in their places, which JAX takes for no leaf at all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -77,7 +77,7 @@ def merge(part: Any, whole: Any) -> Any:
     )
 
 
-def of_part(function: Callable | None, params: Any) -> Callable | None:
+def of_part(function: Any, params: Any) -> Any:
     """A function of the trained parameters alone.
 
     Args:
@@ -104,6 +104,7 @@ def only(
     Returns:
       The optimizer, without state for the others.
     """
+    parts: dict[Hashable, optax.GradientTransformation]
     parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
 
     def labels(params):

@@ -32,20 +32,22 @@ def diagnose(opt_state: Any) -> Mapping[str, jax.Array]:
       ValueError: if the state holds no weighting, or more than one.
     """
     state = _state.find_state(opt_state)
-    return _numbers(state.weights, state.interaction, state.noise)
+    return _numbers(state.weights, state.interaction, state.noise, state.measured)
 
 
 # One call instead of twenty: the trainer makes one for each run and evaluation.
 @jax.jit
-def _numbers(weights, matrix, noise):
-    pairs = ~jnp.eye(matrix.shape[0], dtype=bool)
+def _numbers(weights, matrix, noise, measured):
+    pairs = ~jnp.eye(matrix.shape[0], dtype=bool) & measured[:, None] & measured[None, :]
     squares = jnp.maximum(jnp.diagonal(matrix), 0)
     noise = jnp.maximum(noise, 0)
     unknown = jnp.array(jnp.nan, matrix.dtype)
     is_measured = (matrix != 0).any() & pairs.any()
 
     def mean_of_pairs(values):
-        mean = jnp.sum(jnp.where(pairs, values, 0)) / max(pairs.shape[0] * (pairs.shape[0] - 1), 1)
+        mean = jnp.sum(jnp.where(pairs, values, 0)) / jnp.maximum(
+            jnp.sum(pairs, dtype=values.dtype), 1
+        )
         return jnp.where(is_measured, mean, unknown)
 
     sizes = jnp.abs(weights)
@@ -54,7 +56,9 @@ def _numbers(weights, matrix, noise):
         "conflicts": mean_of_pairs((matrix < 0).astype(matrix.dtype)),
         "similarity": mean_of_pairs(gram.cosines(matrix)),
         "noise": jnp.where(
-            (noise > 0).any(), jnp.mean(noise * gram.inverse_or_zero(squares + noise)), unknown
+            (noise > 0).any(),
+            jnp.mean(noise * gram.inverse_or_zero(squares + noise), where=measured),
+            unknown,
         ),
         "effective_tasks": jnp.exp(jnp.sum(jax.scipy.special.entr(share))),
     }

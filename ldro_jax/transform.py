@@ -81,8 +81,9 @@ def weighted(
     In the first three ``updates`` is the gradient of whatever belongs to no task (an L2 or a
     load-balancing term), which is added to the result, or ``None``. In all of them ``present``,
     bool ``[N]``, may name the tasks that have examples in this batch: an absent one keeps its last
-    loss and its last interactions, unless those come from an ``interaction_batch`` or
-    ``interaction_fn``, and adds no gradient. Losses must be means over the examples or tokens of
+    loss and adds no gradient. It keeps its last interactions as well, unless those come from an
+    ``interaction_batch`` or ``interaction_fn`` that has examples of it: one whose squared length
+    is exactly zero there had none. Losses must be means over the examples or tokens of
     their task, in floating point, and that of an absent task any finite number.
 
     A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
@@ -156,8 +157,6 @@ def weighted(
             f"lagged needs interaction_interval=1, but the interval is {interaction_interval}."
         )
     fused = weighting.uses_interaction and every_step
-    # Inlined where the step is jitted. Where it isn't, loops of a solver would compile in each.
-    weigh = jax.jit(weighting.update, inline=True)
 
     def init_fn(params):
         _wrappers.check(params)
@@ -231,23 +230,30 @@ def weighted(
         due = None if every_step else state.count % interaction_interval == 0
 
         def measure(interaction):
-            rows = present if from_batch else jnp.ones_like(present)
-            needs_noise = weighting.uses_noise
-            found, lost = _measuring.measure(interaction, last, rows, due, needs_noise=needs_noise)
-            return found, lost, state.measured | (rows & ~lost & (True if due is None else due))
+            found, lost, taken = _measuring.measure(
+                interaction,
+                last,
+                present,
+                due,
+                from_batch=from_batch,
+                needs_noise=weighting.uses_noise,
+            )
+            return found, lost, state.measured | taken
 
         if weighting.uses_interaction and not lagged:
             measured, unmeasured, ever_measured = measure(step.interaction)
-        known = seen & ever_measured if weighting.uses_interaction else seen
+        measured_ones = seen & ever_measured if weighting.uses_interaction else seen
+        started = measured_ones.any()
+        known = jnp.where(started, measured_ones, seen | ~seen.any())
         statistics = weighting_base.Statistics(
             state.count,
             current,
             measured.matrix,
             noise=measured.noise if weighting.uses_noise else None,
             excess=_excess(weighting, excess, present, current),
-            known=known | ~known.any(),
+            known=known,
         )
-        proposal = weigh(statistics, state.weighting)
+        proposal = weighting.update(statistics, state.weighting)
         negative = jnp.zeros_like(present)
         if weighting.needs_positive_losses:
             negative = present & (current < 0)
@@ -256,7 +262,9 @@ def weighted(
         weights, inner = jax.tree.map(
             functools.partial(jnp.where, usable), proposal, (state.weights, state.weighting)
         )
-        weights = _with_newcomers(weights, statistics.known, present)
+        # What is weighed before anything is known leaves no trace.
+        inner = jax.tree.map(functools.partial(jnp.where, started), inner, state.weighting)
+        weights = _with_newcomers(weights, seen & ~known)
 
         expected = current
         if weighting.expected_losses is not None:
@@ -347,11 +355,14 @@ def _excess(weighting, excess, present, losses):
     return jnp.where(present & jnp.isfinite(excess), jnp.asarray(excess, losses.dtype), 0)
 
 
-def _with_newcomers(weights, known, present):
-    """A task that is here before its interactions were measured weighs what the others do."""
-    sizes = jnp.where(known, jnp.abs(weights), 0)
-    mean = jnp.sum(sizes) / jnp.maximum(jnp.sum(known, dtype=weights.dtype), 1)
-    return jnp.where(present & ~known, mean, weights)
+def _with_newcomers(weights, newcomers):
+    """Tasks that came before their interactions were measured get the mean weight of the others."""
+    sizes = jnp.where(newcomers, 0, jnp.abs(weights))
+    weighed = (sizes > 0).sum(dtype=weights.dtype)
+    mean = jnp.sum(sizes) / jnp.maximum(weighed, 1)
+    # All together weigh what the others did.
+    share = weighed / jnp.maximum(weighed + newcomers.sum(dtype=weights.dtype), 1)
+    return jnp.where(newcomers.any(), share * jnp.where(newcomers, mean, weights), weights)
 
 
 def _descended(descent, matrix, weights, good):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import problems
 import pytest
 
@@ -202,3 +203,82 @@ def test_weightings_without_interactions_count_nothing():
     tx = transform.weighted(weighting.group_dro(0.1), N)
     _, state = step(tx, tx.init(jnp.zeros(3)), GRADIENTS * 1e-30, jnp.float32)
     np.testing.assert_array_equal(state.unmeasured, 0)
+
+
+def with_rows(problem, method, *, interval=1, options=None):
+    """A jitted step in the form "forward", whose interaction_fn looks at the batch alone."""
+    tx = transform.weighted(method, 5, interaction_interval=interval, **(options or {}))
+
+    @jax.jit
+    def step(state, present):
+        def losses_fn(params):
+            # What a mean over no rows comes to, where it is kept from being NaN.
+            return jnp.where(present, problem.losses(params), 0)
+
+        losses, pull = jax.vjp(losses_fn, problem.params)
+        return tx.update(
+            None,
+            state,
+            problem.params,
+            losses=losses,
+            pullback=lambda weights: pull(weights)[0],
+            interaction_fn=lambda: interaction.jacobian_gram(losses_fn, problem.params),
+            present=present,
+        )[1]
+
+    return tx, step
+
+
+ALL, WITHOUT = np.ones(5, bool), np.arange(5) != 2
+
+
+def test_a_task_without_rows_in_a_batch_keeps_what_an_interaction_fn_measured_before():
+    problem = problems.mlp()
+    tx, step = with_rows(problem, weighting.mgda())
+    first = step(tx.init(problem.params), ALL)
+    second = step(first, WITHOUT)
+    np.testing.assert_array_equal(second.interaction, first.interaction)
+    np.testing.assert_array_equal(second.unmeasured, 0)
+    np.testing.assert_allclose(second.weights, first.weights, atol=1e-6)
+
+
+def test_a_task_that_comes_between_two_measurements_has_the_mean_weight_until_the_next():
+    problem = problems.mlp()
+    tx, step = with_rows(problem, weighting.mgda(), interval=3, options={"total": 1.0})
+    state = step(tx.init(problem.params), WITHOUT)
+    np.testing.assert_array_equal(state.measured, WITHOUT)
+    others = state.weights
+    assert others[2] == 0 and others.max() < 0.9
+    state = step(state, ALL)
+    np.testing.assert_array_equal(state.measured, WITHOUT)
+    share = (others > 0).sum() / ((others > 0).sum() + 1)
+    np.testing.assert_allclose(state.weights[WITHOUT], share * others[WITHOUT], rtol=1e-5)
+    np.testing.assert_allclose(jnp.abs(state.weights).sum(), 1, rtol=1e-5)
+    # It keeps a share for sampling by weights where it is absent again.
+    assert step(state, WITHOUT).weights[2] > 0
+    state = step(step(state, ALL), ALL)
+    assert state.measured.all()
+    np.testing.assert_allclose(state.weights, step(tx.init(problem.params), ALL).weights, atol=1e-5)
+
+
+def test_what_is_weighed_before_anything_is_measured_leaves_no_trace():
+    # With lagged, the first step has no matrix.
+    problem = problems.mlp()
+    method = weighting.smoothed(weighting.lookahead_online(0.1, 0.5), 0.9)
+    tx = transform.weighted(method, 5, interaction_interval=1, lagged=True)
+    (_, first), (_, second) = problems.train(tx, problem, 2)
+    assert not first.weighting.total.any() and first.interaction.any()
+    # The second step's mean is of the first matrix alone.
+    inner = second.weighting
+    np.testing.assert_allclose(inner.interaction / inner.total[0], first.interaction, rtol=1e-5)
+
+
+def test_diagnostics_are_of_the_tasks_that_were_measured():
+    problem = problems.mlp()
+    tx, step = with_rows(problem, weighting.mgda())
+    found = ldro.diagnose(step(tx.init(problem.params), WITHOUT))
+    matrix = oracles.gram(*problem)[np.ix_(WITHOUT, WITHOUT)]
+    lengths = np.sqrt(np.diagonal(matrix))
+    cosines = (matrix / lengths / lengths[:, None])[~np.eye(4, dtype=bool)]
+    np.testing.assert_allclose(found["similarity"], cosines.mean(), rtol=1e-4)
+    np.testing.assert_allclose(found["conflicts"], (cosines < 0).mean(), rtol=1e-6)

@@ -1,5 +1,6 @@
 """The equilibrium of a matrix game whose players both pay for leaving the even strategy."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -28,6 +29,7 @@ class SmoothEquilibrium(NamedTuple):
     solved: jax.Array
 
 
+@functools.partial(jax.jit, inline=True)
 def smooth_equilibrium(
     losses: jax.Array,
     decrease: jax.Array,

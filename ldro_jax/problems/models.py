@@ -114,7 +114,8 @@ def _nnx(make: Callable[[nnx.Rngs], Any]) -> Functions:
         before = _named(nnx.to_pure_dict(others))
         module = nnx.merge(graph, state, others)
         outputs = module(inputs)
-        kept = nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate))
+        # Some layers draw a number that they don't use; what they use shows in the outputs.
+        kept = nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate, nnx.RngCount))
         return _Call(outputs, before, _named(nnx.to_pure_dict(nnx.state(module, kept))))
 
     return _checked(make, lambda key, inputs: nnx.to_pure_dict(split(key)[1]), call)
@@ -151,7 +152,9 @@ def _checked(
         if assigned and (moved := _moved(make, call, inputs)):
             raise _unsupported(model, f"changes {', '.join(moved)} in a call")
         if has_others and _depends_on_making(call, keys, params, inputs):
-            raise _unsupported(model, "gives outputs that depend on the key that it was made with")
+            raise _unsupported(
+                model, "draws random numbers in a call, or keeps some that it drew when it was made"
+            )
         checked = True
 
     def init(key, inputs):

@@ -79,6 +79,8 @@ class Run:
       unmeasured_interactions: how often the interactions of each task could not be measured, by
         name: its gradient was not finite or its norm too large or too small; tasks with none left
         out.
+      negative_losses: how often the loss of each task was below zero though the method needs
+        positive ones, by name; tasks with none left out.
       unsolved_steps: in how many steps the method's solver ended without a solution; the weights
         were then the best that it had.
       stopped: the error that ended the run before its last step, or None.
@@ -98,6 +100,7 @@ class Run:
     path: Series | None = None
     nonfinite_losses: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unmeasured_interactions: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    negative_losses: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unsolved_steps: int = 0
     stopped: str | None = None
 

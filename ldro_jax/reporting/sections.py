@@ -149,6 +149,7 @@ def problems(comparison: Comparison) -> list[str]:
             for what, counts in [
                 ("losses that were not finite", run.nonfinite_losses),
                 ("interactions that could not be measured", run.unmeasured_interactions),
+                ("losses below zero, for which it has no meaning", run.negative_losses),
             ]:
                 if tasks := ", ".join(f"{task} ({n})" for task, n in counts.items() if n):
                     sentences.append(f"{who} had {what}: {tasks}.")

@@ -1,5 +1,7 @@
 """Weights under which every task gains in proportion to a power of its weight."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -9,6 +11,7 @@ from ldro_jax.solvers import quadratic
 _MAX_STEPS = 100
 
 
+@functools.partial(jax.jit, inline=True)
 def balance(matrix: jax.Array, power: jax.Array) -> tuple[jax.Array, jax.Array]:
     r"""Solves :math:`A w = w^{-1/α}` for w > 0.
 

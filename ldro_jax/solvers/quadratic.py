@@ -6,6 +6,8 @@ update. Tasks with the same gradient then share; otherwise rounding, and with it
 tasks, has a say in which weights are found.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,6 +15,8 @@ from jax import lax
 from ldro_jax.solvers import interior
 
 _SEARCHES = 30
+# Their loops would compile in every call outside of a jit.
+_compiled = functools.partial(jax.jit, inline=True)
 
 
 def dot(matrix: jax.Array, vector: jax.Array) -> jax.Array:
@@ -28,6 +32,7 @@ def dot(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     return jnp.dot(matrix, vector, precision=lax.Precision.HIGHEST)
 
 
+@_compiled
 def on_simplex(
     matrix: jax.Array, linear: jax.Array, among: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -53,6 +58,7 @@ def on_simplex(
     return _shared(x, same), solved
 
 
+@_compiled
 def min_norm(matrix: jax.Array, among: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     r"""Minimises :math:`w^⊤ A w` over the simplex: the shortest convex combination of gradients.
 
@@ -68,6 +74,7 @@ def min_norm(matrix: jax.Array, among: jax.Array | None = None) -> tuple[jax.Arr
     return _shared(weights, _same(cosines, norms)), solved
 
 
+@_compiled
 def steepest(
     matrix: jax.Array, radius: jax.Array, among: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
@@ -137,6 +144,7 @@ def steepest(
     return _shared(weights, _same(cosines, norms)), solved
 
 
+@_compiled
 def above(matrix: jax.Array, lower: jax.Array) -> tuple[jax.Array, jax.Array]:
     r"""Minimises :math:`v^⊤ A v` over :math:`v ≥ l`.
 

@@ -9,7 +9,7 @@ from absl import logging
 from ldro_jax.t5x import gin_text
 
 # Of two names: LOOKAHED_LR has 0.96 of LOOKAHEAD_LR, EVAL_BATCH_SIZE 0.8 of BATCH_SIZE.
-_ALIKE = 0.85
+_ALIKE = 0.9
 
 
 def check() -> None:

@@ -169,6 +169,7 @@ def _run(method, seed, run, names, split, select_by) -> results.Run:
         losses=_series(run.train, "ldro/loss", names),
         nonfinite_losses=_counts(run.train, "ldro/nonfinite_losses", names),
         unmeasured_interactions=_counts(run.train, "ldro/unmeasured_interactions", names),
+        negative_losses=_counts(run.train, "ldro/negative_losses", names),
         unsolved_steps=_last(run.train.get("ldro/unsolved_steps", {})),
     )
 

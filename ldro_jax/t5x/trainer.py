@@ -228,6 +228,7 @@ def _task_metrics(names, weighting, tokens) -> dict[str, clu.metrics.Metric]:
             f"ldro/token_share/{name}": mean(tokens[index] / tokens.sum()),
             f"ldro/nonfinite_losses/{name}": last(weighting.nonfinite[index]),
             f"ldro/unmeasured_interactions/{name}": last(weighting.unmeasured[index]),
+            f"ldro/negative_losses/{name}": last(weighting.negative[index]),
         }
     return found
 

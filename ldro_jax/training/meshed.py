@@ -233,7 +233,7 @@ class MeshedSession(engine.Session):
 
     @override
     def evaluated(self) -> np.ndarray:
-        losses = np.mean(self._losses, axis=0)
+        losses = np.ma.masked_invalid(self._losses).mean(axis=0).filled(np.nan)
         self._losses.clear()
         found = transform.find_state(self.states.opt_state)
         self._drawn.probabilities = draws.probabilities_of_weights(found.weights, found.seen)
@@ -249,7 +249,8 @@ class MeshedSession(engine.Session):
         return {
             "probabilities": self._drawn.probabilities.tolist(),
             "drawn": self._drawn.rows.tolist(),
-            "losses": [loss.tolist() for loss in self._losses],
+            # JSON has no NaN, and NumPy makes it of None again.
+            "losses": [[None if math.isnan(x) else x for x in y.tolist()] for y in self._losses],
         }
 
     @override

@@ -84,9 +84,9 @@ def extended(
     if negative:
         # What goes on is no method's: the weights stand still in these steps.
         stopped = (
-            f"stopped at step {step}: the method needs losses above zero, but those of "
-            f"{', '.join(negative)} were below. Subtract a lower bound of each loss, or take a "
-            "method that only compares losses, such as group_dro or term."
+            f"stopped at step {step}: the method has no meaning for losses below zero, but those "
+            f"of {', '.join(negative)} were. Subtract a lower bound of each loss, or take a method "
+            "that only compares losses, such as group_dro or term."
         )
     streak = int(weighting.nonfinite_streak)
     # At the end two in a row are no accident of one batch, and there is nothing to wait for.
@@ -121,6 +121,7 @@ def extended(
         path=run.path if observed is None else _append(run.path, taken, observed),
         nonfinite_losses=nonfinite,
         unmeasured_interactions=unmeasured,
+        negative_losses=negative,
         unsolved_steps=unsolved,
         stopped=stopped,
     )

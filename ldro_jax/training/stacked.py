@@ -144,7 +144,7 @@ class StackedProgram(engine.Program):
                 return state, (losses, observe(state.params))
 
             state, (losses, seen) = jax.lax.scan(one_step, state, drawn)
-            return state, losses.mean(axis=0), seen
+            return state, jnp.nanmean(losses, axis=0), seen
 
         return stretch
 

@@ -122,7 +122,7 @@ def train_step(
         are not differentiated.
 
     Returns:
-      ``(rates, state, batch) -> (state, losses [N])``.
+      ``(rates, state, batch) -> (state, losses [N])``; NaN for a task that had no row so far.
     """
     lagged = fused and lagged and strategy.pullback is not None and geometry is None
     fused = lagged or (fused and strategy.gradients is not None)
@@ -211,7 +211,8 @@ def train_step(
             gradients, state.opt_state, state.params, **measured
         )
         params = optax.apply_updates(state.params, updates)
-        losses = transform.find_state(opt_state).losses
+        found = transform.find_state(opt_state)
+        losses = jnp.where(found.seen, found.losses, jnp.nan)
         return TrainState(state.step + 1, params, opt_state), losses
 
     return step

@@ -30,7 +30,9 @@ def aligned_mtl(*, scale: str = "min") -> base.Weighting:
     checks.one_of("scale", scale, _SCALES)
 
     def weights(statistics):
-        cosines, lengths = (f(gram.known(statistics)) for f in (gram.cosines, gram.norms))
+        cosines, lengths = (
+            f(base.known_interaction(statistics)) for f in (gram.cosines, gram.norms)
+        )
         longest = jnp.max(lengths)
         relative = lengths / jnp.where(longest > 0, longest, 1)
         # The roots of A's eigenvalues are the singular values of R diag(d), with RᵀR = C. Squared,

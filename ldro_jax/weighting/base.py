@@ -40,7 +40,8 @@ class Statistics(NamedTuple):
         model is, ``[N]``; ``None`` unless the weighting asks for it.
       known: the tasks that were in some batch so far, and whose interactions were measured if the
         weighting uses them, bool ``[N]``; ``None`` if all. What is said above of any other task is
-        a placeholder: the weights of the known ones must be those of a problem without it.
+        a placeholder: the weights of the known ones must be those of a problem without it. At
+        least one is: before anything is measured all that were in a batch, with zeros.
     """
 
     count: jax.Array
@@ -197,8 +198,8 @@ class Weighting(NamedTuple):
         a strategy that can, such as "split".
       uses_excess: whether it reads ``statistics.excess``.
       needs_positive_losses: whether it divides by the losses or takes their logarithm or powers, so
-        that a loss at zero or below it has no meaning. Its weights are finite then, but not those
-        of the method.
+        that a loss below zero has no meaning. Its weights are finite then, but not those of the
+        method. One of exactly zero counts as the least of the others.
       default_interaction: how to measure the interaction where nothing else is said, as in
         :func:`ldro_jax.transform.weighted`.
       default_interval: every how many steps to measure the interaction where nothing else is said.

@@ -36,7 +36,7 @@ def cagrad(c: optax.ScalarOrSchedule = 0.5) -> base.Weighting:
     def weights(statistics):
         radius = base.value_at(c, statistics)
         known = base.known_tasks(statistics)
-        beyond, solved = solvers.steepest(gram.known(statistics), radius, known)
+        beyond, solved = solvers.steepest(base.known_interaction(statistics), radius, known)
         return gram.even(statistics) + beyond, solved
 
     return base.solving(weights)

@@ -19,7 +19,9 @@ def config() -> base.Weighting:
     """
 
     def weights(statistics):
-        cosines, lengths = (f(gram.known(statistics)) for f in (gram.cosines, gram.norms))
+        cosines, lengths = (
+            f(base.known_interaction(statistics)) for f in (gram.cosines, gram.norms)
+        )
         z, solved = gram.pseudo_solve(cosines, lengths)
         product = gram.dot(cosines, z)
         longest = jnp.max(lengths)

@@ -19,7 +19,7 @@ def db_mtl() -> base.Weighting:
     """
 
     def weights(statistics):
-        lengths = gram.norms(gram.known(statistics))
+        lengths = gram.norms(base.known_interaction(statistics))
         longest = jnp.max(lengths / base.positive_losses(statistics))
         return longest * gram.inverse_or_zero(lengths)
 

@@ -16,6 +16,6 @@ def dualproj() -> base.Weighting:
     """
 
     def weights(statistics):
-        return solvers.above(gram.known(statistics), gram.even(statistics))
+        return solvers.above(base.known_interaction(statistics), gram.even(statistics))
 
     return base.solving(weights)

@@ -7,7 +7,7 @@ References:
 import optax
 
 from ldro_jax import solvers
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import base
 
 
 def fairgrad(alpha: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
@@ -29,6 +29,6 @@ def fairgrad(alpha: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
     base.check_range("alpha", alpha, "(0, inf)")
 
     def weights(statistics):
-        return solvers.balance(gram.known(statistics), base.value_at(alpha, statistics))
+        return solvers.balance(base.known_interaction(statistics), base.value_at(alpha, statistics))
 
     return base.solving(weights)

@@ -5,6 +5,7 @@ References:
   NeurIPS 2024.
 """
 
+import functools
 import math
 
 import jax
@@ -58,6 +59,7 @@ def go4align(num_groups: int, *, risk_lr: optax.ScalarOrSchedule) -> base.Weight
     return base.Weighting(init, update, needs_positive_losses=True)
 
 
+@functools.partial(jax.jit, static_argnames="num_groups", inline=True)
 def group_means(values: jax.Array, num_groups: int, counted: jax.Array | None = None) -> jax.Array:
     """Replaces each value by the mean of its group.
 

@@ -5,6 +5,7 @@ References:
   Optimization in Massively Multilingual Models*, ICLR 2021.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -51,35 +52,41 @@ def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weigh
 
     def update(statistics, state):
         # In units of the longest gradient; cosines have none.
-        interaction = gram.known(statistics)
+        interaction = base.known_interaction(statistics)
         longest = jnp.max(gram.norms(interaction))
         interaction = interaction / jnp.where(longest > 0, longest, 1) ** 2
-        lengths = gram.norms(interaction)
         beta = base.value_at(decay, statistics)
         orders = base.random_orders(seed, statistics)
-        tasks = jnp.arange(lengths.size, dtype=jnp.int32)
-
-        def one_task(task, order, targets):
-            def bend(carry, other):
-                row, targets = carry
-                product = gram.dot(interaction, row)
-                length = jnp.sqrt(jnp.maximum(row @ product, 0))
-                known = (length > 0) & (lengths[other] > 0) & (other != task)
-                size = jnp.where(known, length * lengths[other], 1)
-                cosine = jnp.clip(product[other] / size, -1, 1)
-                target = targets[other]
-                sine, target_sine = (jnp.sqrt(jnp.maximum(1 - c * c, 0)) for c in (cosine, target))
-                short = known & (cosine < target) & (target_sine > 0)
-                step = length * (target * sine - cosine * target_sine)
-                step = step / jnp.where(short, lengths[other] * target_sine, 1)
-                row = row.at[other].add(jnp.where(short, step, 0))
-                moved = (1 - beta) * target + beta * cosine
-                return (row, targets.at[other].set(jnp.where(known, moved, target))), None
-
-            start = (tasks == task).astype(interaction.dtype)
-            return jax.lax.scan(bend, (start, targets), order)[0]
-
-        rows, targets = jax.vmap(one_task)(tasks, orders, state.cosines)
+        rows, targets = _bent(interaction, state.cosines, orders, beta)
         return gram.dot(rows.T, gram.even(statistics)), CosinesState(targets)
 
     return base.Weighting(init, update, uses_interaction=True)
+
+
+@functools.partial(jax.jit, inline=True)
+def _bent(interaction, cosines, orders, beta):
+    """The bent gradients as combinations of the task gradients, and the cosines learned."""
+    lengths = gram.norms(interaction)
+    tasks = jnp.arange(lengths.size, dtype=jnp.int32)
+
+    def one_task(task, order, targets):
+        def bend(carry, other):
+            row, targets = carry
+            product = gram.dot(interaction, row)
+            length = jnp.sqrt(jnp.maximum(row @ product, 0))
+            known = (length > 0) & (lengths[other] > 0) & (other != task)
+            size = jnp.where(known, length * lengths[other], 1)
+            cosine = jnp.clip(product[other] / size, -1, 1)
+            target = targets[other]
+            sine, target_sine = (jnp.sqrt(jnp.maximum(1 - c * c, 0)) for c in (cosine, target))
+            short = known & (cosine < target) & (target_sine > 0)
+            step = length * (target * sine - cosine * target_sine)
+            step = step / jnp.where(short, lengths[other] * target_sine, 1)
+            row = row.at[other].add(jnp.where(short, step, 0))
+            moved = (1 - beta) * target + beta * cosine
+            return (row, targets.at[other].set(jnp.where(known, moved, target))), None
+
+        start = (tasks == task).astype(interaction.dtype)
+        return jax.lax.scan(bend, (start, targets), order)[0]
+
+    return jax.vmap(one_task)(tasks, orders, cosines)

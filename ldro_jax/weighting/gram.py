@@ -7,20 +7,7 @@ from ldro_jax.solvers import quadratic
 from ldro_jax.solvers.quadratic import dot
 from ldro_jax.weighting import base
 
-__all__ = ["cosines", "dot", "even", "inverse_or_zero", "known", "norms", "pseudo_solve"]
-
-
-def known(statistics: base.Statistics) -> jax.Array:
-    """The interaction matrix, with zeros for tasks of which nothing is known.
-
-    Args:
-      statistics: this step's statistics.
-
-    Returns:
-      ``[N, N]``.
-    """
-    mask = base.known_tasks(statistics)
-    return jnp.where(mask[:, None] & mask[None, :], statistics.interaction, 0)
+__all__ = ["cosines", "dot", "even", "inverse_or_zero", "norms", "pseudo_solve", "spectral"]
 
 
 def even(statistics: base.Statistics) -> jax.Array:

@@ -25,7 +25,7 @@ def imtl_g() -> base.Weighting:
     """
 
     def weights(statistics):
-        matrix = gram.known(statistics)
+        matrix = base.known_interaction(statistics)
         lengths = gram.norms(matrix)
         shortest = jnp.min(jnp.where(lengths > 0, lengths, jnp.inf))
         relative = jnp.where(lengths > 0, shortest / jnp.where(lengths > 0, lengths, 1), 0)

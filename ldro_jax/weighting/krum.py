@@ -40,7 +40,7 @@ def krum(*, num_outliers: int = 1, num_selected: int = 1, squared: bool = True) 
                 f"are {total} with num_outliers={num_outliers} and num_selected={num_selected}."
             )
         known = base.known_tasks(statistics)
-        matrix = gram.known(statistics)
+        matrix = base.known_interaction(statistics)
         scale = jnp.max(gram.norms(matrix))
         matrix = matrix / jnp.where(scale > 0, scale, 1) ** 2
         lengths = jnp.diagonal(matrix)

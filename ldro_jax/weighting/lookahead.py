@@ -81,8 +81,7 @@ def online(
 
     def direction(statistics, weights):
         eta = base.value_at(weight_lr, statistics)
-        compared = statistics._replace(losses=base.above_least(statistics))
-        expected = made.expected_losses(compared, weights)
+        expected = base.above_least(statistics) - gram.dot(made.decrease(statistics), weights)
         worst = jnp.argmax(jnp.where(base.known_tasks(statistics), expected, -jnp.inf))
         row = made.step_size(statistics) * made.interaction(statistics)[worst]
         return eta * row / base.mean_loss(statistics) if relative else eta * row

@@ -32,7 +32,7 @@ def mgda(*, normalization: str = "none") -> base.Weighting:
     checks.one_of("normalization", normalization, _NORMALIZATIONS)
 
     def weights(statistics):
-        matrix = gram.known(statistics)
+        matrix = base.known_interaction(statistics)
         if normalization in ("l2", "loss+"):
             matrix = gram.cosines(matrix)
         if normalization in ("loss", "loss+"):

@@ -35,15 +35,14 @@ def modo(
 
     def update(statistics, state):
         known = base.known_tasks(statistics)
-        # A task keeps its share until it is known.
-        total = jnp.sum(jnp.where(known, state.weights, 0))
-        w = jnp.where(known, state.weights / total, 0)
-        slope = gram.dot(gram.known(statistics), w) + base.value_at(ridge, statistics) * w
+        w = jnp.where(known, state.weights, 0)
+        w = w / jnp.sum(w)
+        slope = (
+            gram.dot(base.known_interaction(statistics), w) + base.value_at(ridge, statistics) * w
+        )
         moved = w - base.value_at(weight_lr, statistics) * slope
-        # Nothing more than one below the largest has a weight on the simplex.
-        lowest = jnp.max(jnp.where(known, moved, -jnp.inf)) - 2
-        weights = base.onto_simplex(jnp.where(known, moved, lowest)).astype(w.dtype)
-        return weights, base.WeightsState(jnp.where(known, total * weights, state.weights))
+        weights = base.onto_simplex(moved, known)
+        return weights, base.weights_state(weights, known)
 
     return base.Weighting(
         base.uniform_state, update, uses_interaction=True, default_interaction="split"

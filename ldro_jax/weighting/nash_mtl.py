@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax import solvers
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import base
 
 
 def nash_mtl(max_norm: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
@@ -32,7 +32,7 @@ def nash_mtl(max_norm: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
 
     def weights(statistics):
         one = jnp.ones((), statistics.losses.dtype)
-        bargain, solved = solvers.balance(gram.known(statistics), one)
+        bargain, solved = solvers.balance(base.known_interaction(statistics), one)
         length = jnp.sqrt(jnp.maximum(jnp.sum(bargain > 0, dtype=one.dtype), 1))
         return bargain * jnp.minimum(1, base.value_at(max_norm, statistics) / length), solved
 

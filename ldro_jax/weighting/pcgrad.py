@@ -5,6 +5,8 @@ References:
   2020, Algorithm 1.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -38,11 +40,13 @@ def pcgrad(*, seed: int = 0) -> base.Weighting:
 
     def weights(statistics):
         orders = base.random_orders(seed, statistics)
-        return gram.dot(coefficients(gram.known(statistics), orders).T, gram.even(statistics))
+        projected = coefficients(base.known_interaction(statistics), orders)
+        return gram.dot(projected.T, gram.even(statistics))
 
     return base.stateless(weights)._replace(uses_interaction=True)
 
 
+@functools.partial(jax.jit, inline=True)
 def coefficients(interaction: jax.Array, orders: jax.Array) -> jax.Array:
     r"""The projected gradients as combinations of the task gradients.
 

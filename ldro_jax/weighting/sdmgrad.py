@@ -30,7 +30,7 @@ def sdmgrad(strength: optax.ScalarOrSchedule = 0.3) -> base.Weighting:
 
     def weights(statistics):
         pull = base.value_at(strength, statistics)
-        matrix, even = gram.known(statistics), gram.even(statistics)
+        matrix, even = base.known_interaction(statistics), gram.even(statistics)
         linear = pull * gram.dot(matrix, even)
         known = base.known_tasks(statistics)
         nearest, solved = solvers.on_simplex(matrix, linear, known)

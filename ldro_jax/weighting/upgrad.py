@@ -24,7 +24,8 @@ def upgrad() -> base.Weighting:
 
     def weights(statistics):
         bounds = jnp.diag(gram.even(statistics))
-        parts, solved = jax.vmap(solvers.above, (None, 0))(gram.known(statistics), bounds)
+        matrix = base.known_interaction(statistics)
+        parts, solved = jax.vmap(solvers.above, (None, 0))(matrix, bounds)
         known = base.known_tasks(statistics)
         return jnp.where(known[:, None], parts, 0).sum(axis=0), (solved | ~known).all()
 

@@ -211,7 +211,7 @@ def normalized_gradients(weighting: base.Weighting) -> base.Weighting:
     """
 
     def update(statistics, state):
-        matrix = gram.known(statistics)
+        matrix = base.known_interaction(statistics)
         seen = statistics._replace(interaction=gram.cosines(matrix))
         weights, state = weighting.update(seen, state)
         weights = jnp.where(base.known_tasks(statistics), weights, 0)
@@ -259,7 +259,7 @@ def rescaled(weighting: base.Weighting, total: float = 1.0) -> base.Weighting:
 
     Args:
       weighting: the weighting to wrap.
-      total: of the absolute values of the known tasks' weights, positive.
+      total: of the absolute values of the weights, positive.
 
     Returns:
       The wrapped :class:`~ldro_jax.weighting.base.Weighting`; even weights where all were zero.
@@ -271,7 +271,7 @@ def rescaled(weighting: base.Weighting, total: float = 1.0) -> base.Weighting:
 
     def update(statistics, state):
         weights, state = weighting.update(statistics, state)
-        weights = jnp.where(base.known_tasks(statistics), weights, 0)
+        weights = jnp.where(_weighed(statistics, weights), weights, 0)
         # Divided twice, because a sum of large weights overflows.
         largest = jnp.max(jnp.abs(weights))
         relative = weights * gram.inverse_or_zero(largest)

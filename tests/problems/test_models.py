@@ -31,6 +31,17 @@ def in_nnx(make):
     return Network
 
 
+class Counted(nnx.Module):
+    """Draws what it doesn't use, as recurrent layers do."""
+
+    def __init__(self, rngs):
+        self.rngs = rngs
+
+    def __call__(self, x):
+        self.rngs.params()
+        return x
+
+
 class Noise(nnx.Module):
     """Adds noise of a stream if it is on, and else just holds it."""
 
@@ -115,6 +126,7 @@ NNX_TAKEN = {
     "dropout of nothing": in_nnx(lambda rngs: nnx.Dropout(0.0, rngs=rngs)),
     "fixed statistics": in_nnx(lambda rngs: nnx.BatchNorm(4, use_running_average=True, rngs=rngs)),
     "rngs that are held": in_nnx(lambda rngs: Noise(rngs, False)),
+    "a count that nothing uses": in_nnx(lambda rngs: Counted(rngs)),
     "constants": in_nnx(lambda rngs: Kept(jnp.arange(4.0))),
     "intermediates": in_nnx(lambda rngs: Watched()),
     "jit": in_nnx(
@@ -133,19 +145,22 @@ LINEN_TAKEN = {
     "a layer": nn.Dense(2),
 }
 REFUSED = {
-    "nnx dropout": (in_nnx(lambda rngs: nnx.Dropout(0.5, rngs=rngs)), r"layer\.rngs\S* in a call"),
+    "nnx dropout": (
+        in_nnx(lambda rngs: nnx.Dropout(0.5, rngs=rngs)),
+        "draws random numbers in a call",
+    ),
     "nnx statistics": (
         in_nnx(lambda rngs: nnx.BatchNorm(4, rngs=rngs)),
         r"Network changes layer\.mean, layer\.var in a call",
     ),
-    "nnx noise": (in_nnx(lambda rngs: Noise(rngs, True)), r"layer\.rngs\S* in a call"),
+    "nnx noise": (in_nnx(lambda rngs: Noise(rngs, True)), "draws random numbers in a call"),
     "nnx statistics in jit": (
         in_nnx(lambda rngs: Jitted(nnx.BatchNorm(4, rngs=rngs), nnx.jit)),
         r"changes layer\.module\.mean, layer\.module\.var in a call",
     ),
     "nnx random constants": (
         in_nnx(lambda rngs: Kept(jax.random.normal(rngs.params(), (4,)))),
-        "outputs that depend on the key that it was made with",
+        "keeps some that it drew when it was made",
     ),
     "not nnx": (lambda rngs: 3, "model must be a function of rngs that makes a flax.nnx.Module"),
     "linen dropout": (
@@ -156,7 +171,7 @@ REFUSED = {
         InLinen(nn.BatchNorm(use_running_average=False)),
         r"InLinen changes batch_stats\.layer\.mean, batch_stats\.layer\.var in a call",
     ),
-    "linen random constants": (Fixed(True), "depend on the key that it was made with"),
+    "linen random constants": (Fixed(True), "keeps some that it drew when it was made"),
     "linen statistics in remat": (Remade(False), r"Remade changes batch_stats\S*mean, batch_stats"),
     "a loss that is sown": (Sown("losses"), r"Sown changes losses\.size\S* in a call"),
 }

@@ -154,5 +154,5 @@ def test_losses_below_zero_stop_a_method_that_needs_positive_ones(tmp_path):
         )
     average, inverse = results.load_results(tmp_path / "out" / "results.json").runs
     assert average.stopped is None
-    assert "stopped at step 2: the method needs losses above zero" in inverse.stopped
-    assert "those of low, high were below" in inverse.stopped
+    assert "stopped at step 2: the method has no meaning for losses below zero" in inverse.stopped
+    assert "those of low, high were." in inverse.stopped

@@ -268,3 +268,29 @@ def test_a_wrong_number_of_tasks_is_named(method, message):
 def test_numpy_scalars_are_numbers():
     method = weighting.group_dro(np.float32(0.5))
     np.testing.assert_array_equal(weights_of(method), weights_of(weighting.group_dro(0.5)))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_lookahead_online_answers_to_the_worst_of_its_expected_losses(relative, normalize):
+    method = weighting.lookahead_online(
+        0.1, 1.0, relative=relative, normalize_interaction=normalize
+    )
+    generator = np.random.default_rng(0)
+    even = jnp.full(3, 1 / 3)
+    for _ in range(30):
+        gradients = generator.normal(size=(3, 4)) * generator.uniform(0.3, 3, (3, 1))
+        losses = jnp.asarray(10 + generator.uniform(0, 0.3, 3), jnp.float32)
+        matrix = jnp.asarray(gradients @ gradients.T, jnp.float32)
+        current = weighting.Statistics(jnp.int32(0), losses, matrix)
+        worst = int(jnp.argmax(method.expected_losses(current, even)))
+        weights = weights_of(method, losses, matrix)
+        row = np.asarray(matrix[worst])
+        if normalize:
+            row = row / np.sqrt(np.diagonal(matrix))
+        # log w moves along the row of that task.
+        moved = np.log(weights) - np.log(weights).mean()
+        along = row - row.mean()
+        np.testing.assert_allclose(
+            moved / np.linalg.norm(moved), along / np.linalg.norm(along), atol=1e-3
+        )
