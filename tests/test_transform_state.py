@@ -43,6 +43,8 @@ def test_donates():
     step = jax.jit(
         lambda params, state: problems.make_step(tx, problem)(params, state, problem.batch),
         donate_argnums=(0, 1),
+        # What a step doesn't read is given up as well.
+        keep_unused=True,
     )
     # A buffer that two leaves share could not be donated.
     params, state = jax.tree.map(jnp.copy, problem.params), tx.init(problem.params)
