@@ -9,6 +9,12 @@ import numpy as np
 from ldro_jax.interaction import scans
 from ldro_jax.weighting import base
 
+_UNTRACEABLE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
 
 def read(weighting: base.Weighting, num_tasks: int, dtype: Any = jnp.float32) -> set[str]:
     """The statistics that a weighting's weights or expected losses depend on.
@@ -48,7 +54,13 @@ def check(weighting: base.Weighting, num_tasks: int, dtype: Any) -> None:
       ValueError: if it would be shown zeros in its place.
     """
     # Noise and excess are None where nobody asked for them, which no method mistakes for a number.
-    if not weighting.uses_interaction and "interaction" in read(weighting, num_tasks, dtype):
+    if weighting.uses_interaction:
+        return
+    try:
+        found = read(weighting, num_tasks, dtype)
+    except _UNTRACEABLE:  # computed in NumPy, for steps outside of a jit
+        return
+    if "interaction" in found:
         raise ValueError(
             "The weighting reads statistics.interaction, but doesn't say so, and the interaction "
             "would not be measured for it: it must have uses_interaction=True. Pass that to "

@@ -254,6 +254,7 @@ def weighted(
             known=known,
         )
         proposal = weighting.update(statistics, state.weighting)
+        proposal = (_with_newcomers(proposal[0], seen & ~known), proposal[1])
         negative = jnp.zeros_like(present)
         if weighting.needs_positive_losses:
             negative = present & (current < 0)
@@ -264,7 +265,6 @@ def weighted(
         )
         # What is weighed before anything is known leaves no trace.
         inner = jax.tree.map(functools.partial(jnp.where, started), inner, state.weighting)
-        weights = _with_newcomers(weights, seen & ~known)
 
         expected = current
         if weighting.expected_losses is not None:

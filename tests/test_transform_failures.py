@@ -338,3 +338,29 @@ def test_a_loss_below_zero_is_counted_and_moves_no_weight(name):
         jax.tree.map(np.testing.assert_array_equal, getattr(state, field), getattr(good, field))
     # It still trains, with these weights.
     assert any((leaf != 0).any() for leaf in jax.tree.leaves(updates))
+
+
+def test_a_weighting_in_numpy_works_outside_of_a_jit():
+    problem = problems.mlp()
+    method = weighting.stateless(
+        lambda s: jnp.asarray(np.asarray(s.losses) == np.max(s.losses), float)
+    )
+    tx = transform.weighted(method, 5)
+    arguments = {"loss_fn": problem.loss_fn, "batch": problem.batch}
+    _, state = tx.update(None, tx.init(problem.params), problem.params, **arguments)
+    np.testing.assert_array_equal(state.weights, np.eye(5)[np.argmax(state.losses)])
+
+
+def test_a_newcomer_and_a_bad_loss_leave_the_sum_of_the_weights():
+    problem = problems.mlp()
+    tx = transform.weighted(weighting.mgda(), 5, interaction_interval=9, total=1.0)
+
+    @jax.jit
+    def step(state, present, batch):
+        arguments = {"loss_fn": problem.loss_fn, "batch": batch}
+        return tx.update(None, state, problem.params, present=present, **arguments)[1]
+
+    state = step(tx.init(problem.params), np.arange(5) != 2, problem.batch)
+    for batch in (problem.batch, batch_with(problem, np.nan), batch_with(problem, np.nan)):
+        state = step(state, np.ones(5, bool), batch)
+        np.testing.assert_allclose(jnp.abs(state.weights).sum(), 1, rtol=1e-5)
