@@ -63,17 +63,18 @@ def merge(part: Any, whole: Any) -> Any:
     """Puts a tree together again.
 
     Args:
-      part: as from :func:`hide`.
+      part: with ``None`` or ``optax.MaskedNode`` in the places of frozen parameters.
       whole: a tree without holes, for the leaves that are frozen.
 
     Returns:
       A tree like ``whole``.
     """
+
+    def is_hole(leaf):
+        return leaf is None or isinstance(leaf, optax.MaskedNode)
+
     return jax.tree.map(
-        lambda leaf, other: other if leaf is None else leaf,
-        part,
-        whole,
-        is_leaf=lambda leaf: leaf is None,
+        lambda leaf, other: other if is_hole(leaf) else leaf, part, whole, is_leaf=is_hole
     )
 
 

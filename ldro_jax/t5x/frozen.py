@@ -11,6 +11,10 @@ from typing import Any
 import jax
 import optax
 
+from ldro_jax._trained import merge
+
+__all__ = ["check", "masked", "merge", "trained"]
+
 
 def trained(tree: Any, frozen: Sequence[str], hole: Any = None) -> Any:
     """The part of a tree that is trained.
@@ -28,25 +32,6 @@ def trained(tree: Any, frozen: Sequence[str], hole: Any = None) -> Any:
     pattern = re.compile("|".join(f"(?:{each})" for each in frozen))
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: hole if pattern.fullmatch(_name(path)) else leaf, tree
-    )
-
-
-def merge(part: Any, whole: Any) -> Any:
-    """Puts a tree together again.
-
-    Args:
-      part: as from :func:`trained`.
-      whole: a tree without holes, for the leaves that are frozen.
-
-    Returns:
-      A tree like ``whole``.
-    """
-
-    def is_hole(leaf):
-        return leaf is None or isinstance(leaf, optax.MaskedNode)
-
-    return jax.tree.map(
-        lambda leaf, other: other if is_hole(leaf) else leaf, part, whole, is_leaf=is_hole
     )
 
 
