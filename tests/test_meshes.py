@@ -86,11 +86,24 @@ def alone(strategy, interval, lagged):
 
 
 SPLIT = "parameters and tasks"
-CASES = [(AxisType.Explicit, name, layout, 2, False) for name in STRATEGIES for layout in LAYOUTS]
-CASES += [(AxisType.Auto, name, SPLIT, 2, False) for name in STRATEGIES]
 # Those that hold the gradients, or use them up where they come out.
 FUSED = ("layerwise", "scan", "vmap")
+CASES = [(AxisType.Explicit, name, layout, 2, False) for name in STRATEGIES for layout in LAYOUTS]
+CASES += [(AxisType.Auto, name, SPLIT, 2, False) for name in STRATEGIES]
 CASES += [(AxisType.Explicit, name, SPLIT, 1, lag) for name in FUSED for lag in (False, True)]
+
+
+def is_quick(kind, strategy, layout, interval, lagged):
+    """Each strategy once, where all is split that can be; the rest is heavy."""
+    explicit = kind == AxisType.Explicit
+    return strategy == "auto" or (
+        explicit and layout == SPLIT and not (lagged and strategy != "vmap")
+    )
+
+
+CASES = [
+    case if is_quick(*case) else pytest.param(*case, marks=pytest.mark.heavy) for case in CASES
+]
 
 
 @pytest.mark.parametrize("kind, strategy, layout, interval, lagged", CASES)

@@ -28,7 +28,11 @@ def make(trainable=None, optimizer=None, **options):
 
 # In the form "forward" what the interaction is measured on is the user's own.
 CASES = [(form, "vmap", 2, False) for form in problems.FORMS if form != "forward"]
-CASES += [("tasks", name, 2, False) for name in ("auto", "split", *interaction.STRATEGIES)]
+CASES += [("tasks", name, 2, False) for name in ("auto", "split", "columns", "tiled")]
+CASES += [
+    pytest.param("tasks", name, 2, False, marks=pytest.mark.heavy)
+    for name in sorted({*interaction.STRATEGIES} - {"columns", "tiled"})
+]
 CASES += [
     ("tasks", "vmap", 1, False),
     ("tasks", "layerwise", 1, True),

@@ -60,8 +60,15 @@ METHODS += [{"interaction_interval": 1, "lagged": True}]
 METHODS += [{"interaction_interval": 1, "geometry": "optimizer"}]
 
 
-@pytest.mark.parametrize("make, options", ENGINES)
-@pytest.mark.parametrize("settings", METHODS)
+def cases():
+    for number, settings in enumerate(METHODS):
+        for make, options in ENGINES:
+            # Every engine and every way once; all of both are heavy.
+            quick = number in ((1, 2) if make is tiny.stacked else (0, 3))
+            yield pytest.param(make, options, settings, marks=[] if quick else pytest.mark.heavy)
+
+
+@pytest.mark.parametrize("make, options, settings", list(cases()))
 def test_as_if_they_were_constants(make, options, settings):
     method = dataclasses.replace(LDRO, **settings)
     adam = optax.rmsprop(0.05)
