@@ -84,4 +84,5 @@ def taken(gradient_of_row, params, method, steps, *, learning_rate, momentum=0.0
         trace = share @ gradients + momentum * trace
         update = unravel(np.float32(trace))
         params = jax.tree.map(lambda p, u: p - learning_rate * u, params, update)
-        yield losses.copy(), weights, matrix, params
+        # The loss of a task that has had no row is not known.
+        yield np.where(seen, losses, np.nan), weights, matrix, params

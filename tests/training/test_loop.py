@@ -259,7 +259,9 @@ def test_a_nan_loss_in_one_batch_leaves_the_weights_and_is_counted(engine, tmp_p
     weights = np.concatenate([np.full((1, 3), 1 / 3), run.weights.values])
     changed = (np.abs(np.diff(weights, axis=0)).max(axis=1) > 1e-6).tolist()
     assert changed == [i not in bad for i in range(8)]
-    assert np.isfinite(run.losses.values).all()
+    # Before its first good batch the task's loss isn't known.
+    assert np.isfinite(run.losses.values[bad[0] + 1 :]).all()
+    assert np.isfinite(run.losses.values[:, [0, 2]]).all()
     assert f"seed 0, step {bad[0] + 1}" in caplog.text and "middle 1" in caplog.text
 
 

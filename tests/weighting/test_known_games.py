@@ -120,9 +120,11 @@ def test_a_solver_that_fails_is_counted(name, monkeypatch):
     everything, _ = measured(0, np.ones(N, bool), "float32")
     made = WEIGHTINGS[name]()
     monkeypatch.setattr(module, steps, 1)
-    games.max_entropy_nash.clear_cache()
+    for solver in (games.max_entropy_nash, games.smooth_equilibrium):
+        solver.clear_cache()
     _, state = made.update(everything, made.init(N))
     weights, state = made.update(everything, state)
-    games.max_entropy_nash.clear_cache()
+    for solver in (games.max_entropy_nash, games.smooth_equilibrium):
+        solver.clear_cache()
     assert state.unsolved == 2
     np.testing.assert_allclose(weights.sum(), 1, atol=1e-6)
