@@ -255,19 +255,6 @@ def num_tasks(batch: Any) -> int:
     return sizes.pop()
 
 
-def task(batch: Any, index: jax.typing.ArrayLike) -> Any:
-    """The part of a batch that belongs to one task.
-
-    Args:
-      batch: a pytree of arrays ``[task, ...]``.
-      index: the task.
-
-    Returns:
-      The same pytree without the task axis.
-    """
-    return jax.tree.map(lambda x: x[index], batch)
-
-
 def explicit_mesh(x: jax.Array) -> Any:
     """The mesh that the type of an array names, with axes of the type ``Explicit``.
 

@@ -365,6 +365,19 @@ def stateless(
     return Weighting(init, update, uses_interaction, uses_noise, uses_excess)
 
 
+def with_failure(unsolved: jax.Array, solved: jax.Array) -> jax.Array:
+    """The number of steps without a solution, with this step.
+
+    Args:
+      unsolved: the number so far, int32.
+      solved: whether this step has a solution, bool.
+
+    Returns:
+      int32.
+    """
+    return unsolved + jnp.where(solved, 0, 1).astype(jnp.int32)
+
+
 def solving(
     weights_fn: Callable[[Statistics], tuple[jax.Array, jax.Array]],
     *,
@@ -386,7 +399,7 @@ def solving(
 
     def update(statistics, state):
         weights, solved = weights_fn(statistics)
-        return weights, SolverState(state.unsolved + jnp.where(solved, 0, 1).astype(jnp.int32))
+        return weights, SolverState(with_failure(state.unsolved, solved))
 
     return Weighting(init, update, uses_interaction)
 

@@ -78,7 +78,7 @@ def smooth_lookahead(
             start=state.weights,
             playing=base.known_tasks(statistics),
         )
-        unsolved = state.unsolved + jnp.where(found.solved, 0, 1).astype(jnp.int32)
+        unsolved = base.with_failure(state.unsolved, found.solved)
         return found.weights, SmoothState(found.weights, unsolved)
 
     return base.Weighting(
