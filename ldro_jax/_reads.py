@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldro_jax.interaction import scans
+from ldro_jax import _equations
 from ldro_jax.weighting import base
 
 _UNTRACEABLE = (
@@ -26,6 +26,9 @@ def read(weighting: base.Weighting, num_tasks: int, dtype: Any = jnp.float32) ->
 
     Returns:
       Names of fields of :class:`~ldro_jax.weighting.base.Statistics`.
+
+    Raises:
+      NotImplementedError: if the traced program has an unknown form.
     """
 
     def weigh(statistics, state):
@@ -36,10 +39,13 @@ def read(weighting: base.Weighting, num_tasks: int, dtype: Any = jnp.float32) ->
 
     statistics = base.nothing_known(num_tasks, dtype)._replace(known=np.ones(num_tasks, bool))
     state = jax.eval_shape(lambda: weighting.init(num_tasks, dtype))
-    jaxpr = scans.inlined(jax.make_jaxpr(weigh)(statistics, state)).jaxpr
-    equations = [jaxpr.eqns[number].invars for number in scans.needed(jaxpr, jaxpr.outvars)]
-    needed = {v for atoms in (*equations, jaxpr.outvars) for v in scans.variables(atoms)}
-    return {name for name, v in zip(statistics._fields, jaxpr.invars, strict=False) if v in needed}
+    traced = jax.make_jaxpr(weigh)(statistics, state)
+    with _equations.reading():
+        jaxpr = _equations.inlined(traced).jaxpr
+        equations = [jaxpr.eqns[each].invars for each in _equations.needed(jaxpr, jaxpr.outvars)]
+        needed = {v for atoms in (*equations, jaxpr.outvars) for v in _equations.variables(atoms)}
+        inputs = zip(statistics._fields, jaxpr.invars, strict=False)
+        return {name for name, v in inputs if v in needed}
 
 
 def check(weighting: base.Weighting, num_tasks: int, dtype: Any) -> None:
@@ -58,7 +64,8 @@ def check(weighting: base.Weighting, num_tasks: int, dtype: Any) -> None:
         return
     try:
         found = read(weighting, num_tasks, dtype)
-    except _UNTRACEABLE:  # computed in NumPy, for steps outside of a jit
+    # Computed in NumPy, for steps outside of a jit; or traced by a JAX that isn't known.
+    except (*_UNTRACEABLE, _equations.UnknownFormError):
         return
     if "interaction" in found:
         raise ValueError(

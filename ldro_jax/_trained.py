@@ -12,8 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from ldro_jax import checks
-from ldro_jax.interaction import scans
+from ldro_jax import _equations, checks
 
 Trainable = Any | Callable[[Any], Any]
 
@@ -146,7 +145,7 @@ def moved_by(optimizer: optax.GradientTransformation, params: Any) -> Any:
     It is looked for in the traced update, which computes nothing: what ``optax.set_to_zero`` gives,
     alone or inside ``optax.partition``, ``optax.masked`` or ``optax.transforms.freeze``, depends
     neither on the gradient nor on the parameters. What another wrapper decides while it runs counts
-    as moved.
+    as moved, and so does everything in a program that can't be read.
 
     Args:
       optimizer: of Optax.
@@ -160,14 +159,24 @@ def moved_by(optimizer: optax.GradientTransformation, params: Any) -> Any:
     update = optax.with_extra_args_support(optimizer).update
     with jax.numpy_dtype_promotion("standard"):
         traced = jax.make_jaxpr(update)(shapes, state, shapes)
-    jaxpr = scans.inlined(traced).jaxpr
-    count, held = len(jax.tree.leaves(shapes)), len(jax.tree.leaves(state))
+    counts = len(jax.tree.leaves(shapes)), len(jax.tree.leaves(state))
+    try:
+        with _equations.reading():
+            moved = _moved(traced, *counts)
+    except _equations.UnknownFormError:
+        moved = [True] * counts[0]
+    return jax.tree.unflatten(jax.tree.structure(shapes), moved)
+
+
+def _moved(traced: _equations.Program, count: int, held: int) -> list[bool]:
+    """Which of ``count`` updates depend on something, with a state of ``held`` arrays between."""
+    jaxpr = _equations.inlined(traced).jaxpr
     given = set(jaxpr.invars[:count]) | set(jaxpr.invars[count + held :])
     states = jaxpr.invars[count : count + held]
-    before: set[Any] = set()
+    before, live = set(), []
     # A momentum moves parameters later, through the state.
     while given != before:
         before = set(given)
-        live = scans.depending(jaxpr, given)
+        live = _equations.depending(jaxpr, given)
         given |= {old for old, is_live in zip(states, live[count:], strict=True) if is_live}
-    return jax.tree.unflatten(jax.tree.structure(shapes), live[:count])
+    return live[:count]

@@ -1,12 +1,13 @@
 """Choosing a strategy by name, or from the shapes of a problem."""
 
+import contextlib
 import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ldro_jax import checks
+from ldro_jax import _equations, checks
 from ldro_jax.interaction import base, slices
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
@@ -91,12 +92,13 @@ def auto(shardings: Any = None) -> base.Interaction:
     def pullback(loss_fn, params, batch, *, has_aux=False):
         loss = (lambda *both: loss_fn(*both)[0]) if has_aux else loss_fn
         apart = shardings is not None and not _has_layers(loss, params, batch)
-        if apart or _slow_under_vmap(loss, params, batch):
-            losses, stacked = gradients(loss_fn, params, batch, has_aux=has_aux)
-            return losses, functools.partial(_pulled, stacked)
-        # Layers that aren't scanned are used up leaf by leaf.
-        assert by_layers.pullback is not None
-        return by_layers.pullback(loss_fn, params, batch, has_aux=has_aux)
+        if not apart and not _slow_under_vmap(loss, params, batch):
+            # Layers that aren't scanned are used up leaf by leaf.
+            assert by_layers.pullback is not None
+            with contextlib.suppress(_equations.UnknownFormError):
+                return by_layers.pullback(loss_fn, params, batch, has_aux=has_aux)
+        losses, stacked = gradients(loss_fn, params, batch, has_aux=has_aux)
+        return losses, functools.partial(_pulled, stacked)
 
     return base.Interaction(matrix, gradients, pullback=pullback)
 
@@ -188,7 +190,7 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     ``layerwise`` if layers are scanned, or dense and large; otherwise ``vmap``. ``tiled`` if the N
     gradients that they hold at a time would take too much memory. On CPU, ``scan`` for a
     loss with convolutions if its N gradients fit, because XLA:CPU is slow at their batched weight
-    gradients.
+    gradients. Where a newer JAX traces programs in a form that isn't known, there are no layers.
 
     Args:
       loss_fn: ``(params, task_batch) -> scalar``.
@@ -206,15 +208,22 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     # The gradients of small parameters aren't worth slicing.
     is_large = max(leaf.size for leaf in jax.tree.leaves(params)) > slices.size()
     finds = saves if is_large else _has_layers
-    in_parts = finds(loss_fn, params, batch)
-    if (held(loss_fn, params, batch) if in_parts else num_tasks * max(sizes)) > limit:
+    most, in_parts = num_tasks * max(sizes), False
+    with contextlib.suppress(_equations.UnknownFormError):
+        if in_parts := finds(loss_fn, params, batch):
+            most = held(loss_fn, params, batch)
+    if most > limit:
         return "tiled"
     return "layerwise" if in_parts else "vmap"
 
 
 def _has_layers(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
-    """Whether gradients come layer by layer out of a scan."""
-    return _has("scan[", loss_fn, params, batch) and saves(loss_fn, params, batch, layers=True)
+    """Whether gradients are known to come layer by layer out of a scan."""
+    if not _has("scan", loss_fn, params, batch):
+        return False
+    with contextlib.suppress(_equations.UnknownFormError):
+        return saves(loss_fn, params, batch, layers=True)
+    return False
 
 
 def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
@@ -224,5 +233,4 @@ def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
 
 def _has(name: str, loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
     jaxpr = jax.make_jaxpr(jax.vmap(loss_fn, in_axes=(None, 0)))(params, batch)
-    # The text names the primitives of nested jaxprs as well.
-    return name in str(jaxpr)
+    return _equations.mentions(jaxpr, name)

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ldro_jax import _equations
 from ldro_jax.interaction import base, scans, slices
 
 
@@ -36,7 +36,7 @@ class _Program(NamedTuple):
       shardings: of the leaves, in the same order, or ``None``.
     """
 
-    closed: core.ClosedJaxpr
+    closed: _equations.Program
     leaves: list[Any]
     arguments: list[Any]
     stacked: dict[int, scans.Stacked]
@@ -72,7 +72,8 @@ def layerwise(shardings: Any = None) -> base.Interaction:
         split in the same way, and over the mesh axis ``data`` as well.
 
     Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
+      The :class:`~ldro_jax.interaction.base.Interaction`. Its functions raise a
+      ``NotImplementedError`` where JAX writes a traced program down in a form that isn't known.
     """
 
     def pullback(loss_fn, params, batch, *, has_aux=False):
@@ -101,7 +102,7 @@ def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
     for number, leaf in enumerate(program.leaves):
         size = leaf.aval.size * leaf.aval.dtype.itemsize
         if (found := program.stacked.get(number)) is not None:
-            size //= program.closed.jaxpr.eqns[found.scan].params["length"]
+            size //= found.length
         elif number in program.sliced:
             size //= program.sliced[number].pieces
         sizes.append(size)
@@ -132,15 +133,15 @@ def _traced(loss_fn, params, batch, shardings=None, has_aux=False) -> _Program:
     made, shapes = jax.make_jaxpr(
         lambda *leaves: both(*jax.tree.unflatten(structure, leaves)), return_shape=True
     )(*flat)
-    closed = scans.inlined(made)
     first, like = (jax.tree.structure(part) for part in shapes)
-    leaves = closed.jaxpr.outvars[first.num_leaves :]
-    stacked = scans.stacked_outputs(closed.jaxpr, leaves)
     places = None if shardings is None else jax.tree.leaves(shardings)
-    sliced = {}
-    if jax.device_count() == 1:
-        # Slices of what is split over devices would move it between them.
-        sliced = slices.sliced_outputs(closed.jaxpr, leaves)
+    with _equations.reading():
+        closed, sliced = _equations.inlined(made), {}
+        leaves = closed.jaxpr.outvars[first.num_leaves :]
+        stacked = scans.stacked_outputs(closed.jaxpr, leaves)
+        if jax.device_count() == 1:
+            # Slices of what is split over devices would move it between them.
+            sliced = slices.sliced_outputs(closed.jaxpr, leaves)
     return _Program(closed, leaves, flat, stacked, sliced, (like, first), places)
 
 
@@ -156,11 +157,11 @@ def _used_up(
     known |= dict(zip(jaxpr.invars, program.arguments, strict=True))
     like, first = program.structure
     outputs = jaxpr.outvars[: first.num_leaves]
-    forward = dict.fromkeys(scans.needed(jaxpr, outputs))
+    forward = dict.fromkeys(_equations.needed(jaxpr, outputs))
     for number in forward:
         eqn = jaxpr.eqns[number]
-        known |= dict(zip(eqn.outvars, scans.run(jaxpr, eqn, known), strict=True))
-    losses = [scans.read(known, output) for output in outputs]
+        known |= dict(zip(eqn.outvars, _equations.run(jaxpr, eqn, known), strict=True))
+    losses = [_equations.read(known, output) for output in outputs]
     # A sum of several sources is made when the last of them could be.
     last = {max(found.sources): leaf for leaf, found in program.sliced.items()}
     left_out = {number for found in stacked.values() for number in found.turned}
@@ -182,9 +183,9 @@ def _used_up(
                 continue
             here = {leaf: found for leaf, found in stacked.items() if found.scan == number}
             if not here:
-                values |= dict(zip(eqn.outvars, scans.run(jaxpr, eqn, values), strict=True))
+                values |= dict(zip(eqn.outvars, _equations.run(jaxpr, eqn, values), strict=True))
                 continue
-            inputs = [scans.read(values, v) for v in eqn.invars]
+            inputs = [_equations.read(values, v) for v in eqn.invars]
             products, sums, others = _scanned(program, eqn, inputs, here, weights, dtype)
             total += products
             gone = {found.place for found in here.values()}
@@ -194,7 +195,7 @@ def _used_up(
                 leaves[leaf] = _turned(jaxpr, found, jnp.expand_dims(summed, found.axis + 1))
         for leaf, variable in enumerate(program.leaves):
             if leaf not in stacked and leaf not in program.sliced:
-                gradients = program.placed(scans.read(values, variable), leaf)
+                gradients = program.placed(_equations.read(values, variable), leaf)
                 total += base.gram(gradients).astype(dtype)
                 if weights is not None:
                     leaves[leaf] = base.combined(weights, gradients)
@@ -212,10 +213,9 @@ def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, d
     Returns the products ``[N, N]``, the weighted sums of each output that is gone, stacked, and the
     other outputs.
     """
-    num_consts, num_carry = eqn.params["num_consts"], eqn.params["num_carry"]
+    body, num_consts, num_carry, options = _equations.scan(eqn)
     carried = num_consts + num_carry
     constants, first, rows = inputs[:num_consts], inputs[num_consts:carried], inputs[carried:]
-    body = core.jaxpr_as_fun(eqn.params["jaxpr"])
     gone = {found.place for found in stacked.values()}
     count = program.closed.jaxpr.outvars[0].aval.size
 
@@ -235,14 +235,12 @@ def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, d
         step,
         (list(first), base.zeros((count, count), dtype, inputs)),
         list(rows),
-        length=eqn.params["length"],
-        reverse=eqn.params["reverse"],
-        unroll=eqn.params["unroll"],
+        **options,
     )
     return total, sums, [*last, *others]
 
 
-def _turned(jaxpr: core.Jaxpr, found: Any, value: jax.Array) -> jax.Array:
+def _turned(jaxpr: _equations.Program, found: Any, value: jax.Array) -> jax.Array:
     """A sum over the tasks, turned and converted as the gradients of each would have been."""
     for number in reversed(found.turned):
         eqn = jaxpr.eqns[number]
