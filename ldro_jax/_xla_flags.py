@@ -1,17 +1,32 @@
 """XLA flags that a program on CPU wants to set before JAX starts.
 
-XLA:CPU of some jaxlib versions fuses with a library, YNNPACK, that silently miscompiles the batched
-pullbacks of some models (relative errors around 100 %) and makes convolutions about twice as slow.
-An empty list of what it may fuse turns that off.
+XLA:CPU of some jaxlib versions fuses with a library, YNNPACK, that makes convolutions slow, and in
+0.10.2 silently miscompiles the batched pullbacks of some models (relative errors around 100 %). An
+empty list of what it may fuse turns that off.
 """
 
+import contextlib
+import hashlib
 import importlib.metadata
 import importlib.util
 import os
+import pathlib
+import subprocess
+import sys
+import tempfile
 
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-# XLA aborts the process at a flag it doesn't know, so only versions that have been tried.
-_VERSIONS = ("0.10.2",)
+_SECONDS = 60
+# A process that XLA aborts would leave its memory in a file.
+_TRIAL = """
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except (ImportError, OSError, ValueError):
+    pass
+import jax
+jax.devices("cpu")
+"""
 
 
 def set_cpu_defaults() -> None:
@@ -19,15 +34,61 @@ def set_cpu_defaults() -> None:
 
     Call it in a program or a test configuration before JAX's backend starts, that is, before the
     first array is made; importing ``jax`` doesn't start it. The library never calls it on import.
-    It does nothing for other versions of jaxlib, and nothing beside libtpu, which reads
-    ``XLA_FLAGS`` as well and is of another version.
+    It does nothing where jaxlib doesn't have the flag, which takes a few seconds to find out the
+    first time, and nothing beside libtpu, which reads ``XLA_FLAGS`` as well and is of another
+    version.
     """
     flags = os.environ.get("XLA_FLAGS", "")
     if _FLAG in flags or importlib.util.find_spec("libtpu") is not None:
         return
-    try:
-        version = importlib.metadata.version("jaxlib")
-    except importlib.metadata.PackageNotFoundError:
-        return
-    if version in _VERSIONS:
+    if _is_known():
         os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}=".strip()
+
+
+def _is_known() -> bool:
+    """Whether this jaxlib has the flag, as remembered from an earlier trial or from one now."""
+    spec = importlib.util.find_spec("jaxlib")
+    if spec is None:
+        return False
+    installed = f"{_FLAG} {importlib.metadata.version('jaxlib')} {spec.origin}"
+    name = hashlib.sha256(installed.encode()).hexdigest()[:32]
+    directory = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ldro_jax/xla_flags")
+    # Who has no home, or can't write there, tries each time.
+    with contextlib.suppress(OSError, RuntimeError, UnicodeError):
+        directory = directory.expanduser()
+        known = {"yes": True, "no": False}.get((directory / name).read_text())
+        if known is not None:
+            return known
+    known = _tried()
+    if known is not None:
+        with contextlib.suppress(OSError):
+            _remember(directory / name, "yes" if known else "no")
+    return bool(known)
+
+
+def _tried() -> bool | None:
+    """Whether JAX starts with the flag; ``None`` if it fails for another reason."""
+    # XLA aborts the process at a flag that it doesn't know, so another process has to try.
+    environment = os.environ | {"XLA_FLAGS": f"{_FLAG}=", "JAX_PLATFORMS": "cpu"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _TRIAL],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if done.returncode == 0:
+        return True
+    return False if _FLAG.encode() in done.stderr else None
+
+
+def _remember(path: pathlib.Path, text: str) -> None:
+    """Writes a file as a whole, whoever else writes it at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+        file.write(text)
+    os.replace(file.name, path)

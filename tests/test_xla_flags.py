@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import os
+import subprocess
+import types
 
 import pytest
 
@@ -14,7 +16,48 @@ AFFECTED = importlib.metadata.version("jaxlib") == "0.10.2"
 SHAPES = {"width": 64, "length": 32}
 
 
-@pytest.mark.skipif(not AFFECTED, reason="only for jaxlib 0.10.2")
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """Where trials are remembered."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "ldro_jax" / "xla_flags"
+
+
+@pytest.fixture
+def trials(monkeypatch):
+    """The outcomes of trials to come: of a process, or what starting it raises."""
+    outcomes = []
+
+    def run(command, **options):
+        del command, options
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(_xla_flags.importlib.util, "find_spec", found)
+    monkeypatch.setattr(_xla_flags.subprocess, "run", run)
+    return outcomes
+
+
+def found(name):
+    return None if name == "libtpu" else types.SimpleNamespace(origin=f"/{name}")
+
+
+def ended(status, message=b""):
+    return subprocess.CompletedProcess([], status, b"", message)
+
+
+UNKNOWN = ended(-6, b"Unknown flag in XLA_FLAGS: " + FLAG.encode())
+
+
+def is_set():
+    """Whether a fresh process would get the flag."""
+    _xla_flags.set_cpu_defaults()
+    return os.environ.pop("XLA_FLAGS", None) == FLAG
+
+
 @pytest.mark.parametrize(
     "before, after",
     [
@@ -24,27 +67,63 @@ SHAPES = {"width": 64, "length": 32}
         (f"{FLAG}individual_dot", f"{FLAG}individual_dot"),
     ],
 )
-def test_sets_the_flag_unless_the_user_did(monkeypatch, before, after):
-    monkeypatch.setattr(_xla_flags.importlib.util, "find_spec", lambda name: None)
-    if before is None:
-        monkeypatch.delenv("XLA_FLAGS", raising=False)
-    else:
+def test_sets_the_flag_unless_the_user_did(monkeypatch, trials, before, after):
+    trials.append(ended(0))
+    if before is not None:
         monkeypatch.setenv("XLA_FLAGS", before)
-    _xla_flags.set_cpu_defaults()
-    assert os.environ["XLA_FLAGS"] == after
-    _xla_flags.set_cpu_defaults()
-    assert os.environ["XLA_FLAGS"] == after
+    for _ in range(2):
+        _xla_flags.set_cpu_defaults()
+        assert os.environ["XLA_FLAGS"] == after
+
+
+@pytest.mark.parametrize("outcome, expected", [(ended(0), True), (UNKNOWN, False)])
+def test_a_version_is_tried_once(monkeypatch, trials, outcome, expected):
+    trials.append(outcome)
+    assert [is_set() for _ in range(3)] == [expected] * 3
+    trials.append(ended(0))
+    monkeypatch.setattr(_xla_flags.importlib.metadata, "version", lambda name: "99.0")
+    assert is_set()
+    assert not trials
 
 
 @pytest.mark.parametrize(
-    "version, libtpu", [("0.10.1", None), ("0.11.0", None), ("0.10.2", "spec")]
+    "outcome",
+    [OSError("no such program"), subprocess.TimeoutExpired("python", 60), ended(1, b"no memory")],
 )
-def test_sets_nothing_where_the_flag_may_be_unknown(monkeypatch, version, libtpu):
+def test_what_says_nothing_of_the_flag_is_not_remembered(trials, cache, outcome):
+    trials += [outcome, ended(0)]
+    assert not is_set()
+    assert not cache.exists()
+    assert is_set()
+
+
+def test_a_file_that_cannot_be_read_or_written_is_done_without(monkeypatch, trials, cache):
+    trials += [ended(0)] * 3
+    assert is_set()
+    (file,) = cache.iterdir()
+    file.write_bytes(b"\xff")
+    assert is_set()
+    assert file.read_text() == "yes"
+    assert [each.name for each in cache.iterdir()] == [file.name]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(file))
+    assert is_set()
+
+
+def test_sets_nothing_beside_libtpu(monkeypatch, trials):
+    monkeypatch.setattr(
+        _xla_flags.importlib.util, "find_spec", lambda name: types.SimpleNamespace(origin=name)
+    )
+    assert not is_set()
+    assert not trials
+
+
+def test_a_flag_that_xla_does_not_know_harms_nobody(monkeypatch, cache):
+    monkeypatch.setattr(_xla_flags, "_FLAG", "--xla_cpu_no_such_flag")
+    monkeypatch.setattr(_xla_flags.importlib.util, "find_spec", found)
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    monkeypatch.setattr(_xla_flags.importlib.metadata, "version", lambda name: version)
-    monkeypatch.setattr(_xla_flags.importlib.util, "find_spec", lambda name: libtpu)
     _xla_flags.set_cpu_defaults()
     assert "XLA_FLAGS" not in os.environ
+    assert [file.read_text() for file in cache.iterdir()] == ["no"]
 
 
 def test_importing_the_library_sets_nothing(run_python):
@@ -68,7 +147,10 @@ print(abs(matrix - expected).max() / abs(expected).max())
     assert float(run_python(program, XLA_FLAGS=None)) < 1e-5
 
 
-@pytest.mark.skipif(not AFFECTED, reason="only for jaxlib 0.10.2")
+@pytest.mark.skipif(
+    importlib.metadata.version("jaxlib") not in ("0.10.2", "0.12.0.1"),
+    reason="only for versions of jaxlib that are known to have the flag",
+)
 def test_the_tests_run_with_the_flag():
     assert FLAG in os.environ["XLA_FLAGS"]
 
