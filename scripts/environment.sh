@@ -1,13 +1,18 @@
 # Sourced by the other scripts: a virtual environment with ldro-jax in it.
 #
-# Uses the environment that is active, or makes one in .venv (or $LDRO_JAX_VENV) where there is none.
+# With PYTHON=python3.13, say, it is one of that interpreter's own, in .venv-3.13, made where there is
+# none. Otherwise it is the environment that is active, or .venv. $LDRO_JAX_VENV is another place.
 # Needs Python 3.11 or newer, and pip's access to a package index.
 
 # Usage: use_environment EXTRAS
 use_environment() {
-  local extras="$1" python="${PYTHON:-python3}"
-  if [[ -z "${VIRTUAL_ENV:-}" ]]; then
-    local venv="${LDRO_JAX_VENV:-.venv}"
+  local extras="$1" python="${PYTHON:-python3}" version venv
+  if [[ -z "${VIRTUAL_ENV:-}" || -n "${PYTHON:-}" ]]; then
+    if ! version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"; then
+      echo "There is no interpreter $python. Set PYTHON to one of Python 3.11 or newer." >&2
+      exit 1
+    fi
+    venv="${LDRO_JAX_VENV:-.venv${PYTHON:+-$version}}"
     if [[ ! -x "$venv/bin/python" ]]; then
       if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
         echo "ldro-jax needs Python 3.11 or newer, but $python is $("$python" --version 2>&1)." >&2

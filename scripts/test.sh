@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Checks style and runs the tests: bash scripts/test.sh [PYTEST_ARGUMENTS...]
 #
-# Makes a virtual environment where there is none.
+# Makes a virtual environment where there is none. PYTHON=python3.13 takes that interpreter, with an
+# environment of its own beside the others.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
