@@ -185,3 +185,5 @@ def test_they_vmap():
         weights, solved = jax.vmap(solve)(batch)
         assert solved.all()
         np.testing.assert_allclose(weights, alone, atol=1e-5)
+        # Of the second, the first two tasks and the next two are twins.
+        np.testing.assert_allclose(weights[1, :2], weights[1, 2:4], atol=1e-6)
