@@ -59,11 +59,11 @@ def random_data() -> base.MultitaskData:
 def stretch(program: StackedProgram, method: Method, steps: int):
     """A function that trains some more steps."""
     trials = [Trial(method, 0)]
-    states = program.start(trials).states
+    states, settings = program.start(trials).states, program.settings(trials)
 
     def run():
         nonlocal states
-        states, *_ = program.run(trials, states, steps)
+        states, *_ = program.run(settings, states, steps)
 
     return run
 

@@ -1,7 +1,6 @@
 """The command line, as a user types it."""
 
 import errno
-import json
 import os
 import pathlib
 import struct
@@ -37,30 +36,27 @@ def finished(tmp_path_factory):
 
 
 def test_results_hold_what_was_promised(finished):
-    record = json.loads((finished / "results.json").read_text())
-    assert {"jax", "jaxlib", "flax", "optax", "numpy"} <= set(record["versions"])
-    assert {"platform", "kind", "count"} <= set(record["device"])
-    names = record["task_names"]
+    record = results.load_results(finished / "results.json")
+    assert {"jax", "jaxlib", "flax", "optax", "numpy"} <= set(record.versions)
+    assert {"platform", "kind", "count"} <= set(record.device)
+    names = record.task_names
     assert len(names) == 10 and "upside down" in names
-    average, *_, lookahead, _ = record["runs"]
-    assert [run["method"] for run in record["runs"]] == _METHODS
-    assert (average["method"], average["hyperparameters"], average["seed"]) == ("Average", {}, 0)
-    assert set(lookahead["hyperparameters"]) == {
-        "lookahead_lr",
-        "weight_lr",
-        "interaction_interval",
-    }
-    for run in record["runs"]:
-        assert run["seconds_per_step"] > 0 and run["stopped"] is None
-        steps = [(e["step"], e["split"]) for e in run["evaluations"]]
+    average, *_, lookahead, _ = record.runs
+    assert [run.method for run in record.runs] == _METHODS
+    assert (average.method, average.hyperparameters, average.seed) == ("Average", {}, 0)
+    assert set(lookahead.hyperparameters) == {"lookahead_lr", "weight_lr", "interaction_interval"}
+    for run in record.runs:
+        assert run.seconds_per_step > 0 and run.stopped is None
+        steps = [(e.step, e.split) for e in run.evaluations]
         assert steps == [(s, split) for s in (10, 20) for split in ("validation", "test")]
-        for evaluation in run["evaluations"]:
-            values = evaluation["per_task"]
-            assert list(values) == names and evaluation["metric"] == "accuracy"
-            assert evaluation["average"] == pytest.approx(np.mean(list(values.values())), rel=1e-5)
-            assert evaluation["worst"] == min(values.values()) == values[evaluation["worst_task"]]
-    assert average["interaction"] is None
-    matrix = np.array(lookahead["interaction"]["values"])[-1]
+        for evaluation in run.evaluations:
+            values = evaluation.per_task
+            assert list(values) == names and evaluation.metric == "accuracy"
+            assert evaluation.average == pytest.approx(np.mean(list(values.values())), rel=1e-5)
+            assert values[evaluation.worst_task] == min(values.values())
+            assert evaluation.worst == pytest.approx(min(values.values()), rel=1e-5)
+    assert average.interaction is None
+    matrix = lookahead.interaction.values[-1]
     np.testing.assert_array_equal(matrix, matrix.T)
     assert (np.diag(matrix) > 0).all()
 

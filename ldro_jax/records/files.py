@@ -41,12 +41,12 @@ def checksum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def read_json(path: str | os.PathLike, expected: int | None = None) -> dict[str, Any]:
+def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
     """Reads a file that :func:`write_json` wrote, as plain types.
 
     Args:
       path: the file.
-      expected: its format number, where it has one.
+      *formats: format numbers that it may have, where it has one.
 
     Returns:
       The record as it was given.
@@ -69,7 +69,8 @@ def read_json(path: str | os.PathLike, expected: int | None = None) -> dict[str,
             "copied half-way: copy it again, or run the experiment again."
         ) from error
     found = type(record).__name__ if not isinstance(record, dict) else record.get("format")
-    if not isinstance(record, dict) or found != expected:
+    if not isinstance(record, dict) or found not in (formats or (None,)):
+        expected = " or ".join(map(str, formats)) or None
         raise ResultsError(
             f"Expected a results file of format {expected} in {path}; found format {found!r}. Read "
             "it with the version of ldro_jax that wrote it, or run the experiment again."

@@ -189,7 +189,7 @@ def summarise_evaluation(
         step=int(step),
         split=split,
         metric=metric,
-        per_task={name: float(value) for name, value in zip(task_names, array, strict=True)},
+        per_task=dict(zip(task_names, array.tolist(), strict=True)),
         average=float(np.mean(array)),
         worst=float(array[worst]),
         worst_task=task_names[worst],

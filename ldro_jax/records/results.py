@@ -4,7 +4,14 @@ One experiment is one `results.json`: some methods, each over some seeds, on the
 figures and the report are pure functions of this record, so they can be made again, long after the
 training, on a machine without an accelerator.
 
-A number that is not finite is stored as `null` (JSON has no NaN) and comes back as NaN.
+Evaluations are columns of a table. What there is of every evaluation and task would be slow and
+large in JSON: these arrays are held by `arrays` of each run, the text (base64) of a file that
+`numpy.load` reads: `weights/steps` and `weights/values`, the same of every other series, and
+`per_task/NUMBER`, a row for each evaluation whose tasks are `per_task[NUMBER]`; `per_task` of an
+evaluation is this number. One file has no second one to disagree with, or to be lost.
+
+In JSON a number that is not finite is `null`, and comes back as NaN. Records of format 1, which had
+all numbers in JSON, are read as well.
 """
 
 import dataclasses
@@ -17,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ldro_jax import paths
+from ldro_jax.records import arrays
 from ldro_jax.records.files import ResultsError, read_json, write_json
 from ldro_jax.records.json_types import plain
 from ldro_jax.records.record import Evaluation, Results, Run, Series, summarise_evaluation
@@ -34,7 +42,8 @@ __all__ = [
     "summarise_evaluation",
 ]
 
-FORMAT = 1
+FORMAT = 2
+_READ = (1, FORMAT)
 
 
 def save_results(
@@ -51,7 +60,9 @@ def save_results(
       The path written.
     """
     path = paths.make(path)
-    write_json({"format": FORMAT, **plain(results), **(more or {})}, path)
+    record = plain(dataclasses.replace(results, runs=()))
+    record["runs"] = [run_to_record(run) for run in results.runs]
+    write_json({"format": FORMAT, **record, **(more or {})}, path)
     return path
 
 
@@ -64,7 +75,27 @@ def run_to_record(run: Run) -> dict[str, Any]:
     Returns:
       What `run_from_record` takes.
     """
-    return plain(run)
+    tables: dict[tuple[str, ...], list[list[float]]] = {}
+    for e in run.evaluations:
+        tables.setdefault(tuple(e.per_task), []).append(list(e.per_task.values()))
+    numbers = {tasks: number for number, tasks in enumerate(tables)}
+    columns = {
+        name: plain([getattr(e, name) for e in run.evaluations])
+        for name in ("step", "split", "metric", "average", "worst", "worst_task")
+    }
+    columns["per_task"] = [numbers[tuple(e.per_task)] for e in run.evaluations]
+    found = {f"per_task/{i}": np.array(t, np.float64) for i, t in enumerate(tables.values())}
+    for name in _SERIES:
+        if (series := getattr(run, name)) is not None:
+            found |= {f"{name}/steps": series.steps, f"{name}/values": series.values}
+    empty = dataclasses.replace(run, evaluations=(), **dict.fromkeys(_SERIES))
+    record = {k: v for k, v in plain(empty).items() if k not in _SERIES}
+    return {
+        **record,
+        "evaluations": columns,
+        "per_task": [list(tasks) for tasks in tables],
+        "arrays": arrays.to_text(found),
+    }
 
 
 def run_from_record(record: Mapping[str, Any]) -> Run:
@@ -92,7 +123,7 @@ def load_results(path: str | os.PathLike) -> Results:
       FileNotFoundError: if there is no such file.
       ResultsError: if it is not valid JSON, has another format number, or lacks a part.
     """
-    record = read_json(path, FORMAT)
+    record = read_json(path, *_READ)
     try:
         _check_types(record, _RESULTS_TYPES)
         parts = {
@@ -101,7 +132,7 @@ def load_results(path: str | os.PathLike) -> Results:
             "task_sizes": _numbers(record.get("task_sizes", {})),
         }
         return Results(**{**_known(Results, record), **parts})
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         detail = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ResultsError(
             f"Expected a complete results record in {path}; found a part that does not fit: "
@@ -122,7 +153,7 @@ _RESULTS_TYPES = {
     "runs": list,
 }
 _SERIES = ("weights", "losses", "interaction", "diagnostics", "descent", "path")
-_RUN_TYPES = {"method": str, "seed": int, "num_steps": int, "evaluations": list}
+_RUN_TYPES = {"method": str, "seed": int, "num_steps": int, "evaluations": list | dict}
 
 
 def _check_types(record, types):
@@ -133,22 +164,34 @@ def _check_types(record, types):
 
 def _run(record):
     _check_types(record, _RUN_TYPES)
-    parts = {name: _series(record.get(name)) for name in _SERIES}
-    evaluations = [_evaluation(e) for e in record["evaluations"]]
+    found = arrays.from_text(record["arrays"]) if "arrays" in record else {}
+    parts = {name: _series(name, record, found) for name in _SERIES}
+    rows = [
+        iter([dict(zip(names, row, strict=True)) for row in found[f"per_task/{i}"].tolist()])
+        for i, names in enumerate(record.get("per_task", ()))
+    ]
+    table = record["evaluations"]
+    if isinstance(table, dict):
+        table = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    evaluations = [_evaluation(e, rows) for e in table]
     return Run(**{**_known(Run, record), **parts, "evaluations": evaluations})
 
 
-def _evaluation(record):
+def _evaluation(record, rows):
     numbers = {"average": _number(record["average"]), "worst": _number(record["worst"])}
-    known = _known(Evaluation, record)
-    return Evaluation(**{**known, **numbers, "per_task": _numbers(record["per_task"])})
+    known, tasks = _known(Evaluation, record), record["per_task"]
+    per_task = next(rows[tasks]) if isinstance(tasks, int) else _numbers(tasks)
+    return Evaluation(**{**known, **numbers, "per_task": per_task})
 
 
-def _series(record):
-    if not record or not len(record["steps"]):
+def _series(name, record, found):
+    steps, values = (found.get(f"{name}/{part}") for part in ("steps", "values"))
+    if steps is None and record.get(name):
+        steps, values = record[name]["steps"], record[name]["values"]
+    if steps is None or not len(steps):
         return None
     # As a float array, None becomes NaN.
-    return Series(record["steps"], np.array(record["values"], dtype=np.float64))
+    return Series(steps, np.array(values, dtype=np.float64))
 
 
 def _numbers(record):

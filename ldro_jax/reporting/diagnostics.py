@@ -33,11 +33,16 @@ def predicted(run: Run) -> float:
     losses, sums, steps = run.losses.values[common], run.descent.values, run.descent.steps
     rates = np.diff(sums, axis=0) / np.diff(steps)[:, None]
     expected, found = (rates[:-1] + rates[1:]) / 2, -np.diff(losses[1:], axis=0)
-    pairs = [pair for pair in zip(expected, found, strict=True) if np.isfinite(pair).all()]
-    if len(losses[0]) < 3 or not pairs:
+    pairs = np.stack([expected, found])
+    pairs = pairs[:, np.isfinite(pairs).all(axis=(0, 2))]
+    if len(losses[0]) < 3 or not pairs.size:
         return math.nan
-    ranks = [[stats.rankdata(values) for values in pair] for pair in pairs]
-    return _mean(np.array([np.corrcoef(*p)[0, 1] for p in ranks if np.ptp(p, axis=1).all()]))
+    # All at once: there may be hundreds of evaluations.
+    ranks = stats.rankdata(pairs, axis=2)
+    ranks -= ranks.mean(axis=2, keepdims=True)
+    lengths = np.linalg.norm(ranks, axis=2)
+    differ = (lengths > 0).all(axis=0)
+    return _mean((ranks[0] * ranks[1]).sum(axis=1)[differ] / lengths.prod(axis=0)[differ])
 
 
 def table(comparison: Comparison) -> Table | None:

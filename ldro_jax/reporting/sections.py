@@ -12,7 +12,7 @@ from typing import Any
 from ldro_jax.records.results import Results
 from ldro_jax.reporting import diagnostics, sweeps, tables
 from ldro_jax.reporting.comparison import Comparison
-from ldro_jax.reporting.figures import balance, interaction, pareto, training
+from ldro_jax.reporting.figures import balance, interaction, pareto, style, training
 from ldro_jax.reporting.figures import relative as relative_figure
 from ldro_jax.reporting.page import Block, Picture, Section, slug
 from ldro_jax.reporting.statistics import MIN_SEEDS, decimals_for, mean_and_std, sorted_out
@@ -67,6 +67,7 @@ def of(
     if has_runs:
         yield from _final(comparison)
         yield from _over_training(comparison)
+    yield from _numbered(comparison.record.task_names)
     yield Section("How it was run", [Block("table", t) for t in tables.provenance(comparison)])
     yield Section("Configuration", [Block("code", config_text)])
 
@@ -288,6 +289,15 @@ def _over_training(comparison: Comparison) -> Iterator[Section]:
     if math.isfinite(seconds[0]) and any(map(math.isfinite, seconds[1:])):
         caption = "Shorter is cheaper; the dashed line is the baseline, bars a standard deviation."
         yield _figure("step_time", "Time per step", balance.step_time(comparison), caption)
+
+
+def _numbered(task_names: Sequence[str]) -> Iterator[Section]:
+    """The tasks that pictures can't call by their names."""
+    labels = style.task_labels(task_names)
+    if rows := [(label, name) for name, label in labels.items() if label != name]:
+        note = "No font here has the letters of these names, so pictures show the tasks' numbers."
+        found = tables.of_rows([("in pictures", "task"), *rows])
+        yield Section("Tasks by number", [Block("note", note), Block("table", found)])
 
 
 def _figure(name: str, title: str, figure: Any, caption: str, *more: Block) -> Section:

@@ -1,5 +1,6 @@
 """The training loop: steps, evaluation, checkpoints, a record of each run."""
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -61,17 +62,22 @@ def train(
         preempted = stack.enter_context(preemption.watch())
         now = saved.restore(session)
         if now is None:
-            now = _Progress([recording.empty_run(trial, schedule) for trial in trials])
+            empty = (recording.empty_run(trial, schedule) for trial in trials)
+            now = _Progress([recording.Record(run) for run in empty])
         else:
             progress.write(f"{now.names}: resumed at step {session.step}.")
             progress.update(session.step * len(trials))
         folders = tensorboard_dirs if processes.is_first() else ()
         log = [stack.enter_context(tensorboard.TensorBoardWriter(folder)) for folder in folders]
-        last_saved, seconds = session.step, []
+        # The time of a step is that of the last stretches, so that it takes the same time to find.
+        last_saved, seconds = session.step, collections.deque(maxlen=1000)
 
         def save():
             nonlocal last_saved
             last_saved = session.step
+            for writer in log:
+                # What isn't on disk when the checkpoint is, a resumed run won't write again.
+                writer.flush()
             saved.save(session, now)
 
         def stop():
@@ -87,7 +93,7 @@ def train(
                 stop()
             seconds += [time_per_step] if math.isfinite(time_per_step) else []
             values = _evaluate(program, session, now, schedule, log, seconds)
-            progress.set_postfix_str(recording.progress_text(now.runs[-1]))
+            progress.set_postfix_str(recording.progress_text(now.records[-1]))
             improved = schedule.test == "best" and now.improves(
                 program.problem.score(values["validation"]), session.step
             )
@@ -111,22 +117,26 @@ class _Progress:
     """What runs are besides their training states.
 
     Attributes:
-      runs: their records.
+      records: of each run.
       best_score: on validation, so far.
       best_step: where that was.
     """
 
-    runs: list[results.Run]
+    records: list[recording.Record]
     best_score: float = -math.inf
     best_step: int | None = None
 
     @property
     def names(self) -> str:
-        return ", ".join(f"{run.method}, seed {run.seed}" for run in self.runs)
+        return ", ".join(record.label for record in self.records)
+
+    @property
+    def runs(self) -> list[results.Run]:
+        return [record.run for record in self.records]
 
     @property
     def is_going(self) -> bool:
-        return any(run.stopped is None for run in self.runs)
+        return any(record.stopped is None for record in self.records)
 
     def improves(self, score: float, step: int) -> bool:
         """Whether a score is the best so far; notes it."""
@@ -146,7 +156,7 @@ class _Progress:
     def from_record(cls, record: Mapping[str, Any]) -> "_Progress":
         score = record["best_score"]
         return cls(
-            [results.run_from_record(run) for run in record["runs"]],
+            [recording.Record(results.run_from_record(run)) for run in record["runs"]],
             -math.inf if score is None else score,
             record["best_step"],
         )
@@ -199,19 +209,19 @@ def _evaluate(
     now: _Progress,
     schedule: Schedule,
     log: Sequence[Any],
-    seconds: Sequence[float],
+    seconds: collections.deque[float],
 ) -> dict[str, dict[str, np.ndarray]]:
     """Extends the records of the runs that go on; the values of the last one, by split."""
     problem = program.problem
     splits = [s for s in problem.splits if s != "test" or schedule.test == "always"]
     losses, values = session.evaluated(), {}
-    for index, run in enumerate(now.runs):
-        if run.stopped is not None:
+    seconds_per_step = float(np.median(seconds)) if seconds else math.nan
+    for index, record in enumerate(now.records):
+        if record.stopped is not None:
             continue
         state = session.state(index)
         values = {split: program.evaluate(state.params, split) for split in splits}
-        now.runs[index] = recording.extended(
-            run,
+        record.extend(
             problem.task_names,
             schedule,
             state,
@@ -221,11 +231,11 @@ def _evaluate(
                 for split in splits
                 for evaluation in _evaluations(program, session.step, split, values[split])
             ],
-            seconds_per_step=float(np.median(seconds)) if seconds else math.nan,
+            seconds_per_step=seconds_per_step,
             observed=session.observed(index),
         )
         if log:
-            recording.write_scalars(log[index], now.runs[index])
+            recording.write_scalars(log[index], record)
     return values
 
 
@@ -233,7 +243,7 @@ def _test(
     program: Program, session: Session, schedule: Schedule, now: _Progress, saved: _Saved
 ) -> list[results.Run]:
     """The records with the split "test", measured at the best checkpoint, or at the end."""
-    step, best, runs = session.step, None, list(now.runs)
+    step, best, runs = session.step, None, now.runs
     if schedule.test == "best":
         best = saved.checkpoints.restore_best(session.states)
         if best is None:

@@ -1,8 +1,9 @@
 """The record of a run, stretch by stretch."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +16,14 @@ from ldro_jax.training.engine import Trial
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
 
+# What a record has of every evaluation, beside the evaluations themselves.
+_SERIES = ("weights", "losses", "diagnostics", "descent", "path")
+# What it takes from the state of a weighting.
+_RECORDED = (
+    *("weights", "interaction", "descent", "nonfinite", "nonfinite_streak"),
+    *("negative", "unmeasured", "unsolved"),
+)
+
 
 def empty_run(trial: Trial, schedule: Schedule) -> results.Run:
     """The record of a run before its first step."""
@@ -26,147 +35,190 @@ def empty_run(trial: Trial, schedule: Schedule) -> results.Run:
     )
 
 
-def extended(
-    run: results.Run,
-    task_names: Sequence[str],
-    schedule: Schedule,
-    state: TrainState,
-    *,
-    losses: jax.typing.ArrayLike,
-    evaluations: Sequence[results.Evaluation],
-    seconds_per_step: float,
-    observed: np.ndarray | None = None,
-) -> results.Run:
-    """The record of a run, extended by one stretch of steps.
+class Record:
+    """The record of a run that is being trained.
+
+    To extend it takes the same time however long it is.
 
     Args:
       run: the record so far.
-      task_names: N names.
-      schedule: says when a run without finite losses stops.
-      state: after the stretch.
-      losses: mean training losses of the stretch, ``[N]``.
-      evaluations: after the stretch.
-      seconds_per_step: the time of one step so far.
-      observed: what the problem observed after each step of the stretch, ``[steps, D]``.
-
-    Returns:
-      The record; it is ``stopped`` if losses never became finite again: in the last
-      ``max_nonfinite_steps`` steps, or at the end of the run in the last two; and if one was below
-      zero though the method needs positive losses.
     """
-    weighting = transform.find_state(state.opt_state)
-    step = int(state.step)
-    nonfinite, new = _counts(task_names, weighting.nonfinite, run.nonfinite_losses)
-    unmeasured, unmeasured_now = _counts(
-        task_names, weighting.unmeasured, run.unmeasured_interactions
-    )
-    for what, found in [
-        ("losses that are not finite so far, and steps left out for them", new),
+
+    def __init__(self, run: results.Run):
+        self._run = run
+        self._evaluations = list(run.evaluations)
+        self._steps: dict[str, list[int]] = {}
+        self._values: dict[str, list[np.ndarray]] = {}
+        for name in _SERIES:
+            if (series := getattr(run, name)) is not None:
+                self._append(name, series.steps.tolist(), series.values)
+
+    @property
+    def label(self) -> str:
+        """The method and the seed."""
+        return f"{self._run.method}, seed {self._run.seed}"
+
+    @property
+    def stopped(self) -> str | None:
+        """The error that ended the run before its last step, or None."""
+        return self._run.stopped
+
+    @property
+    def run(self) -> results.Run:
+        """The record so far."""
+        series = {n: results.Series(self._steps[n], np.stack(v)) for n, v in self._values.items()}
+        return dataclasses.replace(self._run, evaluations=list(self._evaluations), **series)
+
+    @property
+    def latest(self) -> list[results.Evaluation]:
+        """The evaluations of the last step, of all splits and metrics."""
+        step = self._evaluations[-1].step
+        found = itertools.takewhile(lambda e: e.step == step, reversed(self._evaluations))
+        return list(found)[::-1]
+
+    def last(self, name: str) -> np.ndarray:
+        """The newest values of "weights", "losses" or "diagnostics"."""
+        return self._values[name][-1]
+
+    def extend(
+        self,
+        task_names: Sequence[str],
+        schedule: Schedule,
+        state: TrainState,
+        *,
+        losses: jax.typing.ArrayLike,
+        evaluations: Sequence[results.Evaluation],
+        seconds_per_step: float,
+        observed: np.ndarray | None = None,
+    ) -> None:
+        """Adds one stretch of steps.
+
+        The run is ``stopped`` if losses never became finite again: in the last
+        ``max_nonfinite_steps`` steps, or at the end of the run in the last two; and if one was
+        below zero though the method needs positive losses.
+
+        Args:
+          task_names: N names.
+          schedule: says when a run without finite losses stops.
+          state: after the stretch.
+          losses: mean training losses of the stretch, ``[N]``.
+          evaluations: after the stretch.
+          seconds_per_step: the time of one step so far.
+          observed: what the problem observed after each step of the stretch, ``[steps, D]``.
+        """
+        weighting = transform.find_state(state.opt_state)
+        numbers = diagnostics.diagnose(weighting)
+        # Everything at once, as every transfer from a device is a wait.
+        found, numbers, step, losses = jax.device_get(
+            ({n: getattr(weighting, n) for n in _RECORDED}, numbers, state.step, losses)
+        )
+        step, before = int(step), self._run
+        self._run = dataclasses.replace(
+            before,
+            seconds_per_step=seconds_per_step,
+            nonfinite_losses=_counts(task_names, found["nonfinite"]),
+            unmeasured_interactions=_counts(task_names, found["unmeasured"]),
+            negative_losses=_counts(task_names, found["negative"]),
+            unsolved_steps=int(found["unsolved"]),
+        )
+        _warn(f"{self.label}, step {step}", before, self._run)
+        streak = int(found["nonfinite_streak"])
+        if stopped := _reason_to_stop(before, self._run, step, streak, schedule):
+            logging.error("%s: %s", self.label, stopped)
+        self._run = dataclasses.replace(self._run, stopped=stopped, interaction=None)
+        if found["interaction"].any():
+            matrix = results.Series([step], found["interaction"][None])
+            self._run = dataclasses.replace(self._run, interaction=matrix)
+            self._append("descent", [step], [found["descent"]])
+        self._append("weights", [step], [found["weights"]])
+        self._append("losses", [step], [losses])
+        in_order = np.array([numbers[name] for name in diagnostics.NAMES])
+        self._append("diagnostics", [step], [in_order])
+        if observed is not None:
+            self._append("path", range(step - len(observed) + 1, step + 1), observed)
+        self._evaluations += evaluations
+
+    def _append(self, name: str, steps: Iterable[int], values: Iterable[np.ndarray]) -> None:
+        self._steps.setdefault(name, []).extend(steps)
+        self._values.setdefault(name, []).extend(values)
+
+
+def _counts(task_names: Sequence[str], counts: np.ndarray) -> dict[str, int]:
+    """The counts that aren't zero, by task."""
+    return {task_names[task]: int(counts[task]) for task in np.flatnonzero(counts)}
+
+
+def _grown(counts: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {name: n for name, n in counts.items() if n > before.get(name, 0)}
+
+
+def _warn(who: str, before: results.Run, now: results.Run) -> None:
+    """Logs which counts of a record have grown."""
+    for what, counts, earlier in [
+        (
+            "losses that are not finite so far, and steps left out for them",
+            now.nonfinite_losses,
+            before.nonfinite_losses,
+        ),
         (
             "interactions that could not be measured so far, because a gradient was not finite or "
             "its norm too large or too small",
-            unmeasured_now,
+            now.unmeasured_interactions,
+            before.unmeasured_interactions,
         ),
     ]:
-        if found:
+        if found := _grown(counts, earlier):
             tasks = ", ".join(f"{name} {n}" for name, n in found.items())
-            logging.warning(
-                "%s, seed %d, step %d: %s: %s.", run.method, run.seed, step, what, tasks
-            )
-    unsolved = int(weighting.unsolved)
-    if unsolved > run.unsolved_steps:
+            logging.warning("%s: %s: %s.", who, what, tasks)
+    if now.unsolved_steps > before.unsolved_steps:
         logging.warning(
-            "%s, seed %d, step %d: the method's solver found no solution in %d steps so far.",
-            *(run.method, run.seed, step, unsolved),
+            "%s: the method's solver found no solution in %d steps so far.", who, now.unsolved_steps
         )
-    stopped = None
-    negative, _ = _counts(task_names, weighting.negative, {})
-    if negative:
-        # What goes on is no method's: the weights stand still in these steps.
-        stopped = (
-            f"stopped at step {step}: the method has no meaning for losses below zero, but those "
-            f"of {', '.join(negative)} were. Subtract a lower bound of each loss, or take a method "
-            "that only compares losses, such as group_dro or term."
-        )
-    streak = int(weighting.nonfinite_streak)
+
+
+def _reason_to_stop(
+    before: results.Run, now: results.Run, step: int, streak: int, schedule: Schedule
+) -> str | None:
+    """Why a run ends here, None if it goes on; `streak` steps in a row had no finite losses."""
     # At the end two in a row are no accident of one batch, and there is nothing to wait for.
     enough = schedule.max_nonfinite_steps
     if step >= schedule.train_steps:
         enough = min(enough, step, 2)
     if streak >= enough:
         last = f"{streak} steps" if streak > 1 else "step"
-        stopped = (
+        tasks = ", ".join(_grown(now.nonfinite_losses, before.nonfinite_losses))
+        return (
             f"stopped at step {step}: for the last {last} the loss of a task was not finite "
-            f"({', '.join(new)}). Look at the data of that task, or try a smaller "
-            "learning rate."
+            f"({tasks}). Look at the data of that task, or try a smaller learning rate."
         )
-    if stopped is not None:
-        logging.error("%s, seed %d: %s", run.method, run.seed, stopped)
-    taken = [] if observed is None else range(step - len(observed) + 1, step + 1)
-    interaction, descent = None, run.descent
-    if (matrix := np.asarray(weighting.interaction)).any():
-        interaction = results.Series([step], matrix[None])
-        descent = _append(descent, [step], np.asarray(weighting.descent)[None])
-    found = diagnostics.diagnose(weighting)
-    numbers = np.array([float(found[name]) for name in diagnostics.NAMES])
-    return dataclasses.replace(
-        run,
-        seconds_per_step=seconds_per_step,
-        evaluations=[*run.evaluations, *evaluations],
-        weights=_append(run.weights, [step], np.asarray(weighting.weights)[None]),
-        losses=_append(run.losses, [step], np.asarray(losses)[None]),
-        interaction=interaction,
-        diagnostics=_append(run.diagnostics, [step], numbers[None]),
-        descent=descent,
-        path=run.path if observed is None else _append(run.path, taken, observed),
-        nonfinite_losses=nonfinite,
-        unmeasured_interactions=unmeasured,
-        negative_losses=negative,
-        unsolved_steps=unsolved,
-        stopped=stopped,
-    )
+    if now.negative_losses:
+        # What goes on is no method's: the weights stand still in these steps.
+        return (
+            f"stopped at step {step}: the method has no meaning for losses below zero, but those "
+            f"of {', '.join(now.negative_losses)} were. Subtract a lower bound of each loss, or "
+            "take a method that only compares losses, such as group_dro or term."
+        )
+    return None
 
 
-def _counts(task_names, counts, before) -> tuple[dict[str, int], dict[str, int]]:
-    """The counts that aren't zero by task, and those of them that have grown."""
-    pairs = zip(task_names, np.asarray(counts), strict=True)
-    found = {name: int(n) for name, n in pairs if n}
-    return found, {name: n for name, n in found.items() if n > before.get(name, 0)}
-
-
-def _append(
-    series: results.Series | None, steps: Sequence[int], values: np.ndarray
-) -> results.Series:
-    if series is None:
-        return results.Series(steps, values)
-    return results.Series([*series.steps, *steps], np.concatenate([series.values, values]))
-
-
-def _latest(run: results.Run) -> list[results.Evaluation]:
-    """The evaluations of the last step, of all splits and metrics."""
-    return [e for e in run.evaluations if e.step == run.evaluations[-1].step]
-
-
-def write_scalars(writer: Any, run: results.Run) -> None:
+def write_scalars(writer: Any, record: Record) -> None:
     """Writes the newest numbers of a run for TensorBoard."""
-    scalars = {}
-    for evaluation in _latest(run):
+    scalars, latest = {}, record.latest
+    for evaluation in latest:
         prefix = f"{evaluation.split}/{evaluation.metric}"
         scalars[f"{prefix}/average"] = evaluation.average
         scalars[f"{prefix}/worst"] = evaluation.worst
         scalars |= {f"{prefix}/task/{name}": x for name, x in evaluation.per_task.items()}
-    for name, series in [("weight", run.weights), ("train loss", run.losses)]:
-        assert series is not None
-        tasks = zip(run.evaluations[-1].per_task, series.values[-1], strict=True)
-        scalars |= {f"{name}/{task}": float(value) for task, value in tasks}
-    assert run.diagnostics is not None
-    numbers = dict(zip(diagnostics.NAMES, run.diagnostics.values[-1].tolist(), strict=True))
-    scalars |= {f"tasks/{name}": x for name, x in numbers.items() if math.isfinite(x)}
-    writer.write_scalars(run.evaluations[-1].step, scalars)
+    for name, series in [("weight", "weights"), ("train loss", "losses")]:
+        tasks = zip(latest[-1].per_task, record.last(series).tolist(), strict=True)
+        scalars |= {f"{name}/{task}": value for task, value in tasks}
+    numbers = zip(diagnostics.NAMES, record.last("diagnostics").tolist(), strict=True)
+    scalars |= {f"tasks/{name}": x for name, x in numbers if math.isfinite(x)}
+    writer.write_scalars(latest[-1].step, scalars)
 
 
-def progress_text(run: results.Run) -> str:
+def progress_text(record: Record) -> str:
     """The newest values of a run, on validation where there is such a split, for a progress bar."""
-    latest = _latest(run)
+    latest = record.latest
     last = next((e for e in latest if e.split == "validation"), latest[0])
     return f"average {last.average:.3f}, worst {last.worst:.3f} ({last.worst_task})"

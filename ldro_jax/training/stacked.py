@@ -148,26 +148,37 @@ class StackedProgram(engine.Program):
 
         return stretch
 
-    def run(self, trials: Sequence[engine.Trial], states: step_lib.TrainState, num_steps: int):
-        """Takes a stretch of steps in R runs, from states ``[R, ...]`` whose buffers are reused.
-
-        Returns the new states, the mean losses ``[R, N]``, what was observed ``[R, steps, D]``, and
-        the seconds of one step of one run, without compilation.
-        """
+    def settings(self, trials: Sequence[engine.Trial]) -> tuple[dict[str, jax.Array], jax.Array]:
+        """Rates and keys of R runs, each ``[R]``."""
         values = [trial.method.rates() for trial in trials]
         rates = {
             name: jnp.asarray([v[name] for v in values], float) for name in self.method.rates()
         }
         # Not the keys that the parameters come from.
         keys = jnp.stack([jax.random.fold_in(jax.random.key(t.seed), 1) for t in trials])
+        return rates, keys
+
+    def run(
+        self,
+        settings: tuple[dict[str, jax.Array], jax.Array],
+        states: step_lib.TrainState,
+        num_steps: int,
+    ):
+        """Takes a stretch of steps in R runs, from states ``[R, ...]`` whose buffers are reused.
+
+        The first argument is what :meth:`settings` gives. Returns the new states, the mean losses
+        ``[R, N]``, what was observed ``[R, steps, D]``, and the seconds of one step of one run,
+        without compilation.
+        """
+        rates, keys = settings
         arguments = (rates, states, keys, self._arrays)
-        size = (len(trials), num_steps)
+        size = (len(keys), num_steps)
         if size not in self._stretches:
             jitted = jax.jit(self._together(self.stretch(num_steps)), donate_argnums=1)
             self._stretches[size] = jitted.lower(*arguments).compile()
         began = time.perf_counter()
         states, losses, seen = jax.block_until_ready(self._stretches[size](*arguments))
-        seconds = (time.perf_counter() - began) / (num_steps * len(trials))
+        seconds = (time.perf_counter() - began) / (num_steps * len(keys))
         return states, losses, seen, seconds
 
     def compiled(self) -> list[Any]:
@@ -184,7 +195,8 @@ class StackedSession(engine.Session):
         trials: Sequence[engine.Trial],
         states: step_lib.TrainState,
     ):
-        self._program, self._trials = program, trials
+        self._program, self._num_runs = program, len(trials)
+        self._settings = program.settings(trials)
         self.states, self.step = states, 0
         self._losses: Any = None
         self._observed: Any = None
@@ -195,11 +207,11 @@ class StackedSession(engine.Session):
         self._program.check_rows(until)
         num_steps = until - self.step
         self.states, self._losses, seen, seconds = self._program.run(
-            self._trials, self.states, num_steps
+            self._settings, self.states, num_steps
         )
         self._observed = None if isinstance(seen, tuple) else np.asarray(seen)
         self.step = until
-        progress.update(num_steps * len(self._trials))
+        progress.update(num_steps * self._num_runs)
         return seconds
 
     @override
@@ -209,7 +221,7 @@ class StackedSession(engine.Session):
     @override
     def state(self, index: int, states: Any = None) -> step_lib.TrainState:
         states = self.states if states is None else states
-        return jax.tree.map(lambda x: x[index], states)
+        return _of_run(states, index)
 
     @override
     def observed(self, index: int) -> np.ndarray | None:
@@ -219,6 +231,12 @@ class StackedSession(engine.Session):
     def load(self, states: step_lib.TrainState, record: Mapping[str, Any]) -> None:
         del record
         self.states, self.step = states, int(states.step[0])
+
+
+# One call instead of one for each array.
+@jax.jit
+def _of_run(states, index):
+    return jax.tree.map(lambda x: x[index], states)
 
 
 def _vmapped(stretch):

@@ -70,8 +70,9 @@ def test_under_noise_the_online_weights_jump_less():
         a_program = StackedProgram(problem, optax.sgd(0.01), Batches(len(points)), method)
         trials = [Trial(method, 0)]
         states, weights = a_program.start(trials).states, []
+        settings = a_program.settings(trials)
         for _ in range(300):
-            states, *_ = a_program.run(trials, states, 1)
+            states, *_ = a_program.run(settings, states, 1)
             weights.append(np.asarray(transform.find_state(states.opt_state).weights[0]))
         return np.abs(np.diff(weights, axis=0)).sum(axis=1).mean()
 
@@ -113,7 +114,9 @@ def test_a_path_is_gradient_descent_on_the_average():
     points = tasks.points()
     trials = [Trial(tiny.AVERAGE, 0)]
     a_program = program()
-    state, _, params, _ = a_program.run(trials, a_program.start(trials).states, 20)
+    state, _, params, _ = a_program.run(
+        a_program.settings(trials), a_program.start(trials).states, 20
+    )
     expected = [np.array([1.0, 1.2])]
     for _ in range(20):
         r, phi = expected[-1]

@@ -20,6 +20,7 @@ import tiny_lm
 
 from ldro_jax import configuration, processes
 from ldro_jax.experiments import compare
+from ldro_jax.records import results
 from ldro_jax.training import loop
 from ldro_jax.training.engine import Batches
 from ldro_jax.training.meshed import MeshedProgram
@@ -222,9 +223,9 @@ class Command:
 
 
 def values(output_dir):
-    (run,) = json.loads((output_dir / "results.json").read_text())["runs"]
-    series = {name: run[name]["values"] for name in ("losses", "weights", "interaction")}
-    series["evaluations"] = [list(e["per_task"].values()) for e in run["evaluations"]]
+    (run,) = results.load_results(output_dir / "results.json").runs
+    series = {name: getattr(run, name).values for name in ("losses", "weights", "interaction")}
+    series["evaluations"] = [list(e.per_task.values()) for e in run.evaluations]
     return series
 
 

@@ -1,6 +1,7 @@
 """The record of a run says when it has stopped, and whose losses were not finite."""
 
 import dataclasses
+import json
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ from ldro_jax import transform
 from ldro_jax.experiments.compare import compare
 from ldro_jax.experiments.runs import RunsStoppedError
 from ldro_jax.records import results
+from ldro_jax.records.checkpoints import Checkpoints
+from ldro_jax.records.tensorboard import TensorBoardWriter
 from ldro_jax.training import Method, recording
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.step import TrainState
@@ -26,6 +29,10 @@ def start():
     return TrainState(jnp.int32(0), params, tx.init(params))
 
 
+def begun(schedule, seed=0):
+    return recording.Record(recording.empty_run(Trial(tiny.AVERAGE, seed), schedule))
+
+
 def test_a_record_starts_with_what_tells_its_run_from_others():
     run = recording.empty_run(Trial(tiny.METHODS[3], 7), tiny.schedule(30))
     assert (run.method, run.seed, run.num_steps) == ("L-DRO", 7, 30)
@@ -33,10 +40,9 @@ def test_a_record_starts_with_what_tells_its_run_from_others():
 
 
 def test_what_was_observed_is_joined_to_a_path():
-    run, schedule = recording.empty_run(Trial(tiny.AVERAGE, 0), tiny.schedule()), tiny.schedule()
+    record, schedule = begun(tiny.schedule()), tiny.schedule()
     for taken, observed in [(3, np.eye(3, 2)), (5, np.ones((2, 2)))]:
-        run = recording.extended(
-            run,
+        record.extend(
             tiny.NAMES,
             schedule,
             start()._replace(step=jnp.int32(taken)),
@@ -45,6 +51,7 @@ def test_what_was_observed_is_joined_to_a_path():
             seconds_per_step=0.1,
             observed=observed,
         )
+    run = record.run
     assert run.path.steps.tolist() == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(run.path.values, [*np.eye(3, 2), *np.ones((2, 2))])
 
@@ -65,8 +72,8 @@ def test_a_run_that_ends_without_finite_losses_has_stopped(train_steps, streak, 
         nonfinite=jnp.array([0, streak, 0], jnp.int32), nonfinite_streak=jnp.int32(streak)
     )
     taken = min(train_steps, 10)
-    run = recording.extended(
-        recording.empty_run(Trial(tiny.AVERAGE, 0), schedule),
+    record = begun(schedule)
+    record.extend(
         tiny.NAMES,
         schedule,
         state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:])),
@@ -74,7 +81,7 @@ def test_a_run_that_ends_without_finite_losses_has_stopped(train_steps, streak, 
         evaluations=[dataclasses.replace(EVALUATION, step=taken)],
         seconds_per_step=0.1,
     )
-    assert run.stopped is None if stopped is None else stopped in run.stopped
+    assert record.stopped is None if stopped is None else stopped in record.stopped
 
 
 def test_a_task_that_broke_once_is_not_blamed_for_another():
@@ -82,7 +89,7 @@ def test_a_task_that_broke_once_is_not_blamed_for_another():
     names = [["middle"], [], ["left"], ["left"], ["left"]]
     counts = dict.fromkeys(tiny.NAMES, 0)
     state = start()
-    run = recording.empty_run(Trial(tiny.AVERAGE, 0), schedule)
+    record = begun(schedule)
     weighted = state.opt_state[0]
     streak = 0
     for taken, broken in enumerate(names, 1):
@@ -94,8 +101,7 @@ def test_a_task_that_broke_once_is_not_blamed_for_another():
         )
         state = state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:]))
         evaluations = [dataclasses.replace(EVALUATION, step=taken)]
-        run = recording.extended(
-            run,
+        record.extend(
             tiny.NAMES,
             schedule,
             state,
@@ -103,6 +109,7 @@ def test_a_task_that_broke_once_is_not_blamed_for_another():
             evaluations=evaluations,
             seconds_per_step=0.1,
         )
+    run = record.run
     assert run.nonfinite_losses == {"middle": 1, "left": 3}
     assert "for the last 3 steps the loss of a task was not finite (left)." in run.stopped
 
@@ -116,12 +123,11 @@ def test_steps_that_a_solver_did_not_solve_are_counted_and_told(tmp_path, caplog
     )
     params, schedule = jnp.zeros(2), tiny.schedule()
     state = tx.init(params)
-    run = recording.empty_run(Trial(tiny.AVERAGE, 4), schedule)
+    log = begun(schedule, seed=4)
     for taken in range(1, 6):
         _, state = tx.update(jnp.ones((3, 2)), state, params, losses=jnp.ones(3))
         caplog.clear()
-        run = recording.extended(
-            run,
+        log.extend(
             tiny.NAMES,
             schedule,
             TrainState(jnp.int32(taken), params, state),
@@ -132,6 +138,7 @@ def test_steps_that_a_solver_did_not_solve_are_counted_and_told(tmp_path, caplog
         # Told where the count has grown.
         text = f"seed 4, step {taken}: the method's solver found no solution in {taken // 2} steps"
         assert (text in caplog.text) == (taken % 2 == 0)
+    run = log.run
     assert run.unsolved_steps == 2 and run.stopped is None
     record = results.Results("x", tiny.NAMES, "accuracy", True, [run])
     path = results.save_results(record, tmp_path / "results.json")
@@ -156,3 +163,49 @@ def test_losses_below_zero_stop_a_method_that_needs_positive_ones(tmp_path):
     assert average.stopped is None
     assert "stopped at step 2: the method has no meaning for losses below zero" in inverse.stopped
     assert "those of low, high were." in inverse.stopped
+
+
+def test_logs_wait_for_the_disk_at_checkpoints_alone_and_before_them(tmp_path, monkeypatch):
+    done = []
+
+    def note(kind, name):
+        original = getattr(kind, name)
+
+        def noted(*arguments, **options):
+            done.append(kind.__name__)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(kind, name, noted)
+
+    note(TensorBoardWriter, "flush")
+    note(Checkpoints, "save")
+    tiny.train(tiny.stacked(), tmp_path, tiny.schedule(40, 5, 20))
+    assert done == ["TensorBoardWriter", "Checkpoints"] * 2
+
+
+def test_a_record_that_is_taken_up_again_grows_as_if_it_had_not_been_put_down():
+    schedule, records = tiny.schedule(), []
+    for interrupted in (False, True):
+        record = begun(schedule)
+        for taken in range(1, 5):
+            record.extend(
+                tiny.NAMES,
+                schedule,
+                start()._replace(step=jnp.int32(taken)),
+                losses=jnp.full(3, taken / 3),
+                evaluations=[
+                    dataclasses.replace(EVALUATION, step=taken, split=split)
+                    for split in ("validation", "test")
+                ],
+                seconds_per_step=0.1,
+                observed=np.full((1, 2), taken),
+            )
+            assert [(e.step, e.split) for e in record.latest] == [
+                (taken, "validation"),
+                (taken, "test"),
+            ]
+            if interrupted:
+                saved = json.loads(json.dumps(results.run_to_record(record.run)))
+                record = recording.Record(results.run_from_record(saved))
+        records.append(results.run_to_record(record.run))
+    assert records[0] == records[1]

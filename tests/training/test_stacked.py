@@ -226,7 +226,7 @@ def test_every_kind_of_method_runs_together(method, values, tmp_path):
 def test_the_interaction_is_still_measured_only_when_it_is_due():
     # With a count of its own for each run, vmap would turn the condition into a selection.
     program, trials = tiny.stacked(LDRO, together="vmap"), trials_of()
-    program.run(trials, program.start(trials).states, 3)
+    program.run(program.settings(trials), program.start(trials).states, 3)
     (compiled,) = program.compiled()
     assert "conditional(" in compiled.as_text()
 

@@ -71,14 +71,18 @@ def ranking(comparison: Comparison):
 
 @style.applied
 def task_values(comparison: Comparison):
-    """The final value of each task and method, tasks ordered by the baseline's value."""
+    """The final value of each task and method, tasks ordered by the baseline's value.
+
+    Of many tasks only some are named, and spreads are left out.
+    """
     values, order = comparison.values, comparison.task_order
+    is_many = len(order) > style.MANY
     drawn_as = style.looks(comparison.notable)
     drawn = [s for s in comparison.notable if np.isfinite(values.tasks[s].to_numpy()).any()]
-    row_height = max(0.24, 0.075 * len(drawn) + 0.05)
+    row_height = 12 / len(order) if is_many else max(0.24, 0.075 * len(drawn) + 0.05)
     figure = style.new_figure(style.WIDTH, 1.4 + row_height * len(order))
     axes = figure.subplots()
-    for row in range(0, len(order), 2):
+    for row in () if is_many else range(0, len(order), 2):
         axes.axhspan(row - 0.5, row + 0.5, color="#f3f3f3", linewidth=0, zorder=0)
     means, keys = [], []
     for shift, setting in zip(style.shifts(len(drawn), 0.32), drawn, strict=False):
@@ -88,14 +92,18 @@ def task_values(comparison: Comparison):
         axes.errorbar(
             [s.mean for s in found],
             np.arange(len(order)) + shift,
-            xerr=[s.std if math.isfinite(s.std) else 0.0 for s in found],
+            xerr=None if is_many else [s.std if math.isfinite(s.std) else 0.0 for s in found],
             fmt=look.marker,
             color=look.color,
-            markersize=5,
+            markersize=3 if is_many else 5,
+            alpha=0.7 if is_many else 1.0,
+            markeredgewidth=0,
             elinewidth=1,
         )
         keys.append(style.key(setting.label, color=look.color, marker=look.marker, linestyle=""))
-    axes.set_yticks(range(len(order)), [style.short(name, 26) for name in order])
+    labels = style.task_labels(comparison.record.task_names)
+    places, named = style.sampled(order, style.MANY)
+    axes.set_yticks(places, [style.short(labels[name], 26) for name in named])
     style.log_if_wide(axes.xaxis, values, means)
     # The worst task on top, where one looks first.
     axes.set_ylim(len(order) - 0.5, -0.5)

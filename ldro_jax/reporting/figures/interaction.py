@@ -10,6 +10,7 @@ from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
 
 _WITH_VALUES = 12
+_NAMED = 45  # there is room for at each side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +87,14 @@ def interaction_matrix(found: Interaction, task_names):
     figure = style.new_figure(style.WIDTH, min(max(3.6, 2.2 + 0.42 * size), 9.0))
     axes, side = figure.subplots(1, 2, width_ratios=[6, 1])
     image = axes.imshow(shown, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
-    _name_cells(axes, [style.short(task_names[i], 20) for i in order])
+    labels = list(style.task_labels(task_names).values())
+    _name_cells(axes, [style.short(labels[i], 20) for i in order])
     if size <= _WITH_VALUES:
         for (i, j), cosine in np.ndenumerate(shown):
             colour = "white" if abs(cosine) > 0.6 * limit else "black"
             text = f"{cosine:.2f}".replace("-", "−")
             axes.text(j, i, text, ha="center", va="center", fontsize=9, color=colour)
-    side.barh(range(size), found.norms[order], 0.7, color="#777777")
+    side.barh(range(size), found.norms[order], style.thickness(size), color="#777777")
     side.set_ylim(size - 0.5, -0.5)
     side.set_yticks([])
     side.grid(False, axis="y")
@@ -110,11 +112,12 @@ def interaction_matrix(found: Interaction, task_names):
 def _name_cells(axes, names) -> None:
     many = len(names) > _WITH_VALUES
     fontsize = 9.5 if len(names) <= 20 else 7.5
-    axes.set_xticks(range(len(names)), names, rotation=90 if many else 45, fontsize=fontsize)
+    places, names = style.sampled(names, _NAMED)
+    axes.set_xticks(places, names, rotation=90 if many else 45, fontsize=fontsize)
     for tick in axes.get_xticklabels():
         tick.set_horizontalalignment("center" if many else "right")
         tick.set_rotation_mode("default" if many else "anchor")
-    axes.set_yticks(range(len(names)), names, fontsize=fontsize)
+    axes.set_yticks(places, names, fontsize=fontsize)
     axes.grid(False)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -5,11 +5,13 @@ the program that calls this. Names stand outside the axes, where they cover noth
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,6 +24,18 @@ COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#5
 # Neither list's length divides the other's, so colour and marker together tell 56 methods apart.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":", (0, (6, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)))
+# More tasks than this get no row or label of their own.
+MANY = 60
+# Fonts that have letters which the first one lacks. Those that are installed are asked in turn.
+_FURTHER_FONTS = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK TC", "Noto Sans CJK KR"),
+    *("Source Han Sans", "Source Han Sans SC", "Droid Sans Fallback", "WenQuanYi Zen Hei"),
+    *("WenQuanYi Micro Hei", "IPAexGothic", "IPAGothic", "TakaoGothic", "VL Gothic", "Yu Gothic"),
+    *("Meiryo", "MS Gothic", "Microsoft YaHei", "SimHei", "SimSun", "Malgun Gothic", "NanumGothic"),
+    *("Hiragino Sans", "PingFang SC", "PingFang HK", "Apple SD Gothic Neo", "Arial Unicode MS"),
+    *("Noto Sans", "Noto Sans Devanagari", "Noto Sans Thai", "Noto Sans Bengali", "FreeSans"),
+    *("Nirmala UI", "Leelawadee UI", "Unifont"),
+)
 _RC: dict[Any, Any] = {
     "font.size": 10,
     "axes.titlesize": 10.5,
@@ -37,8 +51,31 @@ _RC: dict[Any, Any] = {
 }
 
 
-# A decorator of functions that draw: the program's own settings stay as they are.
-applied = matplotlib.rc_context(_RC)
+@functools.cache
+def _fonts() -> tuple[str, ...]:
+    installed = set(font_manager.get_font_names())
+    return ("DejaVu Sans", *(name for name in _FURTHER_FONTS if name in installed))
+
+
+@functools.cache
+def _letters(font: str) -> frozenset[int]:
+    return frozenset(font_manager.get_font(font_manager.findfont(font)).get_charmap())
+
+
+def can_draw(text: str) -> bool:
+    """Whether the fonts that are installed have all letters of a text."""
+    return all(any(ord(c) in _letters(font) for font in _fonts()) for c in text if c != "\n")
+
+
+def applied(draw):
+    """A decorator of functions that draw: the program's own settings stay as they are."""
+
+    @functools.wraps(draw)
+    def drawn(*args, **kwargs):
+        with matplotlib.rc_context(_RC | {"font.family": list(_fonts())}):
+            return draw(*args, **kwargs)
+
+    return drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +111,28 @@ def looks(items: Iterable[Any], *, without: Sequence[str] = ()) -> dict[Any, Loo
     }
 
 
+def task_labels(names: Sequence[str]) -> dict[str, str]:
+    """What pictures call the tasks: by their names, or their numbers where no font has these."""
+    return {name: name if can_draw(name) else f"task no. {i}" for i, name in enumerate(names, 1)}
+
+
+def sampled(names: Sequence[str], most: int) -> tuple[Sequence[int], Sequence[str]]:
+    """Places and names of as many as there is room for, at even distances."""
+    step = max(-(-len(names) // most), 1)
+    return range(0, len(names), step), names[::step]
+
+
+def thickness(count: int) -> float:
+    """Of bars, in their distances; gaps between many would make patterns of their own."""
+    return 1.0 if count > MANY else 0.7
+
+
 def short(name: str, width: int = 24) -> str:
-    """A name cut to `width` characters; dollar signs are escaped, they would start a formula."""
+    """A name cut to `width` characters; dollar signs are escaped, they would start a formula.
+
+    Letters that no font has become question marks.
+    """
+    name = "".join(letter if can_draw(letter) else "?" for letter in name)
     name = name if len(name) <= width else name[: width - 1].rstrip() + "…"
     return name.replace("$", r"\$")
 

@@ -10,6 +10,7 @@ from ldro_jax.reporting.figures import style
 from ldro_jax.reporting.frame import Setting
 
 _HIGHLIGHTED = 6
+_REST = "#c4c4c4"
 _UNIFORM = (0, (4, 3))
 
 
@@ -43,9 +44,12 @@ def moving_weights(comparison: Comparison) -> dict[str, tuple[np.ndarray, np.nda
 def weights_over_time(comparison: Comparison):
     """The weight of each task over training, one panel per method whose weights move.
 
-    The tasks with the largest weights, over all panels, are coloured; the others are grey.
+    The tasks with the largest weights, over all panels, are coloured; the others are grey. Where
+    there are many of these, they are a band from the smallest to the largest, with the middle 80 %
+    darker.
     """
-    panels, names = moving_weights(comparison), comparison.record.task_names
+    panels = moving_weights(comparison)
+    names = list(style.task_labels(comparison.record.task_names).values())
     peaks = np.max([np.nanmax(values, axis=0) for _, values in panels.values()], axis=0)
     chosen = [int(i) for i in np.argsort(-peaks, kind="stable")[:_HIGHLIGHTED]]
     columns = 3 if len(panels) == 3 or len(panels) > 4 else min(len(panels), 2)
@@ -56,10 +60,9 @@ def weights_over_time(comparison: Comparison):
         {"color": style.COLOURS[rank + 1], "linestyle": style.LINES[rank], "linewidth": 1.5}
         for rank in range(len(chosen))
     ]
-    rest, uniform = {"color": "#c4c4c4", "linewidth": 0.7}, {"color": "black", "linewidth": 0.9}
+    uniform = {"color": "black", "linewidth": 0.9}
     for axes, (label, (steps, values)) in zip(grid.flat, panels.items(), strict=False):
-        for task in (i for i in range(len(names)) if i not in chosen):
-            axes.plot(steps, values[:, task], **rest)
+        _draw_rest(axes, steps, np.delete(values, chosen, axis=1))
         for task, options in zip(chosen, styles, strict=True):
             axes.plot(steps, values[:, task], **options)
         axes.axhline(1 / len(names), linestyle=_UNIFORM, **uniform)
@@ -68,10 +71,19 @@ def weights_over_time(comparison: Comparison):
     grid[0, 0].locator_params(axis="x", nbins=6 if columns < 3 else 4)
     keys = [style.key(names[t], width=24, **k) for t, k in zip(chosen, styles, strict=True)]
     if others := len(names) - len(chosen):
-        keys.append(style.key(f"other {others} task{'s' if others > 1 else ''}", color="#c4c4c4"))
+        keys.append(style.key(f"other {others} task{'s' if others > 1 else ''}", color=_REST))
     keys.append(style.key(f"uniform, 1/{len(names)}", linestyle=_UNIFORM, **uniform))
     style.legend_above(figure, keys)
     return figure
+
+
+def _draw_rest(axes, steps, values) -> None:
+    if values.shape[1] <= style.MANY:
+        axes.plot(steps, values, color=_REST, linewidth=0.7)
+        return
+    for quantiles, alpha in (((0, 1), 0.4), ((0.1, 0.9), 0.6)):
+        low, high = np.nanquantile(values, quantiles, axis=1)
+        axes.fill_between(steps, low, high, color=_REST, alpha=alpha, linewidth=0)
 
 
 @style.applied
