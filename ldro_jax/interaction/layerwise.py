@@ -20,6 +20,7 @@ from jax import lax
 from jax.extend import core
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ldro_jax import _leaves
 from ldro_jax.interaction import base, scans, slices
 
 
@@ -60,6 +61,7 @@ class _Program(NamedTuple):
         return lax.with_sharding_constraint(gradients, split)
 
 
+@_leaves.needs_arrays
 def layerwise(shardings: Any = None) -> base.Interaction:
     """Uses up the gradients of scanned layers where they come out, and of dense ones in slices.
 
