@@ -120,6 +120,12 @@ def run() -> None:
     if _HELP & set(sys.argv[1:]):
         print(_usage())
         return
+    from ldro_jax import _extras
+
+    try:
+        _extras.need("gin", *_extras.TRAINER)
+    except ModuleNotFoundError as error:
+        sys.exit(f"Error: {error}")
     from ldro_jax import configuration
 
     app.run(main, argv=configuration.rewrite_gin_flags(sys.argv))

@@ -1,5 +1,9 @@
 """What is trained: tasks, a model, a loss for each row and metrics, behind one interface."""
 
+from ldro_jax import _extras
+
+_extras.need("flax")
+
 from ldro_jax.problems.arrays import ArrayProblem, from_arrays
 from ldro_jax.problems.base import Metric, OnDevice, Problem
 from ldro_jax.problems.classifiers import accuracy, classification, cross_entropy
