@@ -84,7 +84,10 @@ def weighted(
     loss and adds no gradient. It keeps its last interactions as well, unless those come from an
     ``interaction_batch`` or ``interaction_fn`` that has examples of it: one whose squared length
     is exactly zero there had none. Losses must be means over the examples or tokens of
-    their task, in floating point, and that of an absent task any finite number.
+    their task, in floating point, and that of an absent task any finite number. Where the loss of
+    one task looks at the rows of others (batch normalisation with an ``axis_name``), ``losses_fn``
+    is the form: ``vmap`` of ``grad`` doesn't give the gradients of the tasks then. A ``pullback``
+    may return the gradient in a tuple, as that of ``jax.vjp`` does.
 
     A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
     ``nonfinite`` counts the event. One in which a loss is below zero trains with the weights of the

@@ -1,7 +1,9 @@
 """What is trained: tasks, a model, a loss for each row and metrics, behind one interface."""
 
+# ruff: noqa: E402
 from ldro_jax import _extras
 
+# Before what needs it is imported.
 _extras.need("flax")
 
 from ldro_jax.problems.arrays import ArrayProblem, from_arrays

@@ -1,7 +1,9 @@
 """Training: one step, two engines, the loop."""
 
+# ruff: noqa: E402
 from ldro_jax import _extras
 
+# Before what needs it is imported.
 _extras.need("flax")
 
 from ldro_jax.sharding import Layout
