@@ -87,6 +87,7 @@ setuptools.setup(
         "optax>=0.2.5",
     ],
     extras_require={
+        "trainer": [*_TRAINER, *_PLOTS, "scikit-learn>=1.5"],
         "vision": _VISION,
         "lm": _LM,
         "plots": _PLOTS,

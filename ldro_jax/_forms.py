@@ -12,9 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldro_jax import _leaves
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
+
+OF_PARAMETERS = "must have the structure and shapes of the parameters"
 
 
 class Step(NamedTuple):
@@ -74,7 +77,7 @@ def read(
                 "interaction_fn measures as it likes, so preconditioner can't come with it or with "
                 "pullback. Use interaction.preconditioned(strategy, preconditioner) inside of it."
             )
-        check_like("preconditioner", preconditioner, params)
+        preconditioner = _leaves.like(f"preconditioner {OF_PARAMETERS}", preconditioner, params)
     if params is None and form != "forward":
         raise ValueError("update needs params, as its third argument.")
     if form == "tasks":
@@ -107,54 +110,29 @@ def read(
     return step._replace(losses=losses, is_stacked=form == "stacked")
 
 
-def is_like(tree: Any, other: Any) -> bool:
-    """Whether two trees have the same structure and shapes."""
-    # Not the trees themselves: a container may have no equality, or one of its own.
-    return jax.tree.structure(tree) == jax.tree.structure(other) and all(
-        jnp.shape(x) == jnp.shape(y)
-        for x, y in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
-    )
-
-
-def check_like(what: str, tree: Any, params: Any) -> None:
-    """Raises ``ValueError`` unless a tree has the structure and shapes of the parameters.
+def without_tuple(pullback: Callable, params: Any) -> Callable:
+    """A pullback that returns the gradient alone, where that of ``jax.vjp`` puts it in a tuple.
 
     Args:
-      what: how to call it in the error.
-      tree: the tree to check.
-      params: the parameters, or something like them.
+      pullback: ``weights -> gradient``, or a tuple of it.
+      params: the parameters, which may be such a tuple themselves; with ``None`` it can't be told.
 
-    Raises:
-      ValueError: if it has not.
+    Returns:
+      ``weights -> gradient``.
     """
-    if not is_like(tree, params):
-        raise ValueError(
-            f"{what} must have the structure and shapes of the parameters, "
-            f"{jax.tree.map(jnp.shape, params)}, but has {jax.tree.map(jnp.shape, tree)}."
-        )
+    if params is None:
+        return pullback
+
+    def pull(weights):
+        found = pullback(weights)
+        return found[0] if _depth(found) > _depth(params) else found
+
+    return pull
 
 
-def check_real(what: str, tree: Any) -> None:
-    """Raises ``ValueError`` if a tree has complex numbers in it.
-
-    Args:
-      what: how to call it in the error.
-      tree: parameters or gradients.
-
-    Raises:
-      ValueError: if one of its arrays is complex.
-    """
-    found = [
-        what + jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        if jnp.iscomplexobj(leaf)
-    ]
-    if found:
-        raise ValueError(
-            "A task weighting needs real parameters, because the interaction of complex gradients "
-            f"is not defined here, but these are complex: {', '.join(found)}. Hold the real and "
-            "the imaginary part as two real arrays, and put them together in the loss."
-        )
+def _depth(tree: Any) -> int:
+    """How many tuples of one are around a tree."""
+    return 1 + _depth(tree[0]) if type(tree) is tuple and len(tree) == 1 else 0
 
 
 # What each form of the statistics needs, and what may come with it.
@@ -225,7 +203,7 @@ def _from_losses_fn(losses_fn, params, interaction_fn, preconditioner, dtype) ->
 
 def _differentiated(losses_fn, params, interaction, dtype) -> Step:
     def at_least_dtype(params):
-        losses = interaction_base.replicated(jnp.asarray(losses_fn(params)))
+        losses = interaction_base.replicated(_vector(losses_fn(params)))
         _check_floating(losses)
         # The pullback then takes the weights as they are; a loss in half precision still
         # differentiates in half precision what it computes in it.
@@ -233,6 +211,21 @@ def _differentiated(losses_fn, params, interaction, dtype) -> Step:
 
     losses, pullback = jax.vjp(at_least_dtype, params)
     return Step(losses, lambda weights: pullback(weights.astype(losses.dtype))[0], interaction)
+
+
+def _vector(losses) -> jax.Array:
+    try:
+        return jnp.asarray(losses)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"losses_fn must return one array, the losses [N], but it returns a "
+            f"{type(losses).__name__}: {jax.tree.map(jnp.shape, losses)}.{_unwrapped(losses)}"
+        ) from None
+
+
+def _unwrapped(found: Any) -> str:
+    """What to do with an array of a library such as Haliax."""
+    return " Return its `.array`." if hasattr(found, "array") else ""
 
 
 def _from_pullback(losses, pullback, interaction, dtype) -> Step:
@@ -257,12 +250,12 @@ def _from_stacked(gradients, losses, params, strategy, preconditioner, num_tasks
     expected = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct((stacked, *jnp.shape(p)), jnp.result_type(p)), params
     )
-    if not is_like(gradients, expected):
-        raise ValueError(
-            "With losses and no pullback, updates must be the gradients of the tasks, each leaf "
-            f"[{stacked}, ...] with the shape of its parameter: "
-            f"{jax.tree.map(jnp.shape, expected)}, but has {jax.tree.map(jnp.shape, gradients)}."
-        )
+    gradients = _leaves.like(
+        "With losses and no pullback, updates must be the gradients of the tasks, each leaf "
+        f"[{stacked}, ...] with the shape of its parameter",
+        gradients,
+        expected,
+    )
     _check_floating(losses)
     return _stacked_step(losses, gradients, strategy, preconditioner, num_tasks)
 
@@ -309,12 +302,15 @@ def _check_batch(name: str, batch: Any, num_tasks: int) -> None:
         raise ValueError(f"{name} holds no arrays; expected leaves {expected}.")
 
 
+_WITH_MORE = " A loss with auxiliary outputs fits the form with losses and pullback."
+
+
 def _check_scalar_loss(loss_fn, params, batch) -> None:
     found = jax.eval_shape(jax.vmap(loss_fn, in_axes=(None, 0)), params, batch)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), found)
     if getattr(shapes, "shape", None) != ():
         raise ValueError(
             "loss_fn must return one number, the mean loss of one task, but it returns "
-            f"{shapes}. A loss with auxiliary outputs fits the form with losses and pullback."
+            f"{shapes}.{_unwrapped(found) or _WITH_MORE}"
         )
     _check_floating(shapes)

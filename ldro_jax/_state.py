@@ -1,5 +1,6 @@
 """The state of a task weighting in an optimizer, and how to find it there."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -87,6 +88,52 @@ def initial(weighting: weighting_base.Weighting, num_tasks: int, dtype: Any) -> 
     )
 
 
+# What every state of a weighting has had in every version.
+_FIELDS = {"count", "weights", "losses", "interaction"}
+_HOW_TO_RESTORE = (
+    "Restore it into the state of the same optimizer, target = tx.init(params): with "
+    "orbax.checkpoint.args.StandardRestore(target), flax.serialization.from_state_dict(target, "
+    "restored) or from_bytes(target, data)."
+)
+
+
+def check(state: Any) -> None:
+    """Raises ``ValueError`` unless ``update`` was given what ``init`` made.
+
+    Args:
+      state: what it was given.
+
+    Raises:
+      ValueError: saying how to restore a state, if this is none.
+    """
+    if not isinstance(state, WeightedState):
+        raise ValueError(
+            "update needs the WeightedState that init makes, as its second argument, but it is a "
+            f"{type(state).__name__}. Was it restored without its types? {_HOW_TO_RESTORE}"
+        )
+
+
+def check_types(opt_state: Any, fields: set[str]) -> None:
+    """Raises ``ValueError`` for a state that was restored as plain dicts.
+
+    Args:
+      opt_state: the state of an optimizer, in which something wasn't found.
+      fields: of what was looked for.
+
+    Raises:
+      ValueError: saying how to restore it, if there is a dict that has these fields.
+    """
+
+    def is_plain(node):
+        return isinstance(node, Mapping) and fields <= set(node)
+
+    if any(map(is_plain, jax.tree.leaves(opt_state, is_leaf=is_plain))):
+        raise ValueError(
+            "The optimizer state was restored without its types: it has a plain dict of "
+            f"{', '.join(sorted(fields))}. {_HOW_TO_RESTORE}"
+        )
+
+
 def unsolved(weighting_state: Any) -> jax.Array:
     """How often solvers failed, from the fields of that name in the state of a weighting.
 
@@ -111,10 +158,12 @@ def find_state(opt_state: Any) -> WeightedState:
       The :class:`WeightedState`; of arrays, where Flax NNX holds them in variables.
 
     Raises:
-      ValueError: if there is none, or more than one.
+      ValueError: if there is none, or more than one, or it was restored without its types.
     """
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, WeightedState))
     found = [leaf for leaf in leaves if isinstance(leaf, WeightedState)]
+    if not found:
+        check_types(opt_state, _FIELDS)
     if len(found) != 1:
         raise ValueError(
             f"Expected one WeightedState in the optimizer state, but found {len(found)}. Was the "

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import optax
 
-from ldro_jax import _forms
+from ldro_jax import _leaves
 
 _CHAIN = "Chain it after the weighting: optax.chain(ldro.transform(...), "
 
@@ -95,7 +95,7 @@ def check_update(updates: Any, params: Any) -> None:
     """
     check(params)
     conditional = {"conditionally_mask", "conditionally_transform"} & set(_enclosing(params))
-    if conditional and not _forms.is_like(updates, params):
+    if conditional and not _leaves.is_like(updates, params):
         raise ValueError(_CONDITIONAL)
 
 

@@ -45,6 +45,9 @@ _OVERWRITE = flags.DEFINE_bool(
     "Delete what an earlier run left in output_dir, when everything else is found to be right.",
 )
 
+# Of absl's own help, the exit status is 1, and an installed script shows other modules' flags.
+_HELP = {"--help", "-help", "--helpshort", "-h", "-?"}
+
 
 def main(argv: list[str]) -> None:
     """Runs the experiment; errors that a user can mend are one line, without a traceback."""
@@ -105,9 +108,24 @@ def _run() -> None:
         output.close()
 
 
+def _usage() -> str:
+    ours = flags.FLAGS.find_module_defining_flag(_GIN_FILE.name)
+    _, _, described = flags.FLAGS.module_help(ours).strip().partition("\n")
+    return f"{(__doc__ or '').strip()}\n\nFlags:\n\n{described}\n\n--helpfull lists all flags."
+
+
 def run() -> None:
     """Entry point of the console script."""
     _signals.end_at_once()
+    if _HELP & set(sys.argv[1:]):
+        print(_usage())
+        return
+    from ldro_jax import _extras
+
+    try:
+        _extras.need("gin", *_extras.TRAINER)
+    except ModuleNotFoundError as error:
+        sys.exit(f"Error: {error}")
     from ldro_jax import configuration
 
     app.run(main, argv=configuration.rewrite_gin_flags(sys.argv))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import _forms, _measuring, _reads, _state, _trained, _wrappers, checks
+from ldro_jax import _forms, _leaves, _measuring, _reads, _state, _trained, _wrappers, checks
 from ldro_jax import interaction as interaction_lib
 from ldro_jax._state import WeightedState, find_state
 from ldro_jax.interaction import base as interaction_base
@@ -84,7 +84,10 @@ def weighted(
     loss and adds no gradient. It keeps its last interactions as well, unless those come from an
     ``interaction_batch`` or ``interaction_fn`` that has examples of it: one whose squared length
     is exactly zero there had none. Losses must be means over the examples or tokens of
-    their task, in floating point, and that of an absent task any finite number.
+    their task, in floating point, and that of an absent task any finite number. Where the loss of
+    one task looks at the rows of others (batch normalisation with an ``axis_name``), ``losses_fn``
+    is the form: ``vmap`` of ``grad`` doesn't give the gradients of the tasks then. A ``pullback``
+    may return the gradient in a tuple, as that of ``jax.vjp`` does.
 
     A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
     ``nonfinite`` counts the event. One in which a loss is below zero trains with the weights of the
@@ -160,9 +163,10 @@ def weighted(
 
     def init_fn(params):
         _wrappers.check(params)
+        _leaves.check_arrays("params", params)
         if trainable is not None:
             params = _trained.hide(params, _trained.mask(trainable, params))
-        _forms.check_real("params", params)
+        _leaves.check_trained("params", params)
         dtype = interaction_base.statistics_dtype(params)
         _reads.check(weighting, num_tasks, dtype)
         return _state.initial(weighting, num_tasks, dtype)
@@ -186,6 +190,8 @@ def weighted(
     ):
         del extra_args
         _wrappers.check_update(updates, params)
+        _state.check(state)
+        _leaves.check_arrays("params", params)
         # What flax.nnx.Optimizer makes of None.
         updates = updates if jax.tree.leaves(updates) else None
         arguments = {
@@ -194,7 +200,7 @@ def weighted(
             "interaction_batch": interaction_batch,
             "losses_fn": losses_fn,
             "losses": losses,
-            "pullback": pullback,
+            "pullback": pullback and _forms.without_tuple(pullback, params),
             "interaction_fn": interaction_fn,
             "preconditioner": preconditioner,
         }
@@ -203,7 +209,7 @@ def weighted(
             trained = _trained.mask(trainable, params)
             arguments, updates = _trained.restricted(arguments, updates, params, trained)
             params = _trained.hide(params, trained)
-        _forms.check_real("params", params)
+        _leaves.check_trained("params", params)
         step = _forms.read(
             arguments,
             updates,
@@ -283,7 +289,7 @@ def weighted(
             from_pull = isinstance(pulled, interaction_base.Pulled)
             found = (lambda: pulled.matrix) if from_pull else step.interaction
             measured, unmeasured, ever_measured = measure(found)
-        _forms.check_real("gradient", gradient)
+        _leaves.check_trained("gradient", gradient)
         if weighting.uses_interaction and from_batch:
             squares = jnp.diagonal(measured.matrix) + measured.noise
             lost = _measuring.all_underflow(gradient, squares, present, due)
@@ -295,9 +301,11 @@ def weighted(
                 (measured, ever_measured),
             )
         if params is not None:
-            _forms.check_like("The gradient", gradient, params)
+            gradient = _leaves.like(f"The gradient {_forms.OF_PARAMETERS}", gradient, params)
         if updates is not None and not step.is_stacked:
-            _forms.check_like("updates, the gradient of no task,", updates, gradient)
+            updates = _leaves.like(
+                f"updates, the gradient of no task, {_forms.OF_PARAMETERS}", updates, gradient
+            )
             gradient = jax.tree.map(lambda g, u: g + u.astype(g.dtype), gradient, updates)
         # A loss that is not finite makes the whole pullback so, whatever its weight.
         gradient = jax.tree.map(lambda g: jnp.where(good, g, 0), gradient)

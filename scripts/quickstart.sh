@@ -7,6 +7,6 @@ cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
 output_dir="${1:-results_local/digits}"
-use_environment vision,plots
+use_environment trainer
 python -m ldro_jax.main \
   --gin_file=gin_configs/experiments/digits.gin --output_dir="$output_dir" "${@:2}"

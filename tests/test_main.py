@@ -4,13 +4,14 @@ import errno
 import os
 import pathlib
 import struct
+import sys
 
 import gin
 import numpy as np
 import pytest
 from command_line import DIGITS, command, fails, snapshot
 
-from ldro_jax import configuration
+from ldro_jax import _signals, configuration, main
 from ldro_jax.records import results
 from ldro_jax.training import loop
 
@@ -127,6 +128,19 @@ def test_a_finished_experiment_given_again_is_well(finished, capsys, no_training
     command(*SHORT, f"--output_dir={finished}")
     assert f"The experiment in {finished} is finished; look at" in capsys.readouterr().out
     assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_shows_our_flags_and_ends_well(flag, monkeypatch, capsys):
+    # As an installed script, which isn't the module that defines the flags.
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/ldro-jax", "--gin_file=a", flag])
+    with monkeypatch.context() as patch:
+        patch.setattr(_signals, "end_at_once", lambda: None)
+        main.run()
+    said = capsys.readouterr().out
+    for name in ("gin_file", "gin_bindings", "output_dir", "data_dir", "[no]overwrite"):
+        assert f"\n  --{name}: " in said
+    assert "verbosity" not in said and "Flags:" in said
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from wrapped import (
     ALL,
+    AS_ANY,
     CONDITIONAL,
     LINE_SEARCHES,
     MASK,
@@ -247,12 +248,13 @@ def test_every_row_of_the_table_is_tested():
         "inject_hyperparams",
         "contrib.schedule_free",
         "contrib.differentially_private_aggregate",
-        "contrib.muon",
+        "contrib.schedule_free_eval_params",
+        "contrib.sophia",
         "experimental.aggregating.process",
         "flax.nnx.Optimizer",
         'tree.get(state, "weights")',
     }
-    tables = [REFUSED, ONLY_AROUND, CONDITIONAL, WITH_VALUE, LINE_SEARCHES]
+    tables = [REFUSED, ONLY_AROUND, CONDITIONAL, AS_ANY, WITH_VALUE, LINE_SEARCHES]
     assert names == tested_by_name.union(*tables)
 
 
@@ -297,7 +299,7 @@ def test_conditional_wrappers_take_a_tree_of_zeros(name, jitted):
     assert transform.find_state(state).count == 1
 
 
-@pytest.mark.parametrize("name", [*CONDITIONAL, *WITH_VALUE, "contrib.muon"])
+@pytest.mark.parametrize("name", [*CONDITIONAL, *WITH_VALUE, *AS_ANY])
 def test_works_behind_the_weighting(name):
     behind = {
         **{
@@ -305,7 +307,7 @@ def test_works_behind_the_weighting(name):
             for key, wrap in CONDITIONAL.items()
         },
         **WITH_VALUE,
-        "contrib.muon": optax.contrib.muon(0.1),
+        **AS_ANY,
     }
     tx = optax.chain(weighted(), behind[name])
     params, _ = problems.train(tx, problem(), 3, value=jnp.float32(2.0))[-1]
@@ -316,6 +318,11 @@ def test_works_behind_the_weighting(name):
 def test_a_line_search_wants_the_gradient_beforehand(name):
     with pytest.raises(TypeError, match="'value', 'grad', and 'value_fn'"):
         one_update(optax.chain(weighted(), LINE_SEARCHES[name]))
+
+
+def test_sophia_wants_a_function_whose_hessian_it_takes():
+    with pytest.raises(ValueError, match="obj_fn must be provided"):
+        one_update(optax.chain(weighted(), optax.contrib.sophia(0.1)))
 
 
 def test_private_aggregation_takes_the_first_axis_for_examples():
@@ -343,9 +350,14 @@ def test_as_the_aggregator_of_stacked_gradients():
 def test_schedule_free_inside_and_before():
     inside = optax.contrib.schedule_free(optax.chain(weighted(), optax.sgd(0.1)), 0.1)
     before = optax.chain(weighted(), optax.contrib.schedule_free(optax.sgd(0.1), 0.1))
-    (one, state), (two, _) = (problems.train(tx, problem(), 4)[-1] for tx in (inside, before))
+    (one, state), (two, other) = (problems.train(tx, problem(), 4)[-1] for tx in (inside, before))
     problems.assert_trees_close(one, two, 1e-6)
     assert transform.find_state(state).count == 4
+    average = optax.contrib.schedule_free_eval_params
+    problems.assert_trees_close(average(state, one), average(other[1], two), 1e-6)
+    assert np.abs(average(state, one)["w"] - one["w"]).max() > 1e-3
+    with pytest.raises(AttributeError, match="no attribute 'b1'"):
+        average(other, two)
 
 
 def test_multi_steps_after_it_weighs_every_mini_batch():

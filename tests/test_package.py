@@ -21,6 +21,29 @@ def test_importing_the_library_imports_nothing_heavy(run_python):
     assert "jax" not in run_python(program.format("import ldro_jax.main; ")).split()
 
 
+def test_a_core_install_names_the_extra(run_python):
+    lacks = "import sys, ldro_jax; sys.modules['{}'] = None\n"
+    program = lacks.format("flax") + "".join(
+        f"try:\n  {line}\nexcept ModuleNotFoundError as error: print(error)\n"
+        for line in (
+            "ldro_jax.compare",
+            "from ldro_jax import problems",
+            "from ldro_jax.training import Method",
+            "import ldro_jax.models.mlp",
+            "from ldro_jax.experiments.compare import compare",
+        )
+    )
+    said = run_python(program).splitlines()
+    assert len(said) == 5
+    assert all("needs flax" in line and "pip install 'ldro-jax[trainer]'" in line for line in said)
+    program = (
+        lacks.format("gin")
+        + "sys.argv = ['ldro-jax', '--output_dir=/nowhere']\nfrom ldro_jax import main\n"
+        + "try: main.run()\nexcept SystemExit as error: print(error)"
+    )
+    assert "Error: The trainer needs gin, which isn't installed: pip" in run_python(program)
+
+
 def test_names_that_are_not_there_are_attribute_errors():
     with pytest.raises(AttributeError, match="module 'ldro_jax' has no attribute 'nothing'"):
         _ = ldro_jax.nothing

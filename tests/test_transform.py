@@ -22,6 +22,36 @@ WEIGHTINGS = {
 }
 
 
+def test_tasks_that_are_normalised_together_need_the_form_with_all_losses():
+    problem = problems.mlp()
+
+    def loss_fn(params, task):
+        hidden = task["x"] @ params["w"]
+        mean = jax.lax.pmean(hidden.mean(0), "tasks")
+        square = jax.lax.pmean(jnp.mean((hidden - mean[None]) ** 2, 0), "tasks")
+        normed = (hidden - mean[None]) / jnp.sqrt(square + 1e-5)[None]
+        return jnp.mean((jnp.tanh(normed).sum(1) - task["y"]) ** 2)
+
+    def losses_fn(params):
+        return jax.vmap(loss_fn, (None, 0), axis_name="tasks")(params, problem.batch)
+
+    tx = transform.weighted(weighting.lookahead_online(0.1, 0.5), 5, interaction_interval=1)
+    params = {"w": problem.params["w"]}
+    rows = [jax.grad(lambda p, i=i: losses_fn(p)[i])(params)["w"].ravel() for i in range(5)]
+    expected = np.stack(rows).astype(np.float64)
+    gram = expected @ expected.T
+    updates, state = jax.jit(lambda s: tx.update(None, s, params, losses_fn=losses_fn))(
+        tx.init(params)
+    )
+    np.testing.assert_allclose(state.interaction, gram, atol=1e-5 * gram.max())
+    np.testing.assert_allclose(updates["w"].ravel(), state.weights @ expected, atol=1e-4)
+    # What vmap gives adds up to the same, and is something else at each place.
+    apart = jax.vmap(jax.grad(loss_fn), (None, 0), axis_name="tasks")(params, problem.batch)
+    apart = np.asarray(apart["w"]).reshape(5, -1)
+    np.testing.assert_allclose(apart.sum(0), expected.sum(0), atol=1e-4)
+    assert np.abs(apart @ apart.T - gram).max() > 0.01 * gram.max()
+
+
 @pytest.mark.parametrize("name", WEIGHTINGS)
 def test_the_four_forms_agree(name):
     problem = problems.mlp()

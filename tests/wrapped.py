@@ -72,6 +72,11 @@ CONDITIONAL = {
     "conditionally_mask": lambda tx: optax.conditionally_mask(tx, every_second),
     "conditionally_transform": lambda tx: optax.conditionally_transform(tx, every_second),
 }
+AS_ANY = {
+    "contrib.muon": optax.contrib.muon(0.1),
+    "contrib.ademamix": optax.contrib.ademamix(0.1),
+    "contrib.prodigy": optax.contrib.prodigy(estim_lr0=0.01),
+}
 WITH_VALUE = {
     "contrib.reduce_on_plateau": optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau()),
     "polyak_sgd": optax.polyak_sgd(),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldro_jax import _equations, checks
+from ldro_jax import _equations, _leaves, checks
 from ldro_jax.interaction import base, slices
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
@@ -56,6 +56,7 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
     return split() if strategy == "split" else STRATEGIES[strategy]()
 
 
+@_leaves.needs_arrays
 def auto(shardings: Any = None) -> base.Interaction:
     """Chooses a strategy with :func:`choose` when it is traced.
 
@@ -200,6 +201,7 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     Returns:
       A key of ``STRATEGIES``.
     """
+    _leaves.check_arrays("params", params)
     num_tasks = base.num_tasks(batch)
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
     limit = max(_MODELS * sum(sizes), _BYTES)

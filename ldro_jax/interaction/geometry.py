@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import _state, checks
+from ldro_jax import _leaves, _state, checks
 from ldro_jax.interaction import base
+
+# The state of optax.contrib.schedule_free_adamw; Optax has no public name for it.
+_CORRECTED_RMS = "ScaleByRmsWithCountState"
 
 
 def preconditioned(strategy: base.Interaction, preconditioner: Any) -> base.Interaction:
@@ -48,8 +51,12 @@ def in_units(loss_fn: Callable, params: Any, preconditioner: Any) -> tuple[Calla
 
     Returns:
       ``(offset, ...) -> losses``, and the offset zero.
+
+    Raises:
+      ValueError: if P isn't like the parameters.
     """
-    scale = jax.tree.map(jnp.sqrt, preconditioner)
+    what = "preconditioner must have the structure and shapes of the parameters"
+    scale = jax.tree.map(jnp.sqrt, _leaves.like(what, preconditioner, params))
 
     def moved_loss(offset, *rest):
         moved = jax.tree.map(lambda p, s, x: p + (s * x).astype(p.dtype), params, scale, offset)
@@ -80,7 +87,7 @@ def from_optimizer(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -
 
     Args:
       opt_state: the state of Optax's ``adam`` or one of its kin (``adamw``, ``nadam``, ``lamb``),
-        ``rmsprop`` or ``adagrad``, alone or in a chain.
+        ``rmsprop`` or ``adagrad``, alone, in a chain, or in ``contrib.schedule_free``.
       decay: β₂ of Adam, for the correction of its first steps.
       eps: what the optimizer adds to the root.
 
@@ -97,7 +104,7 @@ def from_optimizer(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -
     state = _running(opt_state)
     squares = _squares(state)
     correction = jnp.ones([])
-    if isinstance(state, optax.ScaleByAdamState):
+    if _is_corrected(state):
         correction = 1 - decay ** jnp.maximum(state.count, 1).astype(jnp.float32)
     started = [(x > 0).any() for x in jax.tree.leaves(squares)]
     is_known = jnp.stack(started).any()
@@ -135,9 +142,7 @@ def decay_of(optimizer: optax.GradientTransformation, params: Any) -> float:
         return found[1] / found[0]
 
     with jax.numpy_dtype_promotion("standard"):
-        if not isinstance(
-            _running(jax.eval_shape(optimizer.init, numbers)), optax.ScaleByAdamState
-        ):
+        if not _is_corrected(_running(jax.eval_shape(optimizer.init, numbers))):
             return 0.999
         decay = float(jax.jit(remembered)())
     if not 0 <= decay < 1:
@@ -151,10 +156,18 @@ def decay_of(optimizer: optax.GradientTransformation, params: Any) -> float:
 def _running(opt_state: Any) -> Any:
     """The part of an optimizer's state that holds running squares."""
     kinds = (optax.ScaleByAdamState, optax.ScaleByRmsState, optax.ScaleByRssState)
+
+    def is_running(node):
+        return isinstance(node, kinds) or type(node).__name__ == _CORRECTED_RMS
+
     # A weighting may have an Adam of its own, of its logits.
-    ends = (*kinds, _state.WeightedState)
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, ends))
-    found = [leaf for leaf in leaves if isinstance(leaf, kinds)]
+    leaves = jax.tree.leaves(
+        opt_state, is_leaf=lambda x: is_running(x) or isinstance(x, _state.WeightedState)
+    )
+    found = [leaf for leaf in leaves if is_running(leaf)]
+    if not found:
+        for fields in ({"nu"}, {"sum_of_squares"}):
+            _state.check_types(opt_state, fields)
     if len(found) != 1:
         raise ValueError(
             "The optimizer's geometry needs one set of running squared gradients, as adam, rmsprop "
@@ -162,6 +175,11 @@ def _running(opt_state: Any) -> Any:
             "plain interaction."
         )
     return found[0]
+
+
+def _is_corrected(state: Any) -> bool:
+    """Whether the first steps are corrected for squares that began at zero, as Adam does it."""
+    return isinstance(state, optax.ScaleByAdamState) or type(state).__name__ == _CORRECTED_RMS
 
 
 def _squares(state: Any) -> Any:

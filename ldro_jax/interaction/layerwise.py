@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ldro_jax import _equations
+from ldro_jax import _equations, _leaves
 from ldro_jax.interaction import base, scans, slices
 
 
@@ -60,6 +60,7 @@ class _Program(NamedTuple):
         return lax.with_sharding_constraint(gradients, split)
 
 
+@_leaves.needs_arrays
 def layerwise(shardings: Any = None) -> base.Interaction:
     """Uses up the gradients of scanned layers where they come out, and of dense ones in slices.
 

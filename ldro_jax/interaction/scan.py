@@ -5,9 +5,11 @@ from typing import Any
 
 import jax
 
+from ldro_jax import _leaves
 from ldro_jax.interaction import base
 
 
+@_leaves.needs_arrays
 def scan(
     *, dtype: jax.typing.DTypeLike | None = None, constrain: Callable[[Any], Any] | None = None
 ) -> base.Interaction:

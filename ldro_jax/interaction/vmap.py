@@ -2,9 +2,11 @@
 
 import jax
 
+from ldro_jax import _leaves
 from ldro_jax.interaction import base
 
 
+@_leaves.needs_arrays
 def vmap() -> base.Interaction:
     """Differentiates all tasks side by side and sums the Gram matrix leaf by leaf.
 

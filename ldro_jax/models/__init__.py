@@ -1,1 +1,5 @@
 """Flax Linen models."""
+
+from ldro_jax import _extras
+
+_extras.need("flax")

@@ -1,5 +1,11 @@
 """What is trained: tasks, a model, a loss for each row and metrics, behind one interface."""
 
+# ruff: noqa: E402
+from ldro_jax import _extras
+
+# Before what needs it is imported.
+_extras.need("flax")
+
 from ldro_jax.problems.arrays import ArrayProblem, from_arrays
 from ldro_jax.problems.base import Metric, OnDevice, Problem
 from ldro_jax.problems.classifiers import accuracy, classification, cross_entropy

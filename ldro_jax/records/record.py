@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ldro_jax.records import shown
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -54,6 +56,9 @@ class Series:
                 f"A series needs one value per step: found {len(self.steps)} steps and values of "
                 f"shape {self.values.shape}."
             )
+
+    def __repr__(self):
+        return f"<Series: {len(self.steps)} steps, values {list(self.values.shape)}>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +109,13 @@ class Run:
     unsolved_steps: int = 0
     stopped: str | None = None
 
+    def __repr__(self):
+        end = f", stopped: {self.stopped}" if self.stopped else ""
+        return (
+            f"<Run of {self.method!r}, {dict(self.hyperparameters)}, seed {self.seed}: "
+            f"{self.num_steps} steps, {len(self.evaluations)} evaluations{end}>"
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Results:
@@ -147,6 +159,15 @@ class Results:
             raise ValueError(
                 f"Expected select_by to be 'worst' or 'average'; found {self.select_by!r}."
             )
+
+    def __repr__(self):
+        return shown.line(self)
+
+    def __str__(self):
+        return shown.text(self)
+
+    def _repr_html_(self):
+        return shown.as_html(self)
 
 
 def summarise_evaluation(

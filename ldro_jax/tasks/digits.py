@@ -75,7 +75,7 @@ def load(*, data_dir: str | None = None, seed: int = 0) -> base.MultitaskData:
         from sklearn import datasets
     except ImportError as error:
         raise ImportError(
-            "The digits come with scikit-learn: pip install 'ldro-jax[vision]'."
+            "The digits come with scikit-learn: pip install 'ldro-jax[trainer]'."
         ) from error
     digits: Any = datasets.load_digits()
     images = (digits.images / 16).astype(np.float32)

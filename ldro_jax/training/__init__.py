@@ -1,5 +1,11 @@
 """Training: one step, two engines, the loop."""
 
+# ruff: noqa: E402
+from ldro_jax import _extras
+
+# Before what needs it is imported.
+_extras.need("flax")
+
 from ldro_jax.sharding import Layout
 from ldro_jax.training.method import Method, grid
 from ldro_jax.training.schedule import Schedule, epochs

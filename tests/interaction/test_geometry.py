@@ -82,8 +82,10 @@ def test_a_step_of_adam_is_what_it_says(dtype):
         (optax.rmsprop(1.0, decay=0.0), lambda g: 1 / np.abs(g)),
         (optax.adagrad(1.0, initial_accumulator_value=0.0), lambda g: 1 / np.abs(g)),
         (optax.chain(optax.clip(1e9), optax.adamw(1.0)), lambda g: 1 / np.abs(g)),
+        (optax.contrib.schedule_free(optax.adam(1.0, b1=0.0), 1.0), lambda g: 1 / np.abs(g)),
+        (optax.contrib.schedule_free_adamw(1.0), lambda g: 1 / np.abs(g)),
     ],
-    ids=["rmsprop", "adagrad", "adamw in a chain"],
+    ids=["rmsprop", "adagrad", "adamw in a chain", "schedule_free", "schedule_free_adamw"],
 )
 def test_other_optimizers(optimizer, expected):
     params, gradient = jnp.ones(3), np.array([0.5, -2.0, 3.0], np.float32)
@@ -134,6 +136,7 @@ def test_it_does_not_fit_with_an_interaction_of_ones_own():
         optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(0.1, b2=0.9, weight_decay=0.1)),
         optimizers.adam(0.1, warmup_steps=2, train_steps=9, b2=0.9),
         optax.chain(optax.adaptive_grad_clip(0.01), optax.scale_by_adam(b2=0.9)),
+        optax.contrib.schedule_free_adamw(0.1, b2=0.9),
     ],
 )
 def test_the_decay_of_an_adam_is_found(optimizer):

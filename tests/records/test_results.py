@@ -353,3 +353,31 @@ def test_references_of_another_kind_are_explained(tmp_path, change):
     path.write_text(json.dumps({**by_hand(path), **change}))
     with pytest.raises(ResultsError, match="does not fit"):
         results.load_results(path)
+
+
+def test_a_record_shows_itself_in_short():
+    def run(seed, *values, split="test", step=9, **options):
+        made = [results.summarise_evaluation(step, split, "accuracy", NAMES, values, True)]
+        early = results.summarise_evaluation(3, split, "accuracy", NAMES, [0, 0, 0], True)
+        return Run("a <b>", seed, 9, evaluations=[*made, early], **options)
+
+    two = [run(0, 0.5, 0.25, 0.75), run(1, 0.7, 0.35, 0.75), run(2, 1, 1, 1, stopped="diverged")]
+    grid = [dataclasses.replace(two[0], method="c", hyperparameters={"r": i}) for i in range(40)]
+    steps = np.arange(5000)
+    weights = Series(steps, np.ones((5000, 3)))
+    long = [dataclasses.replace(r, weights=weights) for r in (*two, *grid)]
+    record = Results("toy", NAMES, "accuracy", True, long)
+    assert repr(record) == "<Results 'toy': 2 methods, 43 runs, 3 tasks, accuracy>"
+    page, lines = record._repr_html_(), str(record).splitlines()
+    assert lines[0] == "toy: accuracy on test"
+    assert lines[2].split() == ["a", "<b>", "0.55", "0.3", "2", "of", "3"]
+    assert lines[3].split() == ["c", '{"r":', "0}", "0.5", "0.25", "1", "of", "1"]
+    assert lines[-1] == "and 21 more settings"
+    row = "<tr><td>a &lt;b&gt;</td><td>0.55</td><td>0.3</td><td>2 of 3</td></tr>"
+    assert row in page and "and 21 more settings" in page
+    assert max(map(len, (repr(long[0]), repr(weights), page, str(record)))) < 4000
+    validation = Results("toy", NAMES, "accuracy", True, [run(0, 1, 1, 1, split="validation")])
+    assert "on validation" in str(validation)
+    assert str(Results("empty", NAMES, "accuracy", True, [])).startswith("empty: accuracy on test")
+    unknown = Results("toy", NAMES, "loss", False, two)
+    assert str(unknown).splitlines()[2].split() == ["a", "<b>", "–", "–", "0", "of", "3"]
