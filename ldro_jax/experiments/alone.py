@@ -16,6 +16,7 @@ from absl import logging
 
 from ldro_jax import checks, paths, processes
 from ldro_jax.experiments import compare as compare_lib
+from ldro_jax.experiments import names
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.language_models import LanguageModel
@@ -88,8 +89,8 @@ def monolingual(
         return found
     output_dir.mkdir(parents=True, exist_ok=True)
     losses: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
-    for index, language in enumerate(model.task_names):
-        name = f"Monolingual-{language}-seed{seed}"
+    run_names = names.file_names(f"Monolingual-{task}-seed{seed}" for task in model.task_names)
+    for index, (language, name) in enumerate(zip(model.task_names, run_names, strict=True)):
         placed: Any = program.problem
         alone = program.for_problem(placed.with_corpus(model.corpus.only(index)))
         trial = Trial(dataclasses.replace(_ALONE, name=f"Monolingual {language}"), seed)

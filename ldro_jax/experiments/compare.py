@@ -96,7 +96,8 @@ def compare(
     Raises:
       FileExistsError: if the directory holds something else, or is in use.
       RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
-        are not finite, or had losses below zero that their method can't take.
+        are not finite, or had losses below zero that their method can't take; and again whenever
+        the same is asked for, since the record stays as it is.
       ValueError: if there is nothing to run, an argument is not what it must be, or two runs would
         have the same name.
     """
@@ -127,6 +128,7 @@ def compare(
             )
             output = output_dir_lib.OutputDir(output_dir, config_text)
             if (finished := output.check()) is not None:
+                runs_lib.require_complete(finished)
                 return finished
             stack.callback(output.close)
             ready = output.claim

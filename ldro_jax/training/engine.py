@@ -130,6 +130,10 @@ class Session(abc.ABC):
     def load(self, states: Any, record: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint's states and :meth:`record`."""
 
+    def load_some(self, states: Any, record: Mapping[str, Any], chosen: Sequence[int]) -> None:
+        """Goes on from a checkpoint of more runs, as NumPy arrays; ``chosen`` are these."""
+        raise NotImplementedError
+
     def renew_source(self) -> Source | None:
         """Puts the source at its beginning. Returns it, if it has a state to restore."""
         return None

@@ -220,6 +220,12 @@ class StackedSession(engine.Session):
         del record
         self.states, self.step = states, int(states.step[0])
 
+    @override
+    def load_some(
+        self, states: step_lib.TrainState, record: Mapping[str, Any], chosen: Sequence[int]
+    ) -> None:
+        self.load(jax.tree.map(lambda x: jnp.asarray(x[np.array(chosen)]), states), record)
+
 
 def _vmapped(stretch):
     def together(rates, states, keys, arrays):
