@@ -83,6 +83,7 @@ def monolingual(
     first = model.with_corpus(model.corpus.only(0))
     program = MeshedProgram(first, optimizer, batches, _ALONE, layout=layout or Layout())
     program.check()
+    program.check_evaluation()
     if ready is not None:
         ready()
     if (found := _finished_references(output_dir / references_lib.FILE, model)) is not None:

@@ -132,6 +132,7 @@ def compare(
                 return finished
             stack.callback(output.close)
             ready = output.claim
+        first.check_evaluation()
         alone = references_lib.load(
             references, made, output_dir=output_path, data_dir=data_dir, ready=ready
         )

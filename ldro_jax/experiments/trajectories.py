@@ -105,6 +105,7 @@ def trajectories(
     for panel in panels:
         noisy = PointTasks(points, start=start, noise=panel.noise)
         first = StackedProgram(noisy, optimizer, batches, runs_lib.AVERAGE)
+        first.check_evaluation()
         prepared.append((panel, first, runs_lib.programs_of(panel.methods, first)))
     if ready is not None:
         ready()

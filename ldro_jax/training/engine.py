@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from flax.core import meta
 
-from ldro_jax import _trained, checks, interaction
+from ldro_jax import _trained, checks, errors, interaction
 from ldro_jax.interaction import Interaction
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks import sampling
@@ -291,6 +291,32 @@ class Program(abc.ABC):
     @abc.abstractmethod
     def check(self) -> None:
         """Traces a step; raises ``ValueError`` for what doesn't fit, before any training."""
+
+    def check_evaluation(self) -> None:
+        """Tries what is measured on each split; raises ``ValueError`` where that would fail.
+
+        Otherwise it would fail after the training, the test at its very end, and at every restart.
+        """
+        if self.problem.check_evaluation(self.abstract_state().params):
+            return
+        params = self.init(0).params
+        for split in self.problem.splits:
+            try:
+                values = self.evaluate(params, split)
+                if split == "validation":
+                    self.problem.score(values)
+            except Exception as error:
+                raise ValueError(
+                    f"evaluate can't measure the split {split!r} ({errors.first_line(error)})."
+                ) from error
+
+    @abc.abstractmethod
+    def init(self, seed: int) -> TrainState:
+        """The state before the first step, on which no method has an influence."""
+
+    @abc.abstractmethod
+    def abstract_state(self) -> TrainState:
+        """The shapes and dtypes of such a state, and its shardings on a mesh."""
 
     @abc.abstractmethod
     def start(self, trials: Sequence[Trial]) -> Session:

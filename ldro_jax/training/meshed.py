@@ -115,8 +115,8 @@ class MeshedProgram(engine.Program):
         params = self.problem.init(key)
         return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx({}).init(params))
 
+    @override
     def init(self, seed: int) -> step_lib.TrainState:
-        """The state before the first step, on the mesh."""
         return self._init(jax.random.key(seed))
 
     @override
@@ -132,8 +132,8 @@ class MeshedProgram(engine.Program):
         rates = {k: np.asarray(v, np.float32) for k, v in method.rates().items()}
         return self._step(rates, state, batch._replace(reference=self._reference))
 
+    @override
     def abstract_state(self) -> step_lib.TrainState:
-        """The shapes, dtypes and shardings of a training state."""
         return jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             self._shapes,
@@ -149,7 +149,6 @@ class MeshedProgram(engine.Program):
         arguments = self._abstract_arguments()
         self._check_losses(arguments[1].params, arguments[2].rows)
         jax.eval_shape(self._step, *arguments)
-        self.problem.check_evaluation(arguments[1].params)
 
     def _abstract_arguments(self) -> tuple[Any, ...]:
         """Shapes of the rates, the state and the batch of a step."""

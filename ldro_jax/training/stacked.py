@@ -77,21 +77,24 @@ class StackedProgram(engine.Program):
                 f"{size} × {num_steps}. Pass layout=Layout() to draw rows on the host."
             )
 
+    @override
     def init(self, seed: int) -> step_lib.TrainState:
-        """The state before the first step, on which no method has an influence."""
         params = self._make_params(jax.random.key(seed))
         return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx({}).init(params))
 
     @override
+    def abstract_state(self) -> step_lib.TrainState:
+        return jax.eval_shape(lambda: self.init(0))
+
+    @override
     def check(self) -> None:
-        state = jax.eval_shape(lambda: self.init(0))
+        state = self.abstract_state()
         tasks = jax.ShapeDtypeStruct((self.batches.size,), jnp.int32)
         key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
         rows = jax.eval_shape(self._data.take, self._data.arrays, key, step, tasks, tasks)
         self._check_losses(state.params, rows)
         rates = {name: jnp.zeros([], float) for name in self.method.rates()}
         jax.eval_shape(self.stretch(1), rates, state, jax.random.key(0), self._arrays)
-        self.problem.check_evaluation(state.params)
 
     @override
     def start(self, trials: Sequence[engine.Trial]) -> "StackedSession":
