@@ -65,8 +65,7 @@ def main(argv: list[str]) -> None:
     except preemption.PreemptedError as error:
         message = configuration.explain(error)
         print(f"\n{message} The same command goes on from there.", file=sys.stderr)
-        # As a shell reports a process that SIGTERM ended.
-        sys.exit(143)
+        sys.exit(error.exit_status)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("LDRO_JAX_TRACEBACK"):
             raise

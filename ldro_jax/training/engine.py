@@ -26,6 +26,7 @@ from ldro_jax.tasks import sampling
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
+from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
 
 
@@ -319,8 +320,11 @@ class Program(abc.ABC):
         """The shapes and dtypes of such a state, and its shardings on a mesh."""
 
     @abc.abstractmethod
-    def start(self, trials: Sequence[Trial]) -> Session:
-        """Runs before their first step. Parameters depend on the seed alone, not on the method."""
+    def start(self, trials: Sequence[Trial], schedule: Schedule | None = None) -> Session:
+        """Runs before their first step. Parameters depend on the seed alone, not on the method.
+
+        The schedule says how long the stretches will be, so that one program is enough for all.
+        """
 
     def evaluate(self, params: Any, split: str) -> dict[str, np.ndarray]:
         """The values of each metric by name, ``[N]``, checked."""

@@ -62,7 +62,7 @@ def train(
       ``stopped``.
 
     Raises:
-      PreemptedError: after SIGTERM, when the state is saved.
+      PreemptedError: after SIGTERM or SIGHUP, when the state is saved.
       ValueError: if a method needs another program, several runs are to be tested at their best,
         or a checkpoint was made with other data or another model.
     """
@@ -72,7 +72,7 @@ def train(
     if schedule.test == "best" and len(trials) > 1:
         raise ValueError("test='best' needs runs that are trained one at a time.")
     with contextlib.ExitStack() as stack:
-        session = program.start(trials)
+        session = program.start(trials, schedule)
         saved = _Saved(checkpoint_dir, _identity(program, session, trials))
         stack.enter_context(contextlib.closing(saved.checkpoints))
         preempted = stack.enter_context(preemption.watch())
@@ -96,7 +96,7 @@ def train(
         def stop():
             if last_saved < session.step:
                 save()
-            raise preemption.PreemptedError(f"{now.names}: stopped, saved at step {session.step}.")
+            raise preempted.error(f"{now.names}: stopped, saved at step {session.step}.")
 
         while session.step < schedule.train_steps and now.is_going:
             end = (session.step // schedule.eval_interval + 1) * schedule.eval_interval

@@ -4,7 +4,6 @@ Rows are made in a thread while the devices compute. With several processes each
 its own devices.
 """
 
-import contextlib
 import copy
 import dataclasses
 import math
@@ -20,7 +19,7 @@ from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
-from ldro_jax import _trained, checks, interaction, sharding, transform
+from ldro_jax import _trained, checks, interaction, preemption, sharding, transform
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
@@ -29,6 +28,7 @@ from ldro_jax.training import feed as feed_lib
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
 from ldro_jax.training.prefetch import prefetched
+from ldro_jax.training.schedule import Schedule
 
 # Steps are queued faster than they run, and a queue without end would hold as many batches.
 _QUEUED_STEPS = 32
@@ -120,7 +120,10 @@ class MeshedProgram(engine.Program):
         return self._init(jax.random.key(seed))
 
     @override
-    def start(self, trials: Sequence[engine.Trial]) -> "MeshedSession":
+    def start(
+        self, trials: Sequence[engine.Trial], schedule: Schedule | None = None
+    ) -> "MeshedSession":
+        del schedule
         (trial,) = trials
         return MeshedSession(self, trial)
 
@@ -159,6 +162,12 @@ class MeshedProgram(engine.Program):
         return rates, self.abstract_state(), batch
 
 
+def _queue_length(began: float, timed: int) -> int:
+    """How many steps to queue, so that they end soon after a signal."""
+    seconds = (time.perf_counter() - began) / max(timed, 1)
+    return int(np.clip(preemption.SECONDS / max(seconds, 1e-6), 1, _QUEUED_STEPS if timed else 1))
+
+
 @dataclasses.dataclass
 class _Drawn:
     """How far a run has drawn.
@@ -189,7 +198,7 @@ class MeshedSession(engine.Session):
         )
         # Of the steps since the last evaluation, each [N].
         self._losses: list[np.ndarray] = []
-        self._end = 0
+        self._end, self._queued_steps = 0, 1
 
     @override
     def advance(self, until: int, preempted: Callable[[int], bool], progress: Any) -> float:
@@ -197,11 +206,12 @@ class MeshedSession(engine.Session):
         began, timed = 0.0, 0
 
         def collect():
+            preemption.wait(queued)
             self._losses += map(np.asarray, queued)
             queued.clear()
 
         self._end, self._is_fresh = until, False
-        with contextlib.closing(prefetched(self._batches())) as ready:
+        with prefetched(self._batches()) as ready:
             for batch, drawn in ready:
                 self.states, losses = self._program.step(self.states, batch, self._trial.method)
                 queued.append(losses)
@@ -209,12 +219,13 @@ class MeshedSession(engine.Session):
                 progress.update(1)
                 if not began:
                     # The first step compiles.
-                    jax.block_until_ready(losses)
+                    preemption.wait(losses)
                     began = time.perf_counter()
                 else:
                     timed += 1
-                if len(queued) >= _QUEUED_STEPS:
+                if len(queued) >= self._queued_steps:
                     collect()
+                    self._queued_steps = _queue_length(began, timed)
                 if self._end == until and preempted(self.step):
                     # What is drawn already is trained on: a stream would not give it again. The
                     # last step must be the same in all processes, however far each has drawn.
