@@ -95,6 +95,8 @@ def compare(
 
     Raises:
       FileExistsError: if the directory holds something else, or is in use.
+      PreemptedError: after SIGTERM or SIGHUP, when the state is saved, within about ten seconds; in
+        the main thread, where Python handles signals. The same call goes on from there.
       RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
         are not finite, or had losses below zero that their method can't take; and again whenever
         the same is asked for, since the record stays as it is.
