@@ -14,7 +14,7 @@ from typing import Any
 import optax
 from absl import logging
 
-from ldro_jax import checks, paths, processes
+from ldro_jax import _printing, checks, paths, processes
 from ldro_jax.experiments import compare as compare_lib
 from ldro_jax.experiments import names
 from ldro_jax.experiments import references as references_lib
@@ -135,7 +135,8 @@ def monolingual(
     if processes.is_first():
         files.write_json(found, output_dir / references_lib.FILE)
     processes.wait_for_all("references")
-    print(f"The losses of one model for each language are in {output_dir / references_lib.FILE}.")
+    file = output_dir / references_lib.FILE
+    _printing.say(f"The losses of one model for each language are in {file}.")
     return found
 
 

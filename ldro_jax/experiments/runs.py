@@ -10,11 +10,11 @@ import jax
 import tqdm
 from absl import logging
 
-from ldro_jax import checks, paths, processes, weighting
+from ldro_jax import _printing, checks, paths, processes, weighting
 from ldro_jax.experiments import groups, names
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.records import json_types, results
-from ldro_jax.training import loop
+from ldro_jax.training import loop, recording
 from ldro_jax.training.engine import Program, Trial
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
@@ -254,8 +254,9 @@ def _train(
     folder = output_dir / "checkpoints"
     groups.note(members, folder)
     stacked = isinstance(program, StackedProgram)
-    with tqdm.tqdm(total=total, desc=label, unit="step") as progress:
-        return loop.train(
+    is_shown = _printing.is_terminal()
+    with _Bar(total=total, desc=label, unit="step", disable=not is_shown) as progress:
+        runs = loop.train(
             program,
             trials,
             schedule,
@@ -264,3 +265,17 @@ def _train(
             progress=progress,
             origin=groups.origin(members, all_trials, folder) if stacked else None,
         )
+    if not is_shown and processes.is_first():
+        _printing.say(f"{label}: {recording.progress_text(runs[-1])}")
+    return runs
+
+
+class _Bar(tqdm.tqdm):
+    """A progress bar whose lines are printed as far as somebody listens."""
+
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        """Prints a line above the bar."""
+        del file, end
+        with cls.external_write_mode(nolock=nolock):
+            _printing.say(s)
