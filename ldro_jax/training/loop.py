@@ -73,12 +73,12 @@ def train(
         raise ValueError("test='best' needs runs that are trained one at a time.")
     with contextlib.ExitStack() as stack:
         session = program.start(trials, schedule)
-        saved = _Saved(checkpoint_dir, _identity(program, session, trials))
+        saved = _Saved(checkpoint_dir, _identity(program, session, schedule, trials))
         stack.enter_context(contextlib.closing(saved.checkpoints))
         preempted = stack.enter_context(preemption.watch())
         now = saved.restore(session)
         if now is None and origin is not None:
-            now = _taken_from(origin, program, session)
+            now = _taken_from(origin, program, session, schedule)
         if now is None:
             now = _Progress([recording.empty_run(trial, schedule) for trial in trials])
         else:
@@ -215,15 +215,19 @@ class _Saved:
         return _Progress.from_record(record)
 
 
-def _identity(program: Program, session: Session, trials: Sequence[Trial]) -> dict[str, Any]:
+def _identity(
+    program: Program, session: Session, schedule: Schedule, trials: Sequence[Trial]
+) -> dict[str, Any]:
     """What a checkpoint of these runs must have been made with."""
-    del trials
+    del schedule, trials
     return {**program.problem.identity, **session.identity}
 
 
-def _taken_from(origin: Origin, program: Program, session: Session) -> _Progress | None:
+def _taken_from(
+    origin: Origin, program: Program, session: Session, schedule: Schedule
+) -> _Progress | None:
     """Loads the states of some runs out of the newest good checkpoint of more."""
-    identity = _identity(program, session, origin.trials)
+    identity = _identity(program, session, schedule, origin.trials)
     # Held on the host, since all of them may be too many for the device.
     like = jax.tree.map(
         lambda x: np.zeros((len(origin.trials), *x.shape[1:]), x.dtype), session.states
