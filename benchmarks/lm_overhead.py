@@ -69,8 +69,9 @@ def stretch(program: MeshedProgram, steps: int):
 
     def run():
         nonlocal state
-        for batch in prefetched(batches()):
-            state, losses = program.step(state, batch, program.method)
+        with prefetched(batches()) as ready:
+            for batch in ready:
+                state, losses = program.step(state, batch, program.method)
         jax.block_until_ready((state, losses))
 
     return run

@@ -6,10 +6,12 @@ import typing
 if typing.TYPE_CHECKING:
     from ldro_jax import games, interaction, ldro, problems, transform, weighting
     from ldro_jax.experiments.compare import compare
+    from ldro_jax.preemption import PreemptedError
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PreemptedError",
     "compare",
     "games",
     "interaction",
@@ -24,6 +26,8 @@ def __getattr__(name: str) -> typing.Any:
     # Importing JAX takes a second, in which the command line must already heed Ctrl-C.
     if name == "compare":
         return importlib.import_module("ldro_jax.experiments.compare").compare
+    if name == "PreemptedError":
+        return importlib.import_module("ldro_jax.preemption").PreemptedError
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM from the first line of a program on; imports nothing that takes time.
+"""Ctrl-C, SIGTERM and SIGHUP from the first line of a program on; imports nothing that takes time.
 
 Python would raise an exception wherever the program is: inside an import, which may swallow it, or
 in a callback of a C++ library, which may crash. What an experiment writes is whole at any time, so
-the program can end at once. :mod:`ldro_jax.preemption` takes SIGTERM over where there is
+the program can end at once. :mod:`ldro_jax.preemption` takes the latter two over where there is
 something to save.
 """
 
@@ -13,17 +13,21 @@ import sys
 from types import FrameType
 
 _WORDS = {signal.SIGINT: "Interrupted.", signal.SIGTERM: "Terminated."}
+if hasattr(signal, "SIGHUP"):
+    _WORDS[signal.SIGHUP] = "Hung up."
 # A sentence to say besides.
 advice = ""
 
 
 def end_at_once() -> None:
-    """Makes both signals end the process, with one line and the exit status that a shell expects.
+    """Makes them end the process, with one line and the exit status that a shell expects.
 
     For the main thread of a program; the library never calls it on import.
     """
     for number in _WORDS:
-        signal.signal(number, _end)
+        # As nohup has it for SIGHUP, and a shell for what runs in the background.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _end)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

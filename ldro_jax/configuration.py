@@ -6,6 +6,7 @@ The rest of the library knows nothing of gin: this module makes it configurable 
 import collections
 import functools
 import inspect
+import os
 import pathlib
 import re
 import tokenize
@@ -69,7 +70,9 @@ def _register() -> None:
             gin.external_configurable(function, module=module)
     # gin would look for a/b.gin in a Python package a as well, before it comes to the search path,
     # and fails at a mere folder of that name.
-    gin_config._FILE_READERS = gin_config._FILE_READERS[:1]
+    # And it would read files as the locale says.
+    utf8 = functools.partial(open, encoding="utf-8-sig")
+    gin_config._FILE_READERS = [(utf8, os.path.isfile)]
     for path in _ROOTS:
         gin.add_config_file_search_path(str(path))
 
@@ -104,6 +107,7 @@ def load(gin_files: Sequence[str], gin_bindings: Sequence[str]) -> Callable:
     """
     _register()
     gin.clear_config()
+    gin_bindings = [_as_utf8(binding) for binding in gin_bindings]
     for file in gin_files:
         if not any((root / file).is_file() for root in (pathlib.Path(), *_ROOTS)):
             raise FileNotFoundError(f"There is no gin file {file}. {_known_experiments()}")
@@ -180,6 +184,14 @@ def rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
         f"--gin_bindings={arg.removeprefix(prefix)}" if arg.startswith(prefix) else arg
         for arg in argv
     ]
+
+
+def _as_utf8(argument: str) -> str:
+    """An argument of the command line, whatever the locale."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        return argument
 
 
 def _known_experiments() -> str:

@@ -9,9 +9,10 @@ A run that was interrupted goes on where it stopped: give the same command again
 Gin files are code: they can import modules and call functions. Run only those that you trust.
 """
 
-from ldro_jax import _signals
+from ldro_jax import _printing, _signals
 
 if __name__ == "__main__":
+    _printing.open_all()
     _signals.end_at_once()
 
 import os
@@ -62,14 +63,13 @@ def main(argv: list[str]) -> None:
     try:
         _run()
     except KeyboardInterrupt:
-        print(f"\nInterrupted. {_signals.advice}", file=sys.stderr)
+        _printing.say(f"\nInterrupted. {_signals.advice}", error=True)
         # As a shell reports a process that Ctrl-C ended.
         sys.exit(130)
     except preemption.PreemptedError as error:
         message = configuration.explain(error)
-        print(f"\n{message} The same command goes on from there.", file=sys.stderr)
-        # As a shell reports a process that SIGTERM ended.
-        sys.exit(143)
+        _printing.say(f"\n{message} The same command goes on from there.", error=True)
+        sys.exit(error.exit_status)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("LDRO_JAX_TRACEBACK"):
             raise
@@ -90,7 +90,7 @@ def _run() -> None:
         raise ValueError("--data_dir is empty. Is it a variable that isn't set? Name a directory.")
     record = output.check() if processes.is_first() else None
     if not processes.all_agree(record is None):
-        print(f"The experiment in {output.path} is finished; look at its report.html.")
+        _printing.say(f"The experiment in {output.path} is finished; look at its report.html.")
         if record is not None:
             runs.require_complete(record)
         return
@@ -116,6 +116,7 @@ def _usage() -> str:
 
 def run() -> None:
     """Entry point of the console script."""
+    _printing.open_all()
     _signals.end_at_once()
     if _HELP & set(sys.argv[1:]):
         print(_usage())

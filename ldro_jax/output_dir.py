@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import socket
+import stat
 import time
 from typing import Any
 
@@ -165,7 +166,7 @@ class OutputDir:
     def _take_lock(self) -> bool:
         if paths.is_remote(self.path) or importlib.util.find_spec("fcntl") is None:
             return True
-        lock = (self.path / _LOCK).open("a+")
+        lock = _open_lock(self.path / _LOCK, os.O_RDWR | os.O_CREAT)
         if not _flock(lock):
             lock.close()
             return False
@@ -180,9 +181,9 @@ class OutputDir:
     def _holder(self) -> str:
         """Who has the lock, if it isn't this object."""
         path = self.path / _LOCK
-        if self._lock is not None or paths.is_remote(path) or not path.exists():
+        if self._lock is not None or paths.is_remote(path) or not os.path.lexists(path):
             return ""
-        with path.open() as lock:
+        with _open_lock(path, os.O_RDONLY) as lock:
             if _flock(lock):
                 return ""
             try:
@@ -198,6 +199,40 @@ def _difference(found: str, ours: str) -> str:
     lines = [change for change in changes if change[:2] in ("- ", "+ ") and change[2:].strip()]
     there, now = ("; ".join(x[2:] for x in lines if x[0] == sign) or "nothing" for sign in "-+")
     return f"{there} there, {now} now"
+
+
+def _open_lock(path: pathlib.Path, flags: int) -> Any:
+    """Opens the lock, a file that is written over; never one that somebody put there instead.
+
+    Raises:
+      FileExistsError: if it is a link, or no file, or that of another user.
+    """
+    what = "isn't a plain file"
+    try:
+        # What a link points to would be written over, and a pipe would block.
+        more = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        descriptor = os.open(path, flags | more, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
+            raise
+    else:
+        found = os.fstat(descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
+            if _is_trusted(found.st_uid, path.parent):
+                return os.fdopen(descriptor, "r+" if flags & os.O_RDWR else "r", encoding="utf-8")
+            what = "belongs to another user"
+        os.close(descriptor)
+    raise FileExistsError(
+        f"{path}, which says who works there, {what}. Delete it if no process does, or choose "
+        "another --output_dir."
+    )
+
+
+def _is_trusted(owner: int, directory: pathlib.Path) -> bool:
+    if not hasattr(os, "geteuid"):
+        return True
+    # A file system that has one owner for everything has the same one for the directory.
+    return os.geteuid() in (0, owner) or owner == directory.stat().st_uid
 
 
 def _flock(file: Any) -> bool:

@@ -8,8 +8,8 @@ import errno
 import itertools
 import os
 import pathlib
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,15 +87,16 @@ def write(path: pathlib.Path, content: bytes | str) -> None:
         path.write_bytes(content)
         return
     # The temporary file must be on the same file system for the replacement to be atomic.
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{TEMPORARY}{path.name}.")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}.{secrets.token_hex(4)}")
+    # As readable as the user's other files, which those of mkstemp are not.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    handle = os.open(temporary, flags, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             # Otherwise a machine that loses power may keep the new name and not what is in it.
             os.fsync(file.fileno())
-        # mkstemp makes the file private; it should be as readable as other files.
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):

@@ -218,6 +218,70 @@ def test_a_read_only_place_is_refused_for_root_too():
         claim(pathlib.Path("/proc/self/o"))
 
 
+def _link(lock, victim):
+    lock.symlink_to(victim)
+
+
+def _hard_link(lock, victim):
+    lock.hardlink_to(victim)
+
+
+def _pipe(lock, victim):
+    os.mkfifo(lock)
+
+
+def _dangling(lock, victim):
+    lock.symlink_to(victim.with_name("new"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs O_NOFOLLOW")
+@pytest.mark.parametrize("put", [_link, _hard_link, _pipe, _dangling], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("step", ["check", "claim"])
+def test_what_stands_in_place_of_the_lock_is_left_alone(put, step, tmp_path):
+    victim = tmp_path / "thesis.txt"
+    victim.write_text("precious")
+    output = unfinished(tmp_path / "o")
+    put(output / f"{paths.TEMPORARY}lock", victim)
+    with pytest.raises(FileExistsError, match="isn't a plain file. Delete it if no process does"):
+        getattr(OutputDir(output, CONFIG), step)()
+    assert victim.read_text() == "precious" and not (tmp_path / "new").exists()
+
+
+def test_the_lock_of_another_user_is_not_written_over(tmp_path, monkeypatch):
+    output = unfinished(tmp_path / "o")
+    lock = output / f"{paths.TEMPORARY}lock"
+    lock.write_text("theirs")
+    real = os.getuid()
+    monkeypatch.setattr(os, "geteuid", lambda: real + 1)
+    # The directory is theirs too, such as one that a group shares: so is the lock.
+    assert OutputDir(output, CONFIG).check() is None
+    stat = pathlib.Path.stat
+
+    def ours(path, **options):
+        found = list(stat(path, **options))
+        found[4] = real + 1
+        return os.stat_result(found)
+
+    monkeypatch.setattr(pathlib.Path, "stat", ours)
+    with pytest.raises(FileExistsError, match="belongs to another user. Delete it"):
+        OutputDir(output, CONFIG).check()
+    assert lock.read_text() == "theirs"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs permissions")
+@pytest.mark.parametrize("umask", [0o002, 0o077])
+def test_files_are_as_readable_as_the_user_wants_them(umask, tmp_path):
+    before = os.umask(umask)
+    try:
+        claim(tmp_path / "o")
+        paths.write(tmp_path / "o" / "runs" / "a.json", "{}")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "o").rglob("*"):
+        expected = 0o777 if path.is_dir() else 0o666
+        assert path.stat().st_mode & 0o777 == expected & ~umask, path
+
+
 def test_a_full_disk_is_one_message_and_leaves_nothing(tmp_path, monkeypatch):
     unfinished(tmp_path, "")
 

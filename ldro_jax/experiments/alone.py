@@ -14,8 +14,9 @@ from typing import Any
 import optax
 from absl import logging
 
-from ldro_jax import checks, paths, processes
+from ldro_jax import _printing, checks, paths, processes
 from ldro_jax.experiments import compare as compare_lib
+from ldro_jax.experiments import names
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.language_models import LanguageModel
@@ -82,14 +83,15 @@ def monolingual(
     first = model.with_corpus(model.corpus.only(0))
     program = MeshedProgram(first, optimizer, batches, _ALONE, layout=layout or Layout())
     program.check()
+    program.check_evaluation()
     if ready is not None:
         ready()
     if (found := _finished_references(output_dir / references_lib.FILE, model)) is not None:
         return found
     output_dir.mkdir(parents=True, exist_ok=True)
     losses: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
-    for index, language in enumerate(model.task_names):
-        name = f"Monolingual-{language}-seed{seed}"
+    run_names = names.file_names(f"Monolingual-{task}-seed{seed}" for task in model.task_names)
+    for index, (language, name) in enumerate(zip(model.task_names, run_names, strict=True)):
         placed: Any = program.problem
         alone = program.for_problem(placed.with_corpus(model.corpus.only(index)))
         trial = Trial(dataclasses.replace(_ALONE, name=f"Monolingual {language}"), seed)
@@ -133,7 +135,8 @@ def monolingual(
     if processes.is_first():
         files.write_json(found, output_dir / references_lib.FILE)
     processes.wait_for_all("references")
-    print(f"The losses of one model for each language are in {output_dir / references_lib.FILE}.")
+    file = output_dir / references_lib.FILE
+    _printing.say(f"The losses of one model for each language are in {file}.")
     return found
 
 

@@ -95,8 +95,11 @@ def compare(
 
     Raises:
       FileExistsError: if the directory holds something else, or is in use.
+      PreemptedError: after SIGTERM or SIGHUP, when the state is saved, within about ten seconds; in
+        the main thread, where Python handles signals. The same call goes on from there.
       RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
-        are not finite, or had losses below zero that their method can't take.
+        are not finite, or had losses below zero that their method can't take; and again whenever
+        the same is asked for, since the record stays as it is.
       ValueError: if there is nothing to run, an argument is not what it must be, or two runs would
         have the same name.
     """
@@ -127,9 +130,11 @@ def compare(
             )
             output = output_dir_lib.OutputDir(output_dir, config_text)
             if (finished := output.check()) is not None:
+                runs_lib.require_complete(finished)
                 return finished
             stack.callback(output.close)
             ready = output.claim
+        first.check_evaluation()
         alone = references_lib.load(
             references, made, output_dir=output_path, data_dir=data_dir, ready=ready
         )

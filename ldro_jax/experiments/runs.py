@@ -2,24 +2,23 @@
 
 import collections
 import dataclasses
-import hashlib
-import itertools
 import pathlib
-import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import tqdm
 from absl import logging
 
-from ldro_jax import checks, paths, processes, weighting
+from ldro_jax import _printing, checks, paths, processes, weighting
+from ldro_jax.experiments import groups, names
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.records import json_types, results
-from ldro_jax.training import loop
+from ldro_jax.training import loop, recording
 from ldro_jax.training.engine import Program, Trial
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
+from ldro_jax.training.stacked import StackedProgram
 
 # Programs are made with it first, so that errors of a model or of batches are no method's.
 AVERAGE = Method("Average", "average")
@@ -79,9 +78,9 @@ def list_runs(
                 )
             settings.append(method)
     checks.sequence("methods", settings, listed)
-    names = collections.Counter(method.name for method in settings)
+    times = collections.Counter(method.name for method in settings)
     runs_of = {
-        run_name(method, seed, several=names[method.name] > 1): Trial(method, seed)
+        names.run_label(method, seed, several=times[method.name] > 1): Trial(method, seed)
         for seed in seeds
         for method in settings
     }
@@ -90,7 +89,7 @@ def list_runs(
             "methods must each have their own name or setting, since the runs are named by them, "
             f"but they are {[m.name for m in settings]}."
         )
-    return settings, runs_of
+    return settings, dict(zip(names.file_names(runs_of), runs_of.values(), strict=True))
 
 
 def programs_of(settings: Iterable[Method], first: Program) -> dict[tuple[Any, ...], Program]:
@@ -175,21 +174,6 @@ def check_description(name: str, description: str, schedule: Schedule) -> None:
     checks.instance("schedule", schedule, Schedule, "@Schedule()")
 
 
-def run_name(method: Method, seed: int, *, several: bool = False) -> str:
-    """A name for files: the method's, without what a file system may not like.
-
-    Args:
-      method: of the run.
-      seed: of the run.
-      several: whether there are several settings of the method.
-
-    Returns:
-      The name.
-    """
-    setting = "".join(f"-{k}={v}" for k, v in method.settings().items()) if several else ""
-    return f"{re.sub(r'[^A-Za-z0-9._=-]+', '_', method.name + setting)}-seed{seed}"
-
-
 def train_all(
     trials: Mapping[str, tuple[Trial, Trial]],
     first: Program,
@@ -223,7 +207,9 @@ def train_all(
         run = finished_run(files[name], trial, schedule.train_steps, identity)
         if run is not None:
             finished[name] = run
-    waiting = _groups({n: t for n, (_, t) in trials.items() if n not in finished}, together)
+    resolved = {name: trial for name, (_, trial) in trials.items()}
+    left = {name: trial for name, trial in resolved.items() if name not in finished}
+    waiting = groups.split(left, together, output_dir / "checkpoints")
     while waiting:
         group = waiting.popleft()
         key = next(iter(group.values())).method.compile_key()
@@ -231,7 +217,7 @@ def train_all(
             programs[key] = first.for_method(next(iter(group.values())).method)
         done = label or f"{len(finished)}/{len(trials)}"
         try:
-            runs = _train(group, programs[key], schedule, output_dir, done)
+            runs = _train(group, resolved, programs[key], schedule, output_dir, done)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
                 raise
@@ -241,8 +227,8 @@ def train_all(
                 len(group),
                 len(group) - half,
             )
-            names_of = list(group)
-            for part in (names_of[half:], names_of[:half]):
+            members = list(group)
+            for part in (members[half:], members[:half]):
                 waiting.appendleft({n: group[n] for n in part})
             continue
         for name, run in zip(group, runs, strict=True):
@@ -253,44 +239,43 @@ def train_all(
     return [finished[name] for name in trials]
 
 
-def _groups(trials: Mapping[str, Trial], size: int) -> collections.deque[dict[str, Trial]]:
-    """Which runs to train together: those that share a program, at most so many."""
-    if size == 1:  # in the order they are listed, so that an unfinished sweep has whole seeds
-        return collections.deque({name: trial} for name, trial in trials.items())
-    sharing: dict[tuple, dict[str, Trial]] = {}
-    for name, trial in trials.items():
-        sharing.setdefault(trial.method.compile_key(), {})[name] = trial
-    return collections.deque(
-        dict(part) for names in sharing.values() for part in _chunks(names.items(), size)
-    )
-
-
-def _chunks(items: Iterable, size: int) -> Iterator[tuple]:
-    items = iter(items)
-    while chunk := tuple(itertools.islice(items, size)):
-        yield chunk
-
-
 def _train(
     group: Mapping[str, Trial],
+    all_trials: Mapping[str, Trial],
     program: Program,
     schedule: Schedule,
     output_dir: pathlib.Path,
     done: str,
 ) -> list[results.Run]:
-    names, trials = list(group), list(group.values())
-    folder = names[0]
-    if len(group) > 1:
-        folder = "group-" + hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    members, trials = list(group), list(group.values())
     first = f"{trials[0].method.name}, seed {trials[0].seed}"
     label = f"[{done}] {first}" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
     total = schedule.train_steps * len(group)
-    with tqdm.tqdm(total=total, desc=label, unit="step") as progress:
-        return loop.train(
+    folder = output_dir / "checkpoints"
+    groups.note(members, folder)
+    stacked = isinstance(program, StackedProgram)
+    is_shown = _printing.is_terminal()
+    with _Bar(total=total, desc=label, unit="step", disable=not is_shown) as progress:
+        runs = loop.train(
             program,
             trials,
             schedule,
-            checkpoint_dir=output_dir / "checkpoints" / folder,
-            tensorboard_dirs=[output_dir / "tensorboard" / name for name in names],
+            checkpoint_dir=folder / groups.folder(members),
+            tensorboard_dirs=[output_dir / "tensorboard" / name for name in members],
             progress=progress,
+            origin=groups.origin(members, all_trials, folder) if stacked else None,
         )
+    if not is_shown and processes.is_first():
+        _printing.say(f"{label}: {recording.progress_text(runs[-1])}")
+    return runs
+
+
+class _Bar(tqdm.tqdm):
+    """A progress bar whose lines are printed as far as somebody listens."""
+
+    @classmethod
+    def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:
+        """Prints a line above the bar."""
+        del file, end
+        with cls.external_write_mode(nolock=nolock):
+            _printing.say(s)

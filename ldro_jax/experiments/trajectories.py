@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from ldro_jax import checks, reporting
-from ldro_jax.experiments import compare
+from ldro_jax.experiments import compare, names
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.toy import PointTasks
 from ldro_jax.records import results
@@ -80,6 +80,7 @@ def trajectories(
       The record, as it is in ``results.json``.
 
     Raises:
+      RunsStoppedError: at the end, after the report, if some runs ended early.
       ValueError: if an argument is not what it must be, there is no step to record, a method is in
         two panels under one name, or several processes run it together.
     """
@@ -95,12 +96,16 @@ def trajectories(
         raise ValueError(
             f"panels must have methods that each have their own name, but these are {method_names}."
         )
+    trials_of = [runs_lib.list_runs(panel.methods, panel.seeds)[1] for panel in panels]
+    files = iter(names.file_names(run for trials in trials_of for run in trials))
+    trials_of = [{next(files): trial for trial in trials.values()} for trials in trials_of]
     batches = Batches(len(points))
     problem = compare.make_problem(PointTasks(points, start=start), None, schedule)
     prepared = []
     for panel in panels:
         noisy = PointTasks(points, start=start, noise=panel.noise)
         first = StackedProgram(noisy, optimizer, batches, runs_lib.AVERAGE)
+        first.check_evaluation()
         prepared.append((panel, first, runs_lib.programs_of(panel.methods, first)))
     if ready is not None:
         ready()
@@ -109,10 +114,9 @@ def trajectories(
         return compare.make_record(problem, runs, name=name, description=description)
 
     runs, drawn = [], []
-    for panel, first, programs in prepared:
-        _, trials = runs_lib.list_runs(panel.methods, panel.seeds)
+    for (panel, first, programs), trials in zip(prepared, trials_of, strict=True):
         done = runs_lib.train_all(
-            {name: (trial, trial) for name, trial in trials.items()},
+            {run: (trial, trial) for run, trial in trials.items()},
             first,
             schedule,
             output_dir,
@@ -130,6 +134,7 @@ def trajectories(
         runs += done
     found = record(runs)
     reporting.finish(found, output_dir, config_text, _figure(drawn, points, panels, found))
+    runs_lib.require_complete(found)
     return found
 
 

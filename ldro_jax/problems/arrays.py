@@ -162,10 +162,11 @@ class ArrayProblem(base.Problem):
         return self._evaluate(params, self._placed[split], split)
 
     @override
-    def check_evaluation(self, params: Any) -> None:
+    def check_evaluation(self, params: Any) -> bool:
         for name in self.splits:
             evaluate = functools.partial(self._task_values, split=name)
             jax.eval_shape(evaluate, params, self._splits[name])
+        return True
 
     @functools.cached_property
     def _placed(self) -> dict[str, Any]:

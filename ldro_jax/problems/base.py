@@ -195,16 +195,21 @@ class Problem(abc.ABC):
         del mesh, batch_size
         return self
 
-    def check_evaluation(self, params: Any) -> None:
-        """Traces an evaluation where that is possible, to find what doesn't fit before training.
+    def check_evaluation(self, params: Any) -> bool:
+        """Finds out before the training whether an evaluation will fail, without making one.
 
         Args:
           params: their shapes.
 
+        Returns:
+          Whether that is known now. By default it isn't, and :meth:`evaluate` is tried once on each
+          split, with parameters from :meth:`init`. Where that takes too long, do less of it here.
+
         Raises:
-          ValueError: if something doesn't.
+          ValueError: if something doesn't fit.
         """
         del params
+        return False
 
     def check_names(self) -> None:
         """Checks what a subclass has set.

@@ -148,11 +148,12 @@ class LanguageModel(base.Problem):
         return {PERPLEXITY.name: perplexity(self.losses(params, split))}
 
     @override
-    def check_evaluation(self, params: Any) -> None:
+    def check_evaluation(self, params: Any) -> bool:
         row = jax.ShapeDtypeStruct((self._eval_rows,), jnp.int32, sharding=self._where)
         tokens = jax.ShapeDtypeStruct((row.size, self.eval_length), jnp.int32, sharding=self._where)
         batch = sequences.EvaluationBatch(tokens, row, row)  # pyright: ignore[reportArgumentType]
         jax.eval_shape(lambda p, b: self._evaluate(p, b, self.num_tasks), params, batch)
+        return True
 
     def score(self, values: Mapping[str, np.ndarray]) -> float:
         """The average loss, negative, in nats a token."""

@@ -2,7 +2,7 @@
 
 A checkpoint is one directory that is there as a whole or not at all. It holds checksums of
 everything in it, says what data it was made with, and which earlier one was the best of its run: a
-run goes on from a checkpoint only if that one can be read as well.
+run goes on from a checkpoint only if that one can be read as well, so there is a copy of it.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ldro_jax import errors, paths, processes
-from ldro_jax.records import files, orbax
+from ldro_jax.records import copies, files, orbax
 from ldro_jax.records import identity as identity_lib
 
 
@@ -53,6 +53,8 @@ class Checkpoints:
         )
         with paths.clear_errors(self._directory):
             self._manager = orbax.Manager(self._directory, options=options)
+        # Without the best one all later ones are of no use.
+        self._copies = copies.Copies(self._directory)
 
     @property
     def steps(self) -> Sequence[int]:
@@ -85,8 +87,11 @@ class Checkpoints:
         with paths.clear_errors(self._directory):
             # The one before must be there as a whole before others are deleted for it.
             self._manager.wait_until_finished()
-            self._best = best
             self._prune()
+            if best is not None and best == self._best and best != step:
+                self._copies.start(best)
+            self._best = best
+            self._copies.forget(step)
             if step in self.steps:
                 self._manager.delete(step)
             self._manager.save(
@@ -118,12 +123,12 @@ class Checkpoints:
         for step in reversed(self.steps):
             if step not in self.steps:  # the best of a later one, which couldn't be read
                 continue
-            found = self._try(step, like, and_then)
+            found = self._read(step, like, and_then)
             if found is None:
                 self._move_aside(step)
                 continue
             best = found[1]["best"]
-            if best not in (None, step) and self._try(best, like) is None:
+            if best not in (None, step) and self._read(best, like) is None:
                 if best in self.steps:
                     self._move_aside(best)
                 logging.warning(
@@ -154,13 +159,24 @@ class Checkpoints:
             self._manager.wait_until_finished()
         if self._best is None:
             return None
-        if (found := self._try(self._best, like)) is None:
+        self._copies.wait()
+        if (found := self._read(self._best, like)) is None:
             raise OSError(
                 f"The checkpoint of the best step, {self._best}, in {self._directory} can't be "
                 "read any more. Give the same command again: it goes back to where the run can go "
                 "on from."
             )
         return found[0]
+
+    def _read(
+        self, step: int, like: Any, and_then: Callable[[int], None] = lambda step: None
+    ) -> tuple[Any, dict[str, Any]] | None:
+        """The state and the payload of one checkpoint, or of its copy if it is damaged."""
+        found = self._try(step, like, and_then)
+        if found is None and self._copies.put_back(step):
+            self._manager.reload()
+            found = self._try(step, like, and_then)
+        return found
 
     def _try(
         self, step: int, like: Any, and_then: Callable[[int], None] = lambda step: None
@@ -226,6 +242,7 @@ class Checkpoints:
             )
 
     def _prune(self) -> None:
+        self._copies.wait()
         steps = self.steps
         for step in steps[: max(len(steps) - self._keep, 0)]:
             if step != self._best:

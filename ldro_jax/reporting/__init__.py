@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from ldro_jax import paths
+from ldro_jax import _printing, paths
 from ldro_jax.records.results import Results, save_results
 
 __all__ = ["finish", "headline_text", "write_report"]
@@ -101,5 +101,5 @@ def finish(
     # Last, because a directory that has it counts as finished.
     save_results(record, output_dir / "results.json")
     with contextlib.suppress(ImportError):
-        print(headline_text(record))
-    print(f"Everything is in {output_dir}; look at {page}.")
+        _printing.say(headline_text(record))
+    _printing.say(f"Everything is in {output_dir}; look at {page}.")

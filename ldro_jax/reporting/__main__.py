@@ -12,7 +12,7 @@ beside the record, if there is one.
 import argparse
 import sys
 
-from ldro_jax import paths, reporting
+from ldro_jax import _printing, paths, reporting
 from ldro_jax.records.compact import compact
 from ldro_jax.records.results import load_results, save_results
 
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
             save_results(results, output_dir / "results.json")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
-    print(f"Look at {page}.")
+    _printing.say(f"Look at {page}.")
 
 
 if __name__ == "__main__":

@@ -19,13 +19,14 @@ import numpy as np
 import optax
 from flax.core import meta
 
-from ldro_jax import _trained, checks, interaction
+from ldro_jax import _trained, checks, errors, interaction
 from ldro_jax.interaction import Interaction
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks import sampling
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
+from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
 
 
@@ -129,6 +130,10 @@ class Session(abc.ABC):
     @abc.abstractmethod
     def load(self, states: Any, record: Mapping[str, Any]) -> None:
         """Goes on from a checkpoint's states and :meth:`record`."""
+
+    def load_some(self, states: Any, record: Mapping[str, Any], chosen: Sequence[int]) -> None:
+        """Goes on from a checkpoint of more runs, as NumPy arrays; ``chosen`` are these."""
+        raise NotImplementedError
 
     def renew_source(self) -> Source | None:
         """Puts the source at its beginning. Returns it, if it has a state to restore."""
@@ -288,9 +293,38 @@ class Program(abc.ABC):
     def check(self) -> None:
         """Traces a step; raises ``ValueError`` for what doesn't fit, before any training."""
 
+    def check_evaluation(self) -> None:
+        """Tries what is measured on each split; raises ``ValueError`` where that would fail.
+
+        Otherwise it would fail after the training, the test at its very end, and at every restart.
+        """
+        if self.problem.check_evaluation(self.abstract_state().params):
+            return
+        params = self.init(0).params
+        for split in self.problem.splits:
+            try:
+                values = self.evaluate(params, split)
+                if split == "validation":
+                    self.problem.score(values)
+            except Exception as error:
+                raise ValueError(
+                    f"evaluate can't measure the split {split!r} ({errors.first_line(error)})."
+                ) from error
+
     @abc.abstractmethod
-    def start(self, trials: Sequence[Trial]) -> Session:
-        """Runs before their first step. Parameters depend on the seed alone, not on the method."""
+    def init(self, seed: int) -> TrainState:
+        """The state before the first step, on which no method has an influence."""
+
+    @abc.abstractmethod
+    def abstract_state(self) -> TrainState:
+        """The shapes and dtypes of such a state, and its shardings on a mesh."""
+
+    @abc.abstractmethod
+    def start(self, trials: Sequence[Trial], schedule: Schedule | None = None) -> Session:
+        """Runs before their first step. Parameters depend on the seed alone, not on the method.
+
+        The schedule says how long the stretches will be, so that one program is enough for all.
+        """
 
     def evaluate(self, params: Any, split: str) -> dict[str, np.ndarray]:
         """The values of each metric by name, ``[N]``, checked."""

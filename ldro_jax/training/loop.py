@@ -6,8 +6,9 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -21,6 +22,20 @@ from ldro_jax.training.schedule import Schedule
 _SOURCE = "stream"
 
 
+class Origin(NamedTuple):
+    """Checkpoints of more runs, which some of them can go on from.
+
+    Attributes:
+      directory: where they are.
+      trials: all runs that they hold.
+      chosen: where among these are those that go on.
+    """
+
+    directory: pathlib.Path
+    trials: Sequence[Trial]
+    chosen: Sequence[int]
+
+
 def train(
     program: Program,
     trials: Sequence[Trial],
@@ -29,6 +44,7 @@ def train(
     checkpoint_dir: pathlib.Path,
     tensorboard_dirs: Sequence[pathlib.Path],
     progress: Any,
+    origin: Origin | None = None,
 ) -> list[results.Run]:
     """Trains runs together, from their newest good checkpoint if there is one.
 
@@ -40,13 +56,14 @@ def train(
       checkpoint_dir: where the checkpoints of these runs are.
       tensorboard_dirs: where the TensorBoard events of each run go.
       progress: a tqdm progress bar over the steps of all runs.
+      origin: where their states are if they have no checkpoint of their own.
 
     Returns:
       The records of the runs. If the losses of one never became finite again, it says so in
       ``stopped``.
 
     Raises:
-      PreemptedError: after SIGTERM, when the state is saved.
+      PreemptedError: after SIGTERM or SIGHUP, when the state is saved.
       ValueError: if a method needs another program, several runs are to be tested at their best,
         or a checkpoint was made with other data or another model.
     """
@@ -56,11 +73,13 @@ def train(
     if schedule.test == "best" and len(trials) > 1:
         raise ValueError("test='best' needs runs that are trained one at a time.")
     with contextlib.ExitStack() as stack:
-        session = program.start(trials)
-        saved = _Saved(checkpoint_dir, {**program.problem.identity, **session.identity})
+        session = program.start(trials, schedule)
+        saved = _Saved(checkpoint_dir, _identity(program, session, schedule, trials))
         stack.enter_context(contextlib.closing(saved.checkpoints))
         preempted = stack.enter_context(preemption.watch())
         now = saved.restore(session)
+        if now is None and origin is not None:
+            now = _taken_from(origin, program, session, schedule)
         if now is None:
             empty = (recording.empty_run(trial, schedule) for trial in trials)
             now = _Progress([recording.Record(run) for run in empty])
@@ -83,7 +102,7 @@ def train(
         def stop():
             if last_saved < session.step:
                 save()
-            raise preemption.PreemptedError(f"{now.names}: stopped, saved at step {session.step}.")
+            raise preempted.error(f"{now.names}: stopped, saved at step {session.step}.")
 
         while session.step < schedule.train_steps and now.is_going:
             end = (session.step // schedule.eval_interval + 1) * schedule.eval_interval
@@ -103,6 +122,9 @@ def train(
             # Also what came in the last step or during the evaluation: the next run won't know.
             if preempted(session.step):
                 stop()
+        # Their records are written one after the other, and what is killed in between needs it.
+        if len(trials) > 1 and last_saved < session.step:
+            save()
         if schedule.test != "always" and "test" in program.problem.splits and now.is_going:
             tested = _test(program, session, schedule, now, saved)
             # Without the test in its record: the next run makes it again.
@@ -201,6 +223,33 @@ class _Saved:
         states, record = restored
         session.load(states, record["session"])
         return _Progress.from_record(record)
+
+
+def _identity(
+    program: Program, session: Session, schedule: Schedule, trials: Sequence[Trial]
+) -> dict[str, Any]:
+    """What a checkpoint of these runs must have been made with."""
+    del schedule, trials
+    return {**program.problem.identity, **session.identity}
+
+
+def _taken_from(
+    origin: Origin, program: Program, session: Session, schedule: Schedule
+) -> _Progress | None:
+    """Loads the states of some runs out of the newest good checkpoint of more."""
+    identity = _identity(program, session, schedule, origin.trials)
+    # Held on the host, since all of them may be too many for the device.
+    like = jax.tree.map(
+        lambda x: np.zeros((len(origin.trials), *x.shape[1:]), x.dtype), session.states
+    )
+    with contextlib.closing(checkpoints.Checkpoints(origin.directory, identity=identity)) as found:
+        restored = found.restore(like)
+    if restored is None:
+        return None
+    states, record = restored
+    session.load_some(states, record["session"], origin.chosen)
+    now = _Progress.from_record(record)
+    return _Progress([now.runs[index] for index in origin.chosen])
 
 
 def _evaluate(

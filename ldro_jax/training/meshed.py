@@ -4,7 +4,6 @@ Rows are made in a thread while the devices compute. With several processes each
 its own devices.
 """
 
-import contextlib
 import copy
 import dataclasses
 import math
@@ -20,7 +19,7 @@ from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
-from ldro_jax import _trained, checks, interaction, sharding, transform
+from ldro_jax import _trained, checks, interaction, preemption, sharding, transform
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
@@ -29,6 +28,7 @@ from ldro_jax.training import feed as feed_lib
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
 from ldro_jax.training.prefetch import prefetched
+from ldro_jax.training.schedule import Schedule
 
 # Steps are queued faster than they run, and a queue without end would hold as many batches.
 _QUEUED_STEPS = 32
@@ -115,12 +115,15 @@ class MeshedProgram(engine.Program):
         params = self.problem.init(key)
         return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx({}).init(params))
 
+    @override
     def init(self, seed: int) -> step_lib.TrainState:
-        """The state before the first step, on the mesh."""
         return self._init(jax.random.key(seed))
 
     @override
-    def start(self, trials: Sequence[engine.Trial]) -> "MeshedSession":
+    def start(
+        self, trials: Sequence[engine.Trial], schedule: Schedule | None = None
+    ) -> "MeshedSession":
+        del schedule
         (trial,) = trials
         return MeshedSession(self, trial)
 
@@ -132,8 +135,8 @@ class MeshedProgram(engine.Program):
         rates = {k: np.asarray(v, np.float32) for k, v in method.rates().items()}
         return self._step(rates, state, batch._replace(reference=self._reference))
 
+    @override
     def abstract_state(self) -> step_lib.TrainState:
-        """The shapes, dtypes and shardings of a training state."""
         return jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             self._shapes,
@@ -149,7 +152,6 @@ class MeshedProgram(engine.Program):
         arguments = self._abstract_arguments()
         self._check_losses(arguments[1].params, arguments[2].rows)
         jax.eval_shape(self._step, *arguments)
-        self.problem.check_evaluation(arguments[1].params)
 
     def _abstract_arguments(self) -> tuple[Any, ...]:
         """Shapes of the rates, the state and the batch of a step."""
@@ -158,6 +160,12 @@ class MeshedProgram(engine.Program):
         if self.method.uses_excess:
             batch = batch._replace(reference=self.abstract_state().params)
         return rates, self.abstract_state(), batch
+
+
+def _queue_length(began: float, timed: int) -> int:
+    """How many steps to queue, so that they end soon after a signal."""
+    seconds = (time.perf_counter() - began) / max(timed, 1)
+    return int(np.clip(preemption.SECONDS / max(seconds, 1e-6), 1, _QUEUED_STEPS if timed else 1))
 
 
 @dataclasses.dataclass
@@ -190,7 +198,7 @@ class MeshedSession(engine.Session):
         )
         # Of the steps since the last evaluation, each [N].
         self._losses: list[np.ndarray] = []
-        self._end = 0
+        self._end, self._queued_steps = 0, 1
 
     @override
     def advance(self, until: int, preempted: Callable[[int], bool], progress: Any) -> float:
@@ -198,11 +206,12 @@ class MeshedSession(engine.Session):
         began, timed = 0.0, 0
 
         def collect():
+            preemption.wait(queued)
             self._losses += map(np.asarray, queued)
             queued.clear()
 
         self._end, self._is_fresh = until, False
-        with contextlib.closing(prefetched(self._batches())) as ready:
+        with prefetched(self._batches()) as ready:
             for batch, drawn in ready:
                 self.states, losses = self._program.step(self.states, batch, self._trial.method)
                 queued.append(losses)
@@ -210,12 +219,13 @@ class MeshedSession(engine.Session):
                 progress.update(1)
                 if not began:
                     # The first step compiles.
-                    jax.block_until_ready(losses)
+                    preemption.wait(losses)
                     began = time.perf_counter()
                 else:
                     timed += 1
-                if len(queued) >= _QUEUED_STEPS:
+                if len(queued) >= self._queued_steps:
                     collect()
+                    self._queued_steps = _queue_length(began, timed)
                 if self._end == until and preempted(self.step):
                     # What is drawn already is trained on: a stream would not give it again. The
                     # last step must be the same in all processes, however far each has drawn.

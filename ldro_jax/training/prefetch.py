@@ -1,15 +1,21 @@
 """Making batches while the device computes."""
 
+import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 
-def prefetched(items: Iterator[Any], depth: int = 2) -> Generator[Any, None, None]:
-    """Makes items in a thread of its own, ``depth`` ahead of their use, and yields them in order.
+@contextlib.contextmanager
+def prefetched(items: Iterator[Any], depth: int = 2) -> Iterator[Iterator[Any]]:
+    """Makes items in a thread of its own, ``depth`` ahead of their use.
 
-    What the thread raises is raised here.
+    What the thread raises is raised where its item would have come. The thread has ended when the
+    context is left, but for Ctrl-C and ``sys.exit``: it may be blocked in what makes the items.
+
+    Yields:
+      The items, in order.
     """
     ready: queue.Queue = queue.Queue(depth)
     stop = threading.Event()
@@ -33,16 +39,28 @@ def prefetched(items: Iterator[Any], depth: int = 2) -> Generator[Any, None, Non
         except BaseException as error:
             put((end, error))
 
-    thread = threading.Thread(target=produce, daemon=True)
-    thread.start()
-    try:
+    def taken():
         while True:
-            item, error = ready.get()
+            try:
+                # A signal that another thread gets doesn't wake this one.
+                item, error = ready.get(timeout=0.5)
+            except queue.Empty:
+                continue
             if error is not None:
                 raise error
             if item is end:
                 return
             yield item
+
+    thread = threading.Thread(target=produce, daemon=True)
+    thread.start()
+    is_over = True
+    try:
+        yield taken()
+    except (KeyboardInterrupt, SystemExit):
+        is_over = False
+        raise
     finally:
         stop.set()
-        thread.join()
+        if is_over:
+            thread.join()

@@ -16,12 +16,14 @@ import optax
 from flax.core import meta
 from typing_extensions import override
 
-from ldro_jax import transform
+from ldro_jax import preemption
 from ldro_jax.problems.base import OnDevice, Problem
 from ldro_jax.tasks import draws, sampling
-from ldro_jax.training import engine
+from ldro_jax.training import engine, stretches
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
+from ldro_jax.training.schedule import Schedule
+from ldro_jax.training.stretches import Means, Stretch
 
 
 class StackedProgram(engine.Program):
@@ -50,7 +52,7 @@ class StackedProgram(engine.Program):
     ):
         if together is None:
             together = "map" if jax.default_backend() == "cpu" else "vmap"
-        self._together = {"vmap": _vmapped, "map": _mapped}[together]
+        self._together = {"vmap": stretches.vmapped, "map": stretches.mapped}[together]
         batches.check(problem.num_tasks, 1)
         assert problem.on_device is not None
         self._data: OnDevice = problem.on_device
@@ -66,7 +68,7 @@ class StackedProgram(engine.Program):
                 f"{method.sampling!r}. Pass layout=Layout() to train on rows from the host."
             )
         super()._set_method(method)
-        self._stretches: dict[tuple[int, int], Callable] = {}
+        self._stretches: dict[tuple[int, Stretch], Callable] = {}
 
     def check_rows(self, num_steps: int) -> None:
         """Raises ``ValueError`` if so many steps draw more rows than int32 can number."""
@@ -77,32 +79,40 @@ class StackedProgram(engine.Program):
                 f"{size} × {num_steps}. Pass layout=Layout() to draw rows on the host."
             )
 
+    @override
     def init(self, seed: int) -> step_lib.TrainState:
-        """The state before the first step, on which no method has an influence."""
         params = self._make_params(jax.random.key(seed))
         return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx({}).init(params))
 
     @override
+    def abstract_state(self) -> step_lib.TrainState:
+        return jax.eval_shape(lambda: self.init(0))
+
+    @override
     def check(self) -> None:
-        state = jax.eval_shape(lambda: self.init(0))
+        state = self.abstract_state()
         tasks = jax.ShapeDtypeStruct((self.batches.size,), jnp.int32)
         key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
         rows = jax.eval_shape(self._data.take, self._data.arrays, key, step, tasks, tasks)
         self._check_losses(state.params, rows)
         rates = {name: jnp.zeros([], float) for name in self.method.rates()}
-        jax.eval_shape(self.stretch(1), rates, state, jax.random.key(0), self._arrays)
-        self.problem.check_evaluation(state.params)
+        means = Means.none((self.problem.num_tasks,))
+        key = jax.random.key(0)
+        jax.eval_shape(self.stretch(Stretch(1, 1)), rates, state, means, key, 1, self._arrays)
 
     @override
-    def start(self, trials: Sequence[engine.Trial]) -> "StackedSession":
+    def start(
+        self, trials: Sequence[engine.Trial], schedule: Schedule | None = None
+    ) -> "StackedSession":
         states = jax.tree.map(lambda *x: jnp.stack(x), *(self.init(t.seed) for t in trials))
-        return StackedSession(self, trials, states)
+        return StackedSession(self, trials, states, Stretch.of(schedule) if schedule else None)
 
-    def stretch(self, num_steps: int) -> Callable[..., tuple[step_lib.TrainState, Any, Any]]:
+    def stretch(self, size: Stretch) -> Callable[..., tuple[step_lib.TrainState, Means, Any]]:
         """The function that takes a stretch of steps in one run, to be jitted.
 
-        It is ``(rates, state, key, (arrays, reference)) -> (state, losses [N], observed)``, means
-        over the steps and what was observed, ``[steps, D]``.
+        It is ``(rates, state, means, key, blocks, (arrays, reference)) -> (state, means,
+        observed)``, with the number of blocks to take, and what was observed ``[steps, D]``, where
+        steps that weren't taken are zero.
         """
         batches, sizes, num_tasks = self.batches, self._data.sizes, self.problem.num_tasks
         draw = sampling.SAMPLERS[batches.sampler]
@@ -111,16 +121,18 @@ class StackedProgram(engine.Program):
         observe = self.problem.observe or (lambda params: ())
         step = self._train_step()
 
-        def stretch(rates, state, key, arrays_and_reference):
+        def stretch(rates, state, means, key, blocks, arrays_and_reference):
             arrays, reference = arrays_and_reference
-            drawn = draw(key, state.step, num_steps, sizes, batches.size)
+            drawn = draw(key, state.step, size.steps, sizes, batches.size)
             apart, first = None, state.step // interval
             if rows_apart is not None:
                 # One draw for each measurement in the stretch.
-                other, count = jax.random.fold_in(key, 2), -(-num_steps // interval) + 1
+                other, count = jax.random.fold_in(key, 2), -(-size.steps // interval) + 1
                 apart = sampling.balanced(other, first, count, sizes, num_tasks * rows_apart)
 
-            def one_step(state, drawn):
+            def one_step(carry, drawn):
+                state, means = carry
+
                 def take(draw):
                     return self._data.take(arrays, key, state.step, draw.task, draw.index)
 
@@ -141,10 +153,22 @@ class StackedProgram(engine.Program):
                     reference=reference,
                 )
                 state, losses = step(rates, state, batch)
-                return state, (losses, observe(state.params))
+                return (state, means.including(losses)), observe(state.params)
 
-            state, (losses, seen) = jax.lax.scan(one_step, state, drawn)
-            return state, jnp.nanmean(losses, axis=0), seen
+            def one_block(block, carry):
+                carry, seen = carry
+                rows = jax.tree.map(lambda x: x[block], by_block)
+                carry, new = jax.lax.scan(one_step, carry, rows)
+                return carry, jax.tree.map(lambda x, y: x.at[block].set(y), seen, new)
+
+            split = (size.steps // size.block, size.block)
+            by_block = jax.tree.map(lambda x: x.reshape(*split, *x.shape[1:]), drawn)
+            seen = jax.tree.map(
+                lambda x: jnp.zeros((*split, *x.shape), x.dtype),
+                jax.eval_shape(observe, state.params),
+            )
+            (state, means), seen = jax.lax.fori_loop(0, blocks, one_block, ((state, means), seen))
+            return state, means, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), seen)
 
         return stretch
 
@@ -163,23 +187,33 @@ class StackedProgram(engine.Program):
         settings: tuple[dict[str, jax.Array], jax.Array],
         states: step_lib.TrainState,
         num_steps: int,
-    ):
-        """Takes a stretch of steps in R runs, from states ``[R, ...]`` whose buffers are reused.
+        means: Means | None = None,
+        size: Stretch | None = None,
+    ) -> tuple[step_lib.TrainState, Means, Any, float]:
+        """Takes some steps in R runs, from states ``[R, ...]`` whose buffers are reused.
 
-        The first argument is what :meth:`settings` gives. Returns the new states, the mean losses
-        ``[R, N]``, what was observed ``[R, steps, D]``, and the seconds of one step of one run,
-        without compilation.
+        The first argument is what :meth:`settings` gives, and ``size`` that of the compiled
+        program, by default for so many steps. Returns the new states, the means of the losses so
+        far, ``[R, N]``, what was observed ``[R, steps, D]``, and the seconds it took, without
+        compilation.
         """
         rates, keys = settings
-        arguments = (rates, states, keys, self._arrays)
-        size = (len(keys), num_steps)
-        if size not in self._stretches:
-            jitted = jax.jit(self._together(self.stretch(num_steps)), donate_argnums=1)
-            self._stretches[size] = jitted.lower(*arguments).compile()
+        size = size or Stretch(num_steps, 1)
+        so_far = means or Means.none((len(keys), self.problem.num_tasks))
+        blocks = jnp.asarray(num_steps // size.block, jnp.int32)
+        arguments: Any = (rates, states, so_far, keys, blocks, self._arrays)
+        key = (len(keys), size)
+        if key not in self._stretches:
+            jitted = jax.jit(self._together(self.stretch(size)), donate_argnums=(1, 2))
+            self._stretches[key] = jitted.lower(*arguments).compile()
         began = time.perf_counter()
-        states, losses, seen = jax.block_until_ready(self._stretches[size](*arguments))
-        seconds = (time.perf_counter() - began) / (num_steps * len(keys))
-        return states, losses, seen, seconds
+        states, found, seen = self._stretches[key](*arguments)
+        preemption.wait(found)
+        states, found, seen = jax.block_until_ready((states, found, seen))
+        seconds = time.perf_counter() - began
+        if num_steps < size.steps:
+            seen = jax.tree.map(lambda x: np.asarray(x)[:, :num_steps], seen)
+        return states, found, seen, seconds
 
     def compiled(self) -> list[Any]:
         """The compiled stretches so far, for their memory analysis."""
@@ -194,29 +228,46 @@ class StackedSession(engine.Session):
         program: StackedProgram,
         trials: Sequence[engine.Trial],
         states: step_lib.TrainState,
+        size: Stretch | None,
     ):
         self._program, self._num_runs = program, len(trials)
         self._settings = program.settings(trials)
         self.states, self.step = states, 0
-        self._losses: Any = None
-        self._observed: Any = None
+        self._size, self._steps_per_second = size, 0.0
+        # Since the last evaluation, each [R, steps, D]; and those before it, [R, steps, D].
+        self._observing: list[np.ndarray] = []
+        self._observed: np.ndarray | None = None
+        self._means = self._no_means()
+
+    def _no_means(self) -> Means:
+        return Means.none((self._num_runs, self._program.problem.num_tasks))
 
     @override
     def advance(self, until: int, preempted: Callable[[int], bool], progress: Any) -> float:
-        del preempted  # a stretch doesn't stop early
         self._program.check_rows(until)
-        num_steps = until - self.step
-        self.states, self._losses, seen, seconds = self._program.run(
-            self._settings, self.states, num_steps
-        )
-        self._observed = None if isinstance(seen, tuple) else np.asarray(seen)
-        self.step = until
-        progress.update(num_steps * self._num_runs)
-        return seconds
+        size, began, seconds = self._size or Stretch(until - self.step, 1), self.step, 0.0
+        while self.step < until:
+            # In blocks: one, until it is known how long it takes.
+            most = max(int(preemption.SECONDS * self._steps_per_second) // size.block, 1)
+            num_steps = min(most * size.block, until - self.step, size.steps)
+            self.states, self._means, seen, taken = self._program.run(
+                self._settings, self.states, num_steps, self._means, size
+            )
+            self._observing += [] if isinstance(seen, tuple) else [np.asarray(seen)]
+            self._steps_per_second = num_steps / max(taken, 1e-9)
+            self.step, seconds = self.step + num_steps, seconds + taken
+            progress.update(num_steps * self._num_runs)
+            if self.step < until and preempted(self.step):
+                break
+        return seconds / ((self.step - began) * self._num_runs)
 
     @override
     def evaluated(self) -> np.ndarray:
-        return np.asarray(self._losses)
+        values, counts = map(np.asarray, self._means)
+        self._means = self._no_means()
+        seen, self._observing = self._observing, []
+        self._observed = np.concatenate(seen, axis=1) if seen else None
+        return np.where(counts > 0, values, np.nan)
 
     @override
     def state(self, index: int, states: Any = None) -> step_lib.TrainState:
@@ -228,11 +279,32 @@ class StackedSession(engine.Session):
         return None if self._observed is None else self._observed[index]
 
     @override
+    def record(self) -> dict[str, Any]:
+        # Something only where a stretch was broken off.
+        return {
+            "means": [x.tolist() for x in self._means],
+            "observed": [_json(x) for x in self._observing],
+        }
+
+    @override
     def load(self, states: step_lib.TrainState, record: Mapping[str, Any]) -> None:
-        del record
+        self.load_some(states, record, range(len(self._trials)))
+
+    @override
+    def load_some(
+        self, states: step_lib.TrainState, record: Mapping[str, Any], chosen: Sequence[int]
+    ) -> None:
+        runs = np.array(chosen)
+        if len(runs) < len(states.step):
+            states = jax.tree.map(lambda x: jnp.asarray(x[runs]), states)
         self.states, self.step = states, int(states.step[0])
+        if "means" in record:  # in all but earlier versions
+            values, counts = (np.array(x)[runs] for x in record["means"])
+            self._means = Means(jnp.asarray(values, jnp.float32), jnp.asarray(counts, jnp.int32))
+        self._observing = [np.array(x, np.float32)[runs] for x in record.get("observed", ())]
 
 
+<<<<<<< HEAD
 # One call instead of one for each array.
 @jax.jit
 def _of_run(states, index):
@@ -270,3 +342,10 @@ def _with_count(state: step_lib.TrainState, step: jax.Array) -> step_lib.TrainSt
         replace, state.opt_state, is_leaf=lambda x: isinstance(x, transform.WeightedState)
     )
     return state._replace(step=step, opt_state=opt_state)
+=======
+def _json(values: np.ndarray) -> list[Any]:
+    """Without NaN, which JSON doesn't have, and which NumPy makes of None again."""
+    found = values.astype(np.float64).astype(object)
+    found[~np.isfinite(values)] = None
+    return found.tolist()
+>>>>>>> signals

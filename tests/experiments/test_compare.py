@@ -242,9 +242,3 @@ def test_versions_and_device_are_those_of_this_machine(tmp_path, no_report):
     assert record.device["platform"] == "cpu" and record.device["count"] == jax.device_count()
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["versions"] == record.versions and saved["device"] == record.device
-
-
-@pytest.mark.parametrize("name", ["a/b c", "L-DRO λ=0.1", ".."])
-def test_a_method_may_have_any_name(name):
-    file = runs.run_name(dataclasses.replace(tiny.AVERAGE, name=name), 3, several=True)
-    assert file.endswith("-seed3") and "/" not in file and file.isascii()

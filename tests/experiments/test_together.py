@@ -1,9 +1,14 @@
 """Runs that an experiment trains together: which, and what if memory is short."""
 
+import shutil
+
+import harness
 import jax
+import numpy as np
 import pytest
 import tiny
 
+from ldro_jax.records import results
 from ldro_jax.sharding import Layout
 from ldro_jax.training import loop
 from ldro_jax.training.method import Method, grid
@@ -54,6 +59,70 @@ def test_one_run_that_does_not_fit_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "train", no_memory)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Out of memory"):
         tiny.run(tmp_path, seeds=(0,))
+
+
+SWEEP = {
+    "methods": grid(tiny.GROUP_DRO, {"weight_lr": (0.1, 0.5)}),
+    "seeds": (0, 1),
+    "schedule": tiny.schedule(10, 5, 100),
+}
+
+
+def killed_before_record(directory, number, monkeypatch):
+    """Trains four runs together, and ends before the record of one of them is written."""
+    save, names = results.save_results, []
+
+    def killed(record, path):
+        names.append(path.stem)
+        if len(names) == number:
+            raise KeyboardInterrupt
+        return save(record, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(results, "save_results", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run(directory, runs_together=4, **SWEEP)
+    assert len(list((directory / "runs").iterdir())) == number - 1
+
+
+def test_a_group_that_is_killed_between_two_records_loses_nothing(
+    tmp_path, trained, no_report, monkeypatch
+):
+    tiny.run(tmp_path / "whole", runs_together=4, **SWEEP)
+    killed_before_record(tmp_path / "killed", 2, monkeypatch)
+    for together, groups in ((4, [3]), (1, [1, 1, 1])):
+        again = shutil.copytree(tmp_path / "killed", tmp_path / str(together))
+        trained.steps.clear()
+        tiny.run(again, runs_together=together, **SWEEP)
+        # Three are left, which are at their end, and take no step.
+        assert trained.steps == [[10 * size] for size in groups]
+        assert harness.record(again) == harness.record(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "steps"),
+    [
+        (4, 1, [[5, 5, 5]] * 4),
+        (1, 3, [[5, 5, 5], [15, 15, 15]]),
+        pytest.param(4, 3, [[15, 15, 15], [5, 5, 5]], marks=pytest.mark.heavy),
+    ],
+)
+def test_runs_go_on_in_other_groups(first, then, steps, tmp_path, trained, no_report):
+    options = SWEEP | {"schedule": tiny.schedule(15, 5, 5)}
+    whole = tiny.run(tmp_path / "whole", runs_together=first, **options)
+    trained.trials.clear()
+    trained.interrupt = (first, 10 * first)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(tmp_path / "pieces", runs_together=first, **options)
+    trained.interrupt = None
+    trained.steps.clear()
+    found = tiny.run(tmp_path / "pieces", runs_together=then, **options)
+    # Those with a checkpoint go on from it, and the others begin.
+    assert trained.steps == steps
+    for run, other in zip(found.runs, whole.runs, strict=True):
+        assert (run.seed, run.hyperparameters) == (other.seed, other.hyperparameters)
+        np.testing.assert_allclose(run.losses.values, other.losses.values, rtol=1e-4)
+        np.testing.assert_allclose(run.weights.values, other.weights.values, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,13 @@ DIGITS = [
     "--gin.ldro/Method.interaction_interval=2",
     "--gin.compare.methods=[@average/Method(), @ldro/Method()]",
 ]
+# Two runs of a method as one program, whose records are written one after the other.
+TOGETHER = [
+    *DIGITS,
+    "--gin.SEEDS=(0, 1)",
+    "--gin.compare.methods=[@ldro/Method()]",
+    "--gin.compare.runs_together=2",
+]
 SYNTHETIC = [
     f"--gin_file={_EXPERIMENTS / 'synthetic.gin'}",
     "--gin.Schedule.train_steps=20",

@@ -9,13 +9,15 @@ import tiny_mc4
 
 pytestmark = pytest.mark.faults
 
-EXPERIMENTS = ["digits", "synthetic", "multilingual", "streamed"]
+EXPERIMENTS = ["digits", "together", "synthetic", "multilingual", "streamed"]
 
 
 def arguments(name, folder):
     """The command line of a tiny experiment, but for the output directory."""
     if name == "digits":
         return harness.DIGITS
+    if name == "together":
+        return harness.TOGETHER
     if name == "synthetic":
         return harness.SYNTHETIC
     pytest.importorskip("seqio")
@@ -75,6 +77,36 @@ def test_killed_at_any_moment(name, runners, tmp_path, survived):
         return survives(runners, args, expected, tmp_path / f"killed{number}", delay=delay)
 
     survived(f"kill moments of {name}", runners.map(one, range(40)))
+
+
+def test_killed_between_two_records_of_a_group(runners, tmp_path, survived):
+    """And with others of its runs in the group that goes on: one at a time."""
+    args = harness.TOGETHER
+    expected, operations = whole(runners, args, tmp_path)
+    killed, kill = tmp_path / "killed", operations
+    while len(list((killed / "runs").glob("*.json"))) != 1:
+        harness.remove(killed)
+        kill -= 2
+        status, _, said = runners.run(args, killed, kill=kill)
+        assert status == -9 and kill > 0, said
+    alone = harness.copied(killed, tmp_path / "alone")
+    args_alone = [*args, "--gin.compare.runs_together=1"]
+    # The configuration is another one, which the directory isn't asked about here.
+    problems = [survives_now(runners, args, expected["record"], killed, "resumed at step 6")]
+    config = (alone / "config.gin").read_text().replace("runs_together = 2", "runs_together = 1")
+    (alone / "config.gin").write_text(config)
+    problems.append(
+        survives_now(runners, args_alone, expected["record"], alone, "resumed at step 6")
+    )
+    survived("records of a group", problems)
+
+
+def survives_now(runners, args, expected, output_dir, words):
+    """Nothing, or what went wrong when a killed run was started again, which says something."""
+    status, _, said = runners.run(args, output_dir)
+    if status or words not in said:
+        return f"started again it ended with {status}: {said[-500:]}"
+    return None if harness.record(output_dir) == expected else "it came to other numbers"
 
 
 def test_killed_again_and_again(runners, tmp_path, survived):

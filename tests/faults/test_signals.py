@@ -16,7 +16,11 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="needs signals"),
 ]
 
-_NAMES = {signal.SIGINT: "Interrupted.", signal.SIGTERM: "Terminated."}
+_MOMENTS = {
+    signal.SIGINT: [0.0, 0.3, 1.2],
+    signal.SIGTERM: [0.0, 0.3, 1.2],
+    getattr(signal, "SIGHUP", signal.SIGTERM): [0.3],
+}
 # Long enough to be stopped in the middle.
 LONG = [
     *harness.DIGITS,
@@ -69,15 +73,15 @@ def interrupted_after(seconds, number, output_dir):
     return None
 
 
-@pytest.mark.parametrize("number", _NAMES, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", _MOMENTS, ids=lambda number: number.name)
 def test_a_signal_while_everything_is_imported_ends_the_process(number, tmp_path, survived):
-    moments = [0.0, 0.3, 1.2]
+    moments = _MOMENTS[number]
     problems = [interrupted_after(s, number, tmp_path / str(s)) for s in moments]
     survived(f"{number.name} at the start", problems)
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("number", _NAMES, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", _MOMENTS, ids=lambda number: number.name)
 def test_a_signal_at_any_moment_ends_the_process(number, tmp_path, survived):
     moments = [0.35 * n for n in range(40)]
     problems = [interrupted_after(s, number, tmp_path / f"{s:.2f}") for s in moments]

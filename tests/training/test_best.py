@@ -69,11 +69,16 @@ def test_the_test_is_of_the_best_checkpoint(unstable, tmp_path):
 def test_a_damaged_best_checkpoint_costs_time_but_changes_nothing(unstable, tmp_path, caplog):
     expected = tiny.train(unstable, tmp_path, schedule())
     assert expected.evaluations[-1].step == 20 and saved_steps(tmp_path) == [20, 30]
-    for path in (tmp_path / "checkpoints" / "20" / "state").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"damaged")
+    assert (tmp_path / "checkpoints" / "copy-20").is_dir()
+    for names, start in ((["20"], 30), (["20", "copy-20"], 0)):
+        for name in names:
+            for path in (tmp_path / "checkpoints" / name / "state").rglob("*"):
+                if path.is_file():
+                    path.write_bytes(b"damaged")
+        progress = tiny.Progress()
+        same(tiny.train(unstable, tmp_path, schedule(), progress=progress), expected)
+        assert bool(progress.lines) == bool(start)
     # The newest is whole, but what it calls the best is gone; an older one must not be tested.
-    same(tiny.train(unstable, tmp_path, schedule()), expected)
     assert "step 30 can't be used: the best one of its run, of step 20" in caplog.text
 
 

@@ -260,9 +260,63 @@ def test_the_best_is_kept_and_restored(tmp_path):
     assert reader.restore(state(0))[0]["step"] == 5
     assert reader.restore_best(state(0))["step"] == 2
     _garbage(tmp_path / "2")
+    assert reader.restore_best(state(0))["step"] == 2
+    for name in ("2", "copy-2"):
+        _garbage(tmp_path / name)
     with pytest.raises(OSError, match=r"best step, 2, in .* can't be read any more. Give the same"):
         reader.restore_best(state(0))
     reader.close()
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__.strip("_"))
+def test_the_best_is_there_twice(damage, tmp_path, caplog):
+    writer = checkpoints.Checkpoints(tmp_path)
+    for step, best in [(1, 1), (2, 2), (3, 2), (4, 2)]:
+        writer.save(step, state(step), RECORD, best=best)
+    writer.close()
+    # Only that of the best, and nothing half made.
+    assert {path.name for path in tmp_path.iterdir()} == {"2", "3", "4", "copy-2"}
+    whole = contents(tmp_path / "2")
+    damage(tmp_path / "2")
+    (tmp_path / ".ldro_jax-copy-2").mkdir()  # what a killed process left
+    reader = checkpoints.Checkpoints(tmp_path)
+    assert reader.restore(state(0))[0]["step"] == 4 and reader.restore_best(state(0))["step"] == 2
+    assert f"step 2 is now {tmp_path / 'unreadable-2'}" in caplog.text
+    assert contents(tmp_path / "2") == whole
+    # The next best has the one copy.
+    for step, best in [(5, 5), (6, 5)]:
+        reader.save(step, state(step), RECORD, best=best)
+    reader.close()
+    assert {path.name for path in tmp_path.iterdir()} == {"5", "6", "copy-5", "unreadable-2"}
+
+
+def test_the_best_outlives_a_kill_while_a_better_one_is_written(tmp_path, monkeypatch):
+    writer = checkpoints.Checkpoints(tmp_path)
+    for step, best in [(1, 1), (2, 1), (3, 1)]:
+        writer.save(step, state(step), RECORD, best=best)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(writer._manager, "save", _killed)
+        writer.save(4, state(4), RECORD, best=4)
+    shutil.rmtree(tmp_path / "copy-1")
+    reader = checkpoints.Checkpoints(tmp_path)
+    assert reader.restore(state(0))[0]["step"] == 3 and reader.restore_best(state(0))["step"] == 1
+    reader.close()
+
+
+def _killed(*args, **options):
+    raise KeyboardInterrupt
+
+
+def test_a_copy_that_can_not_be_made_is_told(tmp_path, monkeypatch, caplog):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    writer = checkpoints.Checkpoints(tmp_path)
+    for step in (1, 2):
+        writer.save(step, state(step), RECORD, best=1)
+    writer.close()
+    assert f"{tmp_path / 'copy-1'} can't be made (No space left on device)" in caplog.text
 
 
 def test_none_was_the_best(saved):
@@ -277,7 +331,8 @@ def test_without_its_best_a_checkpoint_is_not_gone_on_from(tmp_path, caplog):
     for step, best in [(1, 1), (2, 1), (3, 3), (4, 3)]:
         writer.save(step, state(step), RECORD, best=best)
     writer.close()
-    _garbage(tmp_path / "3")
+    for name in ("3", "copy-3"):
+        _garbage(tmp_path / name)
     reader = checkpoints.Checkpoints(tmp_path, keep=3)
     # Nor from step 2, whose best, that of step 1, was not kept for it.
     assert reader.restore(state(0)) is None

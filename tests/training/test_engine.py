@@ -85,6 +85,38 @@ def test_metrics_must_be_one_value_for_each_task(make, change, found):
         program.evaluate(jnp.zeros(1), "test")
 
 
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("test", r"evaluate can't measure the split 'test' \(\"no rows of 'test'\"\)"),
+        ("score", r"evaluate can't measure the split 'validation' \(no score\)"),
+        ("shape", r"split 'validation' \(evaluate must give one value of 'distance'"),
+    ],
+)
+def test_an_evaluation_that_would_fail_after_the_training_does_so_before(
+    make, broken, message, tmp_path
+):
+    class Broken(tiny.Distances):
+        def evaluate(self, params, split):
+            if split == broken:
+                raise KeyError(f"no rows of {split!r}")
+            # As many do, in NumPy, which can't be traced.
+            values = np.abs(np.asarray(params) - np.array([-1.0, 2.0]))
+            return {"distance": values[:1] if broken == "shape" else values}
+
+        def score(self, values):
+            if broken == "score":
+                raise RuntimeError("no score")
+            return super().score(values)
+
+    layout = tiny.ONE if make is tiny.meshed else None
+    options = {"problem": Broken(), "batch_size": 2, "layout": layout}
+    options["schedule"] = tiny.schedule(10, 5, test="best")
+    with pytest.raises(ValueError, match=message):
+        tiny.run(tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_methods_start_from_the_same_parameters_and_seeds_differ(make):
     program = make()
     start = program.init(3).params

@@ -147,12 +147,26 @@ def test_a_run_that_is_asked_to_stop_while_it_evaluates_stops_after_that(
     assert progress.lines == [f"Average, seed 0: resumed at step {step}."]
 
 
-def test_a_stretch_that_is_one_program_ends_before_the_run_stops(tmp_path):
-    expected = tiny.train(program("stacked"), tmp_path / "whole")
-    with pytest.raises(preemption.PreemptedError, match="stopped, saved at step 20"):
-        progress = tiny.Progress(at=20, action=ask_to_stop)
-        tiny.train(program("stacked"), tmp_path / "pieces", progress=progress)
-    same(tiny.train(program("stacked"), tmp_path / "pieces"), expected)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stretch_is_taken_in_parts_and_broken_off_without_a_difference(
+    number, tmp_path, monkeypatch
+):
+    # Ten steps are two blocks. What was observed before the signal belongs to the record too.
+    monkeypatch.setattr(tiny.Distances, "observe", staticmethod(lambda params: params))
+    found = tiny.stacked(tiny.GROUP_DRO, tiny.Distances(), learning_rate=0.02)
+    schedule = tiny.schedule(25, 10, 100)
+    progress = tiny.Progress()
+    whole = tiny.train(found, tmp_path / "whole", schedule, progress=progress)
+    assert progress.steps[-2:] == [10, 5] and whole.path.values.shape == (25, 1)
+    monkeypatch.setattr(preemption, "SECONDS", 0)
+    progress = tiny.Progress(at=15, action=lambda: os.kill(os.getpid(), number))
+    with pytest.raises(preemption.PreemptedError, match="stopped, saved at step 15") as error:
+        tiny.train(found, tmp_path / "pieces", schedule, progress=progress)
+    assert error.value.exit_status == 128 + number and progress.steps == [5, 5, 5]
+    progress = tiny.Progress()
+    same(tiny.train(found, tmp_path / "pieces", schedule, progress=progress), whole)
+    assert progress.steps == [15, 5, 5]
+    assert len(found.compiled()) == 1
 
 
 def test_checkpoints_come_at_the_next_evaluation(engine, tmp_path):

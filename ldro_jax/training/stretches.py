@@ -1,0 +1,106 @@
+"""Stretches of steps as compiled programs: their sizes, and how runs are put into one.
+
+How many steps are taken is known when the program is called. So a stretch can be taken in parts of
+some seconds, with signals heeded in between, by one program and with the same numbers to the bit.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ldro_jax import transform
+from ldro_jax.training import step as step_lib
+from ldro_jax.training.schedule import Schedule
+
+# Steps in a block, and steps that rows are drawn for at a time, at most.
+_LONGEST_BLOCK, _MOST_STEPS = 8, 10_000
+
+
+class Stretch(NamedTuple):
+    """The size of a compiled program, which takes any number of blocks of steps up to its own.
+
+    How many is known when it is called, so that a stretch can be taken in parts of some seconds,
+    with signals heeded in between, without another program and with the same numbers to the bit.
+
+    Attributes:
+      steps: for how many it draws, a multiple of ``block``.
+      block: steps that are always taken together. Accelerators are asked after each block whether
+        there is another, which takes some of them as long as a small kernel.
+    """
+
+    steps: int
+    block: int
+
+    @classmethod
+    def of(cls, schedule: Schedule) -> "Stretch":
+        """That of a schedule, a function of it alone."""
+        interval = min(schedule.eval_interval, schedule.train_steps)
+        whole = math.gcd(interval, schedule.train_steps)
+        block = max(n for n in range(1, _LONGEST_BLOCK + 1) if whole % n == 0)
+        return cls(min(interval, _MOST_STEPS // block * block), block)
+
+
+class Means(NamedTuple):
+    """Of losses, over the steps in which they were finite.
+
+    Attributes:
+      values: ``[N]``; zero before the first.
+      counts: of these steps, int32 ``[N]``.
+    """
+
+    values: jax.Array
+    counts: jax.Array
+
+    @classmethod
+    def none(cls, shape: tuple[int, ...]) -> "Means":
+        """Of no steps."""
+        return cls(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32))
+
+    def including(self, losses: jax.Array) -> "Means":
+        """With one more step."""
+        finite = jnp.isfinite(losses)
+        counts = self.counts + finite.astype(jnp.int32)
+        change = (losses - self.values) / jnp.maximum(counts, 1).astype(jnp.float32)
+        return Means(self.values + jnp.where(finite, change, 0).astype(jnp.float32), counts)
+
+
+def vmapped(stretch):
+    """Many runs at once, for accelerators."""
+
+    def together(rates, states, means, keys, blocks, arrays):
+        step = states.step[0]
+
+        def one(rates, state, means, key):
+            # A count that is the same for all keeps the measuring of the interaction conditional:
+            # with one of its own for each run it would be done, and thrown away, in every step.
+            return stretch(rates, _with_count(state, step), means, key, blocks, arrays)
+
+        return jax.vmap(one)(rates, states, means, keys)
+
+    return together
+
+
+def mapped(stretch):
+    """One run after the other, for CPU."""
+
+    def together(rates, states, means, keys, blocks, arrays):
+        def one(run):
+            return stretch(*run, blocks, arrays)
+
+        return jax.lax.map(one, (rates, states, means, keys))
+
+    return together
+
+
+def _with_count(state: step_lib.TrainState, step: jax.Array) -> step_lib.TrainState:
+    """The state with the number of steps taken given from outside."""
+
+    def replace(leaf):
+        return leaf._replace(count=step) if isinstance(leaf, transform.WeightedState) else leaf
+
+    opt_state = jax.tree.map(
+        replace, state.opt_state, is_leaf=lambda x: isinstance(x, transform.WeightedState)
+    )
+    return state._replace(step=step, opt_state=opt_state)
