@@ -6,7 +6,7 @@ import re
 _NOISE = re.compile(r" \[tensorstore_spec.*|\{\{.*?\}\}|\[Op:.*")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: Exception | str) -> str:
     """What an error says, in short.
 
     Args:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from ldro_jax import _trained, checks, paths, processes, reporting, weighting
@@ -182,6 +183,7 @@ def make_problem(
     expected = "a Problem or a function of data_dir that makes one, such as @classification"
     checks.require(isinstance(problem, Problem), "problem", expected, problem)
     problem.check_names()
+    problem.check_rows()
     for split in ("validation", "test") if schedule.test != "always" else ():
         if split not in problem.splits:
             raise ValueError(
@@ -264,7 +266,8 @@ def _together(asked: int | None, program: Program, schedule: Schedule, num_runs:
 def _resolved(method: Method, problem: Problem, losses: Mapping[str, float]) -> Method:
     """The method with what only the data and the references can tell."""
     known: dict[str, Any] = {"reference_losses": tuple(losses.values())}
-    if (sizes := problem.sizes) is not None:
+    if problem.sizes is not None:
+        sizes = np.asarray(problem.sizes)
         known["sizes"] = tuple((sizes / sizes.sum()).tolist())
     lacking = weighting.from_data(method.weighting, method.hyperparameters)
     for name in lacking:
@@ -280,7 +283,7 @@ def _resolved(method: Method, problem: Problem, losses: Mapping[str, float]) -> 
 def _sizes(problem: Problem) -> dict[str, float]:
     if problem.sizes is None:
         return {}
-    return dict(zip(problem.task_names, problem.sizes.tolist(), strict=True))
+    return dict(zip(problem.task_names, np.asarray(problem.sizes).tolist(), strict=True))
 
 
 def _described(method: Method) -> dict[str, Any]:

@@ -190,6 +190,10 @@ class ArrayProblem(base.Problem):
         """Training examples of each task, ``[N]``."""
         return np.asarray(self._splits["train"].sizes)
 
+    @override
+    def check_rows(self) -> None:
+        pass  # the splits are checked, and the rows on the device are theirs
+
     def _rows(self, arrays, tasks, indices):
         where = jnp.asarray(self._splits["train"].starts, jnp.int32)[tasks] + indices
         return {**{name: array[where] for name, array in arrays.items()}, "task": tasks}
@@ -299,31 +303,51 @@ def _joined(name: str, split: Mapping[str, tuple[Any, Any]], names: tuple[str, .
     checks.require(same, name, f"a dictionary of the tasks {list(names)}, in this order", found)
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for task, pair in split.items():
-        is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
-        checks.require(
-            is_pair, f"{name}[{task!r}]", "a pair (inputs, targets)", type(pair).__name__
-        )
-        inputs, targets = (np.asarray(array) for array in pair)
-        fits = inputs.ndim and targets.ndim and len(inputs) == len(targets) and len(inputs)
-        expected = "as many inputs as targets, and at least one"
-        shapes = f"of the shapes {inputs.shape} and {targets.shape}"
-        checks.require(fits, f"{name}[{task!r}]", expected, shapes)
+        where = f"{name}[{task!r}]"
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise ValueError(
+                f"{where} must be a pair (inputs, targets), but it is a {type(pair).__name__}."
+            )
+        found = tuple(zip(("inputs", "targets"), pair, strict=True))
+        inputs, targets = (_numbers(where, part, array) for part, array in found)
+        if not (inputs.ndim and targets.ndim and len(inputs) == len(targets) and len(inputs)):
+            raise ValueError(
+                f"{where} must have as many inputs as targets, and at least one, but their shapes "
+                f"are {list(inputs.shape)} and {list(targets.shape)}."
+            )
         pairs.append((inputs, targets))
         for part, array, first in zip(("inputs", "targets"), pairs[-1], pairs[0], strict=True):
-            _check_numbers(f"{name}[{task!r}]", part, array)
-            _check_like(part, f"{name}[{task!r}]", array, first)
+            _check_like(part, where, array, first)
     return Split.join(pairs)
 
 
-def _check_numbers(name: str, part: str, array: np.ndarray) -> None:
-    numeric = array.dtype.kind in "biuf" or array.dtype.name == "bfloat16"
-    checks.require(numeric, name, f"{part} that are numbers", f"of the dtype {array.dtype}")
-    finite = array.dtype.kind in "biu" or np.isfinite(array.astype(np.float32)).all()
-    checks.require(finite, name, f"{part} that are finite", "with NaN or inf")
+def _numbers(name: str, part: str, array: Any) -> np.ndarray:
+    """The array that something is, checked."""
+    # Of a list of them NumPy would keep no mask.
+    parts = array if isinstance(array, (list, tuple)) else [array]
+    for each in parts:
+        checks.on_device(name, part, each)
+    try:
+        found = np.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must have {part} that are one array, but they can't be made one "
+            f"({errors.first_line(error)})."
+        ) from error
+    is_small = found.dtype.name == "bfloat16"
+    if not (is_small or (found.dtype.kind in "biuf" and found.itemsize <= 8)):
+        raise ValueError(f"{name} must have {part} that are numbers, but they are {found.dtype}.")
+    if not np.isfinite(found.astype(np.float32) if is_small else found).all():
+        raise ValueError(f"{name} must have {part} that are finite, but some are NaN or infinite.")
+    checks.on_device(name, part, found)
+    return found
 
 
 def _check_like(part: str, name: str, array: np.ndarray, like: np.ndarray) -> None:
     """Checks the shape of an example, and its dtype; the arrays are ``[examples, ...]``."""
     ours, theirs = ((list(a.shape[1:]), str(a.dtype)) for a in (array, like))
-    expected = f"{part} of the shape {theirs[0]} and dtype {theirs[1]}, as the first task has"
-    checks.require(ours == theirs, name, expected, f"of {ours[0]} and {ours[1]}")
+    if ours != theirs:
+        raise ValueError(
+            f"{name} must have {part} of the shape {theirs[0]} and dtype {theirs[1]}, as the first "
+            f"task has, but they are of the shape {ours[0]} and dtype {ours[1]}."
+        )

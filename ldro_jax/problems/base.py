@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldro_jax import checks
+from jax.experimental import checkify
+
+from ldro_jax import checks, errors
 from ldro_jax.tasks.base import content
 from ldro_jax.tasks.source import Source
 
@@ -214,10 +216,62 @@ class Problem(abc.ABC):
         """
         names: Any = getattr(self, "task_names", None)
         checks.sequence("task_names", names, "names, such as ('red', 'blue')")
+        for name in names:
+            checks.text("task_names", name)
         # Values are kept by name, so one of two tasks of the same name would be lost.
-        different = len({str(name) for name in names}) == len(names)
+        different = len(set(names)) == len(names)
         checks.require(different, "task_names", "a list of names that all differ", names)
         metrics: Any = getattr(self, "metrics", None)
         checks.sequence("metrics", metrics, "metrics, such as [Metric('accuracy', True)]")
         for metric in metrics:
             checks.instance("metrics", metric, Metric, "Metric('accuracy', True)")
+            checks.text("Metric.name", metric.name)
+            checks.flag("Metric.higher_is_better", metric.higher_is_better)
+        found = [metric.name for metric in metrics]
+        different = len(set(found)) == len(found)
+        checks.require(different, "metrics", "a list of metrics with names that all differ", found)
+
+    def check_rows(self) -> None:
+        """Checks the numbers of rows, and the rows on the device.
+
+        Raises:
+          ValueError: if there isn't a number for each task, JAX can't hold the rows, or the last
+            one of a task isn't there.
+        """
+        if self.sizes is not None:
+            _check_sizes("sizes", self.sizes, self.num_tasks)
+        if self.on_device is None:
+            return
+        checks.instance("on_device", self.on_device, OnDevice, "OnDevice(arrays, sizes, take)")
+        checks.function("on_device.take", self.on_device.take, example=_TAKE)
+        sizes = _check_sizes("on_device.sizes", self.on_device.sizes, self.num_tasks, whole=True)
+        for path, array in jax.tree_util.tree_leaves_with_path(self.on_device.arrays):
+            checks.on_device("on_device", f"arrays{jax.tree_util.keystr(path)}", array)
+        # JAX takes an index beyond the end for the last one.
+        checked = checkify.checkify(self.on_device.take, errors=checkify.index_checks)
+        arrays, tasks = jax.device_put(self.on_device.arrays), np.arange(sizes.size, dtype=np.int32)
+        error, _ = checked(
+            arrays, jax.random.key(0), jnp.int32(0), jnp.asarray(tasks), jnp.asarray(sizes - 1)
+        )
+        if error.get() is not None:
+            raise ValueError(
+                f"on_device.sizes must be the numbers of rows that on_device.arrays has of each "
+                f"task, but they are {sizes.tolist()}, and take reads a last row that isn't there "
+                f"({errors.first_line(error.get())})."
+            )
+
+
+_TAKE = "a function (arrays, key, step, tasks, indices) -> rows"
+
+
+def _check_sizes(name: str, sizes: Any, num_tasks: int, *, whole: bool = False) -> np.ndarray:
+    """Numbers of rows or amounts of data, one for each task."""
+    try:
+        found = np.asarray(sizes)
+    except ValueError:  # ragged
+        found = np.array(None)
+    kinds = "iu" if whole else "iuf"
+    fits = found.dtype.kind in kinds and found.shape == (num_tasks,) and np.isfinite(found).all()
+    expected = f"a positive {'integer' if whole else 'number'} for each of the {num_tasks} tasks"
+    checks.require(fits and (found > 0).all(), name, expected, sizes)
+    return found.astype(np.int32) if whole else found

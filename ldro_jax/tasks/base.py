@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ldro_jax import checks
+
 
 class Split(NamedTuple):
     """Examples of all tasks, one task after another, so that a small task takes little room.
@@ -127,6 +129,8 @@ class MultitaskData:
                 f"{shapes[2]}, and the sizes sum to {np.sum(split.sizes)}. Split.join makes one "
                 "of the examples of each task."
             )
+        for part in ("inputs", "targets"):
+            checks.on_device(name, part, getattr(split, part))
         sizes, labels = np.asarray(split.sizes), np.asarray(split.targets)
         empty = [task for task, size in zip(self.task_names, sizes, strict=True) if size < 1]
         if empty:

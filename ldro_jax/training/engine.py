@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.core import meta
@@ -282,6 +283,11 @@ class Program(abc.ABC):
             raise ValueError(
                 f"row_losses must return one loss for each of {size} rows, a shape of [{size}], "
                 f"but it returned {described}."
+            )
+        if not jnp.issubdtype(found.dtype, jnp.floating):
+            raise ValueError(
+                "row_losses must return floating-point numbers, or no gradient flows through them, "
+                f"but their dtype is {found.dtype}. Compute the loss in float32."
             )
 
     @abc.abstractmethod

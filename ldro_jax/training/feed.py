@@ -37,7 +37,8 @@ class Feed:
         self._over_data = NamedSharding(mesh, PartitionSpec("data"))
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._row_shapes = problem.row_shapes()
-        self._sizes: Any = None if problem.on_device is None else problem.on_device.sizes
+        on_device = problem.on_device
+        self._sizes: Any = None if on_device is None else np.asarray(on_device.sizes)
         if self._sizes is None and batches.sampler == "uniform":
             raise ValueError(
                 "sampler must be 'balanced' for tasks without a number of rows, but it is "
