@@ -50,7 +50,7 @@ def extended(
       observed: what the problem observed after each step of the stretch, ``[steps, D]``.
 
     Returns:
-      The record; it is ``stopped`` if losses never became finite again: in the last
+      The record; it is ``stopped`` if losses or weights never became finite again: in the last
       ``max_nonfinite_steps`` steps, or at the end of the run in the last two; and if one was below
       zero though the method needs positive losses.
     """
@@ -76,7 +76,8 @@ def extended(
     unsolved = int(weighting.unsolved)
     if unsolved > run.unsolved_steps:
         logging.warning(
-            "%s, seed %d, step %d: the method's solver found no solution in %d steps so far.",
+            "%s, seed %d, step %d: the method found no weights in %d steps so far, because its "
+            "solver had no solution or they were not finite.",
             *(run.method, run.seed, step, unsolved),
         )
     stopped = None
@@ -95,10 +96,14 @@ def extended(
         enough = min(enough, step, 2)
     if streak >= enough:
         last = f"{streak} steps" if streak > 1 else "step"
+        reasons = [
+            *([f"the loss of a task was not finite ({', '.join(new)})"] if new else []),
+            *(["the method's weights were not finite"] if unsolved > run.unsolved_steps else []),
+        ]
+        look = "the data of that task" if new else "what the method computes them from"
         stopped = (
-            f"stopped at step {step}: for the last {last} the loss of a task was not finite "
-            f"({', '.join(new)}). Look at the data of that task, or try a smaller "
-            "learning rate."
+            f"stopped at step {step}: for the last {last} {' or '.join(reasons)}. Look at {look}, "
+            "or try a smaller learning rate."
         )
     if stopped is not None:
         logging.error("%s, seed %d: %s", run.method, run.seed, stopped)

@@ -276,6 +276,7 @@ def rescaled(weighting: base.Weighting, total: float = 1.0) -> base.Weighting:
         largest = jnp.max(jnp.abs(weights))
         relative = weights * gram.inverse_or_zero(largest)
         scaled = total * relative * gram.inverse_or_zero(jnp.sum(jnp.abs(relative)))
-        return jnp.where(largest > 0, scaled, total * gram.even(statistics)), state
+        # Not where one isn't finite: that must show.
+        return jnp.where(largest == 0, total * gram.even(statistics), scaled), state
 
     return weighting._replace(update=update)
