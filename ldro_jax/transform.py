@@ -88,9 +88,9 @@ def weighted(
 
     A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
     ``nonfinite`` counts the event. One in which the weighting's weights are not finite trains with
-    those of the step before, and ``unsolved`` counts it. One in which a loss is below zero trains with the weights of the
-    step before if the weighting needs positive losses, and ``negative`` counts it. Interactions
-    that are not finite keep their last values, and ``unmeasured`` counts the tasks.
+    those of the step before, and ``unsolved`` counts it. So does one in which a loss is below zero
+    if the weighting needs positive losses, and ``negative`` counts it. Interactions that are not
+    finite keep their last values, and ``unmeasured`` counts the tasks.
 
     Args:
       weighting: how to choose the weights.

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-
 from jax.experimental import checkify
 
 from ldro_jax import checks, errors

@@ -41,6 +41,28 @@ def checksum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """Identifies the files of a folder by what is in them.
+
+    Args:
+      folder: with folders in it, or none.
+
+    Returns:
+      64 hexadecimal digits for each file, by its path in the folder.
+    """
+    found = {}
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.is_dir():
+            found |= {f"{path.name}/{name}": digest for name, digest in digests(path).items()}
+            continue
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+        found[path.name] = digest.hexdigest()
+    return found
+
+
 def read_json(path: str | os.PathLike, expected: int | None = None) -> dict[str, Any]:
     """Reads a file that :func:`write_json` wrote, as plain types.
 

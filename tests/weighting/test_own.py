@@ -76,12 +76,11 @@ def raw(update):
 )
 @pytest.mark.parametrize("options", [{}, {"smoothing": 0.5, "total": 1.0, "floor": 0.1}])
 def test_what_a_weighting_returns_is_checked_when_it_is_traced(made, message, options):
-    with jax.numpy_rank_promotion("allow"):
-        with pytest.raises(ValueError, match=message):
-            tx = transform.weighted(made, N, **options)
-            problem = problems.mlp()
-            state = tx.init(problem.params)
-            tx.update(jnp.ones((N, 2)), state, jnp.ones(2), losses=jnp.ones(N))
+    with jax.numpy_rank_promotion("allow"), pytest.raises(ValueError, match=message):
+        tx = transform.weighted(made, N, **options)
+        problem = problems.mlp()
+        state = tx.init(problem.params)
+        tx.update(jnp.ones((N, 2)), state, jnp.ones(2), losses=jnp.ones(N))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
