@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ldro_jax import checks
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
@@ -66,7 +67,10 @@ def read(
         losses aren't floating-point numbers.
     """
     form = _form(arguments)
-    losses = None if arguments["losses"] is None else jnp.asarray(arguments["losses"])
+    for name, example in _FUNCTIONS.items():
+        if arguments[name] is not None:
+            checks.function(name, arguments[name], example=example)
+    losses = None if arguments["losses"] is None else _array("losses", arguments["losses"])
     preconditioner = arguments["preconditioner"]
     if preconditioner is not None:
         if arguments["interaction_fn"] is not None or arguments["pullback"] is not None:
@@ -157,6 +161,13 @@ def check_real(what: str, tree: Any) -> None:
         )
 
 
+_FUNCTIONS = {
+    "loss_fn": "(params, task_batch) -> scalar",
+    "losses_fn": "params -> losses [N]",
+    "pullback": "weights [N] -> gradient",
+    "interaction_fn": "() -> [N, N]",
+}
+
 # What each form of the statistics needs, and what may come with it.
 _FORMS = {
     "tasks": ({"loss_fn", "batch"}, {"interaction_batch", "preconditioner"}),
@@ -225,7 +236,7 @@ def _from_losses_fn(losses_fn, params, interaction_fn, preconditioner, dtype) ->
 
 def _differentiated(losses_fn, params, interaction, dtype) -> Step:
     def at_least_dtype(params):
-        losses = interaction_base.replicated(jnp.asarray(losses_fn(params)))
+        losses = interaction_base.replicated(_array("losses_fn's losses", losses_fn(params)))
         _check_floating(losses)
         # The pullback then takes the weights as they are; a loss in half precision still
         # differentiates in half precision what it computes in it.
@@ -283,6 +294,16 @@ def _parts(losses, strategy, num_tasks) -> int:
     return strategy.parts if losses.shape == (strategy.parts * num_tasks,) else 1
 
 
+def _array(name: str, losses: Any) -> jax.Array:
+    try:
+        return jnp.asarray(losses)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be an array of one number for each task, but they are "
+            f"{checks.shown(losses)}."
+        ) from error
+
+
 def _check_floating(losses) -> None:
     if not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ValueError(
@@ -295,6 +316,10 @@ def _check_batch(name: str, batch: Any, num_tasks: int) -> None:
     expected = f"[{num_tasks} tasks, examples, ...]"
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         where = name + jax.tree_util.keystr(path)
+        if np.ma.isMaskedArray(leaf) or getattr(leaf, "dtype", np.dtype(float)).kind in "OUSMm":
+            raise ValueError(
+                f"{where} must hold numbers that JAX knows, but it is {checks.shown(leaf)}."
+            )
         if jnp.ndim(leaf) < 1 or leaf.shape[0] != num_tasks:
             raise ValueError(
                 f"{where} must have a leading task axis, {expected}, but its shape is "

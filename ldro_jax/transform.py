@@ -142,6 +142,7 @@ def weighted(
       >>> [round(float(w), 3) for w in transform.find_state(state).weights]
       [0.31, 0.69]
     """
+    weighting_base.check_weighting(weighting)
     if interaction_interval is None:
         interaction_interval = weighting.default_interval
     interaction = weighting.interaction_for(interaction)

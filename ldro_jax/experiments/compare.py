@@ -114,6 +114,10 @@ def compare(
     # Those with references are made again when these are known.
     unknown = dict.fromkeys(made.task_names, 0.0)
     programs = runs_lib.programs_of([_resolved(m, made, unknown) for m in settings], first)
+    is_path = isinstance(output_dir, (str, os.PathLike))
+    checks.require(is_path, "output_dir", "the path of a directory", output_dir)
+    if config_text is not None:
+        checks.text("config_text", config_text)
     output_path = paths.absolute(output_dir)
     with contextlib.ExitStack() as stack:
         if ready is None:
@@ -179,6 +183,7 @@ def make_problem(
       ValueError: if it isn't one, or lacks a split that is to be measured.
     """
     if callable(problem):
+        checks.function("problem", problem, "data_dir", example="@classification")
         problem = problem(data_dir=data_dir)
     expected = "a Problem or a function of data_dir that makes one, such as @classification"
     checks.require(isinstance(problem, Problem), "problem", expected, problem)

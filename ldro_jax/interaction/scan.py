@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from ldro_jax import checks
 from ldro_jax.interaction import base
 
 
@@ -26,6 +27,8 @@ def scan(
     Returns:
       The :class:`~ldro_jax.interaction.base.Interaction`.
     """
+    if constrain is not None:
+        checks.function("constrain", constrain, example="gradient -> gradient")
 
     def gradients(loss_fn, params, batch, *, has_aux=False):
         def value_and_gradient(task_batch):

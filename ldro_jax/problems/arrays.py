@@ -151,7 +151,9 @@ class ArrayProblem(base.Problem):
 
     @override
     def row_losses(self, params: Any, rows: dict[str, jax.Array]) -> jax.Array:
-        return self._loss(self.apply(params, rows["inputs"]), rows)
+        outputs = self.apply(params, rows["inputs"])
+        with errors.of("loss"):
+            return self._loss(outputs, rows)
 
     @override
     def source(self, seed: int) -> "ShuffledRows":
@@ -261,7 +263,13 @@ def _value(
     measure: MetricFunction, outputs: Any, rows: dict[str, jax.Array], count: jax.Array
 ) -> jax.Array:
     """What a metric says of one task's rows, of which there are ``count``."""
-    found, size = jnp.asarray(measure(outputs, rows)), len(rows["task"])
+    size = len(rows["task"])
+    with errors.of(f"metrics: {checks.called(measure)}"):
+        found = jnp.asarray(measure(outputs, rows))
+    if jnp.iscomplexobj(found):
+        raise ValueError(
+            f"metrics must give real numbers, but {checks.shown(measure)} gives {found.dtype}."
+        )
     if found.shape not in ((), (size,)):
         raise ValueError(
             "metrics must give one value for each row of a task, a shape of "

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldro_jax import paths
+from ldro_jax import checks, paths
 
 _CHECKSUM = "checksum"
 
@@ -77,7 +77,11 @@ def read_json(path: str | os.PathLike, expected: int | None = None) -> dict[str,
       FileNotFoundError: if there is no such file.
       ResultsError: if it is not valid JSON, was altered since, or has another format number.
     """
+    is_path = isinstance(path, (str, os.PathLike))
+    checks.require(is_path, "path", "the path of a results file", path)
     path = paths.make(path)
+    if path.is_dir():
+        raise ResultsError(f"{path} is a folder. Name the file in it, {path / 'results.json'}.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -324,6 +324,7 @@ def exponentiated_gradient(
       Kivinen and Warmuth, *Exponentiated gradient versus gradient descent for linear predictors*,
       Information and Computation, 1997.
     """
+    checks.function("direction_fn", direction_fn, example="(statistics, weights) -> direction [N]")
 
     def update(statistics, state):
         known = known_tasks(statistics)
@@ -354,6 +355,7 @@ def stateless(
     Returns:
       The :class:`Weighting`, with an empty state.
     """
+    checks.function("weights_fn", weights_fn, example="statistics -> weights [N]")
 
     def init(num_tasks, dtype=jnp.float32):
         del num_tasks, dtype
@@ -393,6 +395,7 @@ def solving(
     Returns:
       The :class:`Weighting`, with a :class:`SolverState`.
     """
+    checks.function("weights_fn", weights_fn, example="statistics -> (weights [N], solved)")
 
     def init(num_tasks, dtype=jnp.float32):
         del num_tasks, dtype
@@ -409,6 +412,21 @@ def _named_like(function: Callable[..., Any], update: Callable[..., Any]) -> Cal
     """The update of a weighting, called in errors as the user's part of it is."""
     update.__qualname__ = getattr(function, "__qualname__", checks.called(function))
     return update
+
+
+def check_weighting(weighting: Any) -> None:
+    """Raises ``ValueError`` unless something is a weighting, and not its name or its factory.
+
+    Args:
+      weighting: any.
+
+    Raises:
+      ValueError: if it is something else, or its functions are.
+    """
+    checks.instance("weighting", weighting, Weighting, "weighting.group_dro(0.1)")
+    checks.function("Weighting.init", weighting.init, example="(num_tasks, dtype) -> state")
+    example = "(statistics, state) -> (weights, state)"
+    checks.function("Weighting.update", weighting.update, example=example)
 
 
 def checked(weighting: Weighting) -> Weighting:
