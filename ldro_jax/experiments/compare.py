@@ -124,7 +124,7 @@ def compare(
             config_text = config_text or _configuration(
                 problem=type(made).__name__,
                 methods=[_described(method) for method in settings],
-                seeds=list(seeds),
+                seeds=checks.seeds("seeds", seeds),
                 schedule=schedule,
                 batches=batches,
                 layout=layout,

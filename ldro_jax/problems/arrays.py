@@ -203,7 +203,8 @@ class ArrayProblem(base.Problem):
     def _check_model(self) -> None:
         inputs: Any = self._splits["train"].inputs[:1]
         try:
-            jax.eval_shape(self.apply, jax.eval_shape(self.init, jax.random.key(0)), inputs)
+            params = jax.eval_shape(self.init, jax.random.key(0))
+            outputs = jax.eval_shape(self.apply, params, inputs)
         except models.UnsupportedError:
             raise
         # Whatever the model says, it isn't made for these inputs.
@@ -212,6 +213,8 @@ class ArrayProblem(base.Problem):
                 f"model must take inputs of the shape {inputs.shape[1:]}, but it doesn't "
                 f"({errors.first_line(error)})."
             ) from error
+        given = jax.tree.leaves(outputs)
+        checks.require(given, "model", "a function that gives outputs", "one that gives none")
 
     def _task_values(self, params, arrays, split):
         """The values of each metric, each task measured on its own rows alone, ``[N]``."""
@@ -263,18 +266,18 @@ def _value(
     measure: MetricFunction, outputs: Any, rows: dict[str, jax.Array], count: jax.Array
 ) -> jax.Array:
     """What a metric says of one task's rows, of which there are ``count``."""
-    size = len(rows["task"])
-    with errors.of(f"metrics: {checks.called(measure)}"):
-        found = jnp.asarray(measure(outputs, rows))
-    if jnp.iscomplexobj(found):
+    size, name = len(rows["task"]), checks.called(measure)
+    with errors.of(f"metrics: {name}"):
+        given = measure(outputs, rows)
+    try:
+        found = jnp.asarray(given)
+    except (TypeError, ValueError):  # text, a dictionary, or nothing
+        found = None
+    if found is None or found.shape not in ((), (size,)) or jnp.iscomplexobj(found):
+        described = checks.shown(given) if found is None else f"{found.dtype}{list(found.shape)}"
         raise ValueError(
-            f"metrics must give real numbers, but {checks.shown(measure)} gives {found.dtype}."
-        )
-    if found.shape not in ((), (size,)):
-        raise ValueError(
-            "metrics must give one value for each row of a task, a shape of "
-            f"{[size]}, or one number for all of them, but {checks.shown(measure)} gives a shape "
-            f"of {list(found.shape)}."
+            "metrics must give one real number for each row of a task, a shape of "
+            f"{[size]}, or one for all of them, but {name} gives {described}."
         )
     found = found.astype(jnp.float32)
     # XLA multiplies by the inverse of a number that it knows, and n · (1/n) may be less than 1.

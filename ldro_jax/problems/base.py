@@ -280,7 +280,8 @@ class Problem(abc.ABC):
         for path, array in jax.tree_util.tree_leaves_with_path(rows) or [((), None)]:
             name = f"rows{jax.tree_util.keystr(path)} of on_device.take"
             expected = f"an array [R, ...], for R = {sizes.size}"
-            checks.require(jnp.shape(array)[:1] == sizes.shape, name, expected, array)
+            shape = getattr(array, "shape", ())
+            checks.require(shape[:1] == sizes.shape, name, expected, array)
         if error.get() is not None:
             raise ValueError(
                 f"on_device.sizes must be the numbers of rows that on_device.arrays has of each "

@@ -68,7 +68,8 @@ class Batches:
     interaction_rows: int | None = None
 
     def __post_init__(self):
-        checks.integer("batch_size", self.size)
+        # Numbers of NumPy would be other text in a configuration.
+        object.__setattr__(self, "size", checks.integer("batch_size", self.size))
         checks.one_of("sampler", self.sampler, tuple(sampling.SAMPLERS))
         checks.integer("microbatches", self.microbatches)
         if self.interaction_rows is not None:

@@ -242,7 +242,7 @@ def test_arrays_that_do_not_fit_are_refused(options, message):
     [
         (
             {"metrics": {ERROR: lambda outputs, rows: outputs}},
-            r"\[2\], or one number.*lambda.*\[2, 2\]",
+            r"\[2\], or one for all.*lambda.*\[2, 2\]",
         ),
         ({"model": PER_TASK}, r"an output for each of 6 rows.*output\[1\] has the shape \(2,\)"),
     ],
