@@ -47,7 +47,9 @@ def from_arrays(
       metrics: for each metric, a function of the model's outputs for all examples of one task, and
         of these as rows. It gives ``[R]``, whose mean is the task's value, or the value itself, one
         number, as a correlation over the examples is. The first metric is the one that methods are
-        compared by.
+        compared by. All are traced, so they compute with ``jax.numpy``, not with scikit-learn.
+        Where tasks are measured by something else each, one function may look at ``rows["task"]``:
+        ``jnp.where(rows["task"] == 0, is_right, -squared_error)`` is better the higher it is.
       validation: examples of the same tasks to choose by.
       test: examples of the same tasks to report on.
 

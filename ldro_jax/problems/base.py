@@ -282,11 +282,11 @@ class Problem(abc.ABC):
             expected = f"an array [R, ...], for R = {sizes.size}"
             shape = getattr(array, "shape", ())
             checks.require(shape[:1] == sizes.shape, name, expected, array)
-        if error.get() is not None:
+        if (said := error.get()) is not None:
             raise ValueError(
                 f"on_device.sizes must be the numbers of rows that on_device.arrays has of each "
                 f"task, but they are {sizes.tolist()}, and take reads a last row that isn't there "
-                f"({errors.first_line(error.get())})."
+                f"({errors.first_line(said)})."
             )
 
 

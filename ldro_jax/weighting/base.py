@@ -452,7 +452,7 @@ def checked(weighting: Weighting) -> Weighting:
                 f"{described}. One without a state is made with weighting.stateless."
             )
         weights, following = found
-        shape, dtype = getattr(weights, "shape", None), getattr(weights, "dtype", None)
+        shape, dtype = getattr(weights, "shape", None), getattr(weights, "dtype", object)
         if shape != statistics.losses.shape or not jnp.issubdtype(dtype, jnp.floating):
             described = checks.shown(weights) if shape is None else f"{dtype}{list(shape)}"
             raise ValueError(
