@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldro_jax import _leaves
+from ldro_jax import _leaves, checks
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
@@ -69,7 +69,10 @@ def read(
         losses aren't floating-point numbers.
     """
     form = _form(arguments)
-    losses = None if arguments["losses"] is None else jnp.asarray(arguments["losses"])
+    for name, example in _FUNCTIONS.items():
+        if arguments[name] is not None:
+            checks.function(name, arguments[name], example=example)
+    losses = None if arguments["losses"] is None else _array("losses", arguments["losses"])
     preconditioner = arguments["preconditioner"]
     if preconditioner is not None:
         if arguments["interaction_fn"] is not None or arguments["pullback"] is not None:
@@ -134,6 +137,13 @@ def _depth(tree: Any) -> int:
     """How many tuples of one are around a tree."""
     return 1 + _depth(tree[0]) if type(tree) is tuple and len(tree) == 1 else 0
 
+
+_FUNCTIONS = {
+    "loss_fn": "(params, task_batch) -> scalar",
+    "losses_fn": "params -> losses [N]",
+    "pullback": "weights [N] -> gradient",
+    "interaction_fn": "() -> [N, N]",
+}
 
 # What each form of the statistics needs, and what may come with it.
 _FORMS = {
@@ -203,7 +213,7 @@ def _from_losses_fn(losses_fn, params, interaction_fn, preconditioner, dtype) ->
 
 def _differentiated(losses_fn, params, interaction, dtype) -> Step:
     def at_least_dtype(params):
-        losses = interaction_base.replicated(_vector(losses_fn(params)))
+        losses = interaction_base.replicated(_array("losses_fn's losses", losses_fn(params)))
         _check_floating(losses)
         # The pullback then takes the weights as they are; a loss in half precision still
         # differentiates in half precision what it computes in it.
@@ -211,16 +221,6 @@ def _differentiated(losses_fn, params, interaction, dtype) -> Step:
 
     losses, pullback = jax.vjp(at_least_dtype, params)
     return Step(losses, lambda weights: pullback(weights.astype(losses.dtype))[0], interaction)
-
-
-def _vector(losses) -> jax.Array:
-    try:
-        return jnp.asarray(losses)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"losses_fn must return one array, the losses [N], but it returns a "
-            f"{type(losses).__name__}: {jax.tree.map(jnp.shape, losses)}.{_unwrapped(losses)}"
-        ) from None
 
 
 def _unwrapped(found: Any) -> str:
@@ -276,6 +276,16 @@ def _parts(losses, strategy, num_tasks) -> int:
     return strategy.parts if losses.shape == (strategy.parts * num_tasks,) else 1
 
 
+def _array(name: str, losses: Any) -> jax.Array:
+    try:
+        return jnp.asarray(losses)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must be one array of a number for each task, [N], but they are "
+            f"{checks.shown(losses)}.{_unwrapped(losses)}"
+        ) from error
+
+
 def _check_floating(losses) -> None:
     if not jnp.issubdtype(losses.dtype, jnp.floating):
         raise ValueError(
@@ -288,6 +298,10 @@ def _check_batch(name: str, batch: Any, num_tasks: int) -> None:
     expected = f"[{num_tasks} tasks, examples, ...]"
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         where = name + jax.tree_util.keystr(path)
+        if np.ma.isMaskedArray(leaf) or getattr(leaf, "dtype", np.dtype(float)).kind in "OUSMm":
+            raise ValueError(
+                f"{where} must hold numbers that JAX knows, but it is {checks.shown(leaf)}."
+            )
         if jnp.ndim(leaf) < 1 or leaf.shape[0] != num_tasks:
             raise ValueError(
                 f"{where} must have a leading task axis, {expected}, but its shape is "

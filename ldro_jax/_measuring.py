@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import core
 
+from ldro_jax import checks
 from ldro_jax.interaction import base as interaction_base
 
 
@@ -58,7 +59,13 @@ def measure(
                 "from interaction_fn."
             )
         found = (found, last.noise) if plain else found
-        found = interaction_base.Measured(*map(jnp.asarray, found))
+        try:
+            found = interaction_base.Measured(*map(jnp.asarray, found))
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"interaction_fn must return the Gram matrix, {list(last.matrix.shape)}, but it "
+                f"returned {checks.shown(found[0])}."
+            ) from error
         for what, new, old in zip(("matrix", "noise"), found, last, strict=True):
             if new.shape != old.shape:
                 raise ValueError(

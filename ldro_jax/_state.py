@@ -30,13 +30,15 @@ class WeightedState(NamedTuple):
       nonfinite: how often the loss of each task was not finite, int32 ``[N]``.
       negative: how often the loss of each task was below zero though the weighting needs positive
         losses, int32 ``[N]``; the weights stayed in these steps.
-      nonfinite_streak: number of steps in a row, up to the last one, in which one was not, int32.
+      nonfinite_streak: number of steps in a row, up to the last one, in which one was not, or the
+        weighting's weights weren't, int32.
       unmeasured: how often the interactions of each task could not be measured when they were due,
         int32 ``[N]``: its gradient was not finite, or its norm so large or small that the square
         over- or underflows (above 1e19 or below 1e-19 in float32). What could not be measured keeps
         its last value.
-      unsolved: in how many steps the weighting's solver ended without a solution, int32; its
-        weights were the best that it had.
+      unsolved: in how many steps the weighting gave no weights, int32: its solver ended without a
+        solution, and they were the best that it had; or they weren't finite, and stayed as they
+        were.
       weighting: the weighting's own state.
     """
 
@@ -134,15 +136,23 @@ def check_types(opt_state: Any, fields: set[str]) -> None:
         )
 
 
-def unsolved(weighting_state: Any) -> jax.Array:
-    """How often solvers failed, from the fields of that name in the state of a weighting.
+def unsolved(state: WeightedState, inner: Any, lost: jax.Array) -> jax.Array:
+    """In how many steps the weighting gave no weights, with this step.
 
     Args:
-      weighting_state: the state, with those of wrapped weightings in it.
+      state: before the step.
+      inner: the weighting's state after it, with those of wrapped weightings in it.
+      lost: whether its weights weren't finite, bool.
 
     Returns:
       int32, a scalar.
     """
+    new = _failures(inner) - _failures(state.weighting)
+    return state.unsolved + new + lost.astype(jnp.int32)
+
+
+def _failures(weighting_state: Any) -> jax.Array:
+    """How often solvers failed, from the fields of that name in the state of a weighting."""
     paths = jax.tree_util.tree_leaves_with_path(weighting_state)
     counts = [x for path, x in paths if getattr(path[-1:] and path[-1], "name", "") == "unsolved"]
     return sum(counts, start=jnp.zeros([], jnp.int32))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import optax
 
-from ldro_jax import _equations, checks
+from ldro_jax import _equations, checks, errors
 
 Trainable = Any | Callable[[Any], Any]
 
@@ -31,7 +31,10 @@ def mask(trainable: Trainable, params: Any) -> Any:
     Raises:
       ValueError: if the tree doesn't fit the parameters, holds something else, or trains nothing.
     """
-    found = trainable(params) if callable(trainable) else trainable
+    found = trainable
+    if callable(trainable):
+        with errors.of("trainable"):
+            found = trainable(params)
     expected = "a tree of bools like the parameters, or a function from them to one"
     leaves = jax.tree.leaves(found)
     is_bools = all(isinstance(leaf, (bool, np.bool_)) for leaf in leaves)
@@ -39,7 +42,8 @@ def mask(trainable: Trainable, params: Any) -> Any:
     try:
         found = jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), found, params)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"trainable must be {expected}, but it doesn't fit: {error}") from error
+        said = errors.first_line(error)
+        raise ValueError(f"trainable must be {expected}, but it doesn't fit: {said}") from error
     if not any(jax.tree.leaves(found)):
         raise ValueError("trainable marks no parameter, so that nothing would be trained.")
     return found
@@ -154,6 +158,7 @@ def moved_by(optimizer: optax.GradientTransformation, params: Any) -> Any:
     Returns:
       A tree of bools like ``params``.
     """
+    checks.instance("optimizer", optimizer, optax.GradientTransformation, "optax.sgd(0.1)")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     state = jax.eval_shape(optimizer.init, shapes)
     update = optax.with_extra_args_support(optimizer).update

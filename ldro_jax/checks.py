@@ -3,16 +3,32 @@
 ``name`` is how the user knows the argument. Each line begins with it.
 """
 
+import functools
 import inspect
 import numbers
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 # JAX takes more than 32 bits of a seed as another seed.
 _MAX_SEED = 2**32 - 1
+
+
+def called(function: Any) -> str:
+    """How an error calls a function, or an object that is called like one.
+
+    Args:
+      function: any, such as a ``functools.partial``, which has no name of its own.
+
+    Returns:
+      A name.
+    """
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def shown(value: Any) -> str:
@@ -25,7 +41,7 @@ def shown(value: Any) -> str:
       At most about a line, without places in memory.
     """
     if inspect.isroutine(value) or inspect.isclass(value):
-        return f"the {'class' if inspect.isclass(value) else 'function'} {value.__name__}"
+        return f"the {'class' if inspect.isclass(value) else 'function'} {called(value)}"
     text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
     return text if len(text) <= 100 else f"{text[:100]}…"
 
@@ -219,10 +235,44 @@ def function(name: str, value: Any, *arguments: str, example: str) -> Callable[.
             # A metaclass, such as gin's, may hide what the class itself takes.
             made = value.__init__ if inspect.isclass(value) else value
             parameters = inspect.signature(made).parameters
-        except ValueError:  # of what isn't written in Python
+        except (TypeError, ValueError):  # of what isn't written in Python
             parameters = dict.fromkeys(arguments)
         any_keyword = any(p is not None and p.kind == p.VAR_KEYWORD for p in parameters.values())
         fits = any_keyword or all(argument in parameters for argument in arguments)
     takes = f" of {', '.join(arguments)}" if arguments else ""
     require(fits, name, f"a function{takes}, such as {example}", value)
     return value
+
+
+def on_device(name: str, part: str, array: Any) -> None:
+    """Raises ``ValueError`` unless JAX holds an array as it is.
+
+    JAX has no masks, and without its 64-bit mode an integer that 32 bits can't hold becomes another
+    one, and a number that float32 can't hold becomes infinite.
+
+    Args:
+      name: of what the array is in.
+      part: what it is of that, in the plural, such as "inputs".
+      array: NumPy's; any other passes.
+    """
+    if np.ma.is_masked(array):
+        raise ValueError(
+            f"{name} must have {part} without masked ones, since JAX has no masks, but "
+            f"{np.ma.count_masked(array)} are masked. Leave these out, or put numbers in their "
+            "place with filled(), and tell the loss which they are."
+        )
+    is_wide = isinstance(array, np.ndarray) and array.dtype.kind in "iuf" and array.itemsize == 8
+    held = jax.dtypes.canonicalize_dtype(array.dtype) if is_wide else None
+    if held is None or held == array.dtype or not array.size:
+        return
+    if held.kind == "f":
+        with np.errstate(over="ignore"):
+            lost = np.isfinite(array) & ~np.isfinite(array.astype(held))
+    else:
+        lost = (array < np.iinfo(held).min) | (array > np.iinfo(held).max)
+    if lost.any():
+        raise ValueError(
+            f"{name} must have {part} that {held} can hold, which JAX makes of {array.dtype}, but "
+            f"one is {array[lost][0]}. Make them smaller (number what they name from 0), or switch "
+            "JAX's 64-bit mode on: jax.config.update('jax_enable_x64', True)."
+        )

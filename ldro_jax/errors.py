@@ -1,12 +1,16 @@
 """What the errors of other libraries say, in short."""
 
+import contextlib
+import os
 import re
+import traceback
+from collections.abc import Iterator
 
 # TensorStore adds all of its settings, and TensorFlow names the operation before and after.
 _NOISE = re.compile(r" \[tensorstore_spec.*|\{\{.*?\}\}|\[Op:.*")
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: Exception | str) -> str:
     """What an error says, in short.
 
     Args:
@@ -18,3 +22,54 @@ def first_line(error: Exception) -> str:
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     line = next(iter(_NOISE.sub("", message).strip().splitlines()), "")
     return line[:300] or type(error).__name__
+
+
+_PACKAGE = os.path.dirname(__file__) + os.sep
+# What JAX raises where a function needs numbers and is traced without them.
+_TRACED = ("Tracer", "Concretization", "NonConcrete")
+
+
+def reason(error: Exception) -> str:
+    """What an error of any function says, in a line.
+
+    Args:
+      error: any.
+
+    Returns:
+      The message alone, if it is one line of this library; otherwise with its type before it.
+    """
+    name = type(error).__name__
+    if name.startswith(_TRACED):
+        return (
+            f"{name}: JAX traces it, so it must compute with jax.numpy alone, not with NumPy, "
+            "scikit-learn or float(), and with jnp.where in place of if"
+        )
+    line = first_line(error)
+    if isinstance(error, (TypeError, ValueError)) and _is_ours(error):
+        return line
+    return name if line == name else f"{name}: {line}"
+
+
+@contextlib.contextmanager
+def of(function: str) -> Iterator[None]:
+    """Errors of a function of the user's as one line that names it.
+
+    Args:
+      function: how the user knows it.
+
+    Raises:
+      ValueError: for any other error. Those of this library, which say all, come as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError) and _is_ours(error):
+            raise
+        raise ValueError(f"{function} fails: {reason(error).rstrip('.')}.") from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether an error was raised by this library, in one line."""
+    *_, last = traceback.walk_tb(error.__traceback__)
+    is_here = last[0].f_code.co_filename.startswith(_PACKAGE)
+    return is_here and "\n" not in str(error)

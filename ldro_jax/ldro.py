@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import optax
 
+from ldro_jax import checks
 from ldro_jax import transform as transform_lib
 from ldro_jax._trained import moved_by
 from ldro_jax.diagnostics import diagnose
@@ -131,6 +132,7 @@ def transform(
       Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*,
       2021.
     """
+    checks.flag("exact", exact)
     kinds = {
         "weight_lr": weight_lr is not None,
         "temperature": temperature is not None,

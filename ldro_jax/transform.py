@@ -90,9 +90,10 @@ def weighted(
     may return the gradient in a tuple, as that of ``jax.vjp`` does.
 
     A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
-    ``nonfinite`` counts the event. One in which a loss is below zero trains with the weights of the
-    step before if the weighting needs positive losses, and ``negative`` counts it. Interactions
-    that are not finite keep their last values, and ``unmeasured`` counts the tasks.
+    ``nonfinite`` counts the event. One in which the weighting's weights are not finite trains with
+    those of the step before, and ``unsolved`` counts it. So does one in which a loss is below zero
+    if the weighting needs positive losses, and ``negative`` counts it. Interactions that are not
+    finite keep their last values, and ``unmeasured`` counts the tasks.
 
     Args:
       weighting: how to choose the weights.
@@ -144,6 +145,7 @@ def weighted(
       >>> [round(float(w), 3) for w in transform.find_state(state).weights]
       [0.31, 0.69]
     """
+    weighting_base.check_weighting(weighting)
     if interaction_interval is None:
         interaction_interval = weighting.default_interval
     interaction = weighting.interaction_for(interaction)
@@ -152,6 +154,7 @@ def weighted(
     if not isinstance(interaction_interval, jax.Array):
         interaction_interval = checks.integer("interaction_interval", interaction_interval)
     checks.flag("lagged", lagged)
+    weighting = weighting_base.checked(weighting)
     weighting = wrappers.wrapped(weighting, smoothing=smoothing, total=total, floor=floor)
     strategy = interaction_lib.get(interaction)
     every_step = isinstance(interaction_interval, int) and interaction_interval == 1
@@ -265,7 +268,8 @@ def weighted(
         if weighting.needs_positive_losses:
             negative = present & (current < 0)
         # The weights themselves overflow when a rate times a loss does.
-        usable = good & jnp.isfinite(proposal[0]).all() & ~negative.any()
+        finite = jnp.isfinite(proposal[0]).all()
+        usable = good & finite & ~negative.any()
         weights, inner = jax.tree.map(
             functools.partial(jnp.where, usable), proposal, (state.weights, state.weighting)
         )
@@ -324,9 +328,9 @@ def weighted(
             descent=_descended(state.descent, measured.matrix, weights, good),
             nonfinite=state.nonfinite + bad.astype(jnp.int32),
             negative=state.negative + negative.astype(jnp.int32),
-            nonfinite_streak=jnp.where(good, 0, state.nonfinite_streak + 1),
+            nonfinite_streak=jnp.where(good & finite, 0, state.nonfinite_streak + 1),
             unmeasured=state.unmeasured + unmeasured.astype(jnp.int32),
-            unsolved=_state.unsolved(inner),
+            unsolved=_state.unsolved(state, inner, good & ~finite),
             weighting=inner,
         )
 

@@ -8,6 +8,8 @@ frontier: it grows where the frontier moves out anywhere, and never falls when a
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ldro_jax import checks
+
 
 def non_dominated(points: ArrayLike, higher_is_better: bool) -> np.ndarray:
     """The points no other point beats in one coordinate without losing in the other.
@@ -19,6 +21,7 @@ def non_dominated(points: ArrayLike, higher_is_better: bool) -> np.ndarray:
     Returns:
       The frontier, shape [F, 2], sorted by the average; equal points are kept once.
     """
+    checks.flag("higher_is_better", higher_is_better)
     sign = 1.0 if higher_is_better else -1.0
     signed = sign * np.asarray(points, dtype=float).reshape(-1, 2)
     # From the best average down, a point is on the frontier if its worst value is the best so far.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from ldro_jax import _trained, checks, paths, processes, reporting, weighting
@@ -116,13 +117,17 @@ def compare(
     # Those with references are made again when these are known.
     unknown = dict.fromkeys(made.task_names, 0.0)
     programs = runs_lib.programs_of([_resolved(m, made, unknown) for m in settings], first)
+    is_path = isinstance(output_dir, (str, os.PathLike))
+    checks.require(is_path, "output_dir", "the path of a directory", output_dir)
+    is_text = config_text is None or isinstance(config_text, str)
+    checks.require(is_text, "config_text", "a text", config_text)
     output_path = paths.absolute(output_dir)
     with contextlib.ExitStack() as stack:
         if ready is None:
             config_text = config_text or _configuration(
                 problem=type(made).__name__,
                 methods=[_described(method) for method in settings],
-                seeds=list(seeds),
+                seeds=checks.seeds("seeds", seeds),
                 schedule=schedule,
                 batches=batches,
                 layout=layout,
@@ -183,10 +188,12 @@ def make_problem(
       ValueError: if it isn't one, or lacks a split that is to be measured.
     """
     if callable(problem):
+        checks.function("problem", problem, "data_dir", example="@classification")
         problem = problem(data_dir=data_dir)
     expected = "a Problem or a function of data_dir that makes one, such as @classification"
     checks.require(isinstance(problem, Problem), "problem", expected, problem)
     problem.check_names()
+    problem.check_rows()
     for split in ("validation", "test") if schedule.test != "always" else ():
         if split not in problem.splits:
             raise ValueError(
@@ -269,7 +276,8 @@ def _together(asked: int | None, program: Program, schedule: Schedule, num_runs:
 def _resolved(method: Method, problem: Problem, losses: Mapping[str, float]) -> Method:
     """The method with what only the data and the references can tell."""
     known: dict[str, Any] = {"reference_losses": tuple(losses.values())}
-    if (sizes := problem.sizes) is not None:
+    if problem.sizes is not None:
+        sizes = np.asarray(problem.sizes)
         known["sizes"] = tuple((sizes / sizes.sum()).tolist())
     lacking = weighting.from_data(method.weighting, method.hyperparameters)
     for name in lacking:
@@ -285,7 +293,7 @@ def _resolved(method: Method, problem: Problem, losses: Mapping[str, float]) -> 
 def _sizes(problem: Problem) -> dict[str, float]:
     if problem.sizes is None:
         return {}
-    return dict(zip(problem.task_names, problem.sizes.tolist(), strict=True))
+    return dict(zip(problem.task_names, np.asarray(problem.sizes).tolist(), strict=True))
 
 
 def _described(method: Method) -> dict[str, Any]:

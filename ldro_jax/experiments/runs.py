@@ -10,8 +10,7 @@ import jax
 import tqdm
 from absl import logging
 
-from ldro_jax import _printing, checks, paths, processes, weighting
-from ldro_jax.experiments import groups, names
+from ldro_jax import _printing, checks, errors, paths, processes, weighting
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.records import json_types, results
 from ldro_jax.training import loop, recording
@@ -112,8 +111,9 @@ def programs_of(settings: Iterable[Method], first: Program) -> dict[tuple[Any, .
             try:
                 programs[key] = first.for_method(method)
                 programs[key].check()
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"methods: {method.name!r} can't be trained. {error}") from error
+            except Exception as error:
+                said = errors.reason(error)
+                raise ValueError(f"methods: {method.name!r} can't be trained. {said}") from error
     return programs
 
 

@@ -130,23 +130,28 @@ def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> 
     Returns:
       The :class:`~ldro_jax.interaction.base.Interaction`. It takes up to twice the memory for
       gradients and about one and a half times the time, and needs an even number of examples of
-      each task.
+      each task. In a batch each leaf is ``[task, example, ...]``, or ``[task]`` where there is one
+      value for all examples of a task, which both halves get. So a key of each task must be of
+      ``jax.random.key``, an array ``[task]``: the numbers of a ``jax.random.PRNGKey``, ``[task,
+      2]``, would be cut in half, and so would features ``[task, feature]``. Leaves that don't agree
+      on the number of examples are refused; two numbers beside two examples can't be told apart.
 
     Raises:
       ValueError: if ``fused`` is asked of a strategy that never holds all gradients.
     """
     inner = get(strategy)
+    checks.flag("fused", fused)
     if fused and inner.gradients is None:
         raise ValueError(
             "fused needs a strategy that holds the gradients of all tasks, such as 'vmap'."
         )
 
     def matrix(loss_fn, params, batch):
-        return _crossed(inner.matrix(loss_fn, params, jax.tree.map(_halves, batch)))
+        return _crossed(inner.matrix(loss_fn, params, _in_halves(batch)))
 
     def gradients(loss_fn, params, batch, **options):
         assert inner.gradients is not None
-        return inner.gradients(loss_fn, params, jax.tree.map(_halves, batch), **options)
+        return inner.gradients(loss_fn, params, _in_halves(batch), **options)
 
     return base.Interaction(
         matrix,
@@ -165,6 +170,21 @@ def _crossed(found: Any) -> base.Measured:
     crossed = (blocks[:, 0, :, 1] + blocks[:, 1, :, 0]) / 2
     matrix = jnp.where(jnp.eye(full.shape[0], dtype=bool), crossed, full)
     return base.Measured(matrix, jnp.diagonal(full - crossed))
+
+
+def _in_halves(batch: Any) -> Any:
+    leaves = jax.tree_util.tree_leaves_with_path(batch)
+    counts = {
+        jax.tree_util.keystr(path): leaf.shape[1] for path, leaf in leaves if jnp.ndim(leaf) > 1
+    }
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"batch{name} {count}" for name, count in counts.items())
+        raise ValueError(
+            "interaction='split' halves the examples of each task, the second axis of every leaf, "
+            f"but these aren't as many in all of them: {found}. What is one value for a task must "
+            "be an array [task], such as a key of jax.random.key (not of PRNGKey)."
+        )
+    return jax.tree.map(_halves, batch)
 
 
 def _halves(leaf: jax.Array) -> jax.Array:

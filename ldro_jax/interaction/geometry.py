@@ -30,6 +30,7 @@ def preconditioned(strategy: base.Interaction, preconditioner: Any) -> base.Inte
     Returns:
       The :class:`~ldro_jax.interaction.base.Interaction`, without gradients if there is a P.
     """
+    checks.instance("strategy", strategy, base.Interaction, "interaction.get('vmap')")
     if preconditioner is None:
         return strategy
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from ldro_jax import _leaves
+from ldro_jax import _leaves, checks
 from ldro_jax.interaction import base
 
 
@@ -28,6 +28,8 @@ def scan(
     Returns:
       The :class:`~ldro_jax.interaction.base.Interaction`.
     """
+    if constrain is not None:
+        checks.function("constrain", constrain, example="gradient -> gradient")
 
     def gradients(loss_fn, params, batch, *, has_aux=False):
         def value_and_gradient(task_batch):

@@ -70,6 +70,7 @@ class Decoder(nn.Module):
         checks.one_of("positions", self.positions, ("rotary", "learned"))
         checks.flag("scan_layers", self.scan_layers)
         checks.flag("remat", self.remat)
+        checks.function("constrain", self.constrain, example="x -> x")
         floating = ("float32", "bfloat16", "float16", "float64")
         dtype = getattr(self.dtype, "__name__", str(self.dtype))
         checks.one_of("dtype", dtype, floating)

@@ -47,7 +47,9 @@ def from_arrays(
       metrics: for each metric, a function of the model's outputs for all examples of one task, and
         of these as rows. It gives ``[R]``, whose mean is the task's value, or the value itself, one
         number, as a correlation over the examples is. The first metric is the one that methods are
-        compared by.
+        compared by. All are traced, so they compute with ``jax.numpy``, not with scikit-learn.
+        Where tasks are measured by something else each, one function may look at ``rows["task"]``:
+        ``jnp.where(rows["task"] == 0, is_right, -squared_error)`` is better the higher it is.
       validation: examples of the same tasks to choose by.
       test: examples of the same tasks to report on.
 
@@ -151,7 +153,9 @@ class ArrayProblem(base.Problem):
 
     @override
     def row_losses(self, params: Any, rows: dict[str, jax.Array]) -> jax.Array:
-        return self._loss(self.apply(params, rows["inputs"]), rows)
+        outputs = self.apply(params, rows["inputs"])
+        with errors.of("loss"):
+            return self._loss(outputs, rows)
 
     @override
     def source(self, seed: int) -> "ShuffledRows":
@@ -191,6 +195,10 @@ class ArrayProblem(base.Problem):
         """Training examples of each task, ``[N]``."""
         return np.asarray(self._splits["train"].sizes)
 
+    @override
+    def check_rows(self) -> None:
+        pass  # the splits are checked, and the rows on the device are theirs
+
     def _rows(self, arrays, tasks, indices):
         where = jnp.asarray(self._splits["train"].starts, jnp.int32)[tasks] + indices
         return {**{name: array[where] for name, array in arrays.items()}, "task": tasks}
@@ -198,7 +206,8 @@ class ArrayProblem(base.Problem):
     def _check_model(self) -> None:
         inputs: Any = self._splits["train"].inputs[:1]
         try:
-            jax.eval_shape(self.apply, jax.eval_shape(self.init, jax.random.key(0)), inputs)
+            params = jax.eval_shape(self.init, jax.random.key(0))
+            outputs = jax.eval_shape(self.apply, params, inputs)
         except models.UnsupportedError:
             raise
         # Whatever the model says, it isn't made for these inputs.
@@ -207,6 +216,8 @@ class ArrayProblem(base.Problem):
                 f"model must take inputs of the shape {inputs.shape[1:]}, but it doesn't "
                 f"({errors.first_line(error)})."
             ) from error
+        given = jax.tree.leaves(outputs)
+        checks.require(given, "model", "a function that gives outputs", "one that gives none")
 
     def _task_values(self, params, arrays, split):
         """The values of each metric, each task measured on its own rows alone, ``[N]``."""
@@ -258,12 +269,18 @@ def _value(
     measure: MetricFunction, outputs: Any, rows: dict[str, jax.Array], count: jax.Array
 ) -> jax.Array:
     """What a metric says of one task's rows, of which there are ``count``."""
-    found, size = jnp.asarray(measure(outputs, rows)), len(rows["task"])
-    if found.shape not in ((), (size,)):
+    size, name = len(rows["task"]), checks.called(measure)
+    with errors.of(f"metrics: {name}"):
+        given = measure(outputs, rows)
+    try:
+        found = jnp.asarray(given)
+    except (TypeError, ValueError):  # text, a dictionary, or nothing
+        found = None
+    if found is None or found.shape not in ((), (size,)) or jnp.iscomplexobj(found):
+        described = checks.shown(given) if found is None else f"{found.dtype}{list(found.shape)}"
         raise ValueError(
-            "metrics must give one value for each row of a task, a shape of "
-            f"{[size]}, or one number for all of them, but {checks.shown(measure)} gives a shape "
-            f"of {list(found.shape)}."
+            "metrics must give one real number for each row of a task, a shape of "
+            f"{[size]}, or one for all of them, but {name} gives {described}."
         )
     found = found.astype(jnp.float32)
     # XLA multiplies by the inverse of a number that it knows, and n · (1/n) may be less than 1.
@@ -300,31 +317,51 @@ def _joined(name: str, split: Mapping[str, tuple[Any, Any]], names: tuple[str, .
     checks.require(same, name, f"a dictionary of the tasks {list(names)}, in this order", found)
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for task, pair in split.items():
-        is_pair = isinstance(pair, (tuple, list)) and len(pair) == 2
-        checks.require(
-            is_pair, f"{name}[{task!r}]", "a pair (inputs, targets)", type(pair).__name__
-        )
-        inputs, targets = (np.asarray(array) for array in pair)
-        fits = inputs.ndim and targets.ndim and len(inputs) == len(targets) and len(inputs)
-        expected = "as many inputs as targets, and at least one"
-        shapes = f"of the shapes {inputs.shape} and {targets.shape}"
-        checks.require(fits, f"{name}[{task!r}]", expected, shapes)
+        where = f"{name}[{task!r}]"
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+            raise ValueError(
+                f"{where} must be a pair (inputs, targets), but it is a {type(pair).__name__}."
+            )
+        found = tuple(zip(("inputs", "targets"), pair, strict=True))
+        inputs, targets = (_numbers(where, part, array) for part, array in found)
+        if not (inputs.ndim and targets.ndim and len(inputs) == len(targets) and len(inputs)):
+            raise ValueError(
+                f"{where} must have as many inputs as targets, and at least one, but their shapes "
+                f"are {list(inputs.shape)} and {list(targets.shape)}."
+            )
         pairs.append((inputs, targets))
         for part, array, first in zip(("inputs", "targets"), pairs[-1], pairs[0], strict=True):
-            _check_numbers(f"{name}[{task!r}]", part, array)
-            _check_like(part, f"{name}[{task!r}]", array, first)
+            _check_like(part, where, array, first)
     return Split.join(pairs)
 
 
-def _check_numbers(name: str, part: str, array: np.ndarray) -> None:
-    numeric = array.dtype.kind in "biuf" or array.dtype.name == "bfloat16"
-    checks.require(numeric, name, f"{part} that are numbers", f"of the dtype {array.dtype}")
-    finite = array.dtype.kind in "biu" or np.isfinite(array.astype(np.float32)).all()
-    checks.require(finite, name, f"{part} that are finite", "with NaN or inf")
+def _numbers(name: str, part: str, array: Any) -> np.ndarray:
+    """The array that something is, checked."""
+    # Of a list of them NumPy would keep no mask.
+    parts = array if isinstance(array, (list, tuple)) else [array]
+    for each in parts:
+        checks.on_device(name, part, each)
+    try:
+        found = np.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must have {part} that are one array, but they can't be made one "
+            f"({errors.first_line(error)})."
+        ) from error
+    is_small = found.dtype.name == "bfloat16"
+    if not (is_small or (found.dtype.kind in "biuf" and found.itemsize <= 8)):
+        raise ValueError(f"{name} must have {part} that are numbers, but they are {found.dtype}.")
+    if not np.isfinite(found.astype(np.float32) if is_small else found).all():
+        raise ValueError(f"{name} must have {part} that are finite, but some are NaN or infinite.")
+    checks.on_device(name, part, found)
+    return found
 
 
 def _check_like(part: str, name: str, array: np.ndarray, like: np.ndarray) -> None:
     """Checks the shape of an example, and its dtype; the arrays are ``[examples, ...]``."""
     ours, theirs = ((list(a.shape[1:]), str(a.dtype)) for a in (array, like))
-    expected = f"{part} of the shape {theirs[0]} and dtype {theirs[1]}, as the first task has"
-    checks.require(ours == theirs, name, expected, f"of {ours[0]} and {ours[1]}")
+    if ours != theirs:
+        raise ValueError(
+            f"{name} must have {part} of the shape {theirs[0]} and dtype {theirs[1]}, as the first "
+            f"task has, but they are of the shape {ours[0]} and dtype {ours[1]}."
+        )

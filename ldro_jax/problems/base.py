@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import checkify
 
-from ldro_jax import checks
+from ldro_jax import checks, errors
 from ldro_jax.tasks.base import content
 from ldro_jax.tasks.source import Source
 
@@ -166,8 +167,22 @@ class Problem(abc.ABC):
         Returns:
           A pytree of ``jax.ShapeDtypeStruct``, without the leading axis of rows.
         """
-        one = np.zeros(1, np.int32)
-        rows = self.source(0).rows(one, one)
+        with errors.of("source"):
+            source, one = self.source(0), np.zeros(1, np.int32)
+            makes = "a function of seed that makes a Source"
+            checks.require(hasattr(source, "rows"), "source", makes, source)
+            rows = source.rows(one, one)
+        if source.has_state and isinstance(source, Source):
+            for name in ("save", "restore"):
+                own = getattr(type(source), name) is not getattr(Source, name)
+                checks.require(
+                    own, f"source.{name}", "its own method, as has_state is True", source
+                )
+        leaves = jax.tree_util.tree_leaves_with_path(rows)
+        for path, array in leaves or [((), rows)]:
+            fits = _is_numeric(array) and array.shape[:1] == (1,)
+            name = f"rows{jax.tree_util.keystr(path)} of the source"
+            checks.require(fits, name, "numbers in an array [R, ...], for R = 1", array)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows)
 
     def score(self, values: Mapping[str, np.ndarray]) -> float:
@@ -219,10 +234,85 @@ class Problem(abc.ABC):
         """
         names: Any = getattr(self, "task_names", None)
         checks.sequence("task_names", names, "names, such as ('red', 'blue')")
+        for name in names:
+            checks.text("task_names", name)
         # Values are kept by name, so one of two tasks of the same name would be lost.
-        different = len({str(name) for name in names}) == len(names)
+        different = len(set(names)) == len(names)
         checks.require(different, "task_names", "a list of names that all differ", names)
+        splits: Any = getattr(self, "splits", None)
+        checks.sequence("splits", splits, "names, such as ('validation', 'test')")
+        for name in splits:
+            checks.text("splits", name)
+        different = len(set(splits)) == len(splits)
+        checks.require(different, "splits", "a list of names that all differ", splits)
         metrics: Any = getattr(self, "metrics", None)
         checks.sequence("metrics", metrics, "metrics, such as [Metric('accuracy', True)]")
         for metric in metrics:
             checks.instance("metrics", metric, Metric, "Metric('accuracy', True)")
+            checks.text("Metric.name", metric.name)
+            checks.flag("Metric.higher_is_better", metric.higher_is_better)
+        found = [metric.name for metric in metrics]
+        different = len(set(found)) == len(found)
+        checks.require(different, "metrics", "a list of metrics with names that all differ", found)
+
+    def check_rows(self) -> None:
+        """Checks the numbers of rows, and the rows on the device.
+
+        Raises:
+          ValueError: if there isn't a number for each task, JAX can't hold the rows, or the last
+            one of a task isn't there.
+        """
+        is_mapping = isinstance(self.identity, Mapping)
+        checks.require(is_mapping, "identity", "a dictionary", self.identity)
+        if self.sizes is not None:
+            _check_sizes("sizes", self.sizes, self.num_tasks)
+        if self.on_device is None:
+            return
+        example = "OnDevice(arrays, sizes, take)"
+        checks.instance("on_device", self.on_device, OnDevice, example)
+        checks.function("on_device.take", self.on_device.take, example=_TAKE)
+        sizes = _check_sizes("on_device.sizes", self.on_device.sizes, self.num_tasks, whole=True)
+        for path, array in jax.tree_util.tree_leaves_with_path(self.on_device.arrays):
+            name = f"arrays{jax.tree_util.keystr(path)}"
+            checks.require(_is_numeric(array), f"on_device.{name}", "an array of numbers", array)
+            checks.on_device("on_device", name, array)
+        # JAX takes an index beyond the end for the last one.
+        take = checkify.checkify(self.on_device.take, errors=checkify.index_checks)
+        tasks, last = jnp.arange(sizes.size, dtype=jnp.int32), jnp.asarray(sizes - 1)
+        with errors.of("on_device.take"):
+            arrays = jax.device_put(self.on_device.arrays)
+            error, rows = take(arrays, jax.random.key(0), jnp.int32(0), tasks, last)
+        for path, array in jax.tree_util.tree_leaves_with_path(rows) or [((), None)]:
+            name = f"rows{jax.tree_util.keystr(path)} of on_device.take"
+            expected = f"an array [R, ...], for R = {sizes.size}"
+            shape = getattr(array, "shape", ())
+            checks.require(shape[:1] == sizes.shape, name, expected, array)
+        if (said := error.get()) is not None:
+            raise ValueError(
+                f"on_device.sizes must be the numbers of rows that on_device.arrays has of each "
+                f"task, but they are {sizes.tolist()}, and take reads a last row that isn't there "
+                f"({errors.first_line(said)})."
+            )
+
+
+_TAKE = "a function (arrays, key, step, tasks, indices) -> rows"
+
+
+def _check_sizes(name: str, sizes: Any, num_tasks: int, *, whole: bool = False) -> np.ndarray:
+    """Numbers of rows or amounts of data, one for each task."""
+    try:
+        found = np.asarray(sizes)
+    except ValueError:  # ragged
+        found = np.array(None)
+    kinds = "iu" if whole else "iuf"
+    fits = found.dtype.kind in kinds and found.shape == (num_tasks,) and np.isfinite(found).all()
+    expected = f"a positive {'integer' if whole else 'number'} for each of the {num_tasks} tasks"
+    checks.require(fits and (found > 0).all(), name, expected, sizes)
+    return found.astype(np.int32) if whole else found
+
+
+def _is_numeric(array: Any) -> bool:
+    if isinstance(array, jax.Array):
+        return True
+    is_array = isinstance(array, (np.ndarray, np.generic))
+    return is_array and (array.dtype == bool or jnp.issubdtype(array.dtype, np.number))

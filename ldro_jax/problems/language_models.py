@@ -54,6 +54,7 @@ class LanguageModel(base.Problem):
         max_validation_tokens: int | None = None,
         max_test_tokens: int | None = 5_000_000,
     ):
+        checks.instance("corpus", corpus, sequences.Corpus, "what text.load gives")
         checks.function("model", model, "vocab_size", example="@Decoder")
         checks.integer("length", length)
         optional = {

@@ -17,6 +17,8 @@ import numpy as np
 from flax import errors, nnx
 from flax import linen as nn
 
+from ldro_jax import checks
+
 
 class Functions(NamedTuple):
     """A model.
@@ -66,7 +68,7 @@ def as_functions(model: Any) -> Functions:
     raise ValueError(
         "model must be a flax.linen.Module, a function of rngs that makes a flax.nnx.Module (such "
         "as lambda rngs: MyModule(rngs=rngs)), or a pair of functions (init(key, inputs) -> "
-        f"params, apply(params, inputs) -> outputs), but it is {model!r}."
+        f"params, apply(params, inputs) -> outputs), but it is {checks.shown(model)}."
     )
 
 

@@ -18,6 +18,13 @@ from ldro_jax.records import copies, files, orbax
 from ldro_jax.records import identity as identity_lib
 
 
+class RefusedError(ValueError):
+    """What belongs to a checkpoint is as it was written, but can't be gone on from."""
+
+
+AndThen = Callable[[int, dict[str, Any]], None]
+
+
 class Checkpoints:
     """Saves and restores one run with Orbax, keeping the newest few and the best.
 
@@ -102,7 +109,7 @@ class Checkpoints:
             )
 
     def restore(
-        self, like: Any, and_then: Callable[[int], None] = lambda step: None
+        self, like: Any, and_then: AndThen = lambda step, record: None
     ) -> tuple[Any, dict[str, Any]] | None:
         """Restores the newest checkpoint that can be read, along with the best one it names.
 
@@ -110,14 +117,15 @@ class Checkpoints:
 
         Args:
           like: a state with the structure, shapes and dtypes to restore.
-          and_then: called with the step, to restore what belongs to a checkpoint but isn't in it;
-            what it raises counts as damage.
+          and_then: called with the step and the record, to restore what belongs to a checkpoint but
+            isn't in it; what it raises counts as damage, unless it is a ``RefusedError``.
 
         Returns:
           The state and the record, or ``None`` if there is no good checkpoint.
 
         Raises:
-          ValueError: if a checkpoint was made with other data or with another model.
+          ValueError: if a checkpoint was made with other data or with another model, or
+            ``and_then`` refuses it.
         """
         self._manager.wait_until_finished()
         for step in reversed(self.steps):
@@ -179,10 +187,10 @@ class Checkpoints:
         return found
 
     def _try(
-        self, step: int, like: Any, and_then: Callable[[int], None] = lambda step: None
+        self, step: int, like: Any, and_then: AndThen = lambda step, record: None
     ) -> tuple[Any, dict[str, Any]] | None:
         """The state and the payload of one checkpoint, ``None`` if it is damaged anywhere."""
-        state, payload, reason = None, {}, "it isn't there"
+        state, payload, reason, refused = None, {}, "it isn't there", None
         # Whatever a damaged file makes Orbax raise, an older checkpoint is better than none.
         try:
             payload = self._payload(step)
@@ -200,11 +208,15 @@ class Checkpoints:
             reason = "it is not what was saved"
             if is_whole:
                 try:
-                    and_then(step)
+                    and_then(step, payload["record"])
+                except RefusedError as error:
+                    is_whole, refused = False, error
                 except Exception as error:
                     is_whole, reason = False, errors.first_line(error)
             if processes.all_agree(is_whole):
                 return state, payload
+        if refused is not None:
+            raise refused
         logging.warning(
             "The checkpoint of step %d in %s can't be read (%s).", step, self._directory, reason
         )

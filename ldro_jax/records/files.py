@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldro_jax import paths
+from ldro_jax import checks, paths
 
 _CHECKSUM = "checksum"
 
@@ -41,6 +41,28 @@ def checksum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """Identifies the files of a folder by what is in them.
+
+    Args:
+      folder: with folders in it, or none.
+
+    Returns:
+      64 hexadecimal digits for each file, by its path in the folder.
+    """
+    found = {}
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        if path.is_dir():
+            found |= {f"{path.name}/{name}": digest for name, digest in digests(path).items()}
+            continue
+        digest = hashlib.sha256()
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
+        found[path.name] = digest.hexdigest()
+    return found
+
+
 def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
     """Reads a file that :func:`write_json` wrote, as plain types.
 
@@ -55,7 +77,11 @@ def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
       FileNotFoundError: if there is no such file.
       ResultsError: if it is not valid JSON, was altered since, or has another format number.
     """
+    is_path = isinstance(path, (str, os.PathLike))
+    checks.require(is_path, "path", "the path of a results file", path)
     path = paths.make(path)
+    if path.is_dir():
+        raise ResultsError(f"{path} is a folder. Name the file in it, {path / 'results.json'}.")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

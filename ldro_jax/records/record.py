@@ -86,8 +86,8 @@ class Run:
         out.
       negative_losses: how often the loss of each task was below zero though the method needs
         positive ones, by name; tasks with none left out.
-      unsolved_steps: in how many steps the method's solver ended without a solution; the weights
-        were then the best that it had.
+      unsolved_steps: in how many steps the method gave no weights: its solver ended without a
+        solution, and they were the best that it had; or they weren't finite, and stayed.
       stopped: the error that ended the run before its last step, or None.
     """
 

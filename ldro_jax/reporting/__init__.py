@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from ldro_jax import _printing, paths
+from ldro_jax import _printing, checks, paths
 from ldro_jax.records.results import Results, save_results
 
 __all__ = ["finish", "headline_text", "write_report"]
@@ -74,6 +74,7 @@ def headline_text(record: Results) -> str:
     """
     from ldro_jax.reporting import comparison, tables
 
+    checks.instance("record", record, Results, "what load_results gives")
     if not record.runs:
         return "no runs"
     everything = comparison.compare(record, every_setting=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from ldro_jax import checks
 from ldro_jax.evaluation.perplexity import relative_perplexity
 from ldro_jax.records.results import Results, summarise_evaluation
 from ldro_jax.reporting import frame
@@ -158,6 +159,7 @@ def compare(
     Raises:
       ValueError: if there is no method of the name `baseline`, or a reference isn't positive.
     """
+    checks.instance("record", record, Results, "what load_results gives")
     settings = frame.settings(record.runs)
     evaluations = frame.evaluations(settings)
     base = _baseline(settings, baseline)

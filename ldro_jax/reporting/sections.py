@@ -156,8 +156,9 @@ def problems(comparison: Comparison) -> list[str]:
                     sentences.append(f"{who} had {what}: {tasks}.")
             if run.unsolved_steps:
                 sentences.append(
-                    f"{who} had steps in which the method's solver found no solution: "
-                    f"{run.unsolved_steps} of {run.num_steps}."
+                    f"{who} had steps in which the method found no weights, because its solver had "
+                    f"no solution or they were not finite: {run.unsolved_steps} of "
+                    f"{run.num_steps}."
                 )
     return sentences
 

@@ -40,7 +40,7 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
     ``ldro/nonfinite_losses`` and ``ldro/unmeasured_interactions`` (both so far); and
     ``ldro/worst_task``, ``ldro/worst_loss``, ``ldro/expected_worst_loss``, the worst loss expected
     after the step: for Lookahead-DRO the value of the game; and ``ldro/unsolved_steps``, in how
-    many steps so far the method's solver found no solution. Evaluation is by the token:
+    many steps so far the method found no weights. Evaluation is by the token:
     :class:`ldro_jax.t5x.evaluation.Evaluating`.
 
     Args:

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ldro_jax import checks
+
 
 class Split(NamedTuple):
     """Examples of all tasks, one task after another, so that a small task takes little room.
@@ -101,19 +103,32 @@ class MultitaskData:
     task_classes: np.ndarray | None = None
 
     def __post_init__(self):
+        checks.sequence("task_names", self.task_names, "names, such as ('red', 'blue')")
+        for name in self.task_names:
+            checks.text("task_names", name)
+        checks.integer("num_classes", self.num_classes)
+        checks.function("prepare", self.prepare, example="inputs -> inputs")
         # Metrics are kept by name, so one of two tasks of the same name would be lost.
         if len(set(self.task_names)) < self.num_tasks:
             raise ValueError(f"Every task needs its own name, but they are {self.task_names}.")
         classes = self.task_classes
-        if classes is not None and classes.shape != (self.num_tasks, self.num_classes):
+        if classes is not None and np.shape(classes) != (self.num_tasks, self.num_classes):
             raise ValueError(
                 f"task_classes must be [{self.num_tasks} tasks, {self.num_classes} classes], but "
-                f"its shape is {classes.shape}."
+                f"its shape is {np.shape(classes)}."
             )
         for name in ("train", "validation", "test"):
             self._check_split(name, getattr(self, name))
 
     def _check_split(self, name: str, split: Split) -> None:
+        checks.instance(name, split, Split, "Split.join([(inputs, targets), …])")
+        for part, array in zip(split._fields, split, strict=True):
+            is_array = (
+                isinstance(array, (np.ndarray, jax.Array)) and array.dtype.kind not in "OUSMm"
+            )
+            checks.require(is_array, f"{name}.{part}", "an array of numbers", array)
+        is_whole = np.issubdtype(split.targets.dtype, np.integer)
+        checks.require(is_whole, f"{name}.targets", "classes as integers", split.targets.dtype)
         shapes = split.inputs.shape, split.targets.shape, split.sizes.shape
         if not (
             split.inputs.ndim
@@ -127,6 +142,8 @@ class MultitaskData:
                 f"{shapes[2]}, and the sizes sum to {np.sum(split.sizes)}. Split.join makes one "
                 "of the examples of each task."
             )
+        for part in ("inputs", "targets"):
+            checks.on_device(name, part, getattr(split, part))
         sizes, labels = np.asarray(split.sizes), np.asarray(split.targets)
         empty = [task for task, size in zip(self.task_names, sizes, strict=True) if size < 1]
         if empty:

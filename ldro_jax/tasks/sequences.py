@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 from typing_extensions import override
 
+from ldro_jax import checks
 from ldro_jax.tasks import base, orders
 from ldro_jax.tasks.source import Source
 
@@ -74,12 +75,27 @@ class Corpus:
     stream: Stream | None = None
 
     def __post_init__(self):
+        checks.sequence("task_names", self.task_names, "names, such as ('aa', 'bb')")
+        checks.integer("vocab_size", self.vocab_size)
         if len(set(self.task_names)) < len(self.task_names) or not self.task_names:
             raise ValueError(f"Every task needs its own name, but they are {self.task_names}.")
         for split in ("train", "validation", "test")[self.stream is not None :]:
             tokens = getattr(self, split)
+            checks.require(hasattr(tokens, "__len__"), split, "the tokens of each task", tokens)
             if len(tokens) != self.num_tasks:
                 raise ValueError(f"{split} has {len(tokens)} tasks, expected {self.num_tasks}.")
+            for name, each in zip(self.task_names, tokens, strict=True):
+                fits = isinstance(each, np.ndarray) and each.ndim == 1 and each.dtype.kind in "iu"
+                checks.require(fits, f"{split} of {name}", "an array of integers [tokens]", each)
+                # Those in a file are what a vocabulary of this size gave.
+                if isinstance(each, np.memmap) or not each.size:
+                    continue
+                # JAX takes a token beyond the vocabulary for its last one.
+                if each.min() < 0 or each.max() >= self.vocab_size:
+                    raise ValueError(
+                        f"{split} of {name} must have tokens from 0 to {self.vocab_size - 1}, but "
+                        f"they are from {each.min()} to {each.max()}."
+                    )
             empty = [n for n, t in zip(self.task_names, tokens, strict=True) if not len(t)]
             if empty:
                 raise ValueError(

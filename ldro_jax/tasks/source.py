@@ -15,7 +15,8 @@ class Source(abc.ABC):
     Attributes:
       identity: what a run must begin with again to go on, in plain JSON types.
       has_state: whether the rows depend on more than their numbers, as those of a stream do. Its
-        state is then saved beside each checkpoint.
+        state is then saved beside each checkpoint, with checksums of its files, and ``save`` and
+        ``restore`` are tried once before a run begins.
     """
 
     identity: Mapping[str, Any] = types.MappingProxyType({})
@@ -30,7 +31,7 @@ class Source(abc.ABC):
           indices: how many rows of that task the run has had before it, int64 ``[R]``.
 
         Returns:
-          A pytree of NumPy arrays ``[R, ...]``.
+          A pytree of NumPy arrays ``[R, ...]``, each time with the same keys, shapes and dtypes.
         """
 
     def save(self, directory: pathlib.Path) -> None:
@@ -43,6 +44,8 @@ class Source(abc.ABC):
 
     def restore(self, directory: pathlib.Path) -> None:
         """Goes on from where :meth:`save` was called.
+
+        What it raises for files that are as they were written ends the run, with nothing lost.
 
         Args:
           directory: what was written.

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.core import meta
@@ -68,7 +69,8 @@ class Batches:
     interaction_rows: int | None = None
 
     def __post_init__(self):
-        checks.integer("batch_size", self.size)
+        # Numbers of NumPy would be other text in a configuration.
+        object.__setattr__(self, "size", checks.integer("batch_size", self.size))
         checks.one_of("sampler", self.sampler, tuple(sampling.SAMPLERS))
         checks.integer("microbatches", self.microbatches)
         if self.interaction_rows is not None:
@@ -163,10 +165,17 @@ class Program(abc.ABC):
     ):
         checks.instance("optimizer", optimizer, optax.GradientTransformation, "@optax.sgd()")
         self.problem, self.batches, self._optimizer = problem, batches, optimizer
-        shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
-        moved = _trained.moved_by(optimizer, shapes)
+        with errors.of("init"):
+            shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
+        if not jax.tree.leaves(shapes):
+            raise ValueError(
+                f"init must return parameters, a pytree of arrays, but it returned {shapes}."
+            )
+        with errors.of("optimizer"):
+            moved = _trained.moved_by(optimizer, shapes)
         if not any(jax.tree.leaves(moved)):
             raise ValueError("optimizer leaves every parameter as it is, so nothing would train.")
+        _check_floating(shapes, moved)
         self._trained = None if all(jax.tree.leaves(moved)) else moved
         self._set_method(method)
 
@@ -225,7 +234,7 @@ class Program(abc.ABC):
         if not self.method.uses_interaction or geometry == "euclidean":
             return None
         if callable(geometry):
-            return geometry
+            return functools.partial(_measured_with, geometry)
         shapes = jax.eval_shape(self.problem.init, jax.random.key(0))
         decay = interaction.decay_of(self._optimizer, shapes)
         return functools.partial(interaction.from_optimizer, decay=decay)
@@ -279,14 +288,22 @@ class Program(abc.ABC):
 
     def _check_losses(self, params: Any, rows: Any) -> None:
         """Checks the shape of the problem's losses, for shapes of rows ``[R, ...]``."""
-        size = jax.tree.leaves(rows)[0].shape[0]
-        found = jax.eval_shape(self.problem.row_losses, params, rows)
+        size = self.batches.size
+        with errors.of("row_losses"):
+            found = jax.eval_shape(self.problem.row_losses, params, rows)
         shape = getattr(found, "shape", None)
         if shape != (size,):
-            described = f"an array of the shape {list(shape)}" if shape is not None else found
+            described = checks.shown(found)
+            if shape is not None:
+                described = f"an array of the shape {list(shape)}"
             raise ValueError(
                 f"row_losses must return one loss for each of {size} rows, a shape of [{size}], "
                 f"but it returned {described}."
+            )
+        if not jnp.issubdtype(found.dtype, jnp.floating):
+            raise ValueError(
+                "row_losses must return floating-point numbers, or no gradient flows through them, "
+                f"but their dtype is {found.dtype}. Compute the loss in float32."
             )
 
     @abc.abstractmethod
@@ -329,6 +346,8 @@ class Program(abc.ABC):
     def evaluate(self, params: Any, split: str) -> dict[str, np.ndarray]:
         """The values of each metric by name, ``[N]``, checked."""
         values = self.problem.evaluate(params, split)
+        expected = "a dictionary from the name of each metric to the values of all tasks"
+        checks.require(isinstance(values, Mapping), "what evaluate returns", expected, values)
         found = {name: np.asarray(value) for name, value in values.items()}
         for metric in self.problem.metrics:
             shape = getattr(found.get(metric.name), "shape", None)
@@ -338,4 +357,30 @@ class Program(abc.ABC):
                     f"{self.problem.num_tasks} tasks, but gave "
                     f"{'none' if shape is None else f'a shape of {list(shape)}'}."
                 )
+            kind = found[metric.name].dtype
+            if kind.kind not in "biuf" and kind.name != "bfloat16":
+                raise ValueError(
+                    f"evaluate must give values of {metric.name!r} that are real numbers, but they "
+                    f"are {kind}."
+                )
         return found
+
+
+def _check_floating(shapes: Any, moved: Any) -> None:
+    """Raises ``ValueError`` for parameters that are trained and have no gradient."""
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    for (path, leaf), moves in zip(leaves, jax.tree.leaves(moved), strict=True):
+        if moves and not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"init must return floating-point parameters, but params"
+                f"{jax.tree_util.keystr(path)} is {leaf.dtype}. Keep what isn't trained out of "
+                "them, or freeze it with trainable."
+            )
+
+
+def _measured_with(geometry: Callable[[Any], Any], opt_state: Any) -> Any:
+    with errors.of("geometry"):
+        found = geometry(opt_state)
+    if found is None:
+        raise ValueError("geometry must return a preconditioner like the parameters, but not None.")
+    return found

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ldro_jax import weighting
+from ldro_jax import checks, weighting
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
@@ -37,7 +37,8 @@ class Feed:
         self._over_data = NamedSharding(mesh, PartitionSpec("data"))
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._row_shapes = problem.row_shapes()
-        self._sizes: Any = None if problem.on_device is None else problem.on_device.sizes
+        on_device = problem.on_device
+        self._sizes: Any = None if on_device is None else np.asarray(on_device.sizes)
         if self._sizes is None and batches.sampler == "uniform":
             raise ValueError(
                 "sampler must be 'balanced' for tasks without a number of rows, but it is "
@@ -114,8 +115,8 @@ class Feed:
             # Devices that hold the same rows must get the same rows.
             key = (index[0].start, index[0].stop)
             if key not in parts:
-                rows = source.rows(draw.tasks[index[0]], draw.indices[index[0]])
-                parts[key] = jax.tree.leaves(rows)
+                asked = draw.tasks[index[0]], draw.indices[index[0]]
+                parts[key] = _leaves(source.rows(*asked), self._row_shapes, asked[0].size)
             return parts[key]
 
         shapes, structure = jax.tree.flatten(self._row_shapes)
@@ -151,6 +152,30 @@ class Feed:
             measured=measured,
             by_task=by_task,
         )
+
+
+def _leaves(rows: Any, expected: Any, size: int) -> list[np.ndarray]:
+    """The arrays of ``size`` rows, checked, since they are told apart by their order alone."""
+    named, structure = jax.tree_util.tree_flatten_with_path(rows)
+    if structure != jax.tree.structure(expected):
+        ours, theirs = (
+            [f"rows{jax.tree_util.keystr(path)}" for path, _ in leaves]
+            for leaves in (jax.tree_util.tree_leaves_with_path(expected), named)
+        )
+        raise ValueError(
+            f"source must give rows of the same parts each time, {', '.join(ours)}, but it gave "
+            f"{', '.join(theirs) or checks.shown(rows)}."
+        )
+    for (path, array), like in zip(named, jax.tree.leaves(expected), strict=True):
+        name = f"rows{jax.tree_util.keystr(path)}"
+        checks.on_device("source", name, array)
+        found = np.shape(array), getattr(array, "dtype", type(array).__name__)
+        if found != ((size, *like.shape), like.dtype):
+            raise ValueError(
+                f"source must give {name} as an array {[size, *like.shape]} of {like.dtype} for "
+                f"{size} rows, but it gave {list(found[0])} of {found[1]}."
+            )
+    return [array for _, array in named]
 
 
 def _put(array: np.ndarray, where: NamedSharding) -> jax.Array:

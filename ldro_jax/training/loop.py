@@ -12,14 +12,17 @@ import jax
 import numpy as np
 from absl import logging
 
-from ldro_jax import paths, preemption, processes
-from ldro_jax.records import checkpoints, results, tensorboard
+from ldro_jax import errors, paths, preemption, processes
+from ldro_jax.records import checkpoints, files, results, tensorboard
+from ldro_jax.tasks.source import Source
 from ldro_jax.training import recording
 from ldro_jax.training.engine import Program, Session, Trial
 from ldro_jax.training.schedule import Schedule
 
 # Where the states of sources are kept, beside the checkpoints.
 _SOURCE = "stream"
+# The classes of sources that were saved and restored before.
+_TRIED: set[type] = set()
 
 
 class Origin(NamedTuple):
@@ -192,17 +195,11 @@ class _Saved:
         self._places = directory / _SOURCE
 
     def save(self, session: Session, now: _Progress) -> None:
-        place = self._places / str(session.step)
+        record = {**now.record(), "session": session.record()}
         if session.source is not None:
             # Before the checkpoint of the same step, which can't do without.
-            if processes.is_first():
-                if place.exists():
-                    paths.remove_tree(place)
-                place.mkdir(parents=True, exist_ok=True)
-            processes.wait_for_all("stream")
-            session.source.save(place)
-            processes.wait_for_all("stream saved")
-        record = {**now.record(), "session": session.record()}
+            place = self._save_source(session.source, str(session.step))
+            record["source"] = files.digests(place) if processes.is_first() else {}
         self.checkpoints.save(session.step, session.states, record, best=now.best_step)
         if session.source is not None and processes.is_first():
             kept = {str(step) for step in (*self.checkpoints.steps, session.step)}
@@ -210,19 +207,67 @@ class _Saved:
                 if place.name not in kept:
                     paths.remove_tree(place)
 
+    def _save_source(self, source: Source, name: str) -> pathlib.Path:
+        place = self._places / name
+        if processes.is_first():
+            if place.exists():
+                paths.remove_tree(place)
+            place.mkdir(parents=True, exist_ok=True)
+        processes.wait_for_all("stream")
+        source.save(place)
+        processes.wait_for_all("stream saved")
+        return place
+
     def restore(self, session: Session) -> _Progress | None:
-        def restore_source(step):
-            source = session.renew_source()
-            if source is not None:
-                source.restore(self._places / str(step))
+        def restore_source(step, record):
+            source, place = session.renew_source(), self._places / str(step)
+            if source is None:
+                return
+            written = record.get("source")
+            # Version 0.1.0 wrote none.
+            if written and processes.is_first() and files.digests(place) != written:
+                raise ValueError(f"{place} is not what was saved")
+            try:
+                source.restore(place)
+            except Exception as error:
+                if not written:
+                    raise
+                raise checkpoints.RefusedError(
+                    f"The source {type(source).__name__} can't go on from {place}, which is as it "
+                    f"was saved ({errors.first_line(error)}). Give the run the source it began "
+                    "with, or begin a new one."
+                ) from error
 
         restored = self.checkpoints.restore(session.states, restore_source)
         if restored is None:
-            session.renew_source()
+            if (source := session.renew_source()) is not None:
+                self._try_source(session, source)
             return None
         states, record = restored
         session.load(states, record["session"])
         return _Progress.from_record(record)
+
+    def _try_source(self, session: Session, source: Source) -> None:
+        """Raises ``ValueError`` for a source that no run could go on with, before any training."""
+        if type(source) in _TRIED:
+            return
+        try:
+            place = self._save_source(source, "0")
+            again = session.renew_source()
+            assert again is not None
+            again.restore(place)
+        except Exception as error:
+            raise ValueError(
+                f"The source {type(source).__name__} has a state, but it can't be saved and "
+                f"restored ({type(error).__name__}: {errors.first_line(error)}), so no run could "
+                "go on after an interruption. Mend its save and restore; where rows depend on "
+                "nothing but their numbers, has_state is False and neither is needed."
+            ) from error
+        _TRIED.add(type(source))
+        session.renew_source()
+        processes.wait_for_all("stream tried")
+        if processes.is_first():
+            paths.remove_tree(place)
 
 
 def _identity(

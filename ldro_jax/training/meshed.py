@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
@@ -270,6 +271,13 @@ class MeshedSession(engine.Session):
             np.array(record["drawn"], np.int64), np.array(record["probabilities"], np.float32)
         )
         self._losses = [np.array(loss, np.float32) for loss in record["losses"]]
+        if self.source is None and not _gives_again(self._source):
+            logging.warning(
+                "The source %s gives other rows when it is asked for the same ones again, so the "
+                "run goes on with other rows than without the interruption. Rows must depend on "
+                "their numbers alone, or the source must have has_state=True, save and restore.",
+                type(self._source).__name__,
+            )
 
     @override
     def renew_source(self) -> Source | None:
@@ -278,3 +286,10 @@ class MeshedSession(engine.Session):
             self._source = self.source = self._program.problem.source(self._trial.seed)
         self._is_fresh = False
         return self.source
+
+
+def _gives_again(source: Source) -> bool:
+    """Whether a source gives the same row of a task whenever it is asked for it."""
+    first = np.zeros(1, np.int32), np.zeros(1, np.int64)
+    pairs = zip(*(jax.tree.leaves(source.rows(*first)) for _ in range(2)), strict=True)
+    return all(np.array_equal(*pair, equal_nan=pair[0].dtype.kind == "f") for pair in pairs)

@@ -93,8 +93,8 @@ class Record:
     ) -> None:
         """Adds one stretch of steps.
 
-        The run is ``stopped`` if losses never became finite again: in the last
-        ``max_nonfinite_steps`` steps, or at the end of the run in the last two; and if one was
+        The run is ``stopped`` if losses or weights never became finite again: in the last
+        ``max_nonfinite_steps`` steps, or at the end of the run in the last two; and if a loss was
         below zero though the method needs positive losses.
 
         Args:
@@ -172,7 +172,9 @@ def _warn(who: str, before: results.Run, now: results.Run) -> None:
             logging.warning("%s: %s: %s.", who, what, tasks)
     if now.unsolved_steps > before.unsolved_steps:
         logging.warning(
-            "%s: the method's solver found no solution in %d steps so far.", who, now.unsolved_steps
+            "%s: the method found no weights in %d steps so far, because its solver had no solution "
+            "or they were not finite.",
+            *(who, now.unsolved_steps),
         )
 
 
@@ -186,10 +188,16 @@ def _reason_to_stop(
         enough = min(enough, step, 2)
     if streak >= enough:
         last = f"{streak} steps" if streak > 1 else "step"
-        tasks = ", ".join(_grown(now.nonfinite_losses, before.nonfinite_losses))
+        new = _grown(now.nonfinite_losses, before.nonfinite_losses)
+        lost = now.unsolved_steps > before.unsolved_steps
+        reasons = [
+            *([f"the loss of a task was not finite ({', '.join(new)})"] if new else []),
+            *(["the method's weights were not finite"] if lost else []),
+        ]
+        look = "the data of that task" if new else "what the method computes them from"
         return (
-            f"stopped at step {step}: for the last {last} the loss of a task was not finite "
-            f"({tasks}). Look at the data of that task, or try a smaller learning rate."
+            f"stopped at step {step}: for the last {last} {' or '.join(reasons)}. Look at {look}, "
+            "or try a smaller learning rate."
         )
     if now.negative_losses:
         # What goes on is no method's: the weights stand still in these steps.

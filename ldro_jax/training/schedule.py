@@ -17,8 +17,9 @@ class Schedule:
       checkpoint_interval: steps between two checkpoints, made at the next evaluation.
       test: when the split "test" is measured: "always", at every evaluation; "last", once at the
         end; or "best", once at the end with the checkpoint that was best on validation.
-      max_nonfinite_steps: a run stops after so many steps in a row whose losses aren't all finite.
-        At its end two of them in a row are enough to count as stopped, or one if it has no more.
+      max_nonfinite_steps: a run stops after so many steps in a row whose losses, or the weights
+        that the method gives them, aren't all finite. At its end two of them in a row are enough to
+        count as stopped, or one if it has no more.
     """
 
     train_steps: int

@@ -288,7 +288,7 @@ class StackedSession(engine.Session):
 
     @override
     def load(self, states: step_lib.TrainState, record: Mapping[str, Any]) -> None:
-        self.load_some(states, record, range(len(self._trials)))
+        self.load_some(states, record, range(self._num_runs))
 
     @override
     def load_some(
@@ -304,48 +304,14 @@ class StackedSession(engine.Session):
         self._observing = [np.array(x, np.float32)[runs] for x in record.get("observed", ())]
 
 
-<<<<<<< HEAD
-# One call instead of one for each array.
-@jax.jit
-def _of_run(states, index):
-    return jax.tree.map(lambda x: x[index], states)
-
-
-def _vmapped(stretch):
-    def together(rates, states, keys, arrays):
-        step = states.step[0]
-
-        def one(rates, state, key):
-            # A count that is the same for all keeps the measuring of the interaction conditional:
-            # with one of its own for each run it would be done, and thrown away, in every step.
-            return stretch(rates, _with_count(state, step), key, arrays)
-
-        return jax.vmap(one)(rates, states, keys)
-
-    return together
-
-
-def _mapped(stretch):
-    def together(rates, states, keys, arrays):
-        return jax.lax.map(lambda x: stretch(*x, arrays), (rates, states, keys))
-
-    return together
-
-
-def _with_count(state: step_lib.TrainState, step: jax.Array) -> step_lib.TrainState:
-    """The state with the number of steps taken given from outside."""
-
-    def replace(leaf):
-        return leaf._replace(count=step) if isinstance(leaf, transform.WeightedState) else leaf
-
-    opt_state = jax.tree.map(
-        replace, state.opt_state, is_leaf=lambda x: isinstance(x, transform.WeightedState)
-    )
-    return state._replace(step=step, opt_state=opt_state)
-=======
 def _json(values: np.ndarray) -> list[Any]:
     """Without NaN, which JSON doesn't have, and which NumPy makes of None again."""
     found = values.astype(np.float64).astype(object)
     found[~np.isfinite(values)] = None
     return found.tolist()
->>>>>>> signals
+
+
+# One call instead of one for each array.
+@jax.jit
+def _of_run(states, index):
+    return jax.tree.map(lambda x: x[index], states)

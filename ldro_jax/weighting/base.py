@@ -324,6 +324,7 @@ def exponentiated_gradient(
       Kivinen and Warmuth, *Exponentiated gradient versus gradient descent for linear predictors*,
       Information and Computation, 1997.
     """
+    checks.function("direction_fn", direction_fn, example="(statistics, weights) -> direction [N]")
 
     def update(statistics, state):
         known = known_tasks(statistics)
@@ -333,7 +334,7 @@ def exponentiated_gradient(
         log_weights = jax.nn.log_softmax(state.log_weights + direction, where=known)
         return jnp.exp(log_weights), log_weights_state(log_weights, known)
 
-    return Weighting(uniform_log_state, update, uses_interaction)
+    return Weighting(uniform_log_state, _named_like(direction_fn, update), uses_interaction)
 
 
 def stateless(
@@ -354,6 +355,7 @@ def stateless(
     Returns:
       The :class:`Weighting`, with an empty state.
     """
+    checks.function("weights_fn", weights_fn, example="statistics -> weights [N]")
 
     def init(num_tasks, dtype=jnp.float32):
         del num_tasks, dtype
@@ -362,7 +364,8 @@ def stateless(
     def update(statistics, state):
         return weights_fn(statistics), state
 
-    return Weighting(init, update, uses_interaction, uses_noise, uses_excess)
+    named = _named_like(weights_fn, update)
+    return Weighting(init, named, uses_interaction, uses_noise, uses_excess)
 
 
 def with_failure(unsolved: jax.Array, solved: jax.Array) -> jax.Array:
@@ -392,6 +395,7 @@ def solving(
     Returns:
       The :class:`Weighting`, with a :class:`SolverState`.
     """
+    checks.function("weights_fn", weights_fn, example="statistics -> (weights [N], solved)")
 
     def init(num_tasks, dtype=jnp.float32):
         del num_tasks, dtype
@@ -401,7 +405,74 @@ def solving(
         weights, solved = weights_fn(statistics)
         return weights, SolverState(with_failure(state.unsolved, solved))
 
-    return Weighting(init, update, uses_interaction)
+    return Weighting(init, _named_like(weights_fn, update), uses_interaction)
+
+
+def _named_like(function: Callable[..., Any], update: Callable[..., Any]) -> Callable[..., Any]:
+    """The update of a weighting, called in errors as the user's part of it is."""
+    update.__qualname__ = getattr(function, "__qualname__", checks.called(function))
+    return update
+
+
+def check_weighting(weighting: Any) -> None:
+    """Raises ``ValueError`` unless something is a weighting, and not its name or its factory.
+
+    Args:
+      weighting: any.
+
+    Raises:
+      ValueError: if it is something else, or its functions are.
+    """
+    checks.instance("weighting", weighting, Weighting, "weighting.group_dro(0.1)")
+    checks.function("Weighting.init", weighting.init, example="(num_tasks, dtype) -> state")
+    example = "(statistics, state) -> (weights, state)"
+    checks.function("Weighting.update", weighting.update, example=example)
+
+
+def checked(weighting: Weighting) -> Weighting:
+    """The weighting, which when it is traced says what is wrong with what it gives.
+
+    Args:
+      weighting: any.
+
+    Returns:
+      One whose ``update`` raises ``ValueError``, naming the weighting, unless it returns a pair of
+      the weights, floating point ``[N]``, and a state like the one that it was given.
+    """
+
+    def update(statistics, state):
+        found = weighting.update(statistics, state)
+        # Of a function in a factory the factory is what a user knows.
+        name = getattr(weighting.update, "__qualname__", checks.called(weighting.update))
+        name = f"The weighting {name.split('.<locals>')[0]}"
+        if not (isinstance(found, (tuple, list)) and len(found) == 2):
+            described = "an array" if hasattr(found, "shape") else checks.shown(found)
+            raise ValueError(
+                f"{name} must return a pair, the weights and its next state, but it returned "
+                f"{described}. One without a state is made with weighting.stateless."
+            )
+        weights, following = found
+        shape, dtype = getattr(weights, "shape", None), getattr(weights, "dtype", object)
+        if shape != statistics.losses.shape or not jnp.issubdtype(dtype, jnp.floating):
+            described = checks.shown(weights) if shape is None else f"{dtype}{list(shape)}"
+            raise ValueError(
+                f"{name} must return a floating-point weight for each of the "
+                f"{statistics.losses.size} tasks, an array of the shape "
+                f"{list(statistics.losses.shape)}, but it returned {described}."
+            )
+        ours, theirs = (_structure(each) for each in (state, following))
+        if ours != theirs:
+            raise ValueError(
+                f"{name} must return a state like the one it was given, {ours}, but it returned "
+                f"{theirs}."
+            )
+        return weights, following
+
+    return weighting._replace(update=update)
+
+
+def _structure(state: Any) -> Any:
+    return jax.tree.map(lambda x: f"{jnp.result_type(x)}{list(jnp.shape(x))}", state)
 
 
 def value_at(value: optax.ScalarOrSchedule, statistics: Statistics) -> jax.Array:

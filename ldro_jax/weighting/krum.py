@@ -31,6 +31,7 @@ def krum(*, num_outliers: int = 1, num_selected: int = 1, squared: bool = True) 
     """
     num_outliers = checks.integer("num_outliers", num_outliers, low=0)
     num_selected = checks.integer("num_selected", num_selected)
+    checks.flag("squared", squared)
 
     def weights(statistics):
         total = statistics.losses.size

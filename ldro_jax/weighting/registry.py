@@ -147,6 +147,9 @@ def create(method: Named, hyperparameters: Mapping[str, Any] | None = None) -> b
       ValueError: if there is no method of that name, or it has no such hyperparameter, lacks one,
         or doesn't take one's value.
     """
+    if hyperparameters is not None:
+        is_mapping = isinstance(hyperparameters, Mapping)
+        checks.require(is_mapping, "hyperparameters", "a dictionary", hyperparameters)
     hyperparameters = dict(hyperparameters or {})
     if missing := lacking(method, hyperparameters):
         raise _wrong(method, hyperparameters, f"{', '.join(missing)} is missing")

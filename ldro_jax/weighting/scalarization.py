@@ -10,6 +10,7 @@ References:
 import jax
 import jax.numpy as jnp
 
+from ldro_jax import checks
 from ldro_jax.weighting import base
 
 
@@ -30,7 +31,8 @@ def scalarization(draw: int, *, concentration: float = 1.0) -> base.Weighting:
     Raises:
       ValueError: if a number is out of range.
     """
-    base.check_range("draw", draw)
+    if not isinstance(draw, jax.Array):
+        checks.integer("draw", draw, low=0)
     base.check_range("concentration", concentration, "(0, inf)")
 
     def weights(statistics):

@@ -25,6 +25,7 @@ def with_floor(weighting: base.Weighting, floor: optax.ScalarOrSchedule) -> base
     Raises:
       ValueError: if ``floor`` is a number outside [0, 1].
     """
+    base.check_weighting(weighting)
     base.check_range("floor", floor, "[0, 1]")
 
     def update(statistics, state):
@@ -102,6 +103,7 @@ def smoothed(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.W
     Raises:
       ValueError: if ``decay`` is a number outside [0, 1).
     """
+    base.check_weighting(weighting)
     base.check_range("decay", decay, "[0, 1)")
 
     def init(num_tasks, dtype=jnp.float32):
@@ -176,6 +178,7 @@ def averaged(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.W
       Zhou, Zhang, Jiang, Zhong, Gu and Zhu, *On the Convergence of Stochastic Multi-Objective
       Gradient Manipulation and Beyond* (CR-MOGM), NeurIPS 2022.
     """
+    base.check_weighting(weighting)
     base.check_range("decay", decay, "[0, 1)")
 
     def init(num_tasks, dtype=jnp.float32):
@@ -208,7 +211,11 @@ def normalized_gradients(weighting: base.Weighting) -> base.Weighting:
 
     Returns:
       The wrapped :class:`~ldro_jax.weighting.base.Weighting`, which uses the interaction.
+
+    Raises:
+      ValueError: if it isn't a weighting.
     """
+    base.check_weighting(weighting)
 
     def update(statistics, state):
         matrix = base.known_interaction(statistics)
@@ -240,6 +247,7 @@ def clipped(weighting: base.Weighting, lower: float = 0.0, upper: float = 1.0) -
     Raises:
       ValueError: if a limit is negative, or the upper one is below the lower.
     """
+    base.check_weighting(weighting)
     base.check_range("lower", lower)
     base.check_range("upper", upper, f"[{lower}, inf]")
 
@@ -267,6 +275,7 @@ def rescaled(weighting: base.Weighting, total: float = 1.0) -> base.Weighting:
     Raises:
       ValueError: if ``total`` is not positive.
     """
+    base.check_weighting(weighting)
     base.check_range("total", total, "(0, inf)")
 
     def update(statistics, state):
@@ -276,6 +285,7 @@ def rescaled(weighting: base.Weighting, total: float = 1.0) -> base.Weighting:
         largest = jnp.max(jnp.abs(weights))
         relative = weights * gram.inverse_or_zero(largest)
         scaled = total * relative * gram.inverse_or_zero(jnp.sum(jnp.abs(relative)))
-        return jnp.where(largest > 0, scaled, total * gram.even(statistics)), state
+        # Not where one isn't finite: that must show.
+        return jnp.where(largest == 0, total * gram.even(statistics), scaled), state
 
     return weighting._replace(update=update)

@@ -204,3 +204,30 @@ def test_stacked_gradients_of_whole_tasks_have_no_halves():
     gradients = jnp.array([[1.0, 0.0], [0.5, 0.5]])
     _, state = tx.update(gradients, tx.init(jnp.ones(2)), jnp.ones(2), losses=jnp.ones(2))
     np.testing.assert_allclose(state.interaction, gradients @ gradients.T)
+
+
+def noisy(params, task):
+    """With one key, or one number, for all examples of a task."""
+    scale = jax.random.uniform(task["key"]) if "key" in task else task["scale"]
+    return scale * jnp.mean((task["x"] @ params) ** 2)
+
+
+def test_a_key_of_each_task_is_that_of_both_halves():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 2)), jnp.float32)
+    keys = jax.random.split(jax.random.key(3), 3)
+    params, measure = jnp.ones(2), interaction.split("vmap").matrix
+    scales = jax.vmap(jax.random.uniform)(keys)
+    found = measure(noisy, params, {"x": x, "key": keys})
+    expected = measure(noisy, params, {"x": x, "scale": scales})
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("other", [(3, 2), (3, 6), (3, 2, 4)])
+def test_what_has_no_examples_is_not_cut_in_half(other, fused):
+    batch = {"x": jnp.ones((3, 4, 2)), "other": jnp.ones(other)}
+    strategy = interaction.split("vmap", fused=fused)
+    called = strategy.gradients if fused else strategy.matrix
+    said = rf"batch\['other'\] {other[1]}, batch\['x'\] 4\. .*jax\.random\.key \(not of PRNGKey\)"
+    with pytest.raises(ValueError, match=said):
+        called(lambda params, task: jnp.mean(task["x"] @ params), jnp.ones(2), batch)

@@ -221,7 +221,7 @@ def changed(name, change):
         ({"train": [1]}, "train must be a dictionary"),
         ({"test": {"task 0": 1}}, r"test must be a dictionary of the tasks \['task 0', 'task 1'\]"),
         (changed("train", lambda x, y: x), r"train\['task 1'\] must be a pair"),
-        (changed("test", lambda x, y: (x, y[1:])), r"test\['task 1'\] must be as many inputs as"),
+        (changed("test", lambda x, y: (x, y[1:])), r"test\['task 1'\] must have as many inputs as"),
         (changed("train", lambda x, y: (x[:0], y[:0])), "and at least one"),
         (changed("train", lambda x, y: (x[:, 1:], y)), r"inputs of the shape \[4\]"),
         (changed("test", lambda x, y: (x, y.astype(int))), "dtype float32, as the first task has"),
@@ -242,7 +242,7 @@ def test_arrays_that_do_not_fit_are_refused(options, message):
     [
         (
             {"metrics": {ERROR: lambda outputs, rows: outputs}},
-            r"\[2\], or one number.*lambda.*\[2, 2\]",
+            r"\[2\], or one for all.*lambda.*\[2, 2\]",
         ),
         ({"model": PER_TASK}, r"an output for each of 6 rows.*output\[1\] has the shape \(2,\)"),
     ],

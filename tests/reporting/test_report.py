@@ -295,7 +295,8 @@ def test_problems_are_listed_by_run_and_task(made_up):
         "A, seed 4 stopped before step 10: out of memory",
         "A, seed 6 had losses that were not finite: clean (1).",
         "A, seed 6 had interactions that could not be measured: noisy (3).",
-        "A, seed 7 had steps in which the method's solver found no solution: 4 of 10.",
+        "A, seed 7 had steps in which the method found no weights, because its solver had "
+        "no solution or they were not finite: 4 of 10.",
     ]
 
 

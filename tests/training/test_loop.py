@@ -231,7 +231,10 @@ def test_other_data_is_refused_and_nothing_is_deleted(interrupted):
         (tiny.problem((40, 32, 39)), "sizes"),
         # The same tasks and sizes, and another label that nothing is trained on.
         (with_split("test", swap), "content"),
-        (tiny.problem(a_data=dataclasses.replace(tiny.data(), task_names="abc")), "task_names"),
+        (
+            tiny.problem(a_data=dataclasses.replace(tiny.data(), task_names=("a", "b", "c"))),
+            "task_names",
+        ),
     ]:
         ours, theirs = tiny.problem().identity[key], other.identity[key]
         with pytest.raises(ValueError, match="made with other data") as error:

@@ -136,7 +136,7 @@ def test_steps_that_a_solver_did_not_solve_are_counted_and_told(tmp_path, caplog
             seconds_per_step=0.1,
         )
         # Told where the count has grown.
-        text = f"seed 4, step {taken}: the method's solver found no solution in {taken // 2} steps"
+        text = f"seed 4, step {taken}: the method found no weights in {taken // 2} steps"
         assert (text in caplog.text) == (taken % 2 == 0)
     run = log.run
     assert run.unsolved_steps == 2 and run.stopped is None
