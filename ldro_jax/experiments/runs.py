@@ -11,6 +11,7 @@ import tqdm
 from absl import logging
 
 from ldro_jax import _printing, checks, errors, paths, processes, weighting
+from ldro_jax.experiments import groups, names
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.records import json_types, results
 from ldro_jax.training import loop, recording

@@ -172,8 +172,8 @@ def _warn(who: str, before: results.Run, now: results.Run) -> None:
             logging.warning("%s: %s: %s.", who, what, tasks)
     if now.unsolved_steps > before.unsolved_steps:
         logging.warning(
-            "%s: the method found no weights in %d steps so far, because its solver had no solution "
-            "or they were not finite.",
+            "%s: the method found no weights in %d steps so far, because its solver had no "
+            "solution or they were not finite.",
             *(who, now.unsolved_steps),
         )
 
