@@ -267,7 +267,7 @@ def _train(
             origin=groups.origin(members, all_trials, folder) if stacked else None,
         )
     if not is_shown and processes.is_first():
-        _printing.say(f"{label}: {recording.progress_text(runs[-1])}")
+        _printing.say(f"{label}: {recording.progress_text(recording.Record(runs[-1]))}")
     return runs
 
 

@@ -177,7 +177,7 @@ class Checkpoints:
         return found[0]
 
     def _read(
-        self, step: int, like: Any, and_then: Callable[[int], None] = lambda step: None
+        self, step: int, like: Any, and_then: AndThen = lambda step, record: None
     ) -> tuple[Any, dict[str, Any]] | None:
         """The state and the payload of one checkpoint, or of its copy if it is damaged."""
         found = self._try(step, like, and_then)
@@ -186,9 +186,7 @@ class Checkpoints:
             found = self._try(step, like, and_then)
         return found
 
-    def _try(
-        self, step: int, like: Any, and_then: AndThen = lambda step, record: None
-    ) -> tuple[Any, dict[str, Any]] | None:
+    def _try(self, step: int, like: Any, and_then: AndThen) -> tuple[Any, dict[str, Any]] | None:
         """The state and the payload of one checkpoint, ``None`` if it is damaged anywhere."""
         state, payload, reason, refused = None, {}, "it isn't there", None
         # Whatever a damaged file makes Orbax raise, an older checkpoint is better than none.

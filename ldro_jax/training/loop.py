@@ -294,7 +294,7 @@ def _taken_from(
     states, record = restored
     session.load_some(states, record["session"], origin.chosen)
     now = _Progress.from_record(record)
-    return _Progress([now.runs[index] for index in origin.chosen])
+    return _Progress([now.records[index] for index in origin.chosen])
 
 
 def _evaluate(
