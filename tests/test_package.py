@@ -2,11 +2,15 @@
 
 import importlib
 import inspect
+import pathlib
 import pkgutil
+import re
+import runpy
 
 import pytest
 
 import ldro_jax
+from ldro_jax import _extras
 
 _HEAVY = ("clu", "flax", "gin", "matplotlib", "orbax", "sklearn", "tensorflow", "tqdm")
 
@@ -98,3 +102,16 @@ def test_the_version_is_the_installed_one():
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("ldro-jax runs from its source here")
     assert ldro_jax.__version__ == installed
+
+
+def test_the_trainer_comes_without_tensorflow(monkeypatch):
+    setuptools = pytest.importorskip("setuptools")
+    given = {}
+    monkeypatch.setattr(setuptools, "setup", given.update)
+    runpy.run_path(str(pathlib.Path(__file__).parents[1] / "setup.py"))
+    extras = given["extras_require"]
+    names = {re.match(r"[\w-]+", needed)[0] for needed in extras["trainer"]}
+    assert not {name for name in names if name.startswith("tensorflow")}
+    assert {name.partition("-")[0] for name in names} >= {"gin", *_extras.TRAINER}
+    assert {"matplotlib", "jinja2", "scikit-learn"} <= names
+    assert any(needed.startswith("tensorflow") for needed in extras["vision"])
