@@ -131,7 +131,7 @@ class Record:
             self._run = dataclasses.replace(self._run, interaction=matrix)
             self._append("descent", [step], [found["descent"]])
         self._append("weights", [step], [found["weights"]])
-        self._append("losses", [step], [losses])
+        self._append("losses", [step], [np.asarray(losses)])
         in_order = np.array([numbers[name] for name in diagnostics.NAMES])
         self._append("diagnostics", [step], [in_order])
         if observed is not None:
@@ -145,7 +145,8 @@ class Record:
 
 def _counts(task_names: Sequence[str], counts: np.ndarray) -> dict[str, int]:
     """The counts that aren't zero, by task."""
-    return {task_names[task]: int(counts[task]) for task in np.flatnonzero(counts)}
+    pairs = zip(task_names, counts.tolist(), strict=True)
+    return {name: n for name, n in pairs if n}
 
 
 def _grown(counts: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

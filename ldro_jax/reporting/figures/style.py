@@ -72,7 +72,8 @@ def applied(draw):
 
     @functools.wraps(draw)
     def drawn(*args, **kwargs):
-        with matplotlib.rc_context(_RC | {"font.family": list(_fonts())}):
+        settings: dict[Any, Any] = {**_RC, "font.family": list(_fonts())}
+        with matplotlib.rc_context(settings):
             return draw(*args, **kwargs)
 
     return drawn
