@@ -6,6 +6,7 @@ import io
 import zipfile
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,8 @@ def to_text(arrays: Mapping[str, np.ndarray]) -> str:
       A text; the same for the same arrays.
     """
     file = io.BytesIO()
-    np.savez_compressed(file, **{name: _narrowed(array) for name, array in arrays.items()})
+    stored: dict[str, Any] = {name: _narrowed(array) for name, array in arrays.items()}
+    np.savez_compressed(file, **stored)
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 
