@@ -22,8 +22,8 @@ def to_text(arrays: Mapping[str, np.ndarray]) -> str:
       A text; the same for the same arrays.
     """
     file = io.BytesIO()
-    narrowed: dict[str, Any] = {name: _narrowed(array) for name, array in arrays.items()}
-    np.savez_compressed(file, **narrowed)
+    stored: dict[str, Any] = {name: _narrowed(array) for name, array in arrays.items()}
+    np.savez_compressed(file, **stored)
     return base64.b64encode(file.getvalue()).decode("ascii")
 
 

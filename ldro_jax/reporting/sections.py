@@ -252,9 +252,12 @@ def _final(comparison: Comparison) -> Iterator[Section]:
         caption += " Thin lines join the checkpoints that no other checkpoint beats on both."
     figure = balance.average_vs_worst(comparison)
     yield _figure("average_vs_worst", "Average against worst task", figure, caption)
+    is_many = len(comparison.task_order) > style.MANY
+    spreads = "bars are one standard deviation over seeds"
     caption = (
-        "Tasks from the baseline's worst (top) to its best; bars are one standard deviation over "
-        "seeds. Of many tasks, about one in twenty looks clear by chance alone."
+        "Tasks from the baseline's worst (top) to its best; "
+        f"{'at the left only some of their names' if is_many else spreads}. Of many tasks, about "
+        "one in twenty looks clear by chance alone."
     )
     more = Block("more", tables.tasks(comparison))
     yield _figure("task_values", "Every task", balance.task_values(comparison), caption, more)

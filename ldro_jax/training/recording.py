@@ -145,7 +145,8 @@ class Record:
 
 def _counts(task_names: Sequence[str], counts: np.ndarray) -> dict[str, int]:
     """The counts that aren't zero, by task."""
-    return {task_names[task]: int(counts[task]) for task in np.flatnonzero(counts).tolist()}
+    pairs = zip(task_names, counts.tolist(), strict=True)
+    return {name: n for name, n in pairs if n}
 
 
 def _grown(counts: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:

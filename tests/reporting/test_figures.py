@@ -14,6 +14,7 @@ from matplotlib.axis import Axis
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from ldro_jax import reporting
 from ldro_jax.evaluation.pareto import non_dominated
 from ldro_jax.records.results import Results, Run, Series, summarise_evaluation
 from ldro_jax.reporting import figures, sweeps
@@ -354,3 +355,79 @@ def test_values_that_fall_by_orders_of_magnitude_have_a_log_axis(made_up):
             assert {axes.get_yscale() for axes in figure.axes} == {scale}
             labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
             assert "100" in labels and not any("$" in text for text in labels)
+
+
+@pytest.fixture
+def a_font(tmp_path, monkeypatch):
+    """Installs a font that has one Chinese letter."""
+    font_builder = pytest.importorskip("fontTools.fontBuilder")
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+    from matplotlib import font_manager
+
+    pen = TTGlyphPen(None)
+    for move, place in zip(
+        (pen.moveTo, *[pen.lineTo] * 3), ((0, 0), (0, 900), (900, 900), (900, 0)), strict=True
+    ):
+        move(place)
+    pen.closePath()
+    builder = font_builder.FontBuilder(1000, isTTF=True)
+    builder.setupGlyphOrder([".notdef", "day"])
+    builder.setupCharacterMap({ord("日"): "day"})
+    builder.setupGlyf(dict.fromkeys((".notdef", "day"), pen.glyph()))
+    builder.setupHorizontalMetrics(dict.fromkeys((".notdef", "day"), (1000, 0)))
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": "SimHei", "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(tmp_path / "SimHei.ttf")
+
+    def install():
+        manager = font_manager.fontManager
+        monkeypatch.setattr(manager, "ttflist", list(manager.ttflist))
+        manager.addfont(tmp_path / "SimHei.ttf")
+        clear()
+
+    def clear():
+        style._fonts.cache_clear()
+        style._letters.cache_clear()
+
+    yield install
+    monkeypatch.undo()
+    clear()
+
+
+def test_names_that_no_font_has_are_numbers_in_pictures_and_names_elsewhere(
+    made_up, a_font, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(style, "_FURTHER_FONTS", ("SimHei",))
+    style._fonts.cache_clear()
+    names = ["clean", "日", "month 月"]
+    record = with_references(made_up.record(names, seeds=1))
+    page = reporting.write_report(record, tmp_path).read_text(encoding="utf-8")
+    assert "task no. 2</td>" in page and "<td>month 月</td>" in page
+    comparison = compare(record)
+    for name in ("task_values", "interaction_matrix", "weights_over_time", "relative_by_task"):
+        found = texts(DRAW[name](comparison))
+        assert {"clean", "task no. 2", "task no. 3"} <= set(found), name
+    assert style.short("L-月") == "L-?"
+    a_font()
+    assert list(style.task_labels(names).values()) == ["clean", "日", "task no. 3"]
+    # Warnings are errors, and matplotlib warns of letters that the fonts of a text lack.
+    figure = DRAW["task_values"](comparison)
+    figure.savefig(tmp_path / "figure.png")
+    assert "日" in texts(figure)
+
+
+def test_figures_of_hundreds_of_tasks_name_some_of_them_and_stay_small(made_up):
+    names = [f"task {i:03d}" for i in range(300)]
+    record = with_references(made_up.record(names, seeds=1))
+    sizes = {name: 1e6 / i for i, name in enumerate(names, 1)}
+    comparison = compare(dataclasses.replace(record, task_sizes=sizes))
+    for name in ("task_values", "interaction_matrix", "weights_over_time", "relative_by_task"):
+        figure = DRAW[name](comparison)
+        assert max(figure.get_size_inches()) < 14, name
+        assert len(set(texts(figure)) & set(names)) <= style.MANY, name
+        assert crossings(figure) == [], name
+    # The others of the weights are two bands in each panel, not a line for each.
+    figure = DRAW["weights_over_time"](comparison)
+    assert all(len(axes.lines) < 10 for axes in figure.axes)

@@ -72,7 +72,7 @@ def applied(draw):
 
     @functools.wraps(draw)
     def drawn(*args, **kwargs):
-        settings: Any = _RC | {"font.family": list(_fonts())}
+        settings: dict[Any, Any] = {**_RC, "font.family": list(_fonts())}
         with matplotlib.rc_context(settings):
             return draw(*args, **kwargs)
 
