@@ -6,6 +6,7 @@ import typing
 if typing.TYPE_CHECKING:
     from ldro_jax import games, interaction, ldro, problems, transform, weighting
     from ldro_jax.experiments.compare import compare
+    from ldro_jax.records.kept import load
 
 __version__ = "0.1.0"
 
@@ -14,6 +15,7 @@ __all__ = [
     "games",
     "interaction",
     "ldro",
+    "load",
     "problems",
     "transform",
     "weighting",
@@ -24,6 +26,8 @@ def __getattr__(name: str) -> typing.Any:
     # Importing JAX takes a second, in which the command line must already heed Ctrl-C.
     if name == "compare":
         return importlib.import_module("ldro_jax.experiments.compare").compare
+    if name == "load":
+        return importlib.import_module("ldro_jax.records.kept").load
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

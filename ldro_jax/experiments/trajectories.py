@@ -9,7 +9,9 @@ import numpy as np
 import optax
 
 from ldro_jax import checks, reporting
+from ldro_jax import output_dir as output_dir_lib
 from ldro_jax.experiments import compare
+from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.toy import PointTasks
 from ldro_jax.records import results
@@ -109,16 +111,19 @@ def trajectories(
         return compare.make_record(problem, runs, name=name, description=description)
 
     runs, drawn = [], []
+    before = output_dir_lib.finished(output_dir, config_text)
     for panel, first, programs in prepared:
         _, trials = runs_lib.list_runs(panel.methods, panel.seeds)
-        done = runs_lib.train_all(
-            {name: (trial, trial) for name, trial in trials.items()},
-            first,
-            schedule,
-            output_dir,
-            record,
-            programs=programs,
-        )
+        with output_dir_lib.going_on(output_dir, config_text) as accepted:
+            done = runs_lib.train_all(
+                {name: (trial, trial) for name, trial in trials.items()},
+                first,
+                schedule,
+                output_dir,
+                record,
+                programs=programs,
+                accepted=accepted,
+            )
         # All seeds of a method one after the other.
         order = [method.name for method in panel.methods]
         done.sort(key=lambda run: order.index(run.method))
@@ -129,7 +134,10 @@ def trajectories(
         drawn.append((panel.title, paths))
         runs += done
     found = record(runs)
-    reporting.finish(found, output_dir, config_text, _figure(drawn, points, panels, found))
+    if finished_lib.same(found, before):
+        finished_lib.say(output_dir)
+    else:
+        reporting.finish(found, output_dir, config_text, _figure(drawn, points, panels, found))
     return found
 
 

@@ -12,7 +12,7 @@ from absl import logging
 
 from ldro_jax import paths, preemption, processes
 from ldro_jax.records import checkpoints, results, tensorboard
-from ldro_jax.training import recording
+from ldro_jax.training import fingerprint, recording
 from ldro_jax.training.engine import Program, Session, Trial
 from ldro_jax.training.schedule import Schedule
 
@@ -47,7 +47,7 @@ def train(
     Raises:
       PreemptedError: after SIGTERM, when the state is saved.
       ValueError: if a method needs another program, several runs are to be tested at their best,
-        or a checkpoint was made with other data or another model.
+        or a checkpoint was made with other data, settings or programs.
     """
     for method, _ in trials:
         if method.compile_key() != program.method.compile_key():
@@ -56,15 +56,19 @@ def train(
         raise ValueError("test='best' needs runs that are trained one at a time.")
     with contextlib.ExitStack() as stack:
         session = program.start(trials)
-        saved = _Saved(checkpoint_dir, {**program.problem.identity, **session.identity})
+        saved = _Saved(checkpoint_dir, _identity(program, session, schedule, trials))
         stack.enter_context(contextlib.closing(saved.checkpoints))
         preempted = stack.enter_context(preemption.watch())
-        now = saved.restore(session)
+        restored = saved.restore(session)
+        now, changed = restored or (None, [])
         if now is None:
             now = _Progress([recording.empty_run(trial, schedule) for trial in trials])
         else:
             progress.write(f"{now.names}: resumed at step {session.step}.")
             progress.update(session.step * len(trials))
+            now.go_on(schedule)
+            if changed:
+                _measure_again(program, session, now, schedule, changed)
         folders = tensorboard_dirs if processes.is_first() else ()
         log = [stack.enter_context(tensorboard.TensorBoardWriter(folder)) for folder in folders]
         last_saved, seconds = session.step, []
@@ -97,6 +101,9 @@ def train(
             # Also what came in the last step or during the evaluation: the next run won't know.
             if preempted(session.step):
                 stop()
+        if last_saved < session.step:
+            # For whoever wants the parameters, more steps, or another metric.
+            save()
         if schedule.test != "always" and "test" in program.problem.splits and now.is_going:
             tested = _test(program, session, schedule, now, saved)
             # Without the test in its record: the next run makes it again.
@@ -134,6 +141,10 @@ class _Progress:
             return False
         self.best_score, self.best_step = score, step
         return True
+
+    def go_on(self, schedule: Schedule) -> None:
+        """Takes the length of the runs from a schedule, which may be longer than it was."""
+        self.runs = [dataclasses.replace(r, num_steps=schedule.train_steps) for r in self.runs]
 
     def record(self) -> dict[str, Any]:
         return {
@@ -178,7 +189,9 @@ class _Saved:
                 if place.name not in kept:
                     paths.remove_tree(place)
 
-    def restore(self, session: Session) -> _Progress | None:
+    def restore(self, session: Session) -> tuple[_Progress, list[str]] | None:
+        """How far the runs are, and the metrics that are measured otherwise now."""
+
         def restore_source(step):
             source = session.renew_source()
             if source is not None:
@@ -188,9 +201,17 @@ class _Saved:
         if restored is None:
             session.renew_source()
             return None
-        states, record = restored
+        states, record, changed = restored
         session.load(states, record["session"])
-        return _Progress.from_record(record)
+        return _Progress.from_record(record), changed
+
+
+def _identity(
+    program: Program, session: Session, schedule: Schedule, trials: Sequence[Trial]
+) -> dict[str, Any]:
+    """What a checkpoint of these runs must have been made with."""
+    found = fingerprint.of(program, schedule, trials)
+    return {**found, "data": {**found["data"], **session.identity}}
 
 
 def _evaluate(
@@ -227,6 +248,32 @@ def _evaluate(
         if log:
             recording.write_scalars(log[index], now.runs[index])
     return values
+
+
+def _measure_again(
+    program: Program,
+    session: Session,
+    now: _Progress,
+    schedule: Schedule,
+    changed: Sequence[str],
+) -> None:
+    """Measures some metrics with the parameters there are, and forgets what they were before."""
+    problem = program.problem
+    known = {metric.name for metric in problem.metrics} - set(changed)
+    for index, run in enumerate(now.runs):
+        kept = [e for e in run.evaluations if e.metric in known]
+        params = session.state(index).params
+        for split in problem.splits if run.stopped is None else ():
+            if split == "test" and schedule.test != "always":
+                continue
+            values = program.evaluate(params, split)
+            measured = _evaluations(program, session.step, split, values)
+            kept += [e for e in measured if e.metric in changed]
+        now.runs[index] = dataclasses.replace(run, evaluations=kept)
+    logging.warning(
+        "%s: %s is measured otherwise than before, and known from step %d on.",
+        *(now.names, ", ".join(changed), session.step),
+    )
 
 
 def _test(
