@@ -236,7 +236,7 @@ def _differences(found: str, ours: str) -> tuple[str, str]:
     lines = [text.splitlines() for text in (found, ours)]
 
     def only(mine, others):
-        left = [line.strip() for line in mine if line.strip() and line not in set(others)]
+        left = [x.strip().removeprefix("# ") for x in mine if x.strip() and x not in set(others)]
         more = f" and {len(left) - _SHOWN} more lines" if len(left) > _SHOWN else ""
         return "; ".join(left[:_SHOWN]) + more if left else "nothing"
 

@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
@@ -17,6 +17,50 @@ from ldro_jax import paths, processes
 from ldro_jax.records import files, json_types, results
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.records import kept as kept_lib
+from ldro_jax.training import fingerprint
+from ldro_jax.training.engine import Program, Trial
+from ldro_jax.training.schedule import Schedule
+
+
+def take(
+    trials: Mapping[str, tuple[Trial, Trial]],
+    programs: Mapping[str, Program],
+    schedule: Schedule,
+    output_dir: pathlib.Path,
+    accepted: Callable[[], None] | None,
+) -> tuple[dict[str, results.Run], dict[str, dict[str, Any]]]:
+    """Takes the runs that are finished, and compares all that is there with what it is now.
+
+    Args:
+      trials: by name, each run as it is recorded, and with what only the data can tell.
+      programs: of these runs, by name.
+      schedule: lengths and intervals.
+      output_dir: of the experiment.
+      accepted: called when nothing that is there is refused, before anything is changed.
+
+    Returns:
+      The finished runs, and what the record of each run is known by.
+
+    Raises:
+      OtherRunError: if a record or a checkpoint was made with something else.
+    """
+    recorded, resolved = (
+        {name: fingerprint.of(programs[name], schedule, [p[i]]) for name, p in trials.items()}
+        for i in (0, 1)
+    )
+    old_names = _elsewhere(output_dir, recorded, resolved)
+    finished: dict[str, results.Run] = {}
+    for name, identity in recorded.items():
+        file = _place(output_dir, "runs", old_names.get(name, name))
+        run = finished_run(file, schedule.train_steps, identity)
+        if run is not None:
+            finished[name] = run
+    begun = {name: x for name, x in resolved.items() if name not in finished}
+    _check_checkpoints(output_dir, schedule.train_steps, begun)
+    if accepted is not None:
+        accepted()
+    _rename(output_dir, old_names)
+    return finished, recorded
 
 
 def save_run(record: results.Results, identity: Mapping[str, Any], file: pathlib.Path) -> None:
@@ -79,7 +123,7 @@ def finished_run(
     return None
 
 
-def elsewhere(
+def _elsewhere(
     output_dir: pathlib.Path,
     identities: Mapping[str, Mapping[str, Any]],
     of_checkpoints: Mapping[str, Mapping[str, Any]],
@@ -118,12 +162,12 @@ def elsewhere(
     }
 
 
-def rename(output_dir: pathlib.Path, names: Mapping[str, str]) -> None:
+def _rename(output_dir: pathlib.Path, names: Mapping[str, str]) -> None:
     """Gives what is kept of runs the names that they have now.
 
     Args:
       output_dir: of the experiment.
-      names: see :func:`elsewhere`.
+      names: see :func:`_elsewhere`.
     """
     for name, old in names.items() if processes.is_first() else ():
         for folder in ("checkpoints", "tensorboard", "runs"):
@@ -136,7 +180,7 @@ def _place(output_dir: pathlib.Path, folder: str, name: str) -> pathlib.Path:
     return output_dir / folder / (f"{name}.json" if folder == "runs" else name)
 
 
-def check_checkpoints(
+def _check_checkpoints(
     output_dir: pathlib.Path, num_steps: int, identities: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Compares the newest checkpoints of some runs with what these are now, before any is trained.
@@ -193,8 +237,8 @@ def say(output_dir: pathlib.Path) -> None:
 
 def _longer(what: str, found: int, ours: int) -> identity_lib.OtherRunError:
     return identity_lib.OtherRunError(
-        f"{what} has {found} steps, and train_steps is {ours} now. Train at least as long, or "
-        "choose another output_dir."
+        f"{what} has {found} steps, and train_steps is {ours} now. Train at least as long, choose "
+        "another output_dir, or pass overwrite=True to delete what is there."
     )
 
 
@@ -216,6 +260,6 @@ def _require_parameters(what, output_dir, runs, num_steps, metrics) -> None:
     if num_steps not in steps:
         raise identity_lib.OtherRunError(
             f"{what} lacks {', '.join(metrics)}, which is new or measured otherwise now, and no "
-            f"checkpoint of its last step, {num_steps}, is kept to measure it with. Take the "
-            "metrics that it began with, or choose another output_dir."
+            f"checkpoint of its last step, {num_steps}, is kept to measure it with. "
+            f"{identity_lib.ADVICE}"
         )

@@ -16,7 +16,7 @@ from absl import logging
 from ldro_jax import checks, processes, weighting
 from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.records import results
-from ldro_jax.training import fingerprint, loop
+from ldro_jax.training import loop
 from ldro_jax.training.engine import Program, Trial
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
@@ -186,26 +186,8 @@ def train_all(
     for _, trial in trials.values():
         if (key := trial.method.compile_key()) not in programs:
             programs[key] = first.for_method(trial.method)
-
-    def identities(which):
-        return {
-            name: fingerprint.of(programs[pair[1].method.compile_key()], schedule, [pair[which]])
-            for name, pair in trials.items()
-        }
-
-    of_records, of_checkpoints = identities(0), identities(1)
-    old_names = finished_lib.elsewhere(output_dir, of_records, of_checkpoints)
-    finished: dict[str, results.Run] = {}
-    for name, identity in of_records.items():
-        file = output_dir / "runs" / f"{old_names.get(name, name)}.json"
-        run = finished_lib.finished_run(file, schedule.train_steps, identity)
-        if run is not None:
-            finished[name] = run
-    begun = {name: x for name, x in of_checkpoints.items() if name not in finished}
-    finished_lib.check_checkpoints(output_dir, schedule.train_steps, begun)
-    if accepted is not None:
-        accepted()
-    finished_lib.rename(output_dir, old_names)
+    program_of = {n: programs[t.method.compile_key()] for n, (_, t) in trials.items()}
+    finished, identities = finished_lib.take(trials, program_of, schedule, output_dir, accepted)
     waiting = _groups({n: t for n, (_, t) in trials.items() if n not in finished}, together)
     while waiting:
         group = waiting.popleft()
@@ -230,7 +212,7 @@ def train_all(
             settings = trials[name][0].method.settings()
             finished[name] = dataclasses.replace(run, hyperparameters=settings)
             if processes.is_first():
-                finished_lib.save_run(record([finished[name]]), of_records[name], files[name])
+                finished_lib.save_run(record([finished[name]]), identities[name], files[name])
     return [finished[name] for name in trials]
 
 

@@ -224,7 +224,7 @@ class Checkpoints:
             raise identity_lib.OtherRunError(
                 f"{where} was made with another model, optimizer or version of ldro_jax: {name} is "
                 f"{found.get(name, 'not there')} in it, but {ours.get(name, 'not there')} now. "
-                "Give the run what it began with, or choose another output_dir."
+                f"{identity_lib.ADVICE}"
             )
         return changed
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-_ADVICE = (
+ADVICE = (
     "Give it what it began with, choose another output_dir, or pass overwrite=True to delete what "
     "is there."
 )
@@ -37,7 +37,7 @@ def check(what: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> list[
         equations of the same function; where they differ, a warning says so.
     """
     if not all(part in found for part in ours):
-        raise OtherRunError(f"{what} was made by another version of ldro_jax. {_ADVICE}")
+        raise OtherRunError(f"{what} was made by another version of ldro_jax. {ADVICE}")
     _check_runs(what, found.get("runs", []), ours.get("runs", []))
 
     def differences(part):
@@ -45,11 +45,11 @@ def check(what: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> list[
 
     for name, was, now in differences("data"):
         raise OtherRunError(
-            f"{what} was made with other data: {name} was {was}, now it is {now}. {_ADVICE}"
+            f"{what} was made with other data: {name} was {was}, now it is {now}. {ADVICE}"
         )
     for name, was, now in differences("settings"):
         raise OtherRunError(
-            f"{what} was made with another {name}: it was {was}, now it is {now}. {_ADVICE}"
+            f"{what} was made with another {name}: it was {was}, now it is {now}. {ADVICE}"
         )
     programs = differences("programs")
     evaluation = [name for name, *_ in differences("evaluation")]
@@ -58,7 +58,7 @@ def check(what: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> list[
         name, was, now = programs[0]
         raise OtherRunError(
             f"{what} was made with another {name}: the digest of its program was {was}, now it is "
-            f"{now}. {_ADVICE}"
+            f"{now}. {ADVICE}"
         )
     if versions and (programs or evaluation):
         logging.warning(
@@ -76,7 +76,7 @@ def _check_runs(
 ) -> None:
     """Raises ``OtherRunError`` unless two lists of runs are the same."""
     if len(found) != len(ours):
-        raise OtherRunError(f"{what} is of {len(found)} runs, not {len(ours)}. {_ADVICE}")
+        raise OtherRunError(f"{what} is of {len(found)} runs, not {len(ours)}. {ADVICE}")
     for theirs, mine in zip(found, ours, strict=True):
         flat = [
             {"method": run["method"], "seed": run["seed"], **run["settings"]}
@@ -84,7 +84,7 @@ def _check_runs(
         ]
         for name, was, now in differing(*flat):
             raise OtherRunError(
-                f"{what} is that of another run: {name} was {was}, now it is {now}. {_ADVICE}"
+                f"{what} is that of another run: {name} was {was}, now it is {now}. {ADVICE}"
             )
 
 

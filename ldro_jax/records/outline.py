@@ -38,11 +38,13 @@ def _walk(name: str, value: Any, depth: int, seen: set[int]) -> Iterator[str]:
         yield f"{name} = {checks.shown(value)}"
     elif isinstance(value, (np.ndarray, jax.Array)):
         yield f"{name} = {value.dtype}{list(value.shape)}"
-    elif depth < _DEPTH and id(value) not in seen:
-        seen.add(id(value))
+    elif depth < _DEPTH:
         called, parts = _parts(value)
         if called:
             yield f"{name} = {called}"
+        if id(value) in seen:
+            return
+        seen.add(id(value))
         for part, inner in parts.items():
             yield from _walk(f"{name}{part}", inner, depth + 1, seen)
 

@@ -50,7 +50,11 @@ def of(program: "Program", schedule: Schedule, trials: Sequence["Trial"]) -> dic
         ],
         "data": json_types.plain(program.problem.identity),
         "settings": _settings(program, schedule),
-        "programs": {**_shared(program), **_of_method(program, program.method)},
+        "programs": {
+            **_shared(program),
+            **_of_method(program, program.method),
+            **(_choice(program) if schedule.test == "best" else {}),
+        },
         "evaluation": _evaluation(program),
         "versions": _versions(),
     }
@@ -89,7 +93,6 @@ def _settings(program: "Program", schedule: Schedule) -> dict[str, Any]:
         "eval_interval": schedule.eval_interval,
         "test": schedule.test,
         "max_nonfinite_steps": schedule.max_nonfinite_steps,
-        "metrics[0]": list(program.problem.metrics[0]) if schedule.test == "best" else None,
     }
 
 
@@ -116,11 +119,12 @@ def _shared(program: "Program") -> dict[str, str]:
         optimizer = traced.of(program.optimizer.init, params) + traced.of(
             update, params, state, params
         )
+    # In the order in which an error looks for what has changed.
     found = {
-        "optimizer": optimizer,
         "loss or model": _loss(program, params),
         "initial parameters": traced.of(_init(problem), jax.random.key(0)),
         "training rows": program.digest_of_rows(),
+        "optimizer": optimizer,
     }
     if problem.observe is not None:
         found["observe"] = traced.of(problem.observe, params)
@@ -191,6 +195,15 @@ def _evaluation(program: "Program") -> dict[str, str]:
     found = problem.evaluation_digests(_params(problem))
     directions = {metric.name: str(metric.higher_is_better) for metric in problem.metrics}
     return {name: f"{found[name]} {directions[name]}" for name in directions}
+
+
+def _choice(program: "Program") -> dict[str, str]:
+    """Of what decides which checkpoint is the best."""
+    first = program.problem.metrics[0].name
+    return {
+        "first metric": traced.of_values(first, _evaluation(program)[first]),
+        "score": traced.of_code(program.problem.score),
+    }
 
 
 def of_source(problem: Problem) -> str:
