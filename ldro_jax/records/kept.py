@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ldro_jax import checks, paths
-from ldro_jax.records import files
+from ldro_jax.records import files, identity
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,7 @@ def load(
 
     Raises:
       FileNotFoundError: if there is no such run, or no checkpoint of that step.
+      OSError: if it is damaged.
       ValueError: if there are several such runs, or an argument isn't what it must be.
 
     Example:
@@ -113,7 +114,7 @@ def load(
     checkpoint, index, _ = max(found, key=lambda one: one[0].step)
     if step != "last":
         checkpoint = _of_step(checkpoint, step)
-    params = _params(checkpoint.folder / str(checkpoint.step), index)
+    params = _params(checkpoint, index)
     return params if problem is None else _as_made(params, problem)
 
 
@@ -162,13 +163,16 @@ def _of_step(checkpoint: Kept, step: int | str) -> Kept:
     return Kept(folder, int(step), payload)
 
 
-def _params(place: pathlib.Path, index: int) -> Any:
+def _params(checkpoint: Kept, index: int) -> Any:
     """The parameters of one run of a checkpoint, on the host, whatever it was saved from."""
     handler = ocp.PyTreeCheckpointHandler()
-    state: Any = place / "state"
+    state: Any = checkpoint.folder / str(checkpoint.step) / "state"
     shapes = handler.metadata(state).tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-    restored = handler.restore(state, ocp.args.PyTreeRestore(restore_args=as_numpy))
+    restored = handler.restore(state, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    # Whoever saved them may have had another order of the same arrays.
+    if sorted(identity.digest(restored)) != sorted(checkpoint.payload["state"]):
+        raise OSError(f"{state} is damaged: it is not what was saved.")
     # Runs that are trained together are stacked.
     together = np.ndim(restored["step"]) == 1
     return jax.tree.map(lambda x: x[index] if together else x, restored["params"])
