@@ -112,6 +112,8 @@ def compare(
     runs_lib.check_description(name, description, schedule)
     checks.one_of("select_by", select_by, ("average", "worst"))
     checks.flag("overwrite", overwrite)
+    if overwrite and ready is not None:
+        raise ValueError("overwrite must be False with ready; the command line has --overwrite.")
     if config_text is not None:
         checks.require(isinstance(config_text, str), "config_text", "a text", config_text)
     settings, runs_of = runs_lib.list_runs(methods, seeds, from_data=weighting.FROM_DATA)

@@ -12,6 +12,7 @@ import tiny_lm
 from jax import flatten_util
 
 from ldro_jax.records import checkpoints, results
+from ldro_jax.training import loop
 from ldro_jax.training.engine import Trial
 
 
@@ -99,11 +100,12 @@ def test_losses_that_stay_nan_stop_a_run_and_what_was_good_is_kept(unstable, tmp
     # Weights and losses are the last ones that were finite.
     assert np.isfinite(run.losses.values).all() and np.isfinite(run.weights.values).all()
     assert saved_steps(tmp_path) == [20, 30, 40]
-    session = unstable.start([Trial(unstable.method, 0)])
-    identity = {**unstable.problem.identity, **session.identity}
+    trials = [Trial(unstable.method, 0)]
+    session = unstable.start(trials)
+    identity = loop._identity(unstable, session, long, trials)
     saved = checkpoints.Checkpoints(tmp_path / "checkpoints", identity=identity)
     with contextlib.closing(saved):
-        states, _ = saved.restore(session.states)
+        states, *_ = saved.restore(session.states)
         assert session.state(0, states).step == 40
         best = session.state(0, saved.restore_best(session.states))
     assert best.step == 20
