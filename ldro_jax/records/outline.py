@@ -56,8 +56,8 @@ def _parts(value: Any) -> tuple[str, dict[str, Any]]:
         bound = {f"[{i}]": x for i, x in enumerate(value.args)}
         named = {f".{k}": x for k, x in value.keywords.items()}
         return checks.shown(value.func), {**inner, **bound, **named}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return "", {f".{k}": x for k, x in zip(value._fields, value, strict=True)}
+    if isinstance(value, tuple) and (fields := getattr(value, "_fields", ())):
+        return "", {f".{k}": x for k, x in zip(fields, value, strict=True)}
     if isinstance(value, (list, tuple)):
         return "", {f"[{i}]": x for i, x in enumerate(value)}
     if isinstance(value, Mapping):

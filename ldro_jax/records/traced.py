@@ -201,7 +201,7 @@ class _Writer:
     def _array(self, array: Any) -> None:
         self.write(array=f"{array.dtype}{list(np.shape(array))}")
         if isinstance(array, jax.Array):
-            if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            if jax.numpy.issubdtype(array.dtype, jax.dtypes.prng_key):
                 array = jax.random.key_data(array)
             # One process doesn't have all of what is spread over several.
             if not array.is_fully_addressable:
