@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from absl import logging
@@ -48,15 +48,23 @@ def take(
         {name: fingerprint.of(programs[name], schedule, [p[i]]) for name, p in trials.items()}
         for i in (0, 1)
     )
-    old_names = _elsewhere(output_dir, recorded, resolved)
     finished: dict[str, results.Run] = {}
-    for name, identity in recorded.items():
-        file = _place(output_dir, "runs", old_names.get(name, name))
-        run = finished_run(file, schedule.train_steps, identity)
-        if run is not None:
-            finished[name] = run
-    begun = {name: x for name, x in resolved.items() if name not in finished}
-    _check_checkpoints(output_dir, schedule.train_steps, begun)
+
+    def look(called):
+        for name, file_name in called.items():
+            file = _place(output_dir, "runs", file_name)
+            run = finished_run(file, schedule.train_steps, recorded[name])
+            if run is not None:
+                finished[name] = run
+
+    look({name: name for name in trials})
+    old_names: dict[str, str] = {}
+    if len(finished) < len(trials):
+        checkpoints = list(kept_lib.newest(output_dir))
+        old_names = _elsewhere(output_dir, recorded, resolved, checkpoints)
+        look(old_names)
+        begun = {name: x for name, x in resolved.items() if name not in finished}
+        _check_checkpoints(checkpoints, schedule.train_steps, begun)
     if accepted is not None:
         accepted()
     _rename(output_dir, old_names)
@@ -127,6 +135,7 @@ def _elsewhere(
     output_dir: pathlib.Path,
     identities: Mapping[str, Mapping[str, Any]],
     of_checkpoints: Mapping[str, Mapping[str, Any]],
+    newest: Iterable[kept_lib.Kept],
 ) -> dict[str, str]:
     """Runs that are kept under other names, as when their method had one setting alone.
 
@@ -134,6 +143,7 @@ def _elsewhere(
       output_dir: of the experiment.
       identities: of the runs, by name, as their records have them.
       of_checkpoints: the same, as their checkpoints have them.
+      newest: checkpoints that are there.
 
     Returns:
       From the name of a run to the one that it is kept under.
@@ -142,7 +152,7 @@ def _elsewhere(
     records = {_key(ours["runs"][0]): name for name, ours in identities.items()}
     checkpoints = {_key(ours["runs"][0]): name for name, ours in of_checkpoints.items()}
     found: dict[str, str] = {}
-    for checkpoint in kept_lib.newest(output_dir):
+    for checkpoint in newest:
         runs = checkpoint.identity.get("runs", [])
         if len(runs) == 1 and (name := checkpoints.get(_key(runs[0]))):
             found[name] = checkpoint.folder.name
@@ -181,12 +191,12 @@ def _place(output_dir: pathlib.Path, folder: str, name: str) -> pathlib.Path:
 
 
 def _check_checkpoints(
-    output_dir: pathlib.Path, num_steps: int, identities: Mapping[str, Mapping[str, Any]]
+    newest: Iterable[kept_lib.Kept], num_steps: int, identities: Mapping[str, Mapping[str, Any]]
 ) -> None:
     """Compares the newest checkpoints of some runs with what these are now, before any is trained.
 
     Args:
-      output_dir: of the experiment.
+      newest: checkpoints that are there.
       num_steps: of the runs.
       identities: of the runs that aren't finished, by name.
 
@@ -194,7 +204,7 @@ def _check_checkpoints(
       OtherRunError: if one was made with something else, or has more steps.
     """
     runs = {_key(ours["runs"][0]): ours for ours in identities.values()}
-    for checkpoint in kept_lib.newest(output_dir):
+    for checkpoint in newest:
         what = f"The checkpoint of step {checkpoint.step} in {checkpoint.folder}"
         theirs = checkpoint.identity
         mine = [runs[key] for run in theirs.get("runs", []) if (key := _key(run)) in runs]
