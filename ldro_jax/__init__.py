@@ -7,6 +7,7 @@ if typing.TYPE_CHECKING:
     from ldro_jax import games, interaction, ldro, problems, transform, weighting
     from ldro_jax.experiments.compare import compare
     from ldro_jax.preemption import PreemptedError
+    from ldro_jax.records.kept import load
 
 __version__ = "0.1.0"
 
@@ -16,6 +17,7 @@ __all__ = [
     "games",
     "interaction",
     "ldro",
+    "load",
     "problems",
     "transform",
     "weighting",
@@ -28,6 +30,8 @@ def __getattr__(name: str) -> typing.Any:
         return importlib.import_module("ldro_jax.experiments.compare").compare
     if name == "PreemptedError":
         return importlib.import_module("ldro_jax.preemption").PreemptedError
+    if name == "load":
+        return importlib.import_module("ldro_jax.records.kept").load
     if name in __all__:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

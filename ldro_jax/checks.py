@@ -42,8 +42,20 @@ def shown(value: Any) -> str:
     """
     if inspect.isroutine(value) or inspect.isclass(value):
         return f"the {'class' if inspect.isclass(value) else 'function'} {called(value)}"
-    text = re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
+    text = printed(value)
     return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def printed(value: Any) -> str:
+    """A value on one line, without places in memory.
+
+    Args:
+      value: any.
+
+    Returns:
+      Its ``repr``, the same in every process.
+    """
+    return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
 
 
 def require(holds: Any, name: str, expected: str, value: Any) -> None:

@@ -150,8 +150,15 @@ def explain(error: Exception) -> str:
         message begins with one of its arguments, it gets the name of the function in front.
 
     Returns:
-      The message, without what gin appended.
+      The message, without what gin appended, and with flags in the place of the arguments that
+      the command line has no other name for.
     """
+    message = _explained(error)
+    message = message.replace("overwrite=True", "--overwrite")
+    return re.sub(r"(?<![-\w./])output_dir(?![\w=/])", "--output_dir", message)
+
+
+def _explained(error: Exception) -> str:
     message, *calls = re.split(r"\n  In call to configurable ", str(error))
     # gin's list of the arguments that it has; Python has said which one is missing.
     message = message.partition("\n  No values supplied by Gin")[0]

@@ -79,7 +79,6 @@ def main(argv: list[str]) -> None:
 
 def _run() -> None:
     from ldro_jax import configuration, output_dir, processes
-    from ldro_jax.experiments import runs
 
     if _DISTRIBUTED.value:
         processes.join()
@@ -88,12 +87,8 @@ def _run() -> None:
     output = output_dir.OutputDir(_OUTPUT_DIR.value, config_text, overwrite=_OVERWRITE.value)
     if (data_dir := _DATA_DIR.value) is not None and not data_dir.strip():
         raise ValueError("--data_dir is empty. Is it a variable that isn't set? Name a directory.")
-    record = output.check() if processes.is_first() else None
-    if not processes.all_agree(record is None):
-        _printing.say(f"The experiment in {output.path} is finished; look at its report.html.")
-        if record is not None:
-            runs.require_complete(record)
-        return
+    if processes.is_first():
+        output.check()
 
     def ready():
         if processes.is_first():

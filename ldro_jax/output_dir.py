@@ -1,7 +1,6 @@
 """The directory of one experiment: begun, gone on in, or cleared, by one process at a time."""
 
 import contextlib
-import difflib
 import errno
 import importlib.util
 import json
@@ -10,9 +9,11 @@ import pathlib
 import socket
 import stat
 import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from ldro_jax import paths
+from ldro_jax import paths, processes
+from ldro_jax.records import identity
 from ldro_jax.records import results as results_lib
 
 CONFIG, RESULTS, REPORT = "config.gin", "results.json", "report.html"
@@ -29,6 +30,8 @@ _WRITTEN = (
     "checkpoints",
     CONFIG,
 )
+# Lines of two configurations that an error quotes.
+_SHOWN = 4
 _LOCK = f"{paths.TEMPORARY}lock"
 # What a file must have to be the configuration of an experiment, and not of some other program.
 MARK = "run.experiment"
@@ -49,30 +52,30 @@ class OutputDir:
     def __init__(self, directory: str | os.PathLike, config_text: str, *, overwrite: bool = False):
         if not os.fspath(directory).strip():
             raise ValueError(
-                "--output_dir is empty. Is it a variable that isn't set? Name a directory."
+                "output_dir is empty. Is it a variable that isn't set? Name a directory."
             )
         self.path = paths.absolute(directory)
-        self._config_text, self._overwrite = config_text, overwrite
+        self._config_text, self._overwrite = _marked(config_text), overwrite
         self._lock: Any = None
 
-    def check(self) -> results_lib.Results | None:
-        """Finds out whether the experiment can go there; only reads.
+    def check(self) -> None:
+        """Finds out whether an experiment can go there; only reads.
 
-        Returns:
-          The record of this experiment, if it is finished; ``None`` if it is to be run.
+        Whether one that is there is the same is asked of its runs, when the data is known.
 
         Raises:
-          FileExistsError: if another process works there, or it holds another experiment or
-            something that isn't an experiment.
+          FileExistsError: if another process works there, or it holds something that isn't an
+            experiment.
           OSError: if it is in cloud storage that can't be reached.
         """
         with paths.clear_errors(self.path):
-            return self._check()
+            self._check()
 
     def claim(self) -> None:
-        """Locks the directory, deletes what is to be overwritten, writes the configuration.
+        """Locks the directory, deletes what is to be overwritten, writes a configuration.
 
-        Call it when everything else is checked.
+        Call it when everything else is checked. A configuration that is there stays, until
+        :func:`going_on`.
 
         Raises:
           FileExistsError: as :meth:`check`.
@@ -96,7 +99,8 @@ class OutputDir:
                 results = self.path / RESULTS
                 if results.exists() and _load(results) is None:
                     paths.move_aside(results)
-                if self._found_config() != self._config_text:
+                # One that is empty was cut off by an earlier version of this program.
+                if not _config_of(self.path):
                     paths.write(self.path / CONFIG, self._config_text)
             except OSError as error:
                 raise self._unwritable(error) from error
@@ -109,44 +113,23 @@ class OutputDir:
             self._lock.close()
             self._lock = None
 
-    def _check(self) -> results_lib.Results | None:
+    def _check(self) -> None:
         directory = self.path
         if directory.exists() and not directory.is_dir():
-            raise FileExistsError(f"{directory} is a file. Choose a directory for --output_dir.")
+            raise FileExistsError(f"{directory} is a file. Choose a directory for output_dir.")
         if not directory.exists():
-            return None
+            return
         if holder := self._holder():
             raise FileExistsError(
                 f"{directory} is in use by {holder}. Wait until it is done, or choose another "
-                "--output_dir."
+                "output_dir."
             )
-        found = self._found_config()
+        found = _config_of(self.path)
         if (found and MARK not in found) or (found is None and self._has_files()):
             raise FileExistsError(
                 f"{directory} holds files, but no experiment (no {CONFIG} of one). Choose another "
-                "--output_dir."
+                "output_dir."
             )
-        # One that is empty was cut off by an earlier version of this program.
-        if not found or self._overwrite:
-            return None
-        finished = (directory / RESULTS).exists()
-        if found != self._config_text:
-            kind = "a finished" if finished else "an unfinished"
-            advice = "Choose" if finished else "Go on with that one, choose"
-            raise FileExistsError(
-                f"{directory} holds {kind} experiment with another configuration: "
-                f"{_difference(found, self._config_text)}. {advice} another --output_dir, or pass "
-                "--overwrite to delete it."
-            )
-        if finished and (directory / REPORT).exists():
-            return _load(directory / RESULTS)
-        return None
-
-    def _found_config(self) -> str | None:
-        try:
-            return (self.path / CONFIG).read_bytes().decode(errors="replace")
-        except FileNotFoundError:
-            return None
 
     def _has_files(self) -> bool:
         return any(not path.name.startswith(paths.TEMPORARY) for path in self.path.iterdir())
@@ -160,7 +143,7 @@ class OutputDir:
     def _unwritable(self, error: OSError) -> PermissionError:
         return PermissionError(
             f"The output directory {self.path} can't be written to ({error.strerror or error}). "
-            "Choose another --output_dir."
+            "Choose another output_dir."
         )
 
     def _take_lock(self) -> bool:
@@ -193,12 +176,72 @@ class OutputDir:
                 return "another process"
 
 
-def _difference(found: str, ours: str) -> str:
-    """The bindings that differ, on one line."""
-    changes = difflib.ndiff(found.splitlines(), ours.splitlines())
-    lines = [change for change in changes if change[:2] in ("- ", "+ ") and change[2:].strip()]
-    there, now = ("; ".join(x[2:] for x in lines if x[0] == sign) or "nothing" for sign in "-+")
-    return f"{there} there, {now} now"
+def finished(directory: pathlib.Path, config_text: str) -> results_lib.Results | None:
+    """The record of an experiment, if it and its report are written and it had this configuration.
+
+    Args:
+      directory: see :attr:`OutputDir.path`.
+      config_text: the resolved configuration.
+    """
+    if not (directory / REPORT).exists() or _config_of(directory) != _marked(config_text):
+        return None
+    return _load(directory / RESULTS)
+
+
+@contextlib.contextmanager
+def going_on(directory: pathlib.Path, config_text: str) -> Iterator[Callable[[], None]]:
+    """What is there may be refused inside, and is compared by its configuration as well.
+
+    Args:
+      directory: see :attr:`OutputDir.path`.
+      config_text: the resolved configuration.
+
+    Yields:
+      A function that writes the configuration, to be called when nothing that is there is refused.
+
+    Raises:
+      OtherRunError: the one that is raised inside, with the lines in which the configurations
+        differ.
+    """
+
+    def accept():
+        if processes.is_first() and _config_of(directory) != _marked(config_text):
+            paths.write(directory / CONFIG, _marked(config_text))
+
+    try:
+        yield accept
+    except identity.OtherRunError as error:
+        found, ours = _config_of(directory) or "", _marked(config_text)
+        if found == ours:
+            raise
+        there, now = _differences(found, ours)
+        raise identity.OtherRunError(
+            f"{error} The configurations differ: {there} there, {now} now."
+        ) from error
+
+
+def _marked(config_text: str) -> str:
+    """The configuration, with what tells it from that of another program."""
+    return config_text if MARK in config_text else f"# {MARK}\n{config_text}"
+
+
+def _config_of(directory: pathlib.Path) -> str | None:
+    try:
+        return (directory / CONFIG).read_bytes().decode(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _differences(found: str, ours: str) -> tuple[str, str]:
+    """The first lines that only one of two texts has."""
+    lines = [text.splitlines() for text in (found, ours)]
+
+    def only(mine, others):
+        left = [x.strip().removeprefix("# ") for x in mine if x.strip() and x not in set(others)]
+        more = f" and {len(left) - _SHOWN} more lines" if len(left) > _SHOWN else ""
+        return "; ".join(left[:_SHOWN]) + more if left else "nothing"
+
+    return only(*lines), only(*reversed(lines))
 
 
 def _open_lock(path: pathlib.Path, flags: int) -> Any:

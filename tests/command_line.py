@@ -7,7 +7,7 @@ import pytest
 from absl import flags, logging
 from absl.testing import flagsaver
 
-from ldro_jax import configuration, main
+from ldro_jax import configuration, main, paths
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -40,5 +40,9 @@ def fails(*args):
 
 
 def snapshot(directory):
-    """The content of every file in a directory."""
-    return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+    """The content of every file in a directory, but for the lock, which says who had it last."""
+    return {
+        path: path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.name.startswith(paths.TEMPORARY)
+    }

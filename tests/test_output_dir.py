@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from ldro_jax import paths
+from ldro_jax import output_dir, paths
 from ldro_jax.output_dir import OutputDir
-from ldro_jax.records import results
+from ldro_jax.records import identity, results
 
 CONFIG = "x = 1\nrun.experiment = @a\n"
 OTHER = "x = 2\ny = 1\nrun.experiment = @a\n"
@@ -29,10 +29,9 @@ def snapshot(directory):
 
 def claim(directory, text=CONFIG, **options):
     output = OutputDir(directory, text, **options)
-    found = output.check()
+    output.check()
     output.claim()
     output.close()
-    return found
 
 
 def unfinished(directory, text=CONFIG):
@@ -53,7 +52,8 @@ def finished(directory):
 
 def test_a_new_directory_is_made_with_its_configuration_when_it_is_claimed(tmp_path):
     output = OutputDir(tmp_path / "a" / "b", CONFIG)
-    assert output.check() is None and not list(tmp_path.iterdir())
+    output.check()
+    assert not list(tmp_path.iterdir())
     output.claim()
     output.close()
     assert output.path.is_absolute()
@@ -63,27 +63,60 @@ def test_a_new_directory_is_made_with_its_configuration_when_it_is_claimed(tmp_p
 def test_an_unfinished_experiment_goes_on_and_nothing_is_written(tmp_path):
     before = snapshot(unfinished(tmp_path))
     times = (tmp_path / "config.gin").stat()
-    assert claim(tmp_path) is None
+    claim(tmp_path)
     assert snapshot(tmp_path) == before
     assert (tmp_path / "config.gin").stat() == times
 
 
+def test_another_configuration_is_written_when_its_runs_are_accepted(tmp_path):
+    before = snapshot(unfinished(tmp_path))
+    claim(tmp_path, OTHER)
+    assert snapshot(tmp_path) == before
+    with output_dir.going_on(tmp_path, OTHER) as accept:
+        assert snapshot(tmp_path) == before
+        accept()
+    assert snapshot(tmp_path) == before | {"config.gin": OTHER.encode()}
+
+
+def test_a_refusal_names_the_lines_in_which_configurations_differ(tmp_path):
+    before = snapshot(unfinished(tmp_path))
+    error = identity.OtherRunError("It is another.")
+    differ = "It is another. The configurations differ: x = 1 there, x = 2; y = 1 now."
+    for text, message in [(CONFIG, "It is another."), (OTHER, differ)]:
+        with pytest.raises(identity.OtherRunError) as raised, output_dir.going_on(tmp_path, text):
+            raise error
+        assert str(raised.value) == message
+    assert snapshot(tmp_path) == before
+
+
 def test_a_finished_experiment_is_known(tmp_path):
     before = snapshot(finished(tmp_path))
-    assert OutputDir(tmp_path, CONFIG).check().experiment == "tiny"
+    assert output_dir.finished(tmp_path, CONFIG).experiment == "tiny"
+    assert output_dir.finished(tmp_path, OTHER) is None
     assert snapshot(tmp_path) == before
 
 
 def test_a_finished_experiment_without_its_report_is_to_be_reported_again(tmp_path):
     (finished(tmp_path) / "report.html").unlink()
-    assert claim(tmp_path) is None
+    assert output_dir.finished(tmp_path, CONFIG) is None
+
+
+@pytest.mark.parametrize("text", ["learning_rate: 0.1\n", "any words"])
+def test_a_configuration_of_any_kind_is_known_again(text, tmp_path):
+    for _ in range(2):
+        claim(tmp_path, text)
+        assert (tmp_path / "config.gin").read_text().endswith(text)
+    with output_dir.going_on(tmp_path, text) as accept:
+        before = (tmp_path / "config.gin").stat()
+        accept()
+    assert (tmp_path / "config.gin").stat() == before
 
 
 def test_results_that_are_damaged_are_moved_aside_and_made_again(tmp_path):
     file = finished(tmp_path) / "results.json"
     damaged = file.read_bytes().replace(b"tiny", b"tinz")
     file.write_bytes(damaged)
-    assert claim(tmp_path) is None
+    claim(tmp_path)
     assert not file.exists() and (tmp_path / "unreadable-results.json").read_bytes() == damaged
 
 
@@ -104,14 +137,6 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (
-            {"config.gin": OTHER, "results.json": "{}"},
-            "a finished experiment with another configuration: .* now. Choose.*--overwrite",
-        ),
-        (
-            {"config.gin": OTHER},
-            "unfinished experiment with another configuration: x = 2; y = 1 there, x = 1 now. Go",
-        ),
         ({"thesis.txt": "precious"}, "holds files, but no experiment"),
         # Another program's, such as T5X's.
         ({"config.gin": "train.total_steps = 5\n"}, r"no experiment \(no config.gin of one\)"),
@@ -131,7 +156,8 @@ def test_overwriting_deletes_what_experiments_write_and_nothing_else(tmp_path):
     finished(tmp_path)
     output = OutputDir(tmp_path, OTHER, overwrite=True)
     before = snapshot(tmp_path)
-    assert output.check() is None and snapshot(tmp_path) == before
+    output.check()
+    assert snapshot(tmp_path) == before
     output.claim()
     output.close()
     assert snapshot(tmp_path) == {
@@ -200,7 +226,7 @@ def test_a_mount_point_is_emptied(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["", "  "])
 def test_an_empty_name_is_refused(name):
-    with pytest.raises(ValueError, match="--output_dir is empty. Is it a variable that isn't set"):
+    with pytest.raises(ValueError, match="^output_dir is empty. Is it a variable that isn't set"):
         OutputDir(name, CONFIG)
 
 
@@ -326,4 +352,4 @@ def test_a_second_process_hears_who_works_there(tmp_path, overwrite):
         holder.kill()
         holder.communicate()
     # However it ended, its right ends with it.
-    assert claim(tmp_path / "o") is None
+    claim(tmp_path / "o")

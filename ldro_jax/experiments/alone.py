@@ -8,7 +8,7 @@ that language alone. :func:`monolingual` trains those models and writes their lo
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
@@ -20,9 +20,10 @@ from ldro_jax.experiments import names
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.language_models import LanguageModel
-from ldro_jax.records import files, results
+from ldro_jax.records import files, json_types, results
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.sharding import Layout
+from ldro_jax.training import fingerprint
 from ldro_jax.training.engine import Batches, Trial
 from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method
@@ -86,7 +87,10 @@ def monolingual(
     program.check_evaluation()
     if ready is not None:
         ready()
-    if (found := _finished_references(output_dir / references_lib.FILE, model)) is not None:
+    identity = fingerprint.of(program, schedule, [Trial(_ALONE, seed)])
+    identity["data"] = json_types.plain(model.identity)
+    identity["settings"]["train_steps"] = schedule.train_steps
+    if (found := _finished_references(output_dir / references_lib.FILE, identity)) is not None:
         return found
     output_dir.mkdir(parents=True, exist_ok=True)
     losses: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
@@ -130,7 +134,7 @@ def monolingual(
         "vocabulary": model.corpus.vocabulary,
         "eval_length": model.eval_length,
         "losses": losses,
-        "data": model.identity,
+        "identity": identity,
     }
     if processes.is_first():
         files.write_json(found, output_dir / references_lib.FILE)
@@ -140,7 +144,7 @@ def monolingual(
     return found
 
 
-def _finished_references(file: pathlib.Path, problem: LanguageModel) -> dict[str, Any] | None:
+def _finished_references(file: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """What an earlier start wrote; what can't be read is made again from the models' records."""
     if not file.exists():
         return None
@@ -152,5 +156,5 @@ def _finished_references(file: pathlib.Path, problem: LanguageModel) -> dict[str
         if processes.is_first():
             logging.warning("%s It is now %s.", error, paths.move_aside(file))
         return None
-    identity_lib.check(str(file), found.get("data", {}), problem.identity)
-    return found
+    changed = identity_lib.check(str(file), found.get("identity", {}), identity)
+    return None if changed else found

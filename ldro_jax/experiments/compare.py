@@ -12,10 +12,11 @@ import optax
 
 from ldro_jax import _trained, checks, paths, processes, reporting, weighting
 from ldro_jax import output_dir as output_dir_lib
+from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.base import Problem
-from ldro_jax.records import provenance, results
+from ldro_jax.records import outline, provenance, results
 from ldro_jax.sharding import Layout
 from ldro_jax.training.engine import Batches, Program, Trial
 from ldro_jax.training.meshed import MeshedProgram
@@ -45,12 +46,16 @@ def compare(
     description: str = "",
     data_dir: str | None = None,
     config_text: str | None = None,
+    overwrite: bool = False,
     ready: Callable[[], None] | None = None,
 ) -> results.Results:
     """Trains a problem with several methods and seeds, and reports how they compare.
 
     A run that is finished is kept in ``runs/``, and one that was interrupted goes on from its
-    newest checkpoint, so the same call after an interruption ends with the same numbers.
+    newest checkpoint, so the same call after an interruption ends with the same numbers. What
+    changes no number of theirs may be another the next time: more seeds and methods, or fewer, more
+    steps, the layout, ``select_by``, the name, and metrics. Anything else, down to a number in the
+    optimizer's closure, is refused.
 
     Args:
       problem: what is trained; or a function of ``data_dir`` that makes it.
@@ -86,8 +91,9 @@ def compare(
       name: short name of the experiment.
       description: a paragraph for the report.
       data_dir: passed to ``problem``, if that is a function.
-      config_text: the resolved configuration, which the directory is known by and the report shows;
-        by default the arguments.
+      config_text: the configuration as the report shows it; by default the arguments.
+      overwrite: delete what an earlier experiment left in ``output_dir``, when everything else is
+        found to be right.
       ready: called once, when all is checked and before anything is written; the caller then
         answers for the output directory.
 
@@ -95,7 +101,9 @@ def compare(
       The record, as it is in ``results.json``.
 
     Raises:
-      FileExistsError: if the directory holds something else, or is in use.
+      FileExistsError: if the directory holds something else than an experiment, or is in use.
+      OtherRunError: if it holds one of these runs that was made with something else; a
+        ``ValueError``.
       PreemptedError: after SIGTERM or SIGHUP, when the state is saved, within about ten seconds; in
         the main thread, where Python handles signals. The same call goes on from there.
       RunsStoppedError: at the end, after the report, if some runs never recovered from losses that
@@ -107,6 +115,11 @@ def compare(
     batches = Batches(batch_size, sampler, microbatches, interaction_rows)
     runs_lib.check_description(name, description, schedule)
     checks.one_of("select_by", select_by, ("average", "worst"))
+    checks.flag("overwrite", overwrite)
+    if overwrite and ready is not None:
+        raise ValueError("overwrite must be False with ready; the command line has --overwrite.")
+    if config_text is not None:
+        checks.require(isinstance(config_text, str), "config_text", "a text", config_text)
     settings, runs_of = runs_lib.list_runs(methods, seeds, from_data=weighting.FROM_DATA)
     references_lib.check(references, settings)
     if trainable is not None:
@@ -123,20 +136,22 @@ def compare(
     checks.require(is_text, "config_text", "a text", config_text)
     output_path = paths.absolute(output_dir)
     with contextlib.ExitStack() as stack:
+        config_text = config_text or _configuration(
+            problem=type(made).__name__,
+            methods=[_described(method) for method in settings],
+            seeds=list(seeds),
+            schedule=schedule,
+            batches=batches,
+            layout=layout,
+            **({"frozen": first.frozen} if first.frozen else {}),
+        )
+        kept_text = config_text
         if ready is None:
-            config_text = config_text or _configuration(
-                problem=type(made).__name__,
-                methods=[_described(method) for method in settings],
-                seeds=checks.seeds("seeds", seeds),
-                schedule=schedule,
-                batches=batches,
-                layout=layout,
-                **({"frozen": first.frozen} if first.frozen else {}),
-            )
-            output = output_dir_lib.OutputDir(output_dir, config_text)
-            if (finished := output.check()) is not None:
-                runs_lib.require_complete(finished)
-                return finished
+            parts = {"problem": made, "optimizer": optimizer}
+            lines = [x for name, part in parts.items() for x in outline.lines(f"# {name}", part)]
+            kept_text = "\n".join([config_text.rstrip("\n"), *lines, ""])
+            output = output_dir_lib.OutputDir(output_dir, kept_text, overwrite=overwrite)
+            output.check()
             stack.callback(output.close)
             ready = output.claim
         first.check_evaluation()
@@ -160,13 +175,24 @@ def compare(
             run_name: (trial, Trial(_resolved(trial.method, made, losses), trial.seed))
             for run_name, trial in runs_of.items()
         }
-        found = record(
-            runs_lib.train_all(
-                trials, first, schedule, output_path, record, programs=programs, together=together
+        before = output_dir_lib.finished(output_path, kept_text)
+        with output_dir_lib.going_on(output_path, kept_text) as accepted:
+            found = record(
+                runs_lib.train_all(
+                    trials,
+                    first,
+                    schedule,
+                    output_path,
+                    record,
+                    programs=programs,
+                    together=together,
+                    accepted=accepted,
+                )
             )
-        )
-        if processes.is_first():
-            reporting.finish(found, output_path, config_text or "")
+        if finished_lib.same(found, before):
+            finished_lib.say(output_path)
+        elif processes.is_first():
+            reporting.finish(found, output_path, config_text)
     runs_lib.require_complete(found)
     return found
 

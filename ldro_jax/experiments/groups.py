@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ldro_jax.records import files
 from ldro_jax.training.engine import Trial
-from ldro_jax.training.loop import Origin
+from ldro_jax.training.progress import Origin
 
 _FILE = "runs.json"
 

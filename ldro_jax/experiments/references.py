@@ -22,7 +22,7 @@ def read(file: pathlib.Path) -> dict[str, Any]:
 
     Returns:
       ``vocabulary``, ``eval_length``, ``losses``, from split and language to nats a token, and
-      ``data``, what tells their text from other text.
+      ``identity``, what they were made with.
 
     Raises:
       FileNotFoundError: if there is no such file.

@@ -10,10 +10,10 @@ import jax
 import tqdm
 from absl import logging
 
-from ldro_jax import _printing, checks, errors, paths, processes, weighting
+from ldro_jax import _printing, checks, errors, processes, weighting
+from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import groups, names
-from ldro_jax.records import identity as identity_lib
-from ldro_jax.records import json_types, results
+from ldro_jax.records import results
 from ldro_jax.training import loop, recording
 from ldro_jax.training.engine import Program, Trial
 from ldro_jax.training.method import Method
@@ -118,47 +118,6 @@ def programs_of(settings: Iterable[Method], first: Program) -> dict[tuple[Any, .
     return programs
 
 
-def finished_run(
-    file: pathlib.Path, trial: Trial, num_steps: int, identity: Mapping[str, Any]
-) -> results.Run | None:
-    """The record of a run that an earlier start of the experiment finished.
-
-    One that can't be read, or is that of another run, is moved aside.
-
-    Args:
-      file: where it would be.
-      trial: the method and the seed.
-      num_steps: of the run.
-      identity: what tells its data from other data, in plain JSON types.
-
-    Returns:
-      The run, or ``None`` if there is none that can be used.
-
-    Raises:
-      ValueError: if it was made with other data.
-    """
-    if not file.exists():
-        return None
-    try:
-        found = results.load_results(file)
-        run = found.runs[0]
-    except FileNotFoundError:  # another process has just moved it
-        return None
-    except (results.ResultsError, IndexError) as error:
-        reason = str(error) or "it holds no run"
-    else:
-        identity_lib.check(f"The record {file}", found.data, json_types.plain(identity))
-        ours = (trial.method.name, json_types.plain(trial.method.settings()), trial.seed, num_steps)
-        theirs = (run.method, dict(run.hyperparameters), run.seed, run.num_steps)
-        if theirs == ours:
-            return run
-        reason = f"It is that of another run: {theirs} instead of {ours}."
-    logging.warning("The record %s can't be used, so the run is trained again. %s", file, reason)
-    if processes.is_first():
-        logging.warning("It is now %s.", paths.move_aside(file))
-    return None
-
-
 def check_description(name: str, description: str, schedule: Schedule) -> None:
     """Checks what every experiment is given.
 
@@ -185,8 +144,11 @@ def train_all(
     programs: dict[tuple[Any, ...], Program],
     together: int = 1,
     label: str | None = None,
+    accepted: Callable[[], None] | None = None,
 ) -> list[results.Run]:
     """Trains all runs of an experiment that an earlier start hasn't finished.
+
+    What is there of these runs is compared with what they are now before anything is trained.
 
     Args:
       trials: by name, each run as it is recorded, and with what only the data can tell.
@@ -197,25 +159,26 @@ def train_all(
       programs: those that are made already, by :meth:`Method.compile_key`.
       together: how many runs to train at a time.
       label: for the progress bar; by default how many runs are finished.
+      accepted: called when nothing that is there is refused, and before anything is trained.
 
     Returns:
       The runs, in the order of their names.
+
+    Raises:
+      OtherRunError: if a record or a checkpoint was made with something else.
     """
     files = {name: output_dir / "runs" / f"{name}.json" for name in trials}
-    finished: dict[str, results.Run] = {}
-    for name, (trial, _) in trials.items():
-        identity = first.problem.identity
-        run = finished_run(files[name], trial, schedule.train_steps, identity)
-        if run is not None:
-            finished[name] = run
+    for _, trial in trials.values():
+        if (key := trial.method.compile_key()) not in programs:
+            programs[key] = first.for_method(trial.method)
+    program_of = {n: programs[t.method.compile_key()] for n, (_, t) in trials.items()}
+    finished, identities = finished_lib.take(trials, program_of, schedule, output_dir, accepted)
     resolved = {name: trial for name, (_, trial) in trials.items()}
     left = {name: trial for name, trial in resolved.items() if name not in finished}
     waiting = groups.split(left, together, output_dir / "checkpoints")
     while waiting:
         group = waiting.popleft()
         key = next(iter(group.values())).method.compile_key()
-        if key not in programs:
-            programs[key] = first.for_method(next(iter(group.values())).method)
         done = label or f"{len(finished)}/{len(trials)}"
         try:
             runs = _train(group, resolved, programs[key], schedule, output_dir, done)
@@ -236,7 +199,7 @@ def train_all(
             settings = trials[name][0].method.settings()
             finished[name] = dataclasses.replace(run, hyperparameters=settings)
             if processes.is_first():
-                results.save_results(record([finished[name]]), files[name])
+                finished_lib.save_run(record([finished[name]]), identities[name], files[name])
     return [finished[name] for name in trials]
 
 

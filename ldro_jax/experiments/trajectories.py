@@ -9,7 +9,9 @@ import numpy as np
 import optax
 
 from ldro_jax import checks, reporting
+from ldro_jax import output_dir as output_dir_lib
 from ldro_jax.experiments import compare, names
+from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.toy import PointTasks
 from ldro_jax.records import results
@@ -114,15 +116,18 @@ def trajectories(
         return compare.make_record(problem, runs, name=name, description=description)
 
     runs, drawn = [], []
+    before = output_dir_lib.finished(output_dir, config_text)
     for (panel, first, programs), trials in zip(prepared, trials_of, strict=True):
-        done = runs_lib.train_all(
-            {run: (trial, trial) for run, trial in trials.items()},
-            first,
-            schedule,
-            output_dir,
-            record,
-            programs=programs,
-        )
+        with output_dir_lib.going_on(output_dir, config_text) as accepted:
+            done = runs_lib.train_all(
+                {run: (trial, trial) for run, trial in trials.items()},
+                first,
+                schedule,
+                output_dir,
+                record,
+                programs=programs,
+                accepted=accepted,
+            )
         # All seeds of a method one after the other.
         order = [method.name for method in panel.methods]
         done.sort(key=lambda run: order.index(run.method))
@@ -133,7 +138,10 @@ def trajectories(
         drawn.append((panel.title, paths))
         runs += done
     found = record(runs)
-    reporting.finish(found, output_dir, config_text, _figure(drawn, points, panels, found))
+    if finished_lib.same(found, before):
+        finished_lib.say(output_dir)
+    else:
+        reporting.finish(found, output_dir, config_text, _figure(drawn, points, panels, found))
     runs_lib.require_complete(found)
     return found
 

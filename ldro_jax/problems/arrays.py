@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from ldro_jax import checks, errors
 from ldro_jax.problems import base, models
+from ldro_jax.records import traced
 from ldro_jax.tasks import orders
 from ldro_jax.tasks.base import Split, content
 from ldro_jax.tasks.source import Source
@@ -171,6 +172,22 @@ class ArrayProblem(base.Problem):
             evaluate = functools.partial(self._task_values, split=name)
             jax.eval_shape(evaluate, params, self._splits[name])
         return True
+
+    @override
+    def evaluation_digests(self, params: Any) -> dict[str, str]:
+        held_out = self._splits[self.splits[0]]
+        size = int(np.max(held_out.sizes))
+        inputs, targets = (
+            jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+            for x in (held_out.inputs, held_out.targets)
+        )
+        rows = {"inputs": inputs, "targets": targets, "task": jnp.zeros(size, jnp.int32)}
+        outputs = jax.eval_shape(self.apply, params, inputs)
+        model = traced.of(self.apply, params, inputs)
+        return {
+            name: model + traced.of(measure, outputs, rows)
+            for name, measure in self._measures.items()
+        }
 
     @functools.cached_property
     def _placed(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import checkify
 
 from ldro_jax import checks, errors
+from ldro_jax.records import traced
 from ldro_jax.tasks.base import content
 from ldro_jax.tasks.source import Source
 
@@ -153,7 +154,11 @@ class Problem(abc.ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells this data from other data of the same tasks, in plain JSON types."""
+        """What tells this data from other data of the same tasks, in plain JSON types.
+
+        Rows on the device are looked at anyway. Of a problem with rows from a source alone, only
+        the first of each task is, so such a problem should tell them apart here.
+        """
         return {"task_names": list(self.task_names), **self.reference_identity}
 
     @property
@@ -225,6 +230,25 @@ class Problem(abc.ABC):
         """
         del params
         return False
+
+    def evaluation_digests(self, params: Any) -> dict[str, str]:
+        """What tells how the metrics are measured from other ways under the same names.
+
+        Args:
+          params: their shapes.
+
+        Returns:
+          A digest for each metric, by name; see :mod:`ldro_jax.records.traced`. Here it is that of
+          :meth:`evaluate` as a whole: traced, or of its code where it needs numbers.
+        """
+        try:
+            found = "".join(
+                traced.of(lambda params, split=split: self.evaluate(params, split), params)
+                for split in self.splits
+            )
+        except Exception:  # whatever a function says that isn't made to be traced
+            found = traced.of_code(self.evaluate)
+        return {metric.name: found for metric in self.metrics}
 
     def check_names(self) -> None:
         """Checks what a subclass has set.

@@ -1,6 +1,7 @@
 """Language models of many languages: each language is a task, and a row a sequence of its text."""
 
 import copy
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from typing_extensions import override
 from ldro_jax import checks
 from ldro_jax.evaluation.perplexity import perplexity
 from ldro_jax.problems import base, models
+from ldro_jax.records import traced
 from ldro_jax.tasks import sequences
 from ldro_jax.tasks.source import Source
 
@@ -155,6 +157,15 @@ class LanguageModel(base.Problem):
         batch = sequences.EvaluationBatch(tokens, row, row)  # pyright: ignore[reportArgumentType]
         jax.eval_shape(lambda p, b: self._evaluate(p, b, self.num_tasks), params, batch)
         return True
+
+    @override
+    def evaluation_digests(self, params: Any) -> dict[str, str]:
+        # One row, since on another mesh there are other numbers of them.
+        row = jax.ShapeDtypeStruct((1,), jnp.int32)
+        tokens = jax.ShapeDtypeStruct((1, self.eval_length), jnp.int32)
+        batch = sequences.EvaluationBatch(tokens, row, row)  # pyright: ignore[reportArgumentType]
+        sums = traced.of(functools.partial(_task_sums(self._functions), num_tasks=1), params, batch)
+        return {PERPLEXITY.name: sums + traced.of_values(sorted(self._limits.items()))}
 
     def score(self, values: Mapping[str, np.ndarray]) -> float:
         """The average loss, negative, in nats a token."""

@@ -32,8 +32,8 @@ class Checkpoints:
       directory: where to keep them; made if it isn't there. Its name tells it from others that are
         open at the same time.
       keep: how many of the newest to keep.
-      identity: what the run is trained on, in plain JSON types; a checkpoint with another is
-        refused.
+      identity: what the runs are known by, see :func:`ldro_jax.training.fingerprint.of`; a
+        checkpoint with another is refused.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Checkpoints:
 
     def restore(
         self, like: Any, and_then: AndThen = lambda step, record: None
-    ) -> tuple[Any, dict[str, Any]] | None:
+    ) -> tuple[Any, dict[str, Any], list[str]] | None:
         """Restores the newest checkpoint that can be read, along with the best one it names.
 
         One that can't be is reported in the log and moved aside, and the one before it is tried.
@@ -121,11 +121,12 @@ class Checkpoints:
             isn't in it; what it raises counts as damage, unless it is a ``RefusedError``.
 
         Returns:
-          The state and the record, or ``None`` if there is no good checkpoint.
+          The state, the record and the metrics that are measured otherwise now, or ``None`` if
+          there is no good checkpoint.
 
         Raises:
-          ValueError: if a checkpoint was made with other data or with another model, or
-            ``and_then`` refuses it.
+          OtherRunError: if a checkpoint was made with other data, settings or programs.
+          RefusedError: if ``and_then`` refuses it.
         """
         self._manager.wait_until_finished()
         for step in reversed(self.steps):
@@ -148,7 +149,8 @@ class Checkpoints:
                 self._move_aside(step)
                 continue
             self._best = best
-            return found[0], found[1]["record"]
+            state, payload = found
+            return state, payload["record"], self._check(step, payload, like)
         return None
 
     def restore_best(self, like: Any) -> Any | None:
@@ -238,18 +240,19 @@ class Checkpoints:
                 args=ocp.args.StandardRestore(abstract),
             )
 
-    def _check(self, step: int, payload: Mapping[str, Any], like: Any) -> None:
-        """Raises ``ValueError`` for a checkpoint of another run."""
+    def _check(self, step: int, payload: Mapping[str, Any], like: Any) -> list[str]:
+        """The metrics measured otherwise; raises ``OtherRunError`` for one of another run."""
         where = f"The checkpoint of step {step} in {self._directory}"
-        identity_lib.check(where, payload["identity"], self._identity)
+        changed = identity_lib.check(where, payload["identity"], self._identity)
         found, ours = payload["structure"], identity_lib.structure(like)
         if found != ours:
             name = next(n for n in [*ours, *found] if found.get(n) != ours.get(n))
-            raise ValueError(
+            raise identity_lib.OtherRunError(
                 f"{where} was made with another model, optimizer or version of ldro_jax: {name} is "
                 f"{found.get(name, 'not there')} in it, but {ours.get(name, 'not there')} now. "
-                "Give the run what it began with, or choose another --output_dir."
+                f"{identity_lib.ADVICE}"
             )
+        return changed
 
     def _prune(self) -> None:
         self._copies.wait()

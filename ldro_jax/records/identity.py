@@ -1,45 +1,123 @@
 """What tells data, models and training states from others that may have the same names."""
 
-from collections.abc import Mapping
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import logging
+
+ADVICE = (
+    "Give it what it began with, choose another output_dir, or pass overwrite=True to delete what "
+    "is there."
+)
 
 
-def check(what: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Raises ``ValueError`` if something was made with other data.
+class OtherRunError(ValueError):
+    """What is kept was made with other data, settings or programs than a run has now."""
+
+
+def check(what: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Compares what a record or a checkpoint was made with to what a run is made of now.
 
     Args:
       what: how to call it.
-      found: the identity that was saved with it, in plain JSON types.
-      ours: the identity of the data now.
+      found: what was saved with it, as :func:`ldro_jax.training.fingerprint.of` gives it, in plain
+        JSON types.
+      ours: the same of the run now.
+
+    Returns:
+      The metrics that are new, gone, or measured otherwise: no number depends on them but theirs.
 
     Raises:
-      ValueError: naming the first entry that differs.
+      OtherRunError: naming the first entry that differs, where numbers would be others. Digests
+        are compared under the same versions alone, as another version of JAX may trace other
+        equations of the same function; where they differ, a warning says so.
     """
-    for name in [*ours, *found]:
-        if found.get(name) != ours.get(name):
-            raise ValueError(
-                f"{what} was made with other data: {name} was {found.get(name)}, now it is "
-                f"{ours.get(name)}. Give the run the data it began with, or choose another "
-                "--output_dir."
+    if not all(part in found for part in ours):
+        raise OtherRunError(f"{what} was made by another version of ldro_jax. {ADVICE}")
+    _check_runs(what, found.get("runs", []), ours.get("runs", []))
+
+    def differences(part):
+        return list(differing(found.get(part, {}), ours.get(part, {})))
+
+    for name, was, now in differences("data"):
+        raise OtherRunError(
+            f"{what} was made with other data: {name} was {was}, now it is {now}. {ADVICE}"
+        )
+    for name, was, now in differences("settings"):
+        raise OtherRunError(
+            f"{what} was made with another {name}: it was {was}, now it is {now}. {ADVICE}"
+        )
+    programs = differences("programs")
+    evaluation = [name for name, *_ in differences("evaluation")]
+    versions = [f"{name} was {was}, now it is {now}" for name, was, now in differences("versions")]
+    if programs and not versions:
+        name, was, now = programs[0]
+        raise OtherRunError(
+            f"{what} was made with another {name}: the digest of its program was {was}, now it is "
+            f"{now}. {ADVICE}"
+        )
+    if versions and (programs or evaluation):
+        logging.warning(
+            "%s is taken, though it can't be told whether its %s are the same: %s.",
+            *(what, ", ".join([name for name, *_ in programs] + evaluation), "; ".join(versions)),
+        )
+        # Those of a name that isn't there are new in any version.
+        one = found["evaluation"].keys() ^ ours["evaluation"].keys()
+        evaluation = [name for name in evaluation if name in one]
+    return evaluation
+
+
+def _check_runs(
+    what: str, found: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raises ``OtherRunError`` unless two lists of runs are the same."""
+    if len(found) != len(ours):
+        raise OtherRunError(f"{what} is of {len(found)} runs, not {len(ours)}. {ADVICE}")
+    for theirs, mine in zip(found, ours, strict=True):
+        flat = [
+            {"method": run["method"], "seed": run["seed"], **run["settings"]}
+            for run in (theirs, mine)
+        ]
+        for name, was, now in differing(*flat):
+            raise OtherRunError(
+                f"{what} is that of another run: {name} was {was}, now it is {now}. {ADVICE}"
             )
 
 
+def differing(found: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The entries in which two dictionaries differ.
+
+    Args:
+      found: one.
+      ours: the other.
+
+    Yields:
+      Name, value found and value of ours; ``None`` where there is none.
+    """
+    for name in {**ours, **found}:
+        if found.get(name) != ours.get(name):
+            yield name, found.get(name), ours.get(name)
+
+
 def structure(state: Any) -> dict[str, str]:
-    """Dtype and shape of each array, by its path.
+    """Dtype and shape of each array, by its path, and the tree that holds them.
 
     Args:
       state: a pytree of arrays.
 
     Returns:
-      Texts such as ``float32[3, 2]``.
+      Texts such as ``float32[3, 2]``, and one that the tree is known by, which an optimizer may
+      have another of with the same arrays.
     """
+    tree = re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(state)))
     return {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }
+    } | {"the tree": hashlib.sha256(tree.encode()).hexdigest()[:16]}
 
 
 def digest(state: Any) -> list[list[int]]:

@@ -152,9 +152,17 @@ class Program(abc.ABC):
       method: how to weigh the tasks; any whose :meth:`Method.compile_key` is the same can be
         trained.
 
+    Attributes:
+      rows_from: where rows come from, as an error tells one engine from the other.
+      trained: which parameters the optimizer moves, a tree of bools; ``None`` if all.
+      digests: those that programs of all methods have in common; see
+        :mod:`~ldro_jax.training.fingerprint`.
+
     Raises:
       ValueError: if a setting of the method or of the batches is out of range.
     """
+
+    rows_from: str
 
     def __init__(
         self,
@@ -164,7 +172,8 @@ class Program(abc.ABC):
         method: Method,
     ):
         checks.instance("optimizer", optimizer, optax.GradientTransformation, "@optax.sgd()")
-        self.problem, self.batches, self._optimizer = problem, batches, optimizer
+        self.problem, self.batches, self.optimizer = problem, batches, optimizer
+        self.digests: dict[Any, dict[str, str]] = {}
         with errors.of("init"):
             shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
         if not jax.tree.leaves(shapes):
@@ -176,7 +185,7 @@ class Program(abc.ABC):
         if not any(jax.tree.leaves(moved)):
             raise ValueError("optimizer leaves every parameter as it is, so nothing would train.")
         _check_floating(shapes, moved)
-        self._trained = None if all(jax.tree.leaves(moved)) else moved
+        self.trained = None if all(jax.tree.leaves(moved)) else moved
         self._set_method(method)
 
     def for_method(self, method: Method) -> "Program":
@@ -219,7 +228,7 @@ class Program(abc.ABC):
             geometry=self._geometry(),
             row_excess=self.problem.row_excess if self.method.uses_excess else None,
             multiple=multiple,
-            trained=self._trained,
+            trained=self.trained,
         )
 
     def _strategy(self) -> Interaction:
@@ -236,17 +245,17 @@ class Program(abc.ABC):
         if callable(geometry):
             return functools.partial(_measured_with, geometry)
         shapes = jax.eval_shape(self.problem.init, jax.random.key(0))
-        decay = interaction.decay_of(self._optimizer, shapes)
+        decay = interaction.decay_of(self.optimizer, shapes)
         return functools.partial(interaction.from_optimizer, decay=decay)
 
     def _tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
-        weighting = self.method.transform(self.problem.num_tasks, rates, trainable=self._trained)
-        return optax.chain(weighting, self._optimizer)
+        weighting = self.method.transform(self.problem.num_tasks, rates, trainable=self.trained)
+        return optax.chain(weighting, self.optimizer)
 
     @property
     def frozen(self) -> list[str]:
         """The parameters that the optimizer leaves as they are."""
-        leaves = jax.tree_util.tree_leaves_with_path(self._trained)
+        leaves = jax.tree_util.tree_leaves_with_path(self.trained)
         return [jax.tree_util.keystr(path) for path, moves in leaves if not moves]
 
     @property
@@ -305,6 +314,19 @@ class Program(abc.ABC):
                 "row_losses must return floating-point numbers, or no gradient flows through them, "
                 f"but their dtype is {found.dtype}. Compute the loss in float32."
             )
+
+    @property
+    def problem_on_one_device(self) -> Problem:
+        """The problem without what :meth:`Problem.on` arranges."""
+        return self.problem
+
+    @abc.abstractmethod
+    def row_shapes(self, size: int) -> Any:
+        """The shapes of so many rows, a pytree of ``jax.ShapeDtypeStruct``."""
+
+    @abc.abstractmethod
+    def digest_of_rows(self) -> str:
+        """What tells the training rows from others that the problem calls by the same names."""
 
     @abc.abstractmethod
     def check(self) -> None:

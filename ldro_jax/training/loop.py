@@ -5,38 +5,18 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
-from ldro_jax import errors, paths, preemption, processes
-from ldro_jax.records import checkpoints, files, results, tensorboard
-from ldro_jax.tasks.source import Source
+from ldro_jax import preemption, processes
+from ldro_jax.records import results, tensorboard
 from ldro_jax.training import recording
 from ldro_jax.training.engine import Program, Session, Trial
+from ldro_jax.training.progress import Origin, Progress, Saved, identity, taken_from
 from ldro_jax.training.schedule import Schedule
-
-# Where the states of sources are kept, beside the checkpoints.
-_SOURCE = "stream"
-# The classes of sources that were saved and restored before.
-_TRIED: set[type] = set()
-
-
-class Origin(NamedTuple):
-    """Checkpoints of more runs, which some of them can go on from.
-
-    Attributes:
-      directory: where they are.
-      trials: all runs that they hold.
-      chosen: where among these are those that go on.
-    """
-
-    directory: pathlib.Path
-    trials: Sequence[Trial]
-    chosen: Sequence[int]
 
 
 def train(
@@ -68,7 +48,7 @@ def train(
     Raises:
       PreemptedError: after SIGTERM or SIGHUP, when the state is saved.
       ValueError: if a method needs another program, several runs are to be tested at their best,
-        or a checkpoint was made with other data or another model.
+        or a checkpoint was made with other data, settings or programs.
     """
     for method, _ in trials:
         if method.compile_key() != program.method.compile_key():
@@ -77,18 +57,22 @@ def train(
         raise ValueError("test='best' needs runs that are trained one at a time.")
     with contextlib.ExitStack() as stack:
         session = program.start(trials, schedule)
-        saved = _Saved(checkpoint_dir, _identity(program, session, schedule, trials))
+        saved = Saved(checkpoint_dir, identity(program, session, schedule, trials))
         stack.enter_context(contextlib.closing(saved.checkpoints))
         preempted = stack.enter_context(preemption.watch())
-        now = saved.restore(session)
-        if now is None and origin is not None:
-            now = _taken_from(origin, program, session, schedule)
+        restored = saved.restore(session)
+        if restored is None and origin is not None:
+            restored = taken_from(origin, program, session, schedule)
+        now, changed = restored or (None, [])
         if now is None:
             empty = (recording.empty_run(trial, schedule) for trial in trials)
-            now = _Progress([recording.Record(run) for run in empty])
+            now = Progress([recording.Record(run) for run in empty])
         else:
             progress.write(f"{now.names}: resumed at step {session.step}.")
             progress.update(session.step * len(trials))
+            now.go_on(schedule)
+            if changed:
+                _measure_again(program, session, now, schedule, changed)
         folders = tensorboard_dirs if processes.is_first() else ()
         log = [stack.enter_context(tensorboard.TensorBoardWriter(folder)) for folder in folders]
         # The time of a step is that of the last stretches, so that it takes the same time to find.
@@ -125,8 +109,9 @@ def train(
             # Also what came in the last step or during the evaluation: the next run won't know.
             if preempted(session.step):
                 stop()
-        # Their records are written one after the other, and what is killed in between needs it.
-        if len(trials) > 1 and last_saved < session.step:
+        if last_saved < session.step:
+            # For whoever wants the parameters, more steps, or another metric; and the records of a
+            # group are written one after the other, and what is killed in between needs it.
             save()
         if schedule.test != "always" and "test" in program.problem.splits and now.is_going:
             tested = _test(program, session, schedule, now, saved)
@@ -137,170 +122,10 @@ def train(
     return now.runs
 
 
-@dataclasses.dataclass
-class _Progress:
-    """What runs are besides their training states.
-
-    Attributes:
-      records: of each run.
-      best_score: on validation, so far.
-      best_step: where that was.
-    """
-
-    records: list[recording.Record]
-    best_score: float = -math.inf
-    best_step: int | None = None
-
-    @property
-    def names(self) -> str:
-        return ", ".join(record.label for record in self.records)
-
-    @property
-    def runs(self) -> list[results.Run]:
-        return [record.run for record in self.records]
-
-    @property
-    def is_going(self) -> bool:
-        return any(record.stopped is None for record in self.records)
-
-    def improves(self, score: float, step: int) -> bool:
-        """Whether a score is the best so far; notes it."""
-        if not score > self.best_score:
-            return False
-        self.best_score, self.best_step = score, step
-        return True
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "runs": [results.run_to_record(run) for run in self.runs],
-            "best_score": self.best_score if math.isfinite(self.best_score) else None,
-            "best_step": self.best_step,
-        }
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "_Progress":
-        score = record["best_score"]
-        return cls(
-            [recording.Record(results.run_from_record(run)) for run in record["runs"]],
-            -math.inf if score is None else score,
-            record["best_step"],
-        )
-
-
-class _Saved:
-    """The checkpoints of some runs, and the states of their source beside them."""
-
-    def __init__(self, directory: pathlib.Path, identity: Mapping[str, Any]):
-        self.checkpoints = checkpoints.Checkpoints(directory, identity=identity)
-        self._places = directory / _SOURCE
-
-    def save(self, session: Session, now: _Progress) -> None:
-        record = {**now.record(), "session": session.record()}
-        if session.source is not None:
-            # Before the checkpoint of the same step, which can't do without.
-            place = self._save_source(session.source, str(session.step))
-            record["source"] = files.digests(place) if processes.is_first() else {}
-        self.checkpoints.save(session.step, session.states, record, best=now.best_step)
-        if session.source is not None and processes.is_first():
-            kept = {str(step) for step in (*self.checkpoints.steps, session.step)}
-            for place in self._places.glob("*"):
-                if place.name not in kept:
-                    paths.remove_tree(place)
-
-    def _save_source(self, source: Source, name: str) -> pathlib.Path:
-        place = self._places / name
-        if processes.is_first():
-            if place.exists():
-                paths.remove_tree(place)
-            place.mkdir(parents=True, exist_ok=True)
-        processes.wait_for_all("stream")
-        source.save(place)
-        processes.wait_for_all("stream saved")
-        return place
-
-    def restore(self, session: Session) -> _Progress | None:
-        def restore_source(step, record):
-            source, place = session.renew_source(), self._places / str(step)
-            if source is None:
-                return
-            written = record.get("source")
-            # Version 0.1.0 wrote none.
-            if written and processes.is_first() and files.digests(place) != written:
-                raise ValueError(f"{place} is not what was saved")
-            try:
-                source.restore(place)
-            except Exception as error:
-                if not written:
-                    raise
-                raise checkpoints.RefusedError(
-                    f"The source {type(source).__name__} can't go on from {place}, which is as it "
-                    f"was saved ({errors.first_line(error)}). Give the run the source it began "
-                    "with, or begin a new one."
-                ) from error
-
-        restored = self.checkpoints.restore(session.states, restore_source)
-        if restored is None:
-            if (source := session.renew_source()) is not None:
-                self._try_source(session, source)
-            return None
-        states, record = restored
-        session.load(states, record["session"])
-        return _Progress.from_record(record)
-
-    def _try_source(self, session: Session, source: Source) -> None:
-        """Raises ``ValueError`` for a source that no run could go on with, before any training."""
-        if type(source) in _TRIED:
-            return
-        try:
-            place = self._save_source(source, "0")
-            again = session.renew_source()
-            assert again is not None
-            again.restore(place)
-        except Exception as error:
-            raise ValueError(
-                f"The source {type(source).__name__} has a state, but it can't be saved and "
-                f"restored ({type(error).__name__}: {errors.first_line(error)}), so no run could "
-                "go on after an interruption. Mend its save and restore; where rows depend on "
-                "nothing but their numbers, has_state is False and neither is needed."
-            ) from error
-        _TRIED.add(type(source))
-        session.renew_source()
-        processes.wait_for_all("stream tried")
-        if processes.is_first():
-            paths.remove_tree(place)
-
-
-def _identity(
-    program: Program, session: Session, schedule: Schedule, trials: Sequence[Trial]
-) -> dict[str, Any]:
-    """What a checkpoint of these runs must have been made with."""
-    del schedule, trials
-    return {**program.problem.identity, **session.identity}
-
-
-def _taken_from(
-    origin: Origin, program: Program, session: Session, schedule: Schedule
-) -> _Progress | None:
-    """Loads the states of some runs out of the newest good checkpoint of more."""
-    identity = _identity(program, session, schedule, origin.trials)
-    # Held on the host, since all of them may be too many for the device.
-    like = jax.tree.map(
-        lambda x: np.zeros((len(origin.trials), *x.shape[1:]), x.dtype), session.states
-    )
-    with contextlib.closing(checkpoints.Checkpoints(origin.directory, identity=identity)) as found:
-        restored = found.restore(like)
-    if restored is None:
-        return None
-    states, record = restored
-    session.load_some(states, record["session"], origin.chosen)
-    now = _Progress.from_record(record)
-    return _Progress([now.records[index] for index in origin.chosen])
-
-
 def _evaluate(
     program: Program,
     session: Session,
-    now: _Progress,
+    now: Progress,
     schedule: Schedule,
     log: Sequence[Any],
     seconds: collections.deque[float],
@@ -333,8 +158,34 @@ def _evaluate(
     return values
 
 
+def _measure_again(
+    program: Program,
+    session: Session,
+    now: Progress,
+    schedule: Schedule,
+    changed: Sequence[str],
+) -> None:
+    """Measures some metrics with the parameters there are, and forgets what they were before."""
+    problem = program.problem
+    known = {metric.name for metric in problem.metrics} - set(changed)
+    for index, run in enumerate(now.runs):
+        kept = [e for e in run.evaluations if e.metric in known]
+        params = session.state(index).params
+        for split in problem.splits if run.stopped is None else ():
+            if split == "test" and schedule.test != "always":
+                continue
+            values = program.evaluate(params, split)
+            measured = _evaluations(program, session.step, split, values)
+            kept += [e for e in measured if e.metric in changed]
+        now.records[index] = recording.Record(dataclasses.replace(run, evaluations=kept))
+    logging.warning(
+        "%s: %s is measured otherwise than before, and known from step %d on.",
+        *(now.names, ", ".join(changed), session.step),
+    )
+
+
 def _test(
-    program: Program, session: Session, schedule: Schedule, now: _Progress, saved: _Saved
+    program: Program, session: Session, schedule: Schedule, now: Progress, saved: Saved
 ) -> list[results.Run]:
     """The records with the split "test", measured at the best checkpoint, or at the end."""
     step, best, runs = session.step, None, now.runs

@@ -24,7 +24,7 @@ from ldro_jax import _trained, checks, interaction, preemption, sharding, transf
 from ldro_jax.problems.base import Problem
 from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
-from ldro_jax.training import engine
+from ldro_jax.training import engine, fingerprint
 from ldro_jax.training import feed as feed_lib
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
@@ -51,6 +51,8 @@ class MeshedProgram(engine.Program):
       ValueError: if the batch doesn't fit the tasks or the mesh, or a setting is out of range.
     """
 
+    rows_from = "a Layout, with rows from the host"
+
     def __init__(
         self,
         problem: Problem,
@@ -66,8 +68,23 @@ class MeshedProgram(engine.Program):
         batches.check(problem.num_tasks, self._data_size)
         self._replicated = NamedSharding(self.mesh, PartitionSpec())
         self._rules = layout.rules()
+        self._on_one_device = problem
         problem = problem.on(self.mesh, batches.size)
         super().__init__(problem, optimizer, batches, method)
+
+    @property
+    @override
+    def problem_on_one_device(self) -> Problem:
+        return self._on_one_device
+
+    @override
+    def row_shapes(self, size: int) -> Any:
+        rows = self.feed.abstract_batch().rows
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), rows)
+
+    @override
+    def digest_of_rows(self) -> str:
+        return fingerprint.of_source(self._on_one_device)
 
     def for_problem(self, problem: Problem) -> "MeshedProgram":
         """The program for other data of the model in :attr:`problem`; it compiles nothing anew."""
@@ -107,8 +124,8 @@ class MeshedProgram(engine.Program):
         if self.mesh.size == 1 or not isinstance(named, str):
             return super()._strategy()
         shardings = self.shardings.params
-        if self._trained is not None:
-            shardings = _trained.hide(shardings, self._trained)
+        if self.trained is not None:
+            shardings = _trained.hide(shardings, self.trained)
         found = interaction.auto(shardings)
         return interaction.split(found) if named == "split" else found
 

@@ -80,6 +80,10 @@ class Record:
         """The newest values of "weights", "losses" or "diagnostics"."""
         return self._values[name][-1]
 
+    def go_on(self, num_steps: int) -> None:
+        """Takes the length of the run, which may be longer than it was."""
+        self._run = dataclasses.replace(self._run, num_steps=num_steps)
+
     def extend(
         self,
         task_names: Sequence[str],

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from ldro_jax import preemption
 from ldro_jax.problems.base import OnDevice, Problem
+from ldro_jax.records import traced
 from ldro_jax.tasks import draws, sampling
 from ldro_jax.training import engine, stretches
 from ldro_jax.training import step as step_lib
@@ -40,6 +41,8 @@ class StackedProgram(engine.Program):
     Raises:
       ValueError: if a setting is out of range, or needs the other engine.
     """
+
+    rows_from = "None, with rows from the device"
 
     def __init__(
         self,
@@ -89,12 +92,26 @@ class StackedProgram(engine.Program):
         return jax.eval_shape(lambda: self.init(0))
 
     @override
+    def row_shapes(self, size: int) -> Any:
+        return jax.eval_shape(self._data.take, *self._to_take(size))
+
+    @override
+    def digest_of_rows(self) -> str:
+        taken = traced.of(self._data.take, *self._to_take(self.batches.size))
+        if "content" in self.problem.identity:
+            return taken
+        return taken + traced.of_values(self._data.sizes, jax.tree.leaves(self._data.arrays))
+
+    def _to_take(self, size: int) -> tuple[Any, ...]:
+        """Shapes of what ``take`` is given for so many rows."""
+        tasks = jax.ShapeDtypeStruct((size,), jnp.int32)
+        key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
+        return self._data.arrays, key, step, tasks, tasks
+
+    @override
     def check(self) -> None:
         state = self.abstract_state()
-        tasks = jax.ShapeDtypeStruct((self.batches.size,), jnp.int32)
-        key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
-        rows = jax.eval_shape(self._data.take, self._data.arrays, key, step, tasks, tasks)
-        self._check_losses(state.params, rows)
+        self._check_losses(state.params, self.row_shapes(self.batches.size))
         rates = {name: jnp.zeros([], float) for name in self.method.rates()}
         means = Means.none((self.problem.num_tasks,))
         key = jax.random.key(0)

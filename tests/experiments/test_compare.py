@@ -130,12 +130,23 @@ def test_a_call_from_python_looks_after_its_directory(tmp_path, no_report, train
     trained.trials.clear()
     again = tiny.run(tmp_path / "new")
     assert trained.trials == [] and everything(again) == everything(record)
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(FileExistsError, match=r"another configuration: .*seeds = \[0, 1\] there"):
-        tiny.run(tmp_path / "new", seeds=(0,))
+    before = files_of(tmp_path)
+    assert tiny.run(tmp_path / "new", seeds=(0,)).runs[0].seed == 0 and trained.trials == []
+    before = files_of(tmp_path)
+    with pytest.raises(ValueError, match="made with another batch_size: it was 24, now it is 12"):
+        tiny.run(tmp_path / "new", batch_size=12)
     with pytest.raises(FileExistsError, match="holds files, but no experiment"):
         tiny.run(tmp_path)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert files_of(tmp_path) == before
+
+
+def files_of(directory):
+    """The content of all files but the lock, which says who had it last."""
+    return {
+        path: path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and "lock" not in path.name
+    }
 
 
 def everything(record):
@@ -210,10 +221,10 @@ def test_an_experiment_that_is_asked_to_stop_begins_no_other_run(
 def test_a_full_disk_leaves_earlier_work(layout, tmp_path, trained, no_report, monkeypatch):
     save = results.save_results
 
-    def full(record, path):
+    def full(record, path, *more):
         if path.name == "Average-seed1.json":
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        return save(record, path)
+        return save(record, path, *more)
 
     with monkeypatch.context() as context:
         context.setattr(results, "save_results", full)

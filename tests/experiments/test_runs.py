@@ -3,37 +3,51 @@
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 import tiny
 
 from ldro_jax import processes
-from ldro_jax.experiments import runs
+from ldro_jax.experiments import finished
 from ldro_jax.models import mlp
 from ldro_jax.problems import classifiers, models
 from ldro_jax.records import results
-from ldro_jax.training import loop, recording
+from ldro_jax.training import fingerprint, loop, recording
 from ldro_jax.training.engine import Trial
 
-IDENTITY = {"task_names": list(tiny.NAMES), "sizes": [40, 32, 40], "content": "abc"}
+DATA = {"task_names": list(tiny.NAMES), "sizes": [40, 32, 40], "content": "abc"}
 METHOD = dataclasses.replace(tiny.GROUP_DRO, hyperparameters={"weight_lr": 1 / 3})
 TRIAL = Trial(METHOD, 3)
+
+
+def identity(trial=TRIAL, **data):
+    run = {"method": trial.method.name, "seed": trial.seed}
+    run["settings"] = fingerprint.exact(trial.method.settings())
+    return {
+        "runs": [run],
+        "data": DATA | data,
+        "settings": {"batch_size": 24},
+        "programs": {"optimizer": "abc"},
+        "evaluation": {"accuracy": "def"},
+        "versions": {"jax": "0.10.2"},
+    }
 
 
 @pytest.fixture
 def file(tmp_path):
     run = recording.empty_run(TRIAL, tiny.schedule())
-    record = results.Results("tiny", tiny.NAMES, "accuracy", True, [run], data=IDENTITY)
-    return results.save_results(record, tmp_path / "runs" / "Group_DRO-seed3.json")
+    record = results.Results("tiny", tiny.NAMES, "accuracy", True, [run])
+    path = tmp_path / "runs" / "Group_DRO-seed3.json"
+    finished.save_run(record, identity(), path)
+    return path
 
 
-def found(file, trial=TRIAL, num_steps=40, identity=IDENTITY):
-    return runs.finished_run(file, trial, num_steps, identity)
+def found(file, num_steps=40, known_by=None):
+    return finished.finished_run(file, num_steps, known_by or identity())
 
 
 def test_a_finished_run_is_taken(file):
-    # Though numbers are rounded in the record, and arrays are lists.
-    assert found(file, identity=IDENTITY | {"sizes": np.array([40, 32, 40])}).seed == 3
+    # Though numbers are rounded in the record.
+    assert found(file).seed == 3
 
 
 def test_there_may_be_none(tmp_path):
@@ -41,22 +55,57 @@ def test_there_may_be_none(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "other",
+    ("other", "message"),
     [
-        {"trial": Trial(tiny.AVERAGE, 3)},
-        {"trial": Trial(dataclasses.replace(METHOD, hyperparameters={"weight_lr": 0.3}), 3)},
-        {"trial": Trial(METHOD, 4)},
-        {"num_steps": 41},
+        (Trial(tiny.AVERAGE, 3), "method was Group DRO, now it is Average"),
+        (
+            Trial(dataclasses.replace(METHOD, hyperparameters={"weight_lr": 0.3}), 3),
+            "weight_lr was 0.3333333333333333, now it is 0.3",
+        ),
+        # Closer than a record rounds them.
+        (
+            Trial(dataclasses.replace(METHOD, hyperparameters={"weight_lr": 0.33333334}), 3),
+            "weight_lr was 0.3333333333333333, now it is 0.33333334",
+        ),
+        (Trial(METHOD, 4), "seed was 3, now it is 4"),
     ],
-    ids=["method", "setting", "seed", "length"],
+    ids=["method", "setting", "digits", "seed"],
 )
-def test_the_record_of_another_run_is_moved_aside(file, other, caplog):
+def test_the_record_of_another_run_is_refused_and_kept(file, other, message):
     content = file.read_bytes()
-    assert found(file, **other) is None
-    aside = file.with_name(f"unreadable-{file.name}")
-    assert aside.read_bytes() == content and not file.exists()
-    assert f"{file} can't be used" in caplog.text and "that of another run" in caplog.text
-    assert f"It is now {aside}." in caplog.text
+    with pytest.raises(ValueError, match=f"{file} is that of another run: {message}. Give it"):
+        found(file, known_by=identity(other))
+    assert file.read_bytes() == content
+
+
+def test_a_longer_run_goes_on_and_a_shorter_one_is_refused(file):
+    content = file.read_bytes()
+    assert found(file, num_steps=41) is None
+    with pytest.raises(ValueError, match="has 40 steps, and train_steps is 39 now. Train at least"):
+        found(file, num_steps=39)
+    assert file.read_bytes() == content
+
+
+def test_digests_are_compared_under_the_same_versions_alone(file, caplog):
+    other = identity() | {"programs": {"optimizer": "abd"}}
+    with pytest.raises(ValueError, match="another optimizer: .* was abc, now it is abd. Give it"):
+        found(file, known_by=other)
+    assert not caplog.text
+    newer = other | {"versions": {"jax": "0.11.0"}, "evaluation": {"accuracy": "deg"}}
+    assert found(file, known_by=newer).seed == 3
+    assert "is taken, though it can't be told whether its optimizer, accuracy are" in caplog.text
+    assert "jax was 0.10.2, now it is 0.11.0" in caplog.text
+    # Settings are compared under any.
+    with pytest.raises(ValueError, match="another batch_size: it was 24, now it is 12"):
+        found(file, known_by=newer | {"settings": {"batch_size": 12}})
+    with pytest.raises(ValueError, match="lacks gap, which is new or measured otherwise now"):
+        found(file, known_by=newer | {"evaluation": {"accuracy": "deg", "gap": "hij"}})
+
+
+def test_a_record_of_before_is_refused(file):
+    results.save_results(results.load_results(file), file)
+    with pytest.raises(ValueError, match="was made by another version of ldro_jax"):
+        found(file)
 
 
 def _flipped(text):
@@ -113,7 +162,7 @@ def test_a_run_on_other_data_is_refused_and_kept(file, name, value):
         "[", r"\["
     )
     with pytest.raises(ValueError, match=expected):
-        found(file, identity=IDENTITY | {name: value})
+        found(file, known_by=identity(**{name: value}))
     assert file.read_bytes() == content
 
 

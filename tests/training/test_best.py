@@ -12,6 +12,7 @@ import tiny_lm
 from jax import flatten_util
 
 from ldro_jax.records import checkpoints, results
+from ldro_jax.training import progress as progress_lib
 from ldro_jax.training.engine import Trial
 
 
@@ -84,8 +85,8 @@ def test_a_damaged_best_checkpoint_costs_time_but_changes_nothing(unstable, tmp_
 
 def test_a_checkpoint_comes_with_every_improvement_and_else_at_its_interval(unstable, tmp_path):
     tiny.train(unstable, tmp_path / "rarely", schedule(30, 10, 30))
-    # At 30 nothing improves any more.
-    assert saved_steps(tmp_path / "rarely") == [10, 20]
+    # At 30 nothing improves any more, but the last step is kept.
+    assert saved_steps(tmp_path / "rarely") == [20, 30]
     tiny.train(unstable, tmp_path / "often", schedule(30, 10, 10))
     assert saved_steps(tmp_path / "often") == [20, 30]
 
@@ -104,11 +105,12 @@ def test_losses_that_stay_nan_stop_a_run_and_what_was_good_is_kept(unstable, tmp
     # Weights and losses are the last ones that were finite.
     assert np.isfinite(run.losses.values).all() and np.isfinite(run.weights.values).all()
     assert saved_steps(tmp_path) == [20, 30, 40]
-    session = unstable.start([Trial(unstable.method, 0)])
-    identity = {**unstable.problem.identity, **session.identity}
+    trials = [Trial(unstable.method, 0)]
+    session = unstable.start(trials)
+    identity = progress_lib.identity(unstable, session, long, trials)
     saved = checkpoints.Checkpoints(tmp_path / "checkpoints", identity=identity)
     with contextlib.closing(saved):
-        states, _ = saved.restore(session.states)
+        states, *_ = saved.restore(session.states)
         assert session.state(0, states).step == 40
         best = session.state(0, saved.restore_best(session.states))
     assert best.step == 20

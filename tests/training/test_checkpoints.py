@@ -66,7 +66,7 @@ def test_a_checkpoint_outlives_the_buffers_it_was_made_from(tmp_path):
         current = advance(current)
     writer.close()
     reader = checkpoints.Checkpoints(tmp_path)
-    restored, _ = reader.restore({"params": jnp.ones(1_000_000)})
+    restored, *_ = reader.restore({"params": jnp.ones(1_000_000)})
     reader.close()
     assert not np.asarray(restored["params"]).any()
 
@@ -204,7 +204,7 @@ def test_no_flipped_bit_comes_back_unnoticed(tmp_path):
         chosen = rng.choice(files).relative_to(tmp_path / "saved")
         flipped(directory / chosen, int(rng.integers(2**20)))
         reader = checkpoints.Checkpoints(directory)
-        restored, record = reader.restore(large_state(0))
+        restored, record, _ = reader.restore(large_state(0))
         reader.close()
         assert record == RECORD | {"seed": int(restored["step"])}
         jax.tree.map(np.testing.assert_array_equal, restored, large_state(int(restored["step"])))
@@ -365,11 +365,12 @@ def test_nothing_is_restored_with_an_array_that_was_altered(saved, monkeypatch):
 
 
 def test_other_data_is_refused_and_nothing_is_moved(tmp_path):
-    writer = checkpoints.Checkpoints(tmp_path / "saved", identity={"sizes": [1, 2], "content": "a"})
+    one, other = ({"data": {"sizes": [1, 2], "content": name}} for name in "ab")
+    writer = checkpoints.Checkpoints(tmp_path / "saved", identity=one)
     writer.save(1, state(1), RECORD)
     writer.close()
     before = contents(tmp_path)
-    reader = checkpoints.Checkpoints(tmp_path / "saved", identity={"sizes": [1, 2], "content": "b"})
+    reader = checkpoints.Checkpoints(tmp_path / "saved", identity=other)
     with pytest.raises(ValueError, match="made with other data: content was a, now it is b"):
         reader.restore(state(0))
     reader.close()
@@ -402,3 +403,12 @@ def test_a_full_disk_is_one_message(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}'"):
         writer.save(1, state(1), RECORD)
     writer.close()
+
+
+def test_another_tree_of_the_same_arrays_is_another_optimizer_and_no_damage(saved):
+    before = contents(saved)
+    reader = checkpoints.Checkpoints(saved)
+    with pytest.raises(ValueError, match="another model, optimizer or version .* the tree is"):
+        reader.restore(state(0) | {"empty": ((),)})
+    reader.close()
+    assert contents(saved) == before

@@ -21,7 +21,7 @@ import tiny_lm
 from ldro_jax import configuration, processes
 from ldro_jax.experiments import compare
 from ldro_jax.records import results
-from ldro_jax.training import loop
+from ldro_jax.training import progress as progress_lib
 from ldro_jax.training.engine import Batches
 from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.stacked import StackedProgram
@@ -103,7 +103,7 @@ class Session:
 
 
 def save_at(saved, session, steps):
-    now = loop._Progress([])
+    now = progress_lib.Progress([])
     for step in steps:
         session.step = step
         saved.save(session, now)
@@ -113,7 +113,7 @@ def test_every_process_saves_its_part_of_a_stream(tmp_path, monkeypatch):
     source, waited = Place([], 8, 0), []
     monkeypatch.setattr(processes, "wait_for_all", waited.append)
     session = Session(source)
-    saved = loop._Saved(tmp_path, {})
+    saved = progress_lib.Saved(tmp_path, {})
     saved.checkpoints.close()
     # Checkpoints are another matter, and nothing is saved by a second process here.
     saved.checkpoints = types.SimpleNamespace(steps=(10, 20, 30, 40), save=lambda *_, **__: None)
@@ -128,7 +128,7 @@ def test_every_process_saves_its_part_of_a_stream(tmp_path, monkeypatch):
 
 
 def test_places_stay_with_their_checkpoints(tmp_path):
-    saved = loop._Saved(tmp_path, {})
+    saved = progress_lib.Saved(tmp_path, {})
     with contextlib.closing(saved.checkpoints):
         save_at(saved, Session(Place([], 8, 0)), (10, 30, 40, 50))
     kept = {path.name for path in tmp_path.glob("[0-9]*")}

@@ -10,7 +10,7 @@ import tiny_lm
 
 from ldro_jax import problems
 from ldro_jax.records import results
-from ldro_jax.training import loop
+from ldro_jax.training import progress as progress_lib
 
 POINTS = np.array([[-1.0], [2.0]], np.float32)
 
@@ -160,7 +160,7 @@ def test_a_damaged_state_of_a_source_is_known_by_its_checksum(what, stream, tmp_
 def test_a_checkpoint_of_0_1_0_has_no_checksum_of_its_source(stream, tmp_path, monkeypatch):
     made, whole, _ = stream
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop.files, "digests", lambda place: {})
+        patch.setattr(progress_lib.files, "digests", lambda place: {})
         tiny_lm.train(made, tmp_path, progress=tiny.Progress(stop_after=3))
     assert record(tiny_lm.train(made, tmp_path)) == record(whole)
 
@@ -187,7 +187,7 @@ def test_a_source_that_cannot_be_saved_is_found_before_training(method, tmp_path
     def fails(self, directory):
         raise TypeError("cannot pickle 'generator' object")
 
-    monkeypatch.setattr(loop, "_TRIED", set())
+    monkeypatch.setattr(progress_lib, "_TRIED", set())
     monkeypatch.setattr(tiny_lm.Counted, method, fails)
     made = tiny_lm.make_program(tiny_lm.AVERAGE, tiny_lm.problem(tiny_lm.streamed()))
     progress = tiny.Progress()
@@ -198,9 +198,9 @@ def test_a_source_that_cannot_be_saved_is_found_before_training(method, tmp_path
 
 
 def test_the_trial_of_a_source_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_TRIED", set())
+    monkeypatch.setattr(progress_lib, "_TRIED", set())
     made = tiny_lm.make_program(tiny_lm.AVERAGE, tiny_lm.problem(tiny_lm.streamed()))
     with pytest.raises(KeyboardInterrupt):
         tiny_lm.train(made, tmp_path, progress=tiny.Progress(stop_after=1))
     assert {path.name for path in (tmp_path / "checkpoints" / "stream").iterdir()} <= {"10"}
-    assert tiny_lm.Counted in loop._TRIED
+    assert tiny_lm.Counted in progress_lib._TRIED

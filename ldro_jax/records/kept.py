@@ -1,0 +1,192 @@
+"""The parameters that an experiment keeps: found by method, setting and seed, and loaded."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from ldro_jax import checks, paths
+from ldro_jax.records import files, identity
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A checkpoint.
+
+    Attributes:
+      folder: the folder of its runs.
+      step: number of steps taken.
+      payload: what is in it besides the state; see :mod:`ldro_jax.records.checkpoints`.
+    """
+
+    folder: pathlib.Path
+    step: int
+    payload: Mapping[str, Any]
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What its runs are known by; see :func:`ldro_jax.training.fingerprint.of`."""
+        return self.payload.get("identity", {})
+
+
+def newest(output_dir: pathlib.Path) -> Iterator[Kept]:
+    """The newest checkpoint that can be read of each folder.
+
+    Args:
+      output_dir: of an experiment.
+
+    Yields:
+      One for each folder that has some.
+    """
+    directory = output_dir / "checkpoints"
+    for folder in sorted(directory.iterdir()) if directory.exists() else ():
+        if not folder.is_dir():
+            continue
+        steps = (int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        for step in sorted(steps, reverse=True):
+            if (payload := _payload(folder, step)) is not None:
+                yield Kept(folder, step, payload)
+                break
+
+
+def load(
+    output_dir: str | os.PathLike,
+    *,
+    method: str | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    step: int | str = "best",
+    problem: Any = None,
+) -> Any:
+    """Loads the parameters of a run of :func:`ldro_jax.compare`.
+
+    Args:
+      output_dir: of the experiment, finished or not.
+      method: its name; may be left out where there is one.
+      seed: of the run; may be left out where there is one.
+      settings: hyperparameters that tell the run from those of other settings of the method, some
+        or all.
+      step: ``"best"``, the step that was best on validation, of runs with
+        ``Schedule(test="best")``; ``"last"``, the newest step there is; or a number.
+      problem: what was trained. With it the parameters come in the tree that its ``init`` makes,
+        which may have lists, tuples or classes of its own; without, in dictionaries.
+
+    Returns:
+      The parameters, NumPy arrays.
+
+    Raises:
+      FileNotFoundError: if there is no such run, or no checkpoint of that step.
+      OSError: if it is damaged.
+      ValueError: if there are several such runs, or an argument isn't what it must be.
+
+    Example:
+      >>> params = ldro_jax.load("/tmp/digits", method="L-DRO", seed=0)  # doctest: +SKIP
+    """
+    directory = paths.absolute(output_dir)
+    if step not in ("best", "last"):
+        step = checks.integer("step (a number, 'best' or 'last')", step)
+    asked = {"method": method, "seed": seed, "settings": dict(settings or {})}
+    found = [
+        (checkpoint, index, run)
+        for checkpoint in newest(directory)
+        for index, run in enumerate(checkpoint.identity.get("runs", ()))
+        if _fits(run, asked)
+    ]
+    runs = {repr(run): run for *_, run in found}
+    if not runs:
+        there = [run for kept in newest(directory) for run in kept.identity.get("runs", ())]
+        raise FileNotFoundError(
+            f"{directory} has no checkpoint of a run with {_described(asked)}. "
+            f"{'Found: ' + '; '.join(map(_described, there)) if there else 'It has none at all'}."
+        )
+    if len(runs) > 1:
+        raise ValueError(
+            f"method, seed and settings must tell one run from others, but {len(runs)} have "
+            f"{_described(asked)}: {'; '.join(map(_described, runs.values()))}."
+        )
+    # One that was trained in several groups has gone on in the last of them.
+    checkpoint, index, _ = max(found, key=lambda one: one[0].step)
+    if step != "last":
+        checkpoint = _of_step(checkpoint, step)
+    params = _params(checkpoint, index)
+    return params if problem is None else _as_made(params, problem)
+
+
+def _payload(folder: pathlib.Path, step: int) -> dict[str, Any] | None:
+    record: Any = folder / str(step) / "record"
+    try:
+        payload = dict(ocp.JsonCheckpointHandler().restore(record))
+        written = payload.pop("checksum", None)
+        if written == files.checksum(payload):
+            return payload
+    except Exception as error:  # whatever a damaged file makes Orbax raise
+        logging.warning("%s can't be read (%s).", record, error)
+    return None
+
+
+def _fits(run: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    settings = {k: run["settings"].get(k) for k in asked["settings"]}
+    return (
+        asked["method"] in (None, run["method"])
+        and asked["seed"] in (None, run["seed"])
+        and settings == asked["settings"]
+    )
+
+
+def _described(run: Mapping[str, Any]) -> str:
+    parts = {"method": run["method"], "seed": run["seed"], **run["settings"]}
+    return ", ".join(f"{k}={v!r}" for k, v in parts.items() if v is not None) or "any method"
+
+
+def _of_step(checkpoint: Kept, step: int | str) -> Kept:
+    folder = checkpoint.folder
+    if step == "best":
+        best = checkpoint.payload["best"]
+        if best is None:
+            raise FileNotFoundError(
+                f"No best checkpoint is kept in {folder}. Runs with Schedule(test='best') keep "
+                f"one; step='last' gives that of step {checkpoint.step}."
+            )
+        step = int(best)
+    payload = checkpoint.payload if step == checkpoint.step else _payload(folder, int(step))
+    if payload is None:
+        steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+        raise FileNotFoundError(
+            f"There is no checkpoint of step {step} in {folder} that can be read, but of {steps}."
+        )
+    return Kept(folder, int(step), payload)
+
+
+def _params(checkpoint: Kept, index: int) -> Any:
+    """The parameters of one run of a checkpoint, on the host, whatever it was saved from."""
+    handler = ocp.PyTreeCheckpointHandler()
+    state: Any = checkpoint.folder / str(checkpoint.step) / "state"
+    shapes = handler.metadata(state).tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
+    restored = handler.restore(state, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+    # Whoever saved them may have had another order of the same arrays.
+    if sorted(identity.digest(restored)) != sorted(checkpoint.payload["state"]):
+        raise OSError(f"{state} is damaged: it is not what was saved.")
+    # Runs that are trained together are stacked.
+    together = np.ndim(restored["step"]) == 1
+    return jax.tree.map(lambda x: x[index] if together else x, restored["params"])
+
+
+def _as_made(params: Any, problem: Any) -> Any:
+    from flax.core import meta
+
+    shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
+    found, expected = jax.tree.leaves(params), jax.tree.leaves(shapes)
+    if [x.shape for x in found] != [x.shape for x in expected]:
+        raise ValueError(
+            f"problem must be what was trained, but its parameters have the shapes "
+            f"{[list(x.shape) for x in expected]}, and those that are kept "
+            f"{[list(x.shape) for x in found]}."
+        )
+    return jax.tree.unflatten(jax.tree.structure(shapes), found)

@@ -1,0 +1,226 @@
+"""What a run is known by: its data, its settings, and digests of all that is computed in it.
+
+Records and checkpoints carry it, so that no number of one program is taken for that of another.
+What is traced is each function that the step is made of, and not the step: on another mesh, or with
+another way to measure the same matrix, a step has other equations and the same numbers.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax.core import meta
+
+from ldro_jax import _trained, checks
+from ldro_jax.problems.base import Problem
+from ldro_jax.records import json_types, provenance, traced
+from ldro_jax.training.method import Method
+from ldro_jax.training.schedule import Schedule
+from ldro_jax.weighting import base, wrappers
+
+if TYPE_CHECKING:
+    from ldro_jax.training.engine import Program, Trial
+
+# With another version of these, the same program may have other equations.
+_TRACING = ("flax", "jax", "ldro-jax", "optax")
+
+
+def of(program: "Program", schedule: Schedule, trials: Sequence["Trial"]) -> dict[str, Any]:
+    """What some runs of a program are known by, but for their length.
+
+    Args:
+      program: of the runs.
+      schedule: of the runs.
+      trials: the runs.
+
+    Returns:
+      In plain JSON types ``runs``, each with ``method``, ``settings`` and ``seed``; ``data``;
+      ``settings``; ``programs`` and ``evaluation``, digests by name; and ``versions``, those that
+      digests can be compared under. See :func:`ldro_jax.records.identity.check`.
+    """
+    return {
+        "runs": [
+            {"method": method.name, "settings": exact(method.settings()), "seed": int(seed)}
+            for method, seed in trials
+        ],
+        "data": json_types.plain(program.problem.identity),
+        "settings": _settings(program, schedule),
+        "programs": {
+            **_shared(program),
+            **_of_method(program, program.method),
+            **(_choice(program) if schedule.test == "best" else {}),
+        },
+        "evaluation": _evaluation(program),
+        "versions": _versions(),
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = provenance.versions()
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return {**{name: found[name] for name in _TRACING if name in found}, "python": python}
+
+
+def exact(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a method as JSON can hold them, with all digits of their numbers.
+
+    Args:
+      settings: see :meth:`~ldro_jax.training.method.Method.settings`.
+
+    Returns:
+      Numbers, texts and flags as they are, and all else as it is printed.
+    """
+    kinds = (bool, int, float, str, type(None))
+    return {k: v if isinstance(v, kinds) else checks.printed(v) for k, v in settings.items()}
+
+
+def _settings(program: "Program", schedule: Schedule) -> dict[str, Any]:
+    batches, method = program.batches, program.method
+    own = not method.uses_interaction or method.interaction_rows is not None
+    return {
+        "batch_size": batches.size,
+        "sampler": batches.sampler,
+        "microbatches": batches.microbatches,
+        "interaction_rows": None if own else batches.interaction_rows,
+        "trainable": {"frozen": program.frozen},
+        "layout": program.rows_from,
+        "eval_interval": schedule.eval_interval,
+        "test": schedule.test,
+        "max_nonfinite_steps": schedule.max_nonfinite_steps,
+    }
+
+
+def _once(function: Callable[["Program"], dict[str, str]]) -> Callable[..., dict[str, str]]:
+    """Keeps what a function finds, for all programs of a method if it takes one, else for all."""
+
+    @functools.wraps(function)
+    def once(program: "Program", method: Method | None = None) -> dict[str, str]:
+        key = (function, None if method is None else method.compile_key())
+        if key not in program.digests:
+            program.digests[key] = function(program)
+        return program.digests[key]
+
+    return once
+
+
+@_once
+def _shared(program: "Program") -> dict[str, str]:
+    problem = program.problem_on_one_device
+    with jax.numpy_dtype_promotion("standard"):
+        params = _params(problem)
+        state = jax.eval_shape(program.optimizer.init, params)
+        update = optax.with_extra_args_support(program.optimizer).update
+        optimizer = traced.of(program.optimizer.init, params) + traced.of(
+            update, params, state, params
+        )
+    # In the order in which an error looks for what has changed.
+    found = {
+        "loss or model": _loss(program, params),
+        "initial parameters": traced.of(_init(problem), jax.random.key(0)),
+        "training rows": program.digest_of_rows(),
+        "optimizer": optimizer,
+    }
+    if problem.observe is not None:
+        found["observe"] = traced.of(problem.observe, params)
+    return found
+
+
+def _params(problem: Problem) -> Any:
+    return jax.eval_shape(_init(problem), jax.random.key(0))
+
+
+def _init(problem: Problem) -> Callable[[jax.Array], Any]:
+    return lambda key: meta.unbox(problem.init(key))
+
+
+def _loss(program: "Program", params: Any) -> str:
+    """Of the losses of rows and their gradient, which may have a rule of its own."""
+    problem, trained = program.problem_on_one_device, program.trained
+
+    def total(part, whole, rows):
+        losses_of = problem.row_losses
+        if trained is not None:
+            losses_of = _trained.of_part(losses_of, whole)
+        losses = losses_of(part, rows)
+        return losses.sum(), losses
+
+    part = params if trained is None else _trained.hide(params, trained)
+    rows = program.row_shapes(program.batches.size)
+    return traced.of(jax.value_and_grad(total, has_aux=True), part, params, rows)
+
+
+@_once
+def _of_method(program: "Program") -> dict[str, str]:
+    """Of the weighting, with its rates as inputs, and of what else a method computes by itself."""
+    method, num_tasks = program.method, program.problem.num_tasks
+
+    def weigh(rates, statistics, state):
+        return _weighting(program, rates).update(statistics, state)
+
+    rates = {name: jnp.zeros([], float) for name in method.rates()}
+    known = base.nothing_known(num_tasks)._replace(known=jnp.ones(num_tasks, bool))
+    start = jax.eval_shape(lambda r: _weighting(program, r).init(num_tasks, jnp.float32), rates)
+    found = {"weighting": traced.of(weigh, rates, known, start)}
+    options: list[Any] = [method.sampling]
+    if method.uses_interaction:
+        # All but "split" and ways of one's own give the same matrix.
+        named, geometry = method.named_strategy, method.geometry
+        options += ["split" if named == "split" else "exact", method.interval, method.lagged]
+        options += [] if isinstance(named, str) else [traced.of_code(named.matrix)]
+        options += [traced.of_code(geometry) if callable(geometry) else geometry]
+    found["method"] = traced.of_values(options)
+    if method.uses_excess:
+        problem = program.problem_on_one_device
+        params, rows = _params(problem), program.row_shapes(program.batches.size)
+        found["row_excess"] = traced.of(problem.row_excess, params, params, rows)
+    return found
+
+
+def _weighting(program: "Program", rates: Mapping[str, Any]) -> base.Weighting:
+    method = program.method
+    return wrappers.wrapped(
+        method.weigh(rates), smoothing=method.smoothing, total=method.total, floor=method.floor
+    )
+
+
+@_once
+def _evaluation(program: "Program") -> dict[str, str]:
+    problem = program.problem_on_one_device
+    found = problem.evaluation_digests(_params(problem))
+    directions = {metric.name: str(metric.higher_is_better) for metric in problem.metrics}
+    return {name: f"{found[name]} {directions[name]}" for name in directions}
+
+
+def _choice(program: "Program") -> dict[str, str]:
+    """Of what decides which checkpoint is the best."""
+    first = program.problem.metrics[0].name
+    return {
+        "first metric": traced.of_values(first, _evaluation(program)[first]),
+        "score": traced.of_code(program.problem.score),
+    }
+
+
+def of_source(problem: Problem) -> str:
+    """The digest of the first rows of each task, where they can be looked at without a cost.
+
+    Args:
+      problem: whose rows come from the host.
+
+    Returns:
+      16 hexadecimal digits.
+    """
+    # Others know their rows without drawing some, and say in their identity what they are.
+    if type(problem).row_shapes is not Problem.row_shapes:
+        return traced.of_values(type(problem).__name__)
+    source = problem.source(0)
+    if source.has_state:
+        return traced.of_values(type(source).__name__)
+    tasks = np.arange(problem.num_tasks, dtype=np.int32)
+    rows = source.rows(tasks, np.zeros(len(tasks), np.int64))
+    return traced.of_values(jax.tree.leaves(rows))

@@ -1,0 +1,210 @@
+"""How far some runs are, and how that is saved beside their training states and found again."""
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ldro_jax import errors, paths, processes
+from ldro_jax.records import checkpoints, files, results
+from ldro_jax.tasks.source import Source
+from ldro_jax.training import fingerprint, recording
+from ldro_jax.training.engine import Program, Session, Trial
+from ldro_jax.training.schedule import Schedule
+
+# Where the states of sources are kept, beside the checkpoints.
+_SOURCE = "stream"
+# The classes of sources that were saved and restored before.
+_TRIED: set[type] = set()
+
+
+class Origin(NamedTuple):
+    """Checkpoints of more runs, which some of them can go on from.
+
+    Attributes:
+      directory: where they are.
+      trials: all runs that they hold.
+      chosen: where among these are those that go on.
+    """
+
+    directory: pathlib.Path
+    trials: Sequence[Trial]
+    chosen: Sequence[int]
+
+
+@dataclasses.dataclass
+class Progress:
+    """What runs are besides their training states.
+
+    Attributes:
+      records: of each run.
+      best_score: on validation, so far.
+      best_step: where that was.
+    """
+
+    records: list[recording.Record]
+    best_score: float = -math.inf
+    best_step: int | None = None
+
+    @property
+    def names(self) -> str:
+        """The methods and seeds."""
+        return ", ".join(record.label for record in self.records)
+
+    @property
+    def runs(self) -> list[results.Run]:
+        """The records so far."""
+        return [record.run for record in self.records]
+
+    @property
+    def is_going(self) -> bool:
+        """Whether a run hasn't ended early."""
+        return any(record.stopped is None for record in self.records)
+
+    def improves(self, score: float, step: int) -> bool:
+        """Whether a score is the best so far; notes it."""
+        if not score > self.best_score:
+            return False
+        self.best_score, self.best_step = score, step
+        return True
+
+    def go_on(self, schedule: Schedule) -> None:
+        """Takes the length of the runs from a schedule, which may be longer than it was."""
+        for record in self.records:
+            record.go_on(schedule.train_steps)
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON can hold it."""
+        return {
+            "runs": [results.run_to_record(run) for run in self.runs],
+            "best_score": self.best_score if math.isfinite(self.best_score) else None,
+            "best_step": self.best_step,
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Progress":
+        """What :meth:`record` gave."""
+        score = record["best_score"]
+        return cls(
+            [recording.Record(results.run_from_record(run)) for run in record["runs"]],
+            -math.inf if score is None else score,
+            record["best_step"],
+        )
+
+
+class Saved:
+    """The checkpoints of some runs, and the states of their source beside them."""
+
+    def __init__(self, directory: pathlib.Path, identity: Mapping[str, Any]):
+        self.checkpoints = checkpoints.Checkpoints(directory, identity=identity)
+        self._places = directory / _SOURCE
+
+    def save(self, session: Session, now: Progress) -> None:
+        """Saves the states, the source's and how far the runs are."""
+        record = {**now.record(), "session": session.record()}
+        if session.source is not None:
+            # Before the checkpoint of the same step, which can't do without.
+            place = self._save_source(session.source, str(session.step))
+            record["source"] = files.digests(place) if processes.is_first() else {}
+        self.checkpoints.save(session.step, session.states, record, best=now.best_step)
+        if session.source is not None and processes.is_first():
+            kept = {str(step) for step in (*self.checkpoints.steps, session.step)}
+            for place in self._places.glob("*"):
+                if place.name not in kept:
+                    paths.remove_tree(place)
+
+    def _save_source(self, source: Source, name: str) -> pathlib.Path:
+        place = self._places / name
+        if processes.is_first():
+            if place.exists():
+                paths.remove_tree(place)
+            place.mkdir(parents=True, exist_ok=True)
+        processes.wait_for_all("stream")
+        source.save(place)
+        processes.wait_for_all("stream saved")
+        return place
+
+    def restore(self, session: Session) -> tuple[Progress, list[str]] | None:
+        """How far the runs are, and the metrics that are measured otherwise now."""
+
+        def restore_source(step, record):
+            source, place = session.renew_source(), self._places / str(step)
+            if source is None:
+                return
+            written = record.get("source")
+            # Version 0.1.0 wrote none.
+            if written and processes.is_first() and files.digests(place) != written:
+                raise ValueError(f"{place} is not what was saved")
+            try:
+                source.restore(place)
+            except Exception as error:
+                if not written:
+                    raise
+                raise checkpoints.RefusedError(
+                    f"The source {type(source).__name__} can't go on from {place}, which is as it "
+                    f"was saved ({errors.first_line(error)}). Give the run the source it began "
+                    "with, or begin a new one."
+                ) from error
+
+        restored = self.checkpoints.restore(session.states, restore_source)
+        if restored is None:
+            if (source := session.renew_source()) is not None:
+                self._try_source(session, source)
+            return None
+        states, record, changed = restored
+        session.load(states, record["session"])
+        return Progress.from_record(record), changed
+
+    def _try_source(self, session: Session, source: Source) -> None:
+        """Raises ``ValueError`` for a source that no run could go on with, before any training."""
+        if type(source) in _TRIED:
+            return
+        try:
+            place = self._save_source(source, "0")
+            again = session.renew_source()
+            assert again is not None
+            again.restore(place)
+        except Exception as error:
+            raise ValueError(
+                f"The source {type(source).__name__} has a state, but it can't be saved and "
+                f"restored ({type(error).__name__}: {errors.first_line(error)}), so no run could "
+                "go on after an interruption. Mend its save and restore; where rows depend on "
+                "nothing but their numbers, has_state is False and neither is needed."
+            ) from error
+        _TRIED.add(type(source))
+        session.renew_source()
+        processes.wait_for_all("stream tried")
+        if processes.is_first():
+            paths.remove_tree(place)
+
+
+def identity(
+    program: Program, session: Session, schedule: Schedule, trials: Sequence[Trial]
+) -> dict[str, Any]:
+    """What a checkpoint of these runs must have been made with."""
+    found = fingerprint.of(program, schedule, trials)
+    return {**found, "data": {**found["data"], **session.identity}}
+
+
+def taken_from(
+    origin: Origin, program: Program, session: Session, schedule: Schedule
+) -> tuple[Progress, list[str]] | None:
+    """As :meth:`Saved.restore`, for some runs out of the newest good checkpoint of more."""
+    known_by = identity(program, session, schedule, origin.trials)
+    # Held on the host, since all of them may be too many for the device.
+    like = jax.tree.map(
+        lambda x: np.zeros((len(origin.trials), *x.shape[1:]), x.dtype), session.states
+    )
+    with contextlib.closing(checkpoints.Checkpoints(origin.directory, identity=known_by)) as found:
+        restored = found.restore(like)
+    if restored is None:
+        return None
+    states, record, changed = restored
+    session.load_some(states, record["session"], origin.chosen)
+    now = Progress.from_record(record)
+    return Progress([now.records[index] for index in origin.chosen]), changed
