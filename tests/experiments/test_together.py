@@ -72,11 +72,11 @@ def killed_before_record(directory, number, monkeypatch):
     """Trains four runs together, and ends before the record of one of them is written."""
     save, names = results.save_results, []
 
-    def killed(record, path):
+    def killed(record, path, *more):
         names.append(path.stem)
         if len(names) == number:
             raise KeyboardInterrupt
-        return save(record, path)
+        return save(record, path, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(results, "save_results", killed)
