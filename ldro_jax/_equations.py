@@ -10,6 +10,7 @@ import collections
 import contextlib
 import functools
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -142,6 +143,18 @@ def mentions(program: Program, name: str) -> bool:
     """
     # The text names the primitives of inner programs as well, whatever holds them.
     return f" {name}[" in str(program)
+
+
+def batch_axes_of_convolutions(program: Program) -> list[int]:
+    """Which axis of its first input each convolution takes for the examples.
+
+    Args:
+      program: the program, with those inside of it.
+
+    Returns:
+      The axes, 0 in a forward pass.
+    """
+    return [int(axis) for axis in re.findall(r"lhs_spec=\((\d+)", str(program))]
 
 
 def made_and_used(jaxpr: Program) -> tuple[dict[Any, int], collections.Counter[Any]]:

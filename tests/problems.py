@@ -83,20 +83,19 @@ def tied(dtype=jnp.float32, *, num_tasks=5):
     return Problem(loss_fn, w, x)
 
 
-def convolutional(dtype=jnp.float32, *, num_tasks=5):
+def _plain_convolution(x, kernel):
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
+
+
+def convolutional(dtype=jnp.float32, *, num_tasks=5, convolve=_plain_convolution):
     """One convolution, pooling and a linear layer."""
     x, y, kernel, w = _normal(
         3, dtype, (num_tasks, 4, 8, 8, 2), (num_tasks, 4), (3, 3, 2, 4), (64,)
     )
 
     def loss_fn(params, task):
-        maps = jax.lax.conv_general_dilated(
-            task["x"],
-            params["kernel"],
-            (1, 1),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        maps = convolve(task["x"], params["kernel"])
         pooled = jnp.max(maps.reshape(-1, 4, 2, 4, 2, 4), axis=(2, 4))
         return jnp.mean((pooled.reshape(len(pooled), -1) @ params["w"] - task["y"]) ** 2)
 

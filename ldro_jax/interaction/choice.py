@@ -249,8 +249,16 @@ def _has_layers(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
 
 
 def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
-    slow = jax.default_backend() == "cpu"
-    return slow and _has("conv_general_dilated", loss_fn, params, batch)
+    """Whether one task after another is faster, by the convolutions in their gradients.
+
+    XLA:CPU is slow at the batched gradients of kernels, but in a loop at all convolutions that
+    aren't in the layout of a forward pass, and far more so.
+    """
+    if jax.default_backend() != "cpu" or not _has("conv_general_dilated", loss_fn, params, batch):
+        return False
+    of_task = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
+    gradient = jax.make_jaxpr(jax.grad(loss_fn))(params, of_task)
+    return not any(_equations.batch_axes_of_convolutions(gradient))
 
 
 def _has(name: str, loss_fn: base.LossFn, params: Any, batch: Any) -> bool:

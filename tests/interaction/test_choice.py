@@ -6,6 +6,7 @@ import problems
 import pytest
 
 from ldro_jax import interaction
+from ldro_jax.models import convolution
 
 
 def shapes(*sizes):
@@ -38,19 +39,28 @@ def test_memory_decides(params, num_tasks, expected):
     assert interaction.choose(loss_fn, params, batch(num_tasks)) == expected
 
 
+def convolutional():
+    """With gradients that are fast in a loop on CPU."""
+    return problems.convolutional(convolve=convolution.conv3x3)
+
+
 def test_convolutions_on_cpu_go_one_by_one():
-    assert interaction.choose(*problems.convolutional()) == "scan"
+    assert interaction.choose(*convolutional()) == "scan"
     assert interaction.choose(*problems.transformer()) == "vmap"
 
 
+def test_convolutions_that_are_slow_in_a_loop_on_cpu_go_side_by_side():
+    assert interaction.choose(*problems.convolutional()) == "vmap"
+
+
 def test_convolutions_inside_other_transformations_count():
-    problem = problems.convolutional()
+    problem = convolutional()
     hidden = problem._replace(loss_fn=jax.checkpoint(jax.jit(problem.loss_fn)))
     assert interaction.choose(*hidden) == "scan"
 
 
 def test_large_convolutions_do_not():
-    problem = problems.convolutional()
+    problem = convolutional()
     # 2 GiB for each task: neither N gradients nor N of the largest leaf fit.
     params = {
         "kernel": jax.ShapeDtypeStruct((3, 3, 2, 4), jnp.float32),
@@ -66,7 +76,7 @@ def test_large_convolutions_do_not():
 
 def test_other_backends_convolve_side_by_side(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert interaction.choose(*problems.convolutional()) == "vmap"
+    assert interaction.choose(*convolutional()) == "vmap"
 
 
 def scanned(params, task):
