@@ -155,7 +155,7 @@ def explain(error: Exception) -> str:
     """
     message = _explained(error)
     message = message.replace("overwrite=True", "--overwrite")
-    return re.sub(r"(?<![-\w./])output_dir(?![\w=/])", "--output_dir", message)
+    return re.sub(r"(^|\banother |\bfor )output_dir\b", r"\1--output_dir", message)
 
 
 def _explained(error: Exception) -> str:

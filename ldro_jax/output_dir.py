@@ -234,10 +234,13 @@ def _config_of(directory: pathlib.Path) -> str | None:
 
 def _differences(found: str, ours: str) -> tuple[str, str]:
     """The first lines that only one of two texts has."""
-    lines = [text.splitlines() for text in (found, ours)]
+    lines = [[x.strip().removeprefix("# ") for x in text.splitlines()] for text in (found, ours)]
+    names = [{x.partition(" = ")[0] for x in mine} for mine in lines]
 
     def only(mine, others):
-        left = [x.strip().removeprefix("# ") for x in mine if x.strip() and x not in set(others)]
+        left = [x for x in mine if x and x not in set(others)]
+        # What both have under one name comes first.
+        left.sort(key=lambda x: x.partition(" = ")[0] not in names[0] & names[1])
         more = f" and {len(left) - _SHOWN} more lines" if len(left) > _SHOWN else ""
         return "; ".join(left[:_SHOWN]) + more if left else "nothing"
 

@@ -117,8 +117,8 @@ def test_tensorboard_has_the_scalars(finished):
 
 def test_a_finished_experiment_is_not_overwritten_unasked(finished):
     before = snapshot(finished)
-    rate = "optax.sgd.learning_rate"
-    said = fails(*SHORT, f"--gin.{rate}=0.25", f"--output_dir={finished}")
+    rate = "sgd.learning_rate"
+    said = fails(*SHORT, f"--gin.optax.{rate}=0.25", f"--output_dir={finished}")
     assert "was made with another optimizer" in said and "pass --overwrite to delete" in said
     assert "another --output_dir, or" in said and "The configurations differ: " in said
     assert f"{rate} = 0.05 there, {rate} = 0.25 now." in said

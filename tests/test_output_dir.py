@@ -89,6 +89,17 @@ def test_a_refusal_names_the_lines_in_which_configurations_differ(tmp_path):
     assert snapshot(tmp_path) == before
 
 
+def test_lines_of_one_name_come_first(tmp_path):
+    words = "".join(f"word {number}\n" for number in range(9))
+    unfinished(tmp_path, f"{CONFIG}{words}# rate = 1\n")
+    other = output_dir.going_on(tmp_path, f"{CONFIG}# rate = 2\n")
+    with pytest.raises(identity.OtherRunError) as raised, other:
+        raise identity.OtherRunError("Another.")
+    there, now = str(raised.value).split(" there, ")
+    assert there.startswith("Another. The configurations differ: rate = 1; word 0; word 1; word 2")
+    assert there.endswith("and 6 more lines") and now == "rate = 2 now."
+
+
 def test_a_finished_experiment_is_known(tmp_path):
     before = snapshot(finished(tmp_path))
     assert output_dir.finished(tmp_path, CONFIG).experiment == "tiny"

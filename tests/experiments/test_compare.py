@@ -138,6 +138,8 @@ def test_a_call_from_python_looks_after_its_directory(tmp_path, no_report, train
     with pytest.raises(FileExistsError, match="holds files, but no experiment"):
         tiny.run(tmp_path)
     assert files_of(tmp_path) == before
+    tiny.run(tmp_path / "new", batch_size=12, seeds=(1,), overwrite=True)
+    assert [path.stem for path in (tmp_path / "new" / "runs").iterdir()] == ["Average-seed1"]
 
 
 def files_of(directory):
