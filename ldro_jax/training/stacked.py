@@ -121,6 +121,8 @@ class StackedProgram(engine.Program):
     def start(
         self, trials: Sequence[engine.Trial], schedule: Schedule | None = None
     ) -> "StackedSession":
+        if schedule is not None:
+            self.check_rows(schedule.train_steps)
         states = jax.tree.map(lambda *x: jnp.stack(x), *(self.init(t.seed) for t in trials))
         return StackedSession(self, trials, states, Stretch.of(schedule) if schedule else None)
 
@@ -264,11 +266,14 @@ class StackedSession(engine.Session):
         self._program.check_rows(until)
         size, began, seconds = self._size or Stretch(until - self.step, 1), self.step, 0.0
         while self.step < until:
+            # A shorter schedule may have ended within a block of this one.
+            rest = (until - self.step) % size.block
+            part = Stretch(rest, 1) if rest else size
             # In blocks: one, until it is known how long it takes.
-            most = max(int(preemption.SECONDS * self._steps_per_second) // size.block, 1)
-            num_steps = min(most * size.block, until - self.step, size.steps)
+            most = max(int(preemption.SECONDS * self._steps_per_second) // part.block, 1)
+            num_steps = min(most * part.block, until - self.step, part.steps)
             self.states, self._means, seen, taken = self._program.run(
-                self._settings, self.states, num_steps, self._means, size
+                self._settings, self.states, num_steps, self._means, part
             )
             self._observing += [] if isinstance(seen, tuple) else [np.asarray(seen)]
             self._steps_per_second = num_steps / max(taken, 1e-9)

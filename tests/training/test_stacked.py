@@ -248,6 +248,19 @@ def test_an_interrupted_group_ends_as_if_nothing_had_happened(ldro_program, tmp_
     assert untimed[0] == untimed[1]
 
 
+@pytest.mark.parametrize("first", [12, 4])
+def test_a_run_that_ended_within_a_block_of_a_longer_schedule_goes_on(
+    first, ldro_program, tmp_path
+):
+    trials, longer = trials_of(seeds=(0,)), tiny.schedule(16, 8, 8)
+    whole = tiny.train_together(ldro_program, tmp_path / "whole", trials, longer)
+    tiny.train_together(ldro_program, tmp_path / "more", trials, tiny.schedule(first, 8, 8))
+    runs = tiny.train_together(ldro_program, tmp_path / "more", trials, longer)
+    for run, other in zip(runs, whole, strict=True):
+        assert run.evaluations[-2:] == other.evaluations[-2:]
+        assert run.weights.values[-1].tolist() == other.weights.values[-1].tolist()
+
+
 def test_a_run_that_breaks_leaves_the_others(tmp_path, monkeypatch):
     program = tiny.stacked(tiny.GROUP_DRO)
     init = program.init
@@ -310,3 +323,5 @@ def test_more_rows_than_can_be_numbered_are_an_error():
     with pytest.raises(ValueError, match=r"below 2³¹ .* 24 × 89478486\. Pass layout=Layout\(\)"):
         session.advance(2**31 // 24 + 1, lambda step: False, tiny.Progress())
     assert session.step == 0
+    with pytest.raises(ValueError, match="below 2³¹"):  # and not at that step
+        tiny.stacked(size=24).start([Trial(tiny.AVERAGE, SEED)], tiny.schedule(2**31 // 24 + 1))
