@@ -44,7 +44,7 @@ class Checkpoints:
         identity: Mapping[str, Any] | None = None,
     ):
         self._directory = paths.absolute(directory)
-        self._keep, self._best = keep, None
+        self._keep, self._best, self._knows_best = keep, None, False
         self._identity = dict(identity or {})
         options = ocp.CheckpointManagerOptions(
             # Which to delete is decided in _prune: Orbax would count the best among the newest.
@@ -97,7 +97,7 @@ class Checkpoints:
             self._prune()
             if best is not None and best == self._best and best != step:
                 self._copies.start(best)
-            self._best = best
+            self._best, self._knows_best = best, True
             self._copies.forget(step)
             if step in self.steps:
                 self._manager.delete(step)
@@ -148,7 +148,7 @@ class Checkpoints:
                 )
                 self._move_aside(step)
                 continue
-            self._best = best
+            self._best, self._knows_best = best, True
             state, payload = found
             return state, payload["record"], self._check(step, payload, like)
         return None
@@ -173,8 +173,8 @@ class Checkpoints:
         if (found := self._read(self._best, like)) is None:
             raise OSError(
                 f"The checkpoint of the best step, {self._best}, in {self._directory} can't be "
-                "read any more. Give the same command again: it goes back to where the run can go "
-                "on from."
+                "read any more. Run the same again: it goes back to where the run can go on "
+                "from."
             )
         return found[0]
 
@@ -256,7 +256,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         self._copies.wait()
-        steps = self.steps
+        # Where all were refused, one of them may be the best, without which others are of no use.
+        steps = self.steps if self._knows_best else ()
         for step in steps[: max(len(steps) - self._keep, 0)]:
             if step != self._best:
                 self._manager.delete(step)

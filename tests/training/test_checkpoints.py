@@ -263,7 +263,7 @@ def test_the_best_is_kept_and_restored(tmp_path):
     assert reader.restore_best(state(0))["step"] == 2
     for name in ("2", "copy-2"):
         _garbage(tmp_path / name)
-    with pytest.raises(OSError, match=r"best step, 2, in .* can't be read any more. Give the same"):
+    with pytest.raises(OSError, match=r"best step, 2, in .* can't be read any more. Run the same"):
         reader.restore_best(state(0))
     reader.close()
 
@@ -367,9 +367,11 @@ def test_nothing_is_restored_with_an_array_that_was_altered(saved, monkeypatch):
 def test_other_data_is_refused_and_nothing_is_moved(tmp_path):
     one, other = ({"data": {"sizes": [1, 2], "content": name}} for name in "ab")
     writer = checkpoints.Checkpoints(tmp_path / "saved", identity=one)
-    writer.save(1, state(1), RECORD)
+    for step in (1, 2, 3):  # the best is none of the newest two
+        writer.save(step, state(step), RECORD, best=1)
     writer.close()
     before = contents(tmp_path)
+    assert {"/".join(name.split("/")[:2]) for name in before} >= {"saved/1", "saved/2", "saved/3"}
     reader = checkpoints.Checkpoints(tmp_path / "saved", identity=other)
     with pytest.raises(ValueError, match="made with other data: content was a, now it is b"):
         reader.restore(state(0))
