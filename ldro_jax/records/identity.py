@@ -43,7 +43,9 @@ def check(what: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> list[
     def differences(part):
         return list(differing(found.get(part, {}), ours.get(part, {})))
 
-    for name, was, now in differences("data"):
+    # That of a source isn't known before there is one.
+    of_source = differences("source") if "source" in ours else []
+    for name, was, now in differences("data") + of_source:
         raise OtherRunError(
             f"{what} was made with other data: {name} was {was}, now it is {now}. {ADVICE}"
         )

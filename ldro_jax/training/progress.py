@@ -136,15 +136,11 @@ class Saved:
             source, place = session.renew_source(), self._places / str(step)
             if source is None:
                 return
-            written = record.get("source")
-            # Version 0.1.0 wrote none.
-            if written and processes.is_first() and files.digests(place) != written:
+            if processes.is_first() and files.digests(place) != record["source"]:
                 raise ValueError(f"{place} is not what was saved")
             try:
                 source.restore(place)
             except Exception as error:
-                if not written:
-                    raise
                 raise checkpoints.RefusedError(
                     f"The source {type(source).__name__} can't go on from {place}, which is as it "
                     f"was saved ({errors.first_line(error)}). Give the run the source it began "
@@ -187,8 +183,7 @@ def identity(
     program: Program, session: Session, schedule: Schedule, trials: Sequence[Trial]
 ) -> dict[str, Any]:
     """What a checkpoint of these runs must have been made with."""
-    found = fingerprint.of(program, schedule, trials)
-    return {**found, "data": {**found["data"], **session.identity}}
+    return {**fingerprint.of(program, schedule, trials), "source": dict(session.identity)}
 
 
 def taken_from(

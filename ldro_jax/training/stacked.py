@@ -320,10 +320,9 @@ class StackedSession(engine.Session):
         if len(runs) < len(states.step):
             states = jax.tree.map(lambda x: jnp.asarray(x[runs]), states)
         self.states, self.step = states, int(states.step[0])
-        if "means" in record:  # in all but earlier versions
-            values, counts = (np.array(x)[runs] for x in record["means"])
-            self._means = Means(jnp.asarray(values, jnp.float32), jnp.asarray(counts, jnp.int32))
-        self._observing = [np.array(x, np.float32)[runs] for x in record.get("observed", ())]
+        values, counts = (np.array(x)[runs] for x in record["means"])
+        self._means = Means(jnp.asarray(values, jnp.float32), jnp.asarray(counts, jnp.int32))
+        self._observing = [np.array(x, np.float32)[runs] for x in record["observed"]]
 
 
 def _json(values: np.ndarray) -> list[Any]:

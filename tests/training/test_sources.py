@@ -4,12 +4,14 @@ import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 import tiny_lm
 
-from ldro_jax import problems
+from ldro_jax import problems, reporting
 from ldro_jax.records import results
+from ldro_jax.training import loop
 from ldro_jax.training import progress as progress_lib
 
 POINTS = np.array([[-1.0], [2.0]], np.float32)
@@ -157,14 +159,6 @@ def test_a_damaged_state_of_a_source_is_known_by_its_checksum(what, stream, tmp_
     assert "is not what was saved" in caplog.text
 
 
-def test_a_checkpoint_of_0_1_0_has_no_checksum_of_its_source(stream, tmp_path, monkeypatch):
-    made, whole, _ = stream
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(progress_lib.files, "digests", lambda place: {})
-        tiny_lm.train(made, tmp_path, progress=tiny.Progress(stop_after=3))
-    assert record(tiny_lm.train(made, tmp_path)) == record(whole)
-
-
 def test_a_state_that_is_whole_and_refused_stops_the_run_and_stays(stream, tmp_path, monkeypatch):
     made, whole, cut = stream
     folder = shutil.copytree(cut, tmp_path / "run")
@@ -204,3 +198,26 @@ def test_the_trial_of_a_source_leaves_nothing(tmp_path, monkeypatch):
         tiny_lm.train(made, tmp_path, progress=tiny.Progress(stop_after=1))
     assert {path.name for path in (tmp_path / "checkpoints" / "stream").iterdir()} <= {"10"}
     assert tiny_lm.Counted in progress_lib._TRIED
+
+
+def test_what_a_source_is_known_by_is_compared_where_a_run_goes_on(tmp_path, monkeypatch):
+    class Part(Rows):
+        def __init__(self, of):
+            super().__init__()
+            self.identity = {"processes": of}
+
+    def run(of):
+        made = Distances(lambda: Part(of))
+        options = {"seeds": (0,), "batch_size": 4, "layout": tiny.ONE, "schedule": schedule()}
+        return tiny.run(tmp_path, problem=made, optimizer=optax.sgd(0.01), **options)
+
+    monkeypatch.setattr(reporting, "write_report", lambda *args, **more: None)
+    train = loop.train
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(
+            loop, "train", lambda *a, **o: train(*a, **{**o, "progress": tiny.Progress(3)})
+        )
+        run(2)
+    with pytest.raises(ValueError, match="made with other data: processes was 2, now it is 3"):
+        run(3)
+    assert run(2).runs[0].evaluations[-1].step == 6
