@@ -72,7 +72,9 @@ def read(
     for name, example in _FUNCTIONS.items():
         if arguments[name] is not None:
             checks.function(name, arguments[name], example=example)
-    losses = None if arguments["losses"] is None else _array("losses", arguments["losses"])
+    losses = arguments["losses"]
+    if losses is not None:
+        losses = _array("losses must be", losses, "they are")
     preconditioner = arguments["preconditioner"]
     if preconditioner is not None:
         if arguments["interaction_fn"] is not None or arguments["pullback"] is not None:
@@ -101,7 +103,8 @@ def read(
             arguments["losses_fn"], params, arguments["interaction_fn"], preconditioner, dtype
         )
     elif form == "forward":
-        step = _from_pullback(losses, arguments["pullback"], arguments["interaction_fn"], dtype)
+        pullback = _without_tuple(arguments["pullback"], params)
+        step = _from_pullback(losses, pullback, arguments["interaction_fn"], dtype)
     else:
         step = _from_stacked(updates, losses, params, strategy, preconditioner, num_tasks)
     if jnp.shape(step.losses) != (num_tasks,):
@@ -113,15 +116,10 @@ def read(
     return step._replace(losses=losses, is_stacked=form == "stacked")
 
 
-def without_tuple(pullback: Callable, params: Any) -> Callable:
+def _without_tuple(pullback: Any, params: Any) -> Callable:
     """A pullback that returns the gradient alone, where that of ``jax.vjp`` puts it in a tuple.
 
-    Args:
-      pullback: ``weights -> gradient``, or a tuple of it.
-      params: the parameters, which may be such a tuple themselves; with ``None`` it can't be told.
-
-    Returns:
-      ``weights -> gradient``.
+    The parameters may be such a tuple themselves, so that without them it can't be told.
     """
     if params is None:
         return pullback
@@ -202,7 +200,10 @@ def _from_tasks(
     )
 
 
-def _from_losses_fn(losses_fn, params, interaction_fn, preconditioner, dtype) -> Step:
+def _from_losses_fn(given, params, interaction_fn, preconditioner, dtype) -> Step:
+    def losses_fn(params):
+        return _array("losses_fn must return", given(params), "it returns")
+
     if interaction_fn is None:
         interaction_fn = functools.partial(interaction_lib.jacobian_gram, losses_fn)
         if preconditioner is not None:
@@ -213,7 +214,7 @@ def _from_losses_fn(losses_fn, params, interaction_fn, preconditioner, dtype) ->
 
 def _differentiated(losses_fn, params, interaction, dtype) -> Step:
     def at_least_dtype(params):
-        losses = interaction_base.replicated(_array("losses_fn's losses", losses_fn(params)))
+        losses = interaction_base.replicated(losses_fn(params))
         _check_floating(losses)
         # The pullback then takes the weights as they are; a loss in half precision still
         # differentiates in half precision what it computes in it.
@@ -276,13 +277,13 @@ def _parts(losses, strategy, num_tasks) -> int:
     return strategy.parts if losses.shape == (strategy.parts * num_tasks,) else 1
 
 
-def _array(name: str, losses: Any) -> jax.Array:
+def _array(expected: str, losses: Any, found: str) -> jax.Array:
     try:
         return jnp.asarray(losses)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{name} must be one array of a number for each task, [N], but they are "
-            f"{checks.shown(losses)}.{_unwrapped(losses)}"
+            f"{expected} one array with a number for each task, [N], but {found} a "
+            f"{type(losses).__name__}.{_unwrapped(losses)}"
         ) from error
 
 
@@ -298,7 +299,9 @@ def _check_batch(name: str, batch: Any, num_tasks: int) -> None:
     expected = f"[{num_tasks} tasks, examples, ...]"
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         where = name + jax.tree_util.keystr(path)
-        if np.ma.isMaskedArray(leaf) or getattr(leaf, "dtype", np.dtype(float)).kind in "OUSMm":
+        # A key of JAX's has a dtype that NumPy doesn't know.
+        kind = getattr(getattr(leaf, "dtype", None), "kind", None)
+        if np.ma.isMaskedArray(leaf) or (kind and kind in "OUSMm"):
             raise ValueError(
                 f"{where} must hold numbers that JAX knows, but it is {checks.shown(leaf)}."
             )

@@ -34,7 +34,8 @@ def check_arrays(what: str, tree: Any) -> None:
       ValueError: with the name of the first leaf that isn't, and how to leave it out.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if isinstance(leaf, jax.Array) or isinstance(getattr(leaf, "dtype", None), np.dtype):
+        is_array = isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
+        if is_array or isinstance(getattr(leaf, "dtype", None), np.dtype):
             continue
         where = what + jax.tree_util.keystr(path)
         if isinstance(leaf, (bool, int, float, complex)):
@@ -149,7 +150,8 @@ def _difference(tree: Any, found: dict, wanted: dict) -> str | None:
         if isinstance(other, optax.MaskedNode):
             return f"its leaf {where} is masked; mark it False in `trainable` as well"
         if jnp.shape(other) != jnp.shape(leaf):
-            return f"its leaf {where} has shape {jnp.shape(other)} instead of {jnp.shape(leaf)}"
+            what = f"its leaf {where}" if where else "it"
+            return f"{what} has shape {jnp.shape(other)} instead of {jnp.shape(leaf)}"
     extra = (where for name, (where, _) in found.items() if name not in wanted)
     where = next(extra, None)
     return None if where is None else f"they have no leaf {where}"

@@ -203,7 +203,7 @@ def weighted(
             "interaction_batch": interaction_batch,
             "losses_fn": losses_fn,
             "losses": losses,
-            "pullback": pullback and _forms.without_tuple(pullback, params),
+            "pullback": pullback,
             "interaction_fn": interaction_fn,
             "preconditioner": preconditioner,
         }
@@ -293,6 +293,7 @@ def weighted(
             from_pull = isinstance(pulled, interaction_base.Pulled)
             found = (lambda: pulled.matrix) if from_pull else step.interaction
             measured, unmeasured, ever_measured = measure(found)
+        _leaves.check_arrays("gradient", gradient)
         _leaves.check_trained("gradient", gradient)
         if weighting.uses_interaction and from_batch:
             squares = jnp.diagonal(measured.matrix) + measured.noise

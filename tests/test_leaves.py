@@ -167,6 +167,29 @@ def test_trees_of_the_same_leaves_may_mix(outer, inner):
         np.testing.assert_allclose(flat, expected, atol=1e-5)
 
 
+def test_losses_in_a_list_and_keys_in_a_batch_are_taken():
+    mine = [jax.tree.map(lambda x: x[i], PROBLEM.batch) for i in range(N)]  # noqa: B023
+    keys = jax.random.split(jax.random.key(0), N)
+    tx = transform.weighted(weighting.lookahead_online(0.1, 0.5), N, interaction="vmap")
+    expected = task_gradients() @ task_gradients().T
+    for given in (
+        {"losses_fn": lambda p: [PROBLEM.loss_fn(p, task) for task in mine]},
+        {
+            "loss_fn": lambda p, task: PROBLEM.loss_fn(p, task[0]) + 0 * jax.random.normal(task[1]),
+            "batch": (PROBLEM.batch, keys),
+        },
+    ):
+        _, state = tx.update(None, tx.init(PROBLEM.params), PROBLEM.params, **given)
+        found = ldro.interaction(state)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_shapes_with_a_frozen_key_are_parameters():
+    params = jax.eval_shape(lambda: PROBLEM.params | {"key": jax.random.key(0)})
+    mask = {name: name != "key" for name in params}
+    transform.weighted(weighting.average(), N, trainable=mask).init(params)
+
+
 def test_what_differs_is_named():
     params = {"a": {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}}
     tx = transform.weighted(weighting.average(), 2)
