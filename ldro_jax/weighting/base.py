@@ -461,10 +461,11 @@ def checked(weighting: Weighting) -> Weighting:
                 f"{list(statistics.losses.shape)}, but it returned {described}."
             )
         ours, theirs = (_structure(each) for each in (state, following))
-        if ours != theirs:
+        # Not the trees themselves: a container may have no equality.
+        if jax.tree.flatten(ours) != jax.tree.flatten(theirs):
             raise ValueError(
-                f"{name} must return a state like the one it was given, {ours}, but it returned "
-                f"{theirs}."
+                f"{name} must return a state like the one it was given, {checks.printed(ours)}, "
+                f"but it returned {checks.printed(theirs)}."
             )
         return weights, following
 

@@ -68,7 +68,7 @@ def raw(update):
             weighting.exponentiated_gradient(lambda s, weights: s.losses[None]),
             r"returned float32\[1, 5\]",
         ),
-        (counting("float32"), r"The weighting counting must .* int32\[\], but .* float32\[\]"),
+        (counting("float32"), r"The weighting counting must .* 'int32\[\]', but .* 'float32\[\]'"),
         (raw(lambda s, state: even(s)), "must return a pair, the weights .* returned an array"),
         (raw(lambda s, state: (even(s), None, 1)), "must return a pair"),
         (raw(lambda s, state: (even(s), jnp.zeros(2))), "must return a state like the one"),
@@ -81,6 +81,33 @@ def test_what_a_weighting_returns_is_checked_when_it_is_traced(made, message, op
         problem = problems.mlp()
         state = tx.init(problem.params)
         tx.update(jnp.ones((N, 2)), state, jnp.ones(2), losses=jnp.ones(N))
+
+
+class Held:
+    """A container that is equal to itself alone."""
+
+    def __init__(self, value):
+        self.value = value
+
+
+jax.tree_util.register_pytree_node(Held, lambda x: ((x.value,), None), lambda _, x: Held(*x))
+
+
+def test_a_state_in_a_container_without_equality_is_taken():
+    def made(increment):
+        return weighting.Weighting(
+            lambda num_tasks, dtype: Held(jnp.zeros([], dtype)),
+            lambda statistics, state: (even(statistics), Held(increment(state.value))),
+        )
+
+    def update(increment):
+        tx = transform.weighted(made(increment), N)
+        given = jnp.ones((N, 2)), tx.init(jnp.ones(2)), jnp.ones(2)
+        return tx.update(*given, losses=jnp.ones(N))[1]
+
+    assert update(lambda x: x + 1).weighting.value == 1
+    with pytest.raises(ValueError, match="must return a state like the one"):
+        update(lambda x: x[None])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
