@@ -222,7 +222,8 @@ def instance(name: str, value: Any, kind: type, example: str) -> None:
       kind: the class.
       example: of such a value, as a gin file has it.
     """
-    expected = f"a {kind.__name__}, such as {example}"
+    article = "an" if kind.__name__[0] in "AEIOU" else "a"
+    expected = f"{article} {kind.__name__}, such as {example}"
     require(isinstance(value, kind), name, expected, value)
 
 

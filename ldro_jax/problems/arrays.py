@@ -233,8 +233,8 @@ class ArrayProblem(base.Problem):
                 f"model must take inputs of the shape {inputs.shape[1:]}, but it doesn't "
                 f"({errors.first_line(error)})."
             ) from error
-        given = jax.tree.leaves(outputs)
-        checks.require(given, "model", "a function that gives outputs", "one that gives none")
+        if not jax.tree.leaves(outputs):
+            raise ValueError("model must give outputs, but it gives none.")
 
     def _task_values(self, params, arrays, split):
         """The values of each metric, each task measured on its own rows alone, ``[N]``."""
@@ -273,12 +273,11 @@ class ArrayProblem(base.Problem):
             lambda places: self.apply(params, inputs[places]), places.reshape(count, group)
         )
         for path, leaf in jax.tree_util.tree_leaves_with_path(grouped):
-            checks.require(
-                leaf.shape[1:2] == (group,),
-                "model",
-                f"a function that gives an output for each of {group} rows, [{group}, ...]",
-                f"one whose output{jax.tree_util.keystr(path)} has the shape {leaf.shape[1:]}",
-            )
+            if leaf.shape[1:2] != (group,):
+                raise ValueError(
+                    f"model must give an output for each of {group} rows, [{group}, ...], but its "
+                    f"output{jax.tree_util.keystr(path)} has the shape {leaf.shape[1:]}."
+                )
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(inputs)], grouped)
 
 
@@ -368,7 +367,8 @@ def _numbers(name: str, part: str, array: Any) -> np.ndarray:
     is_small = found.dtype.name == "bfloat16"
     if not (is_small or (found.dtype.kind in "biuf" and found.itemsize <= 8)):
         raise ValueError(f"{name} must have {part} that are numbers, but they are {found.dtype}.")
-    if not np.isfinite(found.astype(np.float32) if is_small else found).all():
+    numbers = found.astype(np.float32) if is_small else found
+    if found.dtype.kind not in "biu" and not np.isfinite(numbers).all():
         raise ValueError(f"{name} must have {part} that are finite, but some are NaN or infinite.")
     checks.on_device(name, part, found)
     return found
