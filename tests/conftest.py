@@ -1,9 +1,11 @@
 """Configuration of all tests: strict numerics, 8 CPU devices, and XLA flags that are known good."""
 
+import atexit
 import functools
 import gc
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,9 +24,10 @@ _xla_flags.set_cpu_defaults()
 
 # Programs that several tests, or the processes that they start, compile alike are compiled once. A
 # directory for each worker: JAX writes files there that are seen before they are whole.
-_programs = tempfile.TemporaryDirectory(prefix="ldro-jax-tests-", ignore_cleanup_errors=True)
+_programs = tempfile.mkdtemp(prefix="ldro-jax-tests-")
+atexit.register(shutil.rmtree, _programs, ignore_errors=True)
 for _option, _value in {
-    "jax_compilation_cache_dir": _programs.name,
+    "jax_compilation_cache_dir": _programs,
     "jax_persistent_cache_min_compile_time_secs": 0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }.items():
