@@ -14,6 +14,7 @@ from typing import Any
 from absl import logging
 
 from ldro_jax import paths, processes
+from ldro_jax.experiments import groups
 from ldro_jax.records import files, json_types, results
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.records import kept as kept_lib
@@ -149,19 +150,19 @@ def _elsewhere(
       From the name of a run to the one that it is kept under.
     """
     directory = output_dir / "runs"
-    records = {_key(ours["runs"][0]): name for name, ours in identities.items()}
-    checkpoints = {_key(ours["runs"][0]): name for name, ours in of_checkpoints.items()}
+    records = {identity_lib.key(ours["runs"][0]): name for name, ours in identities.items()}
+    checkpoints = {identity_lib.key(ours["runs"][0]): name for name, ours in of_checkpoints.items()}
     found: dict[str, str] = {}
     for checkpoint in newest:
         runs = checkpoint.identity.get("runs", [])
-        if len(runs) == 1 and (name := checkpoints.get(_key(runs[0]))):
+        if len(runs) == 1 and (name := checkpoints.get(identity_lib.key(runs[0]))):
             found[name] = checkpoint.folder.name
     for file in sorted(directory.glob("*.json")) if directory.exists() else ():
         if file.stem in identities:
             continue
         with contextlib.suppress(OSError, results.ResultsError, KeyError, IndexError):
             run = files.read_json(file, results.FORMAT)["identity"]["runs"][0]
-            if name := records.get(_key(run)):
+            if name := records.get(identity_lib.key(run)):
                 found[name] = file.stem
     folders = ("runs", "checkpoints")
     return {
@@ -179,10 +180,14 @@ def _rename(output_dir: pathlib.Path, names: Mapping[str, str]) -> None:
       output_dir: of the experiment.
       names: see :func:`_elsewhere`.
     """
+    # Not under the eyes of one that still looks for them.
+    processes.wait_for_all("looked")
     for name, old in names.items() if processes.is_first() else ():
         for folder in ("checkpoints", "tensorboard", "runs"):
-            if (path := _place(output_dir, folder, old)).exists():
-                path.rename(_place(output_dir, folder, name))
+            path, target = (_place(output_dir, folder, x) for x in (old, name))
+            # Logs may be there under both, of a run that had the one name, the other and the first.
+            if path.exists() and not target.exists():
+                path.rename(target)
     processes.wait_for_all("renamed")
 
 
@@ -203,15 +208,23 @@ def _check_checkpoints(
     Raises:
       OtherRunError: if one was made with something else, or has more steps.
     """
-    runs = {_key(ours["runs"][0]): ours for ours in identities.values()}
+    newest = list(newest)
+    runs = {identity_lib.key(ours["runs"][0]): ours for ours in identities.values()}
+    there = {identity_lib.key(run) for one in newest for run in one.identity.get("runs", [])}
     for checkpoint in newest:
         what = f"The checkpoint of step {checkpoint.step} in {checkpoint.folder}"
         theirs = checkpoint.identity
-        mine = [runs[key] for run in theirs.get("runs", []) if (key := _key(run)) in runs]
+        their_runs = theirs.get("runs", [])
+        mine = [runs[key] for key in map(identity_lib.key, their_runs) if key in runs]
         # Its folder is that of our run, and would be taken for it.
         if (ours := identities.get(checkpoint.folder.name)) is not None:
             identity_lib.check(what, theirs, _plain(ours))
             mine.append(ours)
+        # So it is with a run of a group that had the name of ours, unless ours is there as well.
+        for name, run in zip(groups.names_in(checkpoint.folder), their_runs, strict=False):
+            ours = identities.get(name)
+            if ours is not None and identity_lib.key(ours["runs"][0]) not in there:
+                identity_lib.check(what, {**theirs, "runs": [run]}, _plain(ours))
         for ours in mine:
             identity_lib.check(what, {**theirs, "runs": ours["runs"]}, _plain(ours))
         if mine and checkpoint.step > num_steps:
@@ -252,10 +265,6 @@ def _longer(what: str, found: int, ours: int) -> identity_lib.OtherRunError:
     )
 
 
-def _key(run: Mapping[str, Any]) -> str:
-    return json.dumps(run, sort_keys=True)
-
-
 def _plain(identity: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(identity))
 
@@ -265,7 +274,7 @@ def _require_parameters(what, output_dir, runs, num_steps, metrics) -> None:
     steps = [
         checkpoint.step
         for checkpoint in kept_lib.newest(output_dir)
-        if _key(runs[0]) in map(_key, checkpoint.identity.get("runs", []))
+        if identity_lib.key(runs[0]) in map(identity_lib.key, checkpoint.identity.get("runs", []))
     ]
     if num_steps not in steps:
         raise identity_lib.OtherRunError(

@@ -2,7 +2,7 @@
 
 Runs that are trained together have their checkpoints in one folder, which says whose they are. So
 the next start finds the state of a run whatever group it is then trained in: one of the same runs,
-one of some of them, or alone.
+one of some of them, or alone; and whatever their names are then.
 """
 
 import collections
@@ -10,25 +10,52 @@ import hashlib
 import itertools
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from ldro_jax.records import files
+from ldro_jax.records import files, identity
+from ldro_jax.training import fingerprint
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.progress import Origin
 
 _FILE = "runs.json"
 
 
-def folder(names: Sequence[str]) -> str:
+class _Begun(NamedTuple):
+    """Runs that have checkpoints in one folder: the newest step, and what each is known by."""
+
+    folder: pathlib.Path
+    step: int
+    runs: Sequence[Mapping[str, Any]]
+
+    @property
+    def keys(self) -> list[str]:
+        return [identity.key(run) for run in self.runs]
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """The greatest has what was trained last."""
+        return self.step, -len(self.runs)
+
+
+def folder(members: Mapping[str, Trial]) -> str:
     """The folder for the checkpoints of some runs, by their names."""
-    if len(names) == 1:
-        return names[0]
-    return "group-" + hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+    if len(members) == 1:
+        return next(iter(members))
+    text = "\n".join(map(_key, members.values()))
+    return "group-" + hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def note(names: Sequence[str], checkpoints: pathlib.Path) -> None:
+def note(members: Mapping[str, Trial], checkpoints: pathlib.Path) -> None:
     """Writes into the folder of a group whose checkpoints these are."""
-    if len(names) > 1:
-        files.write_json({"runs": list(names)}, checkpoints / folder(names) / _FILE)
+    if len(members) > 1:
+        runs = [fingerprint.of_run(trial) for trial in members.values()]
+        noted = {"names": list(members), "runs": runs}
+        files.write_json(noted, checkpoints / folder(members) / _FILE)
+
+
+def names_in(path: pathlib.Path) -> list[str]:
+    """The names that the runs of a group had; none for a folder that is damaged, or of one run."""
+    return _noted(path).get("names", [])
 
 
 def split(
@@ -46,50 +73,57 @@ def split(
     """
     if size == 1:  # in the order they are listed, so that an unfinished sweep has whole seeds
         return collections.deque({name: trial} for name, trial in trials.items())
-    homes = [*_begun(checkpoints), *((n,) for n in trials if _has_steps(checkpoints / n))]
+    begun = _begun(checkpoints)
     sharing: dict[tuple, dict[str, Trial]] = {}
     for name, trial in trials.items():
-        # The smallest is the last one that it was trained in.
-        home = min((names for names in homes if name in names), key=len, default=())
+        homes = [group for group in begun if _key(trial) in group.keys]
+        if (step := _newest(checkpoints / name)) is not None:
+            homes.append(_Begun(checkpoints / name, step, [fingerprint.of_run(trial)]))
+        home = max(homes, key=lambda group: group.order).folder if homes else None
         sharing.setdefault((trial.method.compile_key(), home), {})[name] = trial
     return collections.deque(
         dict(part) for runs in sharing.values() for part in _chunks(runs.items(), size)
     )
 
 
-def origin(
-    names: Sequence[str], trials: Mapping[str, Trial], checkpoints: pathlib.Path
-) -> Origin | None:
-    """The smallest group that holds some runs among others, if it has begun.
+def origin(members: Mapping[str, Trial], checkpoints: pathlib.Path) -> Origin | None:
+    """The newest checkpoints of another group that holds some runs.
 
     Args:
-      names: of the runs.
-      trials: all of the experiment, by name.
+      members: the runs.
       checkpoints: where the folders of earlier groups are.
     """
-    holding = [g for g in _begun(checkpoints) if set(names) < set(g) <= set(trials)]
+    mine = [_key(trial) for trial in members.values()]
+    others = (group for group in _begun(checkpoints) if group.folder.name != folder(members))
+    holding = [group for group in others if set(mine) <= set(group.keys)]
     if not holding:
         return None
-    group = min(holding, key=len)
-    chosen = [group.index(name) for name in names]
-    return Origin(checkpoints / folder(group), [trials[name] for name in group], chosen)
+    group = max(holding, key=lambda group: group.order)
+    return Origin(group.folder, group.runs, [group.keys.index(key) for key in mine])
 
 
-def _begun(checkpoints: pathlib.Path) -> list[tuple[str, ...]]:
-    """The runs of each group that has a checkpoint."""
-    found = []
-    for path in sorted(checkpoints.glob("group-*")) if checkpoints.exists() else ():
-        try:
-            names = tuple(files.read_json(path / _FILE)["runs"])
-        except (OSError, KeyError, files.ResultsError):
-            continue  # that of an earlier version, or damaged: its runs begin anew in other groups
-        if path.name == folder(names) and _has_steps(path):
-            found.append(names)
-    return found
+def _begun(checkpoints: pathlib.Path) -> list[_Begun]:
+    """The groups that have a checkpoint."""
+    paths = sorted(checkpoints.glob("group-*")) if checkpoints.exists() else ()
+    found = ((path, _newest(path), _noted(path).get("runs")) for path in paths)
+    return [_Begun(path, step, runs) for path, step, runs in found if step is not None and runs]
 
 
-def _has_steps(path: pathlib.Path) -> bool:
-    return path.exists() and any(step.name.isdigit() for step in path.iterdir())
+def _noted(path: pathlib.Path) -> dict[str, Any]:
+    try:
+        return files.read_json(path / _FILE)
+    except (OSError, files.ResultsError):
+        return {}  # one that is damaged: its runs begin anew in other groups
+
+
+def _key(trial: Trial) -> str:
+    return identity.key(fingerprint.of_run(trial))
+
+
+def _newest(path: pathlib.Path) -> int | None:
+    """The newest step that a folder has a checkpoint of."""
+    steps = (int(x.name) for x in path.iterdir() if x.name.isdigit()) if path.exists() else ()
+    return max(steps, default=None)
 
 
 def _chunks(items: Iterable, size: int) -> Iterator[tuple]:

@@ -173,15 +173,14 @@ def train_all(
             programs[key] = first.for_method(trial.method)
     program_of = {n: programs[t.method.compile_key()] for n, (_, t) in trials.items()}
     finished, identities = finished_lib.take(trials, program_of, schedule, output_dir, accepted)
-    resolved = {name: trial for name, (_, trial) in trials.items()}
-    left = {name: trial for name, trial in resolved.items() if name not in finished}
+    left = {name: trial for name, (_, trial) in trials.items() if name not in finished}
     waiting = groups.split(left, together, output_dir / "checkpoints")
     while waiting:
         group = waiting.popleft()
         key = next(iter(group.values())).method.compile_key()
         done = label or f"{len(finished)}/{len(trials)}"
         try:
-            runs = _train(group, resolved, programs[key], schedule, output_dir, done)
+            runs = _train(group, programs[key], schedule, output_dir, done)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
                 raise
@@ -205,18 +204,17 @@ def train_all(
 
 def _train(
     group: Mapping[str, Trial],
-    all_trials: Mapping[str, Trial],
     program: Program,
     schedule: Schedule,
     output_dir: pathlib.Path,
     done: str,
 ) -> list[results.Run]:
-    members, trials = list(group), list(group.values())
+    trials = list(group.values())
     first = f"{trials[0].method.name}, seed {trials[0].seed}"
     label = f"[{done}] {first}" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
     total = schedule.train_steps * len(group)
     folder = output_dir / "checkpoints"
-    groups.note(members, folder)
+    groups.note(group, folder)
     stacked = isinstance(program, StackedProgram)
     is_shown = _printing.is_terminal()
     with _Bar(total=total, desc=label, unit="step", disable=not is_shown) as progress:
@@ -224,10 +222,10 @@ def _train(
             program,
             trials,
             schedule,
-            checkpoint_dir=folder / groups.folder(members),
-            tensorboard_dirs=[output_dir / "tensorboard" / name for name in members],
+            checkpoint_dir=folder / groups.folder(group),
+            tensorboard_dirs=[output_dir / "tensorboard" / name for name in group],
             progress=progress,
-            origin=groups.origin(members, all_trials, folder) if stacked else None,
+            origin=groups.origin(group, folder) if stacked else None,
         )
     if not is_shown and processes.is_first():
         _printing.say(f"{label}: {recording.progress_text(recording.Record(runs[-1]))}")

@@ -1,6 +1,7 @@
 """What tells data, models and training states from others that may have the same names."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -103,6 +104,15 @@ def differing(found: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tup
     for name in {**ours, **found}:
         if found.get(name) != ours.get(name):
             yield name, found.get(name), ours.get(name)
+
+
+def key(run: Mapping[str, Any]) -> str:
+    """A text that is the same for the same run: its method, settings and seed.
+
+    Args:
+      run: one of the ``runs`` that a record or a checkpoint is known by.
+    """
+    return json.dumps(run, sort_keys=True)
 
 
 def structure(state: Any) -> dict[str, str]:

@@ -44,10 +44,7 @@ def of(program: "Program", schedule: Schedule, trials: Sequence["Trial"]) -> dic
       digests can be compared under. See :func:`ldro_jax.records.identity.check`.
     """
     return {
-        "runs": [
-            {"method": method.name, "settings": exact(method.settings()), "seed": int(seed)}
-            for method, seed in trials
-        ],
+        "runs": [of_run(trial) for trial in trials],
         "data": json_types.plain(program.problem.identity),
         "settings": _settings(program, schedule),
         "programs": {
@@ -58,6 +55,12 @@ def of(program: "Program", schedule: Schedule, trials: Sequence["Trial"]) -> dic
         "evaluation": _evaluation(program),
         "versions": _versions(),
     }
+
+
+def of_run(trial: "Trial") -> dict[str, Any]:
+    """What tells a run from others of the same problem: ``method``, ``settings`` and ``seed``."""
+    method, seed = trial
+    return {"method": method.name, "settings": exact(method.settings()), "seed": int(seed)}
 
 
 @functools.cache

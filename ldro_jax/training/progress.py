@@ -28,12 +28,12 @@ class Origin(NamedTuple):
 
     Attributes:
       directory: where they are.
-      trials: all runs that they hold.
+      runs: what all runs that they hold are known by.
       chosen: where among these are those that go on.
     """
 
     directory: pathlib.Path
-    trials: Sequence[Trial]
+    runs: Sequence[Mapping[str, Any]]
     chosen: Sequence[int]
 
 
@@ -190,10 +190,10 @@ def taken_from(
     origin: Origin, program: Program, session: Session, schedule: Schedule
 ) -> tuple[Progress, list[str]] | None:
     """As :meth:`Saved.restore`, for some runs out of the newest good checkpoint of more."""
-    known_by = identity(program, session, schedule, origin.trials)
+    known_by = {**identity(program, session, schedule, []), "runs": list(origin.runs)}
     # Held on the host, since all of them may be too many for the device.
     like = jax.tree.map(
-        lambda x: np.zeros((len(origin.trials), *x.shape[1:]), x.dtype), session.states
+        lambda x: np.zeros((len(origin.runs), *x.shape[1:]), x.dtype), session.states
     )
     with contextlib.closing(checkpoints.Checkpoints(origin.directory, identity=known_by)) as found:
         restored = found.restore(like)

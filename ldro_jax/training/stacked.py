@@ -317,7 +317,7 @@ class StackedSession(engine.Session):
         self, states: step_lib.TrainState, record: Mapping[str, Any], chosen: Sequence[int]
     ) -> None:
         runs = np.array(chosen)
-        if len(runs) < len(states.step):
+        if runs.tolist() != list(range(len(states.step))):
             states = jax.tree.map(lambda x: jnp.asarray(x[runs]), states)
         self.states, self.step = states, int(states.step[0])
         values, counts = (np.array(x)[runs] for x in record["means"])

@@ -1,5 +1,6 @@
 """Runs that an experiment trains together: which, and what if memory is short."""
 
+import dataclasses
 import shutil
 
 import harness
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import trained as trained_lib
 
 from ldro_jax.records import results
 from ldro_jax.sharding import Layout
@@ -102,16 +104,16 @@ def test_a_group_that_is_killed_between_two_records_loses_nothing(
 @pytest.mark.parametrize(
     ("first", "then", "steps"),
     [
-        (4, 1, [[5, 5, 5]] * 4),
-        (1, 3, [[5, 5, 5], [15, 15, 15]]),
-        pytest.param(4, 3, [[15, 15, 15], [5, 5, 5]], marks=pytest.mark.heavy),
+        (4, 1, [[10, 5]] * 4),
+        (1, 3, [[10, 5], [15, 15, 15]]),
+        pytest.param(4, 3, [[30, 15], [10, 5]], marks=pytest.mark.heavy),
     ],
 )
 def test_runs_go_on_in_other_groups(first, then, steps, tmp_path, trained, no_report):
     options = SWEEP | {"schedule": tiny.schedule(15, 5, 5)}
     whole = tiny.run(tmp_path / "whole", runs_together=first, **options)
     trained.trials.clear()
-    trained.interrupt = (first, 10 * first)
+    trained.interrupt = (first, 15 * first)
     with pytest.raises(KeyboardInterrupt):
         tiny.run(tmp_path / "pieces", runs_together=first, **options)
     trained.interrupt = None
@@ -123,6 +125,62 @@ def test_runs_go_on_in_other_groups(first, then, steps, tmp_path, trained, no_re
         assert (run.seed, run.hyperparameters) == (other.seed, other.hyperparameters)
         np.testing.assert_allclose(run.losses.values, other.losses.values, rtol=1e-4)
         np.testing.assert_allclose(run.weights.values, other.weights.values, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A directory of two seeds of one setting, trained together up to step 10 of 15."""
+    directory = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        watched = trained_lib.Trained(patch)
+        watched.interrupt = (2, 30)
+        with pytest.raises(KeyboardInterrupt):
+            tiny.run(directory, runs_together=2, **ONE_SETTING)
+    return directory
+
+
+ONE_SETTING = {
+    "methods": [tiny.GROUP_DRO],
+    "seeds": (0, 1),
+    "schedule": tiny.schedule(15, 5, 5),
+}
+OTHER = dataclasses.replace(tiny.GROUP_DRO, hyperparameters={"weight_lr": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("changed", "steps"),
+    [
+        ({"seeds": (1,)}, [[10, 5]]),
+        ({"seeds": (1, 0)}, [[20, 10]]),
+        # It gives those that are there another name.
+        ({"methods": [tiny.GROUP_DRO, OTHER], "runs_together": 4}, [[20, 10], [10, 10, 10]]),
+    ],
+    ids=["fewer seeds", "another order", "another setting"],
+)
+def test_an_interrupted_group_goes_on_where_other_runs_come_and_go(
+    changed, steps, tmp_path, trained, no_report, interrupted
+):
+    there = shutil.copytree(interrupted, tmp_path / "there")
+    options = {**ONE_SETTING, "runs_together": 2, **changed}
+    found = tiny.run(there, **options)
+    assert trained.steps == steps
+    names = "".join(path.name for path in (there / "runs").iterdir())
+    whole = tiny.run(tmp_path / "whole", **options)
+    for run, other in zip(found.runs, whole.runs, strict=True):
+        assert (run.seed, run.hyperparameters) == (other.seed, other.hyperparameters)
+        np.testing.assert_allclose(run.losses.values, other.losses.values, rtol=1e-6)
+    # What is finished has its name of before again, and what was left out is still there.
+    trained.steps.clear()
+    assert len(tiny.run(there, **ONE_SETTING).runs) == 2
+    assert trained.steps == ([[10, 5]] if "seed0" not in names else [])
+
+
+def test_another_setting_of_the_only_one_of_an_interrupted_group_is_refused(tmp_path, interrupted):
+    there = shutil.copytree(interrupted, tmp_path / "there")
+    before = {path: path.read_bytes() for path in there.rglob("*.gin")}
+    with pytest.raises(ValueError, match="is that of another run: weight_lr was 0.5, now it is"):
+        tiny.run(there, runs_together=2, **{**ONE_SETTING, "methods": [OTHER]})
+    assert {path: path.read_bytes() for path in there.rglob("*.gin")} == before
 
 
 @pytest.mark.parametrize(
