@@ -270,7 +270,7 @@ def _open_lock(path: pathlib.Path, flags: int) -> Any:
         os.close(descriptor)
     raise FileExistsError(
         f"{path}, which says who works there, {what}. Delete it if no process does, or choose "
-        "another --output_dir."
+        "another output_dir."
     )
 
 

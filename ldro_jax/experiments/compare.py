@@ -132,8 +132,6 @@ def compare(
     programs = runs_lib.programs_of([_resolved(m, made, unknown) for m in settings], first)
     is_path = isinstance(output_dir, (str, os.PathLike))
     checks.require(is_path, "output_dir", "the path of a directory", output_dir)
-    is_text = config_text is None or isinstance(config_text, str)
-    checks.require(is_text, "config_text", "a text", config_text)
     output_path = paths.absolute(output_dir)
     with contextlib.ExitStack() as stack:
         config_text = config_text or _configuration(

@@ -13,7 +13,7 @@ from typing import Any
 
 from absl import logging
 
-from ldro_jax import paths, processes
+from ldro_jax import _printing, paths, processes
 from ldro_jax.experiments import groups
 from ldro_jax.records import files, json_types, results
 from ldro_jax.records import identity as identity_lib
@@ -107,7 +107,7 @@ def finished_run(
     what = f"The record {file}"
     try:
         found = results.load_results(file)
-        theirs = files.read_json(file, results.FORMAT).get("identity", {})
+        theirs = files.read_json(file, *results.FORMATS).get("identity", {})
         run = found.runs[0]
     except FileNotFoundError:  # another process has just moved it
         return None
@@ -255,7 +255,7 @@ def say(output_dir: pathlib.Path) -> None:
       output_dir: of the experiment.
     """
     if processes.is_first():
-        print(f"The experiment in {output_dir} is finished; look at its report.html.")
+        _printing.say(f"The experiment in {output_dir} is finished; look at its report.html.")
 
 
 def _longer(what: str, found: int, ours: int) -> identity_lib.OtherRunError:

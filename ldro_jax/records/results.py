@@ -43,7 +43,8 @@ __all__ = [
 ]
 
 FORMAT = 2
-_READ = (1, FORMAT)
+# Those that are read.
+FORMATS = (1, FORMAT)
 
 
 def save_results(
@@ -123,7 +124,7 @@ def load_results(path: str | os.PathLike) -> Results:
       FileNotFoundError: if there is no such file.
       ResultsError: if it is not valid JSON, has another format number, or lacks a part.
     """
-    record = read_json(path, *_READ)
+    record = read_json(path, *FORMATS)
     try:
         _check_types(record, _RESULTS_TYPES)
         parts = {

@@ -10,7 +10,7 @@ from ldro_jax import processes
 from ldro_jax.experiments import finished
 from ldro_jax.models import mlp
 from ldro_jax.problems import classifiers, models
-from ldro_jax.records import results
+from ldro_jax.records import files, results
 from ldro_jax.training import fingerprint, loop, recording
 from ldro_jax.training.engine import Trial
 
@@ -104,8 +104,15 @@ def test_digests_are_compared_under_the_same_versions_alone(file, caplog):
 
 def test_a_record_of_before_is_refused(file):
     results.save_results(results.load_results(file), file)
-    with pytest.raises(ValueError, match="was made by another version of ldro_jax"):
-        found(file)
+    # Of the format of before.
+    old = json.loads(file.read_text()) | {"format": 1}
+    old["runs"][0] |= {"evaluations": []}
+    for record in (None, old):
+        if record is not None:
+            files.write_json({k: v for k, v in record.items() if k != "checksum"}, file)
+        with pytest.raises(ValueError, match="was made by another version of ldro_jax"):
+            found(file)
+        assert file.exists()
 
 
 def _flipped(text):
