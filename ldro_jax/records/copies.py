@@ -11,6 +11,11 @@ from ldro_jax import errors, paths, processes
 _NAME = "copy-"
 
 
+def place(directory: pathlib.Path, step: int) -> pathlib.Path:
+    """Where the copy of a checkpoint is, if there is one."""
+    return directory / f"{_NAME}{step}"
+
+
 class Copies:
     """Keeps one copy, in the folder of the checkpoints.
 
@@ -60,17 +65,17 @@ class Copies:
         if not processes.all_agree(self._path(step).exists()):
             return False
         if self._writes:
-            place = self._directory / str(step)
-            if place.exists():
-                aside = paths.move_aside(place)
+            original = self._directory / str(step)
+            if original.exists():
+                aside = paths.move_aside(original)
                 logging.warning("The checkpoint of step %d is now %s.", step, aside)
-            self._copy(self._path(step), place)
+            self._copy(self._path(step), original)
             logging.warning("There is a copy of the checkpoint of step %d, which is used.", step)
         processes.wait_for_all("put back")
         return True
 
     def _path(self, step: int) -> pathlib.Path:
-        return self._directory / f"{_NAME}{step}"
+        return place(self._directory, step)
 
     def _make(self, step: int) -> None:
         try:

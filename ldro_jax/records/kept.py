@@ -11,8 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ldro_jax import checks, paths
-from ldro_jax.records import files, identity
+from ldro_jax import checks, errors, paths
+from ldro_jax.records import copies, files, identity, orbax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ def newest(output_dir: pathlib.Path) -> Iterator[Kept]:
             continue
         steps = (int(path.name) for path in folder.iterdir() if path.name.isdigit())
         for step in sorted(steps, reverse=True):
-            if (payload := _payload(folder, step)) is not None:
+            if (payload := _payload(folder / str(step))) is not None:
                 yield Kept(folder, step, payload)
                 break
 
@@ -118,8 +118,10 @@ def load(
     return params if problem is None else _as_made(params, problem)
 
 
-def _payload(folder: pathlib.Path, step: int) -> dict[str, Any] | None:
-    record: Any = folder / str(step) / "record"
+def _payload(place: pathlib.Path) -> dict[str, Any] | None:
+    record: Any = place / "record"
+    if not place.exists():
+        return None
     try:
         payload = dict(ocp.JsonCheckpointHandler().restore(record))
         written = payload.pop("checksum", None)
@@ -154,7 +156,10 @@ def _of_step(checkpoint: Kept, step: int | str) -> Kept:
                 f"one; step='last' gives that of step {checkpoint.step}."
             )
         step = int(best)
-    payload = checkpoint.payload if step == checkpoint.step else _payload(folder, int(step))
+    payload = checkpoint.payload
+    if step != checkpoint.step:
+        places = folder / str(step), copies.place(folder, int(step))
+        payload = _payload(places[0]) or _payload(places[1])
     if payload is None:
         steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
         raise FileNotFoundError(
@@ -164,29 +169,49 @@ def _of_step(checkpoint: Kept, step: int | str) -> Kept:
 
 
 def _params(checkpoint: Kept, index: int) -> Any:
-    """The parameters of one run of a checkpoint, on the host, whatever it was saved from."""
+    """The parameters of one run of a checkpoint, or of its copy if it is damaged."""
+    folder, step = checkpoint.folder, checkpoint.step
+    reason = ""
+    for place in (folder / str(step), copies.place(folder, step)):
+        try:
+            restored = _restored(place / "state") if place.exists() else None
+        except Exception as error:  # whatever a damaged file makes Orbax raise
+            restored, reason = None, errors.first_line(error)
+        if restored is None:
+            continue
+        # Whoever saved them may have had another order of the same arrays.
+        if sorted(identity.digest(restored)) == sorted(checkpoint.payload["state"]):
+            # Runs that are trained together are stacked.
+            params, together = restored["params"], np.ndim(restored["step"]) == 1
+            return jax.tree.map(lambda x: x[index], params) if together else params
+        reason = "it is not what was saved"
+    raise OSError(f"{folder / str(step) / 'state'} is damaged ({reason}).")
+
+
+def _restored(state: Any) -> Any:
+    """A state on the host, whatever it was saved from."""
     handler = ocp.PyTreeCheckpointHandler()
-    state: Any = checkpoint.folder / str(checkpoint.step) / "state"
     shapes = handler.metadata(state).tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), shapes)
-    restored = handler.restore(state, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
-    # Whoever saved them may have had another order of the same arrays.
-    if sorted(identity.digest(restored)) != sorted(checkpoint.payload["state"]):
-        raise OSError(f"{state} is damaged: it is not what was saved.")
-    # Runs that are trained together are stacked.
-    together = np.ndim(restored["step"]) == 1
-    return jax.tree.map(lambda x: x[index] if together else x, restored["params"])
+    with orbax.reads_come_to_an_end():
+        return handler.restore(state, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def _as_made(params: Any, problem: Any) -> Any:
     from flax.core import meta
 
     shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
-    found, expected = jax.tree.leaves(params), jax.tree.leaves(shapes)
-    if [x.shape for x in found] != [x.shape for x in expected]:
+    # By their names: the fields of a class are in its own order, and dictionaries are sorted.
+    found, expected = _by_name(params), _by_name(shapes)
+    ours, theirs = ({n: list(x.shape) for n, x in part.items()} for part in (expected, found))
+    if ours != theirs:
         raise ValueError(
-            f"problem must be what was trained, but its parameters have the shapes "
-            f"{[list(x.shape) for x in expected]}, and those that are kept "
-            f"{[list(x.shape) for x in found]}."
+            f"problem must be what was trained, but its parameters have the shapes {ours}, and "
+            f"those that are kept {theirs}."
         )
-    return jax.tree.unflatten(jax.tree.structure(shapes), found)
+    return jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in expected])
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}

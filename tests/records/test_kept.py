@@ -1,15 +1,24 @@
 """Parameters that an experiment keeps, loaded by what their run was: those of its record."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
 import ldro_jax
 from ldro_jax import problems, reporting
-from ldro_jax.records import identity
+from ldro_jax.records import checkpoints, identity
+
+
+class Bias(NamedTuple):
+    """Two parameters of one shape, which aren't in the order of their names."""
+
+    scale: jax.typing.ArrayLike
+    offset: jax.typing.ArrayLike
 
 
 @pytest.fixture(scope="module", params=["together", "alone", "mesh"])
@@ -81,16 +90,39 @@ def test_what_is_not_kept_is_said(trained):
 def test_a_damaged_checkpoint_is_said(trained, monkeypatch):
     real = identity.digest
     monkeypatch.setattr(identity, "digest", lambda state: [[0, 0], *real(state)[1:]])
-    with pytest.raises(OSError, match=r"state is damaged: it is not what was saved"):
+    with pytest.raises(OSError, match=r"state is damaged .it is not what was saved."):
         ldro_jax.load(trained[0], seed=0, settings={"weight_lr": 0.5}, step="last")
+
+
+@pytest.mark.parametrize("part", ["state", "record"])
+def test_a_copy_serves_for_a_best_checkpoint_that_is_damaged(part, tmp_path):
+    writer = checkpoints.Checkpoints(
+        tmp_path / "checkpoints" / "a", identity={"runs": [{"method": "a", "seed": 0}]}
+    )
+    state = {"step": jnp.int32(1), "params": {"w": jnp.arange(3.0)}}
+    for step in (1, 2, 3):
+        writer.save(step, state | {"step": jnp.int32(step)}, {}, best=1)
+    writer.close()
+    for name, expected in (("1", True), ("copy-1", False)):
+        for path in (tmp_path / "checkpoints" / "a" / name / part).rglob("*"):
+            if path.is_file():
+                path.write_bytes(b"damaged")
+        if expected:
+            np.testing.assert_array_equal(ldro_jax.load(tmp_path)["w"], np.arange(3))
+        else:
+            said = {"state": "state is damaged", "record": "no checkpoint of step 1"}[part]
+            with pytest.raises(OSError, match=said):
+                ldro_jax.load(tmp_path)
 
 
 def test_trees_of_any_kind_come_back_as_they_were_made(tmp_path, monkeypatch):
     def init(key, inputs):
-        return [jax.random.normal(key, (2, 2)), {"bias": (np.zeros(2, np.float32),)}]
+        bias = np.zeros(2, np.float32)
+        return [jax.random.normal(key, (2, 2)), {"bias": (Bias(bias + 1, bias),)}]
 
     def apply(params, inputs):
-        return inputs @ params[0] + params[1]["bias"][0][None]
+        bias = params[1]["bias"][0]
+        return inputs @ params[0] * bias.scale[None] + bias.offset[None]
 
     data = tiny.data()
     made = problems.classification(
