@@ -70,7 +70,7 @@ def train(
         else:
             progress.write(f"{now.names}: resumed at step {session.step}.")
             progress.update(session.step * len(trials))
-            now.go_on(schedule)
+            now.go_on(schedule, session)
             if changed:
                 _measure_again(program, session, now, schedule, changed)
         folders = tensorboard_dirs if processes.is_first() else ()

@@ -73,10 +73,10 @@ class Progress:
         self.best_score, self.best_step = score, step
         return True
 
-    def go_on(self, schedule: Schedule) -> None:
+    def go_on(self, schedule: Schedule, session: Session) -> None:
         """Takes the length of the runs from a schedule, which may be longer than it was."""
-        for record in self.records:
-            record.go_on(schedule.train_steps)
+        for index, record in enumerate(self.records):
+            record.go_on(schedule, session.state(index))
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON can hold it."""

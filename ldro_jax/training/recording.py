@@ -72,17 +72,29 @@ class Record:
     @property
     def latest(self) -> list[results.Evaluation]:
         """The evaluations of the last step, of all splits and metrics."""
-        step = self._evaluations[-1].step
+        step = self._measured_at
         found = itertools.takewhile(lambda e: e.step == step, reversed(self._evaluations))
         return list(found)[::-1]
+
+    @property
+    def _measured_at(self) -> int | None:
+        return self._evaluations[-1].step if self._evaluations else None
 
     def last(self, name: str) -> np.ndarray:
         """The newest values of "weights", "losses" or "diagnostics"."""
         return self._values[name][-1]
 
-    def go_on(self, num_steps: int) -> None:
-        """Takes the length of the run, which may be longer than it was."""
-        self._run = dataclasses.replace(self._run, num_steps=num_steps)
+    def go_on(self, schedule: Schedule, state: TrainState) -> None:
+        """Takes the length of the run, which may be longer than it was, after the step of a state.
+
+        What counts as stopped at the end of the run may still recover where it isn't the end.
+        """
+        run = dataclasses.replace(self._run, num_steps=schedule.train_steps)
+        if run.stopped is not None and self._measured_at == int(state.step):
+            streak = int(transform.find_state(state.opt_state).nonfinite_streak)
+            if _reason_to_stop(run, run, int(state.step), streak, schedule) is None:
+                run = dataclasses.replace(run, stopped=None)
+        self._run = run
 
     def extend(
         self,
@@ -232,6 +244,7 @@ def write_scalars(writer: Any, record: Record) -> None:
 
 def progress_text(record: Record) -> str:
     """The newest values of a run, on validation where there is such a split, for a progress bar."""
-    latest = record.latest
+    if not (latest := record.latest):  # where what was measured isn't wanted any more
+        return record.stopped or "not evaluated"
     last = next((e for e in latest if e.split == "validation"), latest[0])
     return f"average {last.average:.3f}, worst {last.worst:.3f} ({last.worst_task})"

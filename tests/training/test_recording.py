@@ -67,21 +67,43 @@ def test_what_was_observed_is_joined_to_a_path():
     ],
 )
 def test_a_run_that_ends_without_finite_losses_has_stopped(train_steps, streak, stopped):
+    record, _ = ended(train_steps, streak)
+    assert record.stopped is None if stopped is None else stopped in record.stopped
+
+
+def ended(train_steps, streak):
+    """A record of ten steps, or fewer, whose last ones had no finite losses, and its state."""
     state, schedule = start(), tiny.schedule(train_steps)
     weighted = state.opt_state[0]._replace(
         nonfinite=jnp.array([0, streak, 0], jnp.int32), nonfinite_streak=jnp.int32(streak)
     )
     taken = min(train_steps, 10)
+    state = state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:]))
     record = begun(schedule)
     record.extend(
         tiny.NAMES,
         schedule,
-        state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:])),
+        state,
         losses=jnp.zeros(3),
         evaluations=[dataclasses.replace(EVALUATION, step=taken)],
         seconds_per_step=0.1,
     )
-    assert record.stopped is None if stopped is None else stopped in record.stopped
+    return record, state
+
+
+def test_what_had_stopped_at_its_end_may_recover_in_a_longer_run():
+    record, state = ended(10, 2)
+    for schedule, stopped in [
+        (tiny.schedule(10), True),
+        (tiny.schedule(20, max_nonfinite_steps=2), True),
+        (tiny.schedule(20), False),
+    ]:
+        record.go_on(schedule, state)
+        assert bool(record.stopped) == stopped and record.run.num_steps == schedule.train_steps
+    # One of a group that stopped before the others did.
+    record, state = ended(10, 2)
+    record.go_on(tiny.schedule(20), state._replace(step=jnp.int32(12)))
+    assert record.stopped
 
 
 def test_a_task_that_broke_once_is_not_blamed_for_another():
