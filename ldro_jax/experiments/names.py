@@ -28,9 +28,9 @@ def run_label(method: Method, seed: int, *, several: bool = False) -> str:
 def file_names(labels: Iterable[str]) -> list[str]:
     """Names for files: of at most 100 bytes, and different even where case is folded.
 
-    A name that is short enough, and that no label before has taken, is the label itself with ``_``
-    for what a file system may not like. Otherwise it is cut, and some digits of a hash tell it from
-    others.
+    A name that is short enough, in ASCII, and that no label before has taken, is the label itself
+    with ``_`` for what a file system may not like. Otherwise it is cut, and some digits of a hash
+    tell it from others: words that are all ``_`` are to be the same whatever comes before them.
 
     Args:
       labels: of all runs, all different.
@@ -42,7 +42,7 @@ def file_names(labels: Iterable[str]) -> list[str]:
     taken: set[str] = set()
     for label in labels:
         name = re.sub(r"[^A-Za-z0-9._=-]+", "_", label)
-        if len(name) > _LONGEST or name.casefold() in taken:
+        if len(name) > _LONGEST or not label.isascii() or name.casefold() in taken:
             digest = hashlib.sha256(label.encode(errors="backslashreplace")).hexdigest()[:12]
             seed = name[name.rfind("-seed") :] if "-seed" in name else ""
             end = f"-{digest}{seed}"

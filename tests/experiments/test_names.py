@@ -23,11 +23,10 @@ def test_a_method_may_have_any_name(name):
 
 
 def test_names_that_are_fine_stay():
-    # Directories of earlier versions go on.
-    assert named("L-DRO", "Group DRO", "L-DRO λ=0.1") == [
+    assert named("L-DRO", "Group DRO", "L-DRO (0.1)") == [
         "L-DRO-seed3",
         "Group_DRO-seed3",
-        "L-DRO_=0.1-seed3",
+        "L-DRO_0.1_-seed3",
     ]
     sweep = grid(tiny.GROUP_DRO, {"weight_lr": (0.1, 0.5)})
     expected = [f"Group_DRO-weight_lr={rate}-seed{s}" for s in (0, 1) for rate in (0.1, 0.5)]
@@ -52,6 +51,13 @@ def test_names_differ_even_where_case_is_folded_and_are_short(given):
     assert all(len(name.encode()) <= 100 and name.endswith("-seed3") for name in found)
     # The same at every start, and the first ones whatever comes after.
     assert named(*given, "another")[: len(given)] == found
+
+
+def test_names_outside_ascii_are_the_same_whatever_comes_and_goes():
+    # What is there under the name of another run would be refused.
+    one, two = named("方法一", "方法二")
+    assert named("方法二", "方法一", "λ")[:2] == [two, one]
+    assert named("方法二") == [two]
 
 
 def test_a_grid_of_many_sizes_has_short_names(tmp_path):
