@@ -15,7 +15,7 @@ from absl import logging
 
 from ldro_jax import _printing, paths, processes
 from ldro_jax.experiments import groups
-from ldro_jax.records import files, json_types, results
+from ldro_jax.records import files, results
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.records import kept as kept_lib
 from ldro_jax.training import fingerprint
@@ -244,7 +244,7 @@ def same(found: results.Results, before: results.Results | None) -> bool:
     if before is None:
         return False
     records = (dataclasses.replace(x, versions={}, device={}) for x in (found, before))
-    one, other = map(json_types.plain, records)
+    one, other = map(results.to_record, records)
     return one == other
 
 

@@ -61,10 +61,14 @@ def save_results(
       The path written.
     """
     path = paths.make(path)
-    record = plain(dataclasses.replace(results, runs=()))
-    record["runs"] = [run_to_record(run) for run in results.runs]
-    write_json({"format": FORMAT, **record, **(more or {})}, path)
+    write_json({"format": FORMAT, **to_record(results), **(more or {})}, path)
     return path
+
+
+def to_record(results: Results) -> dict[str, Any]:
+    """A record as plain JSON types: the same for records that a file would not tell apart."""
+    record = plain(dataclasses.replace(results, runs=()))
+    return {**record, "runs": [run_to_record(run) for run in results.runs]}
 
 
 def run_to_record(run: Run) -> dict[str, Any]:
