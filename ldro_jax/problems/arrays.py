@@ -178,7 +178,7 @@ class ArrayProblem(base.Problem):
         held_out = self._splits[self.splits[0]]
         size = int(np.max(held_out.sizes))
         inputs, targets = (
-            jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype)
+            jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
             for x in (held_out.inputs, held_out.targets)
         )
         rows = {"inputs": inputs, "targets": targets, "task": jnp.zeros(size, jnp.int32)}
