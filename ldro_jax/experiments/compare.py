@@ -145,9 +145,7 @@ def compare(
         )
         kept_text = config_text
         if ready is None:
-            parts = {"problem": made, "optimizer": optimizer}
-            lines = [x for name, part in parts.items() for x in outline.lines(f"# {name}", part)]
-            kept_text = "\n".join([config_text.rstrip("\n"), *lines, ""])
+            kept_text = _with_outlines(config_text, problem=made, optimizer=optimizer)
             output = output_dir_lib.OutputDir(output_dir, kept_text, overwrite=overwrite)
             output.check()
             stack.callback(output.close)
@@ -326,6 +324,12 @@ def _described(method: Method) -> dict[str, Any]:
         "weighting": weighting.described(method.weighting),
         **method.settings(),
     }
+
+
+def _with_outlines(config_text: str, **parts: Any) -> str:
+    """A configuration with what some arguments are made of, for an error to name what differs."""
+    lines = [x for name, part in parts.items() for x in outline.lines(f"# {name}", part)]
+    return "\n".join([config_text.rstrip("\n"), *lines, ""])
 
 
 def _configuration(**arguments: Any) -> str:

@@ -8,6 +8,7 @@ one of some of them, or alone; and whatever their names are then.
 import collections
 import hashlib
 import itertools
+import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,20 +22,16 @@ _FILE = "runs.json"
 
 
 class _Begun(NamedTuple):
-    """Runs that have checkpoints in one folder: the newest step, and what each is known by."""
+    """Runs that have checkpoints in one folder: the newest step, and a text for each."""
 
     folder: pathlib.Path
     step: int
-    runs: Sequence[Mapping[str, Any]]
-
-    @property
-    def keys(self) -> list[str]:
-        return [identity.key(run) for run in self.runs]
+    keys: Sequence[str]
 
     @property
     def order(self) -> tuple[int, int]:
         """The greatest has what was trained last."""
-        return self.step, -len(self.runs)
+        return self.step, -len(self.keys)
 
 
 def folder(members: Mapping[str, Trial]) -> str:
@@ -76,9 +73,10 @@ def split(
     begun = _begun(checkpoints)
     sharing: dict[tuple, dict[str, Trial]] = {}
     for name, trial in trials.items():
-        homes = [group for group in begun if _key(trial) in group.keys]
+        key = _key(trial)
+        homes = [group for group in begun if key in group.keys]
         if (step := _newest(checkpoints / name)) is not None:
-            homes.append(_Begun(checkpoints / name, step, [fingerprint.of_run(trial)]))
+            homes.append(_Begun(checkpoints / name, step, [key]))
         home = max(homes, key=lambda group: group.order).folder if homes else None
         sharing.setdefault((trial.method.compile_key(), home), {})[name] = trial
     return collections.deque(
@@ -99,14 +97,19 @@ def origin(members: Mapping[str, Trial], checkpoints: pathlib.Path) -> Origin | 
     if not holding:
         return None
     group = max(holding, key=lambda group: group.order)
-    return Origin(group.folder, group.runs, [group.keys.index(key) for key in mine])
+    runs = [json.loads(key) for key in group.keys]
+    return Origin(group.folder, runs, [group.keys.index(key) for key in mine])
 
 
 def _begun(checkpoints: pathlib.Path) -> list[_Begun]:
     """The groups that have a checkpoint."""
     paths = sorted(checkpoints.glob("group-*")) if checkpoints.exists() else ()
     found = ((path, _newest(path), _noted(path).get("runs")) for path in paths)
-    return [_Begun(path, step, runs) for path, step, runs in found if step is not None and runs]
+    return [
+        _Begun(path, step, [identity.key(run) for run in runs])
+        for path, step, runs in found
+        if step is not None and runs
+    ]
 
 
 def _noted(path: pathlib.Path) -> dict[str, Any]:
