@@ -87,13 +87,10 @@ def _run() -> None:
     output = output_dir.OutputDir(_OUTPUT_DIR.value, config_text, overwrite=_OVERWRITE.value)
     if (data_dir := _DATA_DIR.value) is not None and not data_dir.strip():
         raise ValueError("--data_dir is empty. Is it a variable that isn't set? Name a directory.")
-    if processes.is_first():
-        output.check()
+    output.check()
 
     def ready():
-        if processes.is_first():
-            output.claim()
-        processes.wait_for_all("output_dir")
+        output.claim()
         kept = f"What is in {output.path} is kept; the same command goes on from there."
         _signals.advice = kept
 

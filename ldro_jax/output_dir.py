@@ -68,19 +68,25 @@ class OutputDir:
             experiment.
           OSError: if it is in cloud storage that can't be reached.
         """
-        with paths.clear_errors(self.path):
-            self._check()
+        if processes.is_first():
+            with paths.clear_errors(self.path):
+                self._check()
 
     def claim(self) -> None:
         """Locks the directory, deletes what is to be overwritten, writes a configuration.
 
         Call it when everything else is checked. A configuration that is there stays, until
-        :func:`going_on`.
+        :func:`going_on`. Of several processes the first does it, and the others wait.
 
         Raises:
           FileExistsError: as :meth:`check`.
           PermissionError: if it can't be written to.
         """
+        if processes.is_first():
+            self._claim()
+        processes.wait_for_all("output_dir")
+
+    def _claim(self) -> None:
         with paths.clear_errors(self.path), contextlib.ExitStack() as stack:
             # Not even the lock goes where something else is.
             self._check()

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ldro_jax import output_dir, paths
+from ldro_jax import output_dir, paths, processes
 from ldro_jax.output_dir import OutputDir
 from ldro_jax.records import identity, results
 
@@ -364,3 +364,16 @@ def test_a_second_process_hears_who_works_there(tmp_path, overwrite):
         holder.communicate()
     # However it ended, its right ends with it.
     claim(tmp_path / "o")
+
+
+def test_of_several_processes_the_first_has_the_directory(tmp_path, monkeypatch):
+    first, second = (OutputDir(tmp_path / "o", CONFIG) for _ in range(2))
+    first.check()
+    first.claim()
+    waited = []
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "wait_for_all", waited.append)
+    second.check()
+    second.claim()
+    assert waited == ["output_dir"]
+    first.close()
