@@ -82,7 +82,9 @@ def of_code(function: Callable[..., Any]) -> str:
 
 def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
     dtype = leaf.dtype if hasattr(leaf, "dtype") else np.result_type(leaf)
-    return jax.ShapeDtypeStruct(np.shape(leaf), dtype)
+    # Since 0.12 JAX warns of 64 bits, where it has 32.
+    held = jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
+    return jax.ShapeDtypeStruct(np.shape(leaf), held)
 
 
 def _text(value: Any) -> str:
