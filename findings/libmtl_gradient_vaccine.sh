@@ -15,7 +15,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 "${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet "torch==2.9.0" "torchvision==0.24.0" "LibMTL==1.1.5"
+"$folder/venv/bin/pip" install --quiet "torch==2.9.0" "torchvision==0.24.0" "LibMTL==1.1.5" "scipy==1.16.3"
 cd "$folder"
 "$folder/venv/bin/python" - <<'EOF'
 import sys

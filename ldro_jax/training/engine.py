@@ -314,6 +314,12 @@ class Program(abc.ABC):
                 "row_losses must return floating-point numbers, or no gradient flows through them, "
                 f"but their dtype is {found.dtype}. Compute the loss in float32."
             )
+        if found.dtype.itemsize < 4:
+            raise ValueError(
+                f"row_losses must return losses of 32 bits, but their dtype is {found.dtype}, in "
+                "which means over rows and weights are rounded. Compute the loss from "
+                "outputs.astype(float32); the model may stay as it is."
+            )
 
     @property
     def problem_on_one_device(self) -> Problem:
