@@ -132,7 +132,7 @@ def all_games(size):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [1, 2, 5, 20, 40])
+@pytest.mark.parametrize("size", [1, 2, 5, 20, pytest.param(40, marks=pytest.mark.heavy)])
 def test_weights_are_on_the_simplex_and_the_certificate_is_honest(size, dtype):
     _, payoffs = all_games(size)
     result = solved(size, dtype)

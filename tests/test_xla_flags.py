@@ -155,6 +155,7 @@ def test_the_tests_run_with_the_flag():
     assert FLAG in os.environ["XLA_FLAGS"]
 
 
+@pytest.mark.heavy
 def test_every_strategy_is_right_without_the_flag(run_python):
     program = f"""
 import jax, oracles, problems

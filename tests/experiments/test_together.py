@@ -105,7 +105,7 @@ def test_a_group_that_is_killed_between_two_records_loses_nothing(
     ("first", "then", "steps"),
     [
         (4, 1, [[10, 5]] * 4),
-        (1, 3, [[10, 5], [15, 15, 15]]),
+        pytest.param(1, 3, [[10, 5], [15, 15, 15]], marks=pytest.mark.heavy),
         pytest.param(4, 3, [[30, 15], [10, 5]], marks=pytest.mark.heavy),
     ],
 )
@@ -150,8 +150,8 @@ OTHER = dataclasses.replace(tiny.GROUP_DRO, hyperparameters={"weight_lr": 0.1})
 @pytest.mark.parametrize(
     ("changed", "steps"),
     [
-        ({"seeds": (1,)}, [[10, 5]]),
-        ({"seeds": (1, 0)}, [[20, 10]]),
+        pytest.param({"seeds": (1,)}, [[10, 5]], marks=pytest.mark.heavy),
+        pytest.param({"seeds": (1, 0)}, [[20, 10]], marks=pytest.mark.heavy),
         # It gives those that are there another name.
         ({"methods": [tiny.GROUP_DRO, OTHER], "runs_together": 4}, [[20, 10], [10, 10, 10]]),
     ],

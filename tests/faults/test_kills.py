@@ -79,6 +79,8 @@ def test_killed_at_any_moment(name, runners, tmp_path, survived):
     survived(f"kill moments of {name}", runners.map(one, range(40)))
 
 
+# The default run has it within one process, in tests/experiments/test_together.py.
+@pytest.mark.heavy
 def test_killed_between_two_records_of_a_group(runners, tmp_path, survived):
     """And with others of its runs in the group that goes on: one at a time."""
     args = harness.TOGETHER

@@ -77,7 +77,7 @@ def trained(layout, model, method="L-DRO", num_tasks=N, steps=STEPS):
     [
         ("data", "scanned", {}),
         ("data and model", "plain", {}),
-        ("fully sharded", "plain", {}),
+        pytest.param("fully sharded", "plain", {}, marks=pytest.mark.heavy),
         ("data", "bigram", {"method": "every step"}),
         ("data", "bigram", {"method": "drawn"}),
         # Sixteen rows, so that the tasks take turns in having four.
