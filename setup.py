@@ -17,7 +17,7 @@ _PLOTS = ["jinja2>=3.1", "matplotlib>=3.9", "pandas>=2.2.2"]
 _TRAINER = [
     # Without it tensorboardX computes its checksums in Python, which takes longer than the rest.
     "crc32c>=2.4",
-    "etils[epath]>=1.9",
+    "etils[epath]>=1.9.1",
     "flax>=0.10.6",
     "gin-config>=0.5",
     "orbax-checkpoint>=0.11.13",
