@@ -57,9 +57,22 @@ _SMOKE = (
 )
 
 
+# Their float64 is heavy: the battery and the oracles of each method have both types by default.
+_FLOAT32 = (
+    "interaction/test_layerwise.py",
+    "weighting/test_known_games.py",
+    "weighting/test_known_losses.py",
+    "weighting/test_lengths.py",
+    "weighting/test_shifted_losses.py",
+    "weighting/test_twins.py",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Marks what is quick and goes through most of the library."""
+    """Marks what is quick and goes through most of the library, and what takes long."""
     for item in items:
+        if "float64" in item.nodeid and any(f"tests/{name}" in item.nodeid for name in _FLOAT32):
+            item.add_marker(pytest.mark.heavy)
         heavy = item.get_closest_marker("heavy")
         if not heavy and any(f"tests/{name}" in item.nodeid for name in _SMOKE):
             item.add_marker(pytest.mark.smoke)

@@ -39,6 +39,7 @@ def _run(output_dir, *bindings):
     return record
 
 
+@pytest.mark.heavy  # tests/test_main.py runs the digits to their report
 def test_some_methods_run_to_the_report(tmp_path):
     scopes = ("average", "smooth_relative", "modo", "fairgrad")
     methods = ", ".join(f"@{scope}/Method()" for scope in scopes)

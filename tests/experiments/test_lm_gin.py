@@ -103,6 +103,7 @@ def test_a_mesh_makes_no_difference(text_dir, tmp_path):
 
 
 @pytest.mark.skipif(not _REAL.is_dir(), reason="needs the text of 40 languages in ../shared")
+@pytest.mark.heavy
 def test_the_real_text_of_two_languages_is_trained_on(tmp_path):
     pytest.importorskip("seqio")
     record = _run(
