@@ -256,19 +256,17 @@ class Problem(abc.ABC):
         Raises:
           ValueError: if the tasks or metrics aren't what they must be.
         """
-        names: Any = getattr(self, "task_names", None)
-        checks.sequence("task_names", names, "names, such as ('red', 'blue')")
-        for name in names:
-            checks.text("task_names", name)
-        # Values are kept by name, so one of two tasks of the same name would be lost.
-        different = len(set(names)) == len(names)
-        checks.require(different, "task_names", "a list of names that all differ", names)
-        splits: Any = getattr(self, "splits", None)
-        checks.sequence("splits", splits, "names, such as ('validation', 'test')")
-        for name in splits:
-            checks.text("splits", name)
-        different = len(set(splits)) == len(splits)
-        checks.require(different, "splits", "a list of names that all differ", splits)
+        # Values are kept by name, so one of two of the same name would be lost.
+        for attribute, example in {
+            "task_names": "('red', 'blue')",
+            "splits": "('validation', 'test')",
+        }.items():
+            names: Any = getattr(self, attribute, None)
+            checks.sequence(attribute, names, f"names, such as {example}")
+            for name in names:
+                checks.text(attribute, name)
+            different = len(set(names)) == len(names)
+            checks.require(different, attribute, "a list of names that all differ", names)
         metrics: Any = getattr(self, "metrics", None)
         checks.sequence("metrics", metrics, "metrics, such as [Metric('accuracy', True)]")
         for metric in metrics:
