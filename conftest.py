@@ -7,7 +7,9 @@ import importlib.util
 
 # The tests' own directory of that name is a package without a file.
 _T5X = importlib.util.find_spec("t5x")
-collect_ignore_glob = [] if _T5X and _T5X.origin else ["ldro_jax/t5x/*", "tests/tiny_t5x.py"]
+collect_ignore_glob = (
+    [] if _T5X and _T5X.origin else ["ldro_jax/t5x/*", "tests/helpers/tiny_t5x.py"]
+)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 import timing
 
-from ldro_jax import _xla_flags
 from ldro_jax.models.cnn import CNN
 from ldro_jax.problems import classifiers, models
+from ldro_jax.runtime import xla_flags
 from ldro_jax.tasks import base, cifar100
 from ldro_jax.training.engine import Batches, Trial
 from ldro_jax.training.method import Method
@@ -106,7 +106,7 @@ def main():
     args = parser.parse_args()
     if args.steps * args.rounds % 1000:
         print("Not a multiple of 1000 steps: the first measurement weighs too much in k = 1000.")
-    _xla_flags.set_cpu_defaults()
+    xla_flags.set_cpu_defaults()
     timing.print_machine()
     print(f"The {args.model} network, N = {NUM_TASKS}, batches of {BATCH_SIZE}.\n")
     model = models.as_functions(CNN(NUM_CLASSES, **MODELS[args.model]))

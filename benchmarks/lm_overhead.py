@@ -19,9 +19,10 @@ import numpy as np
 import optax
 import timing
 
-from ldro_jax import _xla_flags, optimizers, sharding
+from ldro_jax import optimizers, sharding
 from ldro_jax.models.decoder import Decoder
 from ldro_jax.problems import LanguageModel
+from ldro_jax.runtime import xla_flags
 from ldro_jax.tasks import sequences
 from ldro_jax.training.engine import Batches
 from ldro_jax.training.meshed import MeshedProgram
@@ -121,7 +122,7 @@ def main():
         # With few threads simulated devices may wait for each other forever.
         os.environ.setdefault("PJRT_NPROC", "64")
     layout = sharding.Layout(args.data, args.model)
-    _xla_flags.set_cpu_defaults()
+    xla_flags.set_cpu_defaults()
     timing.print_machine()
     make_model = functools.partial(
         Decoder,

@@ -6,8 +6,8 @@ import typing
 if typing.TYPE_CHECKING:
     from ldro_jax import games, interaction, ldro, problems, transform, weighting
     from ldro_jax.experiments.compare import compare
-    from ldro_jax.preemption import PreemptedError
     from ldro_jax.records.kept import load
+    from ldro_jax.runtime.preemption import PreemptedError
 
 __version__ = "0.1.0"
 
@@ -29,7 +29,7 @@ def __getattr__(name: str) -> typing.Any:
     if name == "compare":
         return importlib.import_module("ldro_jax.experiments.compare").compare
     if name == "PreemptedError":
-        return importlib.import_module("ldro_jax.preemption").PreemptedError
+        return importlib.import_module("ldro_jax.runtime.preemption").PreemptedError
     if name == "load":
         return importlib.import_module("ldro_jax.records.kept").load
     if name in __all__:

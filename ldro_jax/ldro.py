@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import optax
 
-from ldro_jax import checks
 from ldro_jax import transform as transform_lib
-from ldro_jax._trained import moved_by
-from ldro_jax.diagnostics import diagnose
 from ldro_jax.interaction import base as interaction_base
-from ldro_jax.interaction import geometry
+from ldro_jax.measuring.trained import moved_by
+from ldro_jax.runtime import checks
+from ldro_jax.transform.diagnostics import diagnose
+from ldro_jax.transform.preconditioner import preconditioner
 from ldro_jax.weighting import lookahead, smooth
 from ldro_jax.weighting.regularized_dro import regularized_dro
 
@@ -206,29 +206,6 @@ def interaction(opt_state: Any) -> jax.Array:
       ValueError: if the state holds no weighting, or more than one.
     """
     return transform_lib.find_state(opt_state).interaction
-
-
-def preconditioner(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Any:
-    """The optimizer's own measure of the parameters, to look ahead along the step it will take.
-
-    Adam divides each parameter's gradient by a running size of it. Pass these factors to ``update``
-    and A_ij is ``⟨∇ℓ_i, P ∇ℓ_j⟩``, the change of task i's loss by Adam's step for task j:
-
-    ``tx.update(None, state, params, …, preconditioner=ldro.preconditioner(state))``
-
-    Args:
-      opt_state: the state of Optax's ``adam`` or one of its kin, ``rmsprop`` or ``adagrad``, in a
-        chain or alone.
-      decay: β₂ of Adam.
-      eps: what the optimizer adds to the root.
-
-    Returns:
-      A pytree like the parameters; ones before the first step.
-
-    Raises:
-      ValueError: if the state holds no running squares, or more than one set of them.
-    """
-    return geometry.from_optimizer(opt_state, decay=decay, eps=eps)
 
 
 def losses(opt_state: Any) -> jax.Array:

@@ -9,11 +9,11 @@ A run that was interrupted goes on where it stopped: give the same command again
 Gin files are code: they can import modules and call functions. Run only those that you trust.
 """
 
-from ldro_jax import _printing, _signals
+from ldro_jax.runtime import printing, signals
 
 if __name__ == "__main__":
-    _printing.open_all()
-    _signals.end_at_once()
+    printing.open_all()
+    signals.end_at_once()
 
 import os
 import sys
@@ -55,20 +55,21 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
     # They take seconds, in which a signal must already be heeded.
-    from ldro_jax import _xla_flags, configuration, preemption
+    from ldro_jax import configuration
+    from ldro_jax.runtime import preemption, xla_flags
 
     # Orbax describes every save at the level INFO.
     logging.set_verbosity(logging.WARNING)
-    _xla_flags.set_cpu_defaults()
+    xla_flags.set_cpu_defaults()
     try:
         _run()
     except KeyboardInterrupt:
-        _printing.say(f"\nInterrupted. {_signals.advice}", error=True)
+        printing.say(f"\nInterrupted. {signals.advice}", error=True)
         # As a shell reports a process that Ctrl-C ended.
         sys.exit(130)
     except preemption.PreemptedError as error:
         message = configuration.explain(error)
-        _printing.say(f"\n{message} The same command goes on from there.", error=True)
+        printing.say(f"\n{message} The same command goes on from there.", error=True)
         sys.exit(error.exit_status)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         if os.environ.get("LDRO_JAX_TRACEBACK"):
@@ -78,7 +79,9 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> None:
-    from ldro_jax import configuration, output_dir, processes
+    from ldro_jax import configuration
+    from ldro_jax.records import output_dir
+    from ldro_jax.runtime import processes
 
     if _DISTRIBUTED.value:
         processes.join()
@@ -92,7 +95,7 @@ def _run() -> None:
     def ready():
         output.claim()
         kept = f"What is in {output.path} is kept; the same command goes on from there."
-        _signals.advice = kept
+        signals.advice = kept
 
     try:
         experiment(output_dir=output.path, data_dir=data_dir, config_text=config_text, ready=ready)
@@ -108,15 +111,15 @@ def _usage() -> str:
 
 def run() -> None:
     """Entry point of the console script."""
-    _printing.open_all()
-    _signals.end_at_once()
+    printing.open_all()
+    signals.end_at_once()
     if _HELP & set(sys.argv[1:]):
         print(_usage())
         return
-    from ldro_jax import _extras
+    from ldro_jax.runtime import extras
 
     try:
-        _extras.need("gin", *_extras.TRAINER)
+        extras.need("gin", *extras.TRAINER)
     except ModuleNotFoundError as error:
         sys.exit(f"Error: {error}")
     from ldro_jax import configuration

@@ -7,7 +7,7 @@ from typing import Any
 
 import optax
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 
 # Where the numbers among Optax's arguments must lie.
 _INTERVALS = {

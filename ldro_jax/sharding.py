@@ -15,7 +15,7 @@ from flax.core import meta
 from flax.linen import spmd
 from jax.sharding import Mesh
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,13 +14,13 @@ import jax
 import pytest
 from jax._src import compiler
 
-from ldro_jax import _xla_flags
+from ldro_jax.runtime import xla_flags
 
 # All of this has to happen before the first test makes an array and JAX's backend starts.
 _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
-_xla_flags.set_cpu_defaults()
+xla_flags.set_cpu_defaults()
 
 # Programs that several tests, or the processes that they start, compile alike are compiled once. A
 # directory for each worker: JAX writes files there that are seen before they are whole.
@@ -49,7 +49,7 @@ _SMOKE = (
     "problems/test_arrays.py",
     "records/test_results.py",
     "reporting/test_tables.py",
-    "test_checks.py",
+    "runtime/test_checks.py",
     "test_main.py::test_results_hold_what_was_promised",
     "training/test_schedule.py",
     "weighting/test_methods.py",

@@ -5,7 +5,7 @@ import pathlib
 import gin
 import jax.numpy as jnp
 import pytest
-import tiny
+from helpers import tiny
 
 from ldro_jax import configuration, transform
 from ldro_jax.experiments import compare

@@ -9,10 +9,11 @@ import sys
 import gin
 import numpy as np
 import pytest
-from command_line import DIGITS, command, fails, snapshot
+from helpers.command_line import DIGITS, command, fails, snapshot
 
-from ldro_jax import _signals, configuration, main
+from ldro_jax import configuration, main
 from ldro_jax.records import results
+from ldro_jax.runtime import signals
 from ldro_jax.training import loop
 
 pytest.importorskip("sklearn")
@@ -137,7 +138,7 @@ def test_help_shows_our_flags_and_ends_well(flag, monkeypatch, capsys):
     # As an installed script, which isn't the module that defines the flags.
     monkeypatch.setattr(sys, "argv", ["/usr/bin/ldro-jax", "--gin_file=a", flag])
     with monkeypatch.context() as patch:
-        patch.setattr(_signals, "end_at_once", lambda: None)
+        patch.setattr(signals, "end_at_once", lambda: None)
         main.run()
     said = capsys.readouterr().out
     for name in ("gin_file", "gin_bindings", "output_dir", "data_dir", "[no]overwrite"):

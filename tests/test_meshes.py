@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import problems
 import pytest
+from helpers import problems
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ldro_jax import interaction, ldro, transform, weighting

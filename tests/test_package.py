@@ -10,7 +10,7 @@ import runpy
 import pytest
 
 import ldro_jax
-from ldro_jax import _extras
+from ldro_jax.runtime import extras as extras_lib
 
 _HEAVY = ("clu", "flax", "gin", "matplotlib", "orbax", "sklearn", "tensorflow", "tqdm")
 
@@ -112,6 +112,6 @@ def test_the_trainer_comes_without_tensorflow(monkeypatch):
     extras = given["extras_require"]
     names = {re.match(r"[\w-]+", needed)[0] for needed in extras["trainer"]}
     assert not {name for name in names if name.startswith("tensorflow")}
-    assert {name.partition("-")[0] for name in names} >= {"gin", *_extras.TRAINER}
+    assert {name.partition("-")[0] for name in names} >= {"gin", *extras_lib.TRAINER}
     assert {"matplotlib", "jinja2", "scikit-learn"} <= names
     assert any(needed.startswith("tensorflow") for needed in extras["vision"])

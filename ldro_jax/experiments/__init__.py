@@ -1,5 +1,5 @@
 """Experiments: problems trained with several methods and seeds, and reported."""
 
-from ldro_jax import _extras
+from ldro_jax.runtime import extras
 
-_extras.need(*_extras.TRAINER)
+extras.need(*extras.TRAINER)

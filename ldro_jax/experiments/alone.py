@@ -14,7 +14,6 @@ from typing import Any
 import optax
 from absl import logging
 
-from ldro_jax import _printing, checks, paths, processes
 from ldro_jax.experiments import compare as compare_lib
 from ldro_jax.experiments import names
 from ldro_jax.experiments import references as references_lib
@@ -22,6 +21,7 @@ from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.language_models import LanguageModel
 from ldro_jax.records import files, json_types, results
 from ldro_jax.records import identity as identity_lib
+from ldro_jax.runtime import checks, paths, printing, processes
 from ldro_jax.sharding import Layout
 from ldro_jax.training import fingerprint
 from ldro_jax.training.engine import Batches, Trial
@@ -140,7 +140,7 @@ def monolingual(
         files.write_json(found, output_dir / references_lib.FILE)
     processes.wait_for_all("references")
     file = output_dir / references_lib.FILE
-    _printing.say(f"The losses of one model for each language are in {file}.")
+    printing.say(f"The losses of one model for each language are in {file}.")
     return found
 
 

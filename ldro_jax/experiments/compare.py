@@ -10,13 +10,15 @@ import jax
 import numpy as np
 import optax
 
-from ldro_jax import _trained, checks, paths, processes, reporting, weighting
-from ldro_jax import output_dir as output_dir_lib
+from ldro_jax import reporting, weighting
 from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
+from ldro_jax.measuring import trained
 from ldro_jax.problems.base import Problem
 from ldro_jax.records import outline, provenance, results
+from ldro_jax.records import output_dir as output_dir_lib
+from ldro_jax.runtime import checks, paths, processes
 from ldro_jax.sharding import Layout
 from ldro_jax.training.engine import Batches, Program, Trial
 from ldro_jax.training.meshed import MeshedProgram
@@ -123,7 +125,7 @@ def compare(
     settings, runs_of = runs_lib.list_runs(methods, seeds, from_data=weighting.FROM_DATA)
     references_lib.check(references, settings)
     if trainable is not None:
-        optimizer = _trained.only(optimizer, trainable)
+        optimizer = trained.only(optimizer, trainable)
     made = make_problem(problem, data_dir, schedule)
     first = make_program(made, optimizer, batches, runs_lib.AVERAGE, layout)
     together = _together(runs_together, first, schedule, len(runs_of))

@@ -13,11 +13,11 @@ from typing import Any
 
 from absl import logging
 
-from ldro_jax import _printing, paths, processes
 from ldro_jax.experiments import groups
 from ldro_jax.records import files, results
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.records import kept as kept_lib
+from ldro_jax.runtime import paths, printing, processes
 from ldro_jax.training import fingerprint
 from ldro_jax.training.engine import Program, Trial
 from ldro_jax.training.schedule import Schedule
@@ -255,7 +255,7 @@ def say(output_dir: pathlib.Path) -> None:
       output_dir: of the experiment.
     """
     if processes.is_first():
-        _printing.say(f"The experiment in {output_dir} is finished; look at its report.html.")
+        printing.say(f"The experiment in {output_dir} is finished; look at its report.html.")
 
 
 def _longer(what: str, found: int, ours: int) -> identity_lib.OtherRunError:

@@ -4,11 +4,11 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ldro_jax import checks, paths, weighting
-from ldro_jax.evaluation import perplexity
+from ldro_jax import weighting
 from ldro_jax.problems.base import Problem
 from ldro_jax.problems.language_models import LanguageModel
-from ldro_jax.records import files
+from ldro_jax.records import files, perplexity
+from ldro_jax.runtime import checks, paths
 from ldro_jax.training.method import Method
 
 FILE = "references.json"

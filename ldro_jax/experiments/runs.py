@@ -10,10 +10,11 @@ import jax
 import tqdm
 from absl import logging
 
-from ldro_jax import _printing, checks, errors, processes, weighting
+from ldro_jax import weighting
 from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import groups, names
 from ldro_jax.records import results
+from ldro_jax.runtime import checks, errors, printing, processes
 from ldro_jax.training import loop, recording
 from ldro_jax.training.engine import Program, Trial
 from ldro_jax.training.method import Method
@@ -216,7 +217,7 @@ def _train(
     folder = output_dir / "checkpoints"
     groups.note(group, folder)
     stacked = isinstance(program, StackedProgram)
-    is_shown = _printing.is_terminal()
+    is_shown = printing.is_terminal()
     with _Bar(total=total, desc=label, unit="step", disable=not is_shown) as progress:
         runs = loop.train(
             program,
@@ -228,7 +229,7 @@ def _train(
             origin=groups.origin(group, folder) if stacked else None,
         )
     if not is_shown and processes.is_first():
-        _printing.say(f"{label}: {recording.progress_text(recording.Record(runs[-1]))}")
+        printing.say(f"{label}: {recording.progress_text(recording.Record(runs[-1]))}")
     return runs
 
 
@@ -240,4 +241,4 @@ class _Bar(tqdm.tqdm):
         """Prints a line above the bar."""
         del file, end
         with cls.external_write_mode(nolock=nolock):
-            _printing.say(s)
+            printing.say(s)

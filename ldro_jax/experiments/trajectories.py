@@ -8,13 +8,14 @@ import jax
 import numpy as np
 import optax
 
-from ldro_jax import checks, reporting
-from ldro_jax import output_dir as output_dir_lib
+from ldro_jax import reporting
 from ldro_jax.experiments import compare, names
 from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.problems.toy import PointTasks
+from ldro_jax.records import output_dir as output_dir_lib
 from ldro_jax.records import results
+from ldro_jax.runtime import checks
 from ldro_jax.tasks import synthetic
 from ldro_jax.training.engine import Batches
 from ldro_jax.training.method import Method

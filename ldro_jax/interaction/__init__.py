@@ -3,7 +3,7 @@
 from ldro_jax.interaction.base import Interaction, Measured, Pulled, gram
 from ldro_jax.interaction.choice import STRATEGIES, auto, choose, get, split
 from ldro_jax.interaction.columns import columns
-from ldro_jax.interaction.geometry import decay_of, from_optimizer, preconditioned
+from ldro_jax.interaction.geometry import preconditioned
 from ldro_jax.interaction.jacrev import jacobian_gram, jacrev
 from ldro_jax.interaction.layerwise import layerwise
 from ldro_jax.interaction.offload import offload
@@ -19,8 +19,6 @@ __all__ = [
     "auto",
     "choose",
     "columns",
-    "decay_of",
-    "from_optimizer",
     "get",
     "gram",
     "jacobian_gram",

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldro_jax import _equations, _leaves, checks
 from ldro_jax.interaction import base, slices
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
@@ -16,6 +15,8 @@ from ldro_jax.interaction.offload import offload
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
 from ldro_jax.interaction.vmap import vmap
+from ldro_jax.runtime import checks, equations
+from ldro_jax.runtime import leaves as leaves_lib
 
 STRATEGIES = {
     "columns": columns,
@@ -56,7 +57,7 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
     return split() if strategy == "split" else STRATEGIES[strategy]()
 
 
-@_leaves.needs_arrays
+@leaves_lib.needs_arrays
 def auto(shardings: Any = None) -> base.Interaction:
     """Chooses a strategy with :func:`choose` when it is traced.
 
@@ -96,7 +97,7 @@ def auto(shardings: Any = None) -> base.Interaction:
         if not apart and not _slow_under_vmap(loss, params, batch):
             # Layers that aren't scanned are used up leaf by leaf.
             assert by_layers.pullback is not None
-            with contextlib.suppress(_equations.UnknownFormError):
+            with contextlib.suppress(equations.UnknownFormError):
                 return by_layers.pullback(loss_fn, params, batch, has_aux=has_aux)
         losses, stacked = gradients(loss_fn, params, batch, has_aux=has_aux)
         return losses, functools.partial(_pulled, stacked)
@@ -221,7 +222,7 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     Returns:
       A key of ``STRATEGIES``.
     """
-    _leaves.check_arrays("params", params)
+    leaves_lib.check_arrays("params", params)
     num_tasks = base.num_tasks(batch)
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
     limit = max(_MODELS * sum(sizes), _BYTES)
@@ -231,7 +232,7 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     is_large = max(leaf.size for leaf in jax.tree.leaves(params)) > slices.size()
     finds = saves if is_large else _has_layers
     most, in_parts = num_tasks * max(sizes), False
-    with contextlib.suppress(_equations.UnknownFormError):
+    with contextlib.suppress(equations.UnknownFormError):
         if in_parts := finds(loss_fn, params, batch):
             most = held(loss_fn, params, batch)
     if most > limit:
@@ -243,7 +244,7 @@ def _has_layers(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
     """Whether gradients are known to come layer by layer out of a scan."""
     if not _has("scan", loss_fn, params, batch):
         return False
-    with contextlib.suppress(_equations.UnknownFormError):
+    with contextlib.suppress(equations.UnknownFormError):
         return saves(loss_fn, params, batch, layers=True)
     return False
 
@@ -258,9 +259,9 @@ def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
         return False
     of_task = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch)
     gradient = jax.make_jaxpr(jax.grad(loss_fn))(params, of_task)
-    return not any(_equations.batch_axes_of_convolutions(gradient))
+    return not any(equations.batch_axes_of_convolutions(gradient))
 
 
 def _has(name: str, loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
     jaxpr = jax.make_jaxpr(jax.vmap(loss_fn, in_axes=(None, 0)))(params, batch)
-    return _equations.mentions(jaxpr, name)
+    return equations.mentions(jaxpr, name)

@@ -2,11 +2,11 @@
 
 import jax
 
-from ldro_jax import _leaves
 from ldro_jax.interaction import base
+from ldro_jax.runtime import leaves
 
 
-@_leaves.needs_arrays
+@leaves.needs_arrays
 def columns() -> base.Interaction:
     """Computes ``A e_j`` as the change of all losses along task j's gradient.
 

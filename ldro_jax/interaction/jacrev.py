@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ldro_jax import _leaves
 from ldro_jax.interaction import base
+from ldro_jax.runtime import leaves
 
 
 def jacobian_gram(losses_fn: Callable[[Any], jax.Array], params: Any) -> jax.Array:
@@ -23,7 +23,7 @@ def jacobian_gram(losses_fn: Callable[[Any], jax.Array], params: Any) -> jax.Arr
     Raises:
       ValueError: if a leaf of the parameters isn't an array.
     """
-    _leaves.check_arrays("params", params)
+    leaves.check_arrays("params", params)
     if jax.default_backend() != "cpu":
         return base.gram(jax.jacrev(lambda p: base.replicated(losses_fn(p)))(params))
     # XLA:CPU of jaxlib 0.10.2 silently miscompiles a batched pullback (jit of jacrev or of
@@ -35,7 +35,7 @@ def jacobian_gram(losses_fn: Callable[[Any], jax.Array], params: Any) -> jax.Arr
     return base.gram(rows)
 
 
-@_leaves.needs_arrays
+@leaves.needs_arrays
 def jacrev() -> base.Interaction:
     """Differentiates the loss vector in reverse mode, every task through the whole batch.
 

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ldro_jax import _equations, _leaves
 from ldro_jax.interaction import base, scans, slices
+from ldro_jax.runtime import equations
+from ldro_jax.runtime import leaves as leaves_lib
 
 
 class _Program(NamedTuple):
@@ -36,7 +37,7 @@ class _Program(NamedTuple):
       shardings: of the leaves, in the same order, or ``None``.
     """
 
-    closed: _equations.Program
+    closed: equations.Program
     leaves: list[Any]
     arguments: list[Any]
     stacked: dict[int, scans.Stacked]
@@ -60,7 +61,7 @@ class _Program(NamedTuple):
         return lax.with_sharding_constraint(gradients, split)
 
 
-@_leaves.needs_arrays
+@leaves_lib.needs_arrays
 def layerwise(shardings: Any = None) -> base.Interaction:
     """Uses up the gradients of scanned layers where they come out, and of dense ones in slices.
 
@@ -136,8 +137,8 @@ def _traced(loss_fn, params, batch, shardings=None, has_aux=False) -> _Program:
     )(*flat)
     first, like = (jax.tree.structure(part) for part in shapes)
     places = None if shardings is None else jax.tree.leaves(shardings)
-    with _equations.reading():
-        closed, sliced = _equations.inlined(made), {}
+    with equations.reading():
+        closed, sliced = equations.inlined(made), {}
         leaves = closed.jaxpr.outvars[first.num_leaves :]
         stacked = scans.stacked_outputs(closed.jaxpr, leaves)
         if jax.device_count() == 1:
@@ -158,11 +159,11 @@ def _used_up(
     known |= dict(zip(jaxpr.invars, program.arguments, strict=True))
     like, first = program.structure
     outputs = jaxpr.outvars[: first.num_leaves]
-    forward = dict.fromkeys(_equations.needed(jaxpr, outputs))
+    forward = dict.fromkeys(equations.needed(jaxpr, outputs))
     for number in forward:
         eqn = jaxpr.eqns[number]
-        known |= dict(zip(eqn.outvars, _equations.run(jaxpr, eqn, known), strict=True))
-    losses = [_equations.read(known, output) for output in outputs]
+        known |= dict(zip(eqn.outvars, equations.run(jaxpr, eqn, known), strict=True))
+    losses = [equations.read(known, output) for output in outputs]
     # A sum of several sources is made when the last of them could be.
     last = {max(found.sources): leaf for leaf, found in program.sliced.items()}
     left_out = {number for found in stacked.values() for number in found.turned}
@@ -184,9 +185,9 @@ def _used_up(
                 continue
             here = {leaf: found for leaf, found in stacked.items() if found.scan == number}
             if not here:
-                values |= dict(zip(eqn.outvars, _equations.run(jaxpr, eqn, values), strict=True))
+                values |= dict(zip(eqn.outvars, equations.run(jaxpr, eqn, values), strict=True))
                 continue
-            inputs = [_equations.read(values, v) for v in eqn.invars]
+            inputs = [equations.read(values, v) for v in eqn.invars]
             products, sums, others = _scanned(program, eqn, inputs, here, weights, dtype)
             total += products
             gone = {found.place for found in here.values()}
@@ -196,7 +197,7 @@ def _used_up(
                 leaves[leaf] = _turned(jaxpr, found, jnp.expand_dims(summed, found.axis + 1))
         for leaf, variable in enumerate(program.leaves):
             if leaf not in stacked and leaf not in program.sliced:
-                gradients = program.placed(_equations.read(values, variable), leaf)
+                gradients = program.placed(equations.read(values, variable), leaf)
                 total += base.gram(gradients).astype(dtype)
                 if weights is not None:
                     leaves[leaf] = base.combined(weights, gradients)
@@ -214,7 +215,7 @@ def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, d
     Returns the products ``[N, N]``, the weighted sums of each output that is gone, stacked, and the
     other outputs.
     """
-    body, num_consts, num_carry, options = _equations.scan(eqn)
+    body, num_consts, num_carry, options = equations.scan(eqn)
     carried = num_consts + num_carry
     constants, first, rows = inputs[:num_consts], inputs[num_consts:carried], inputs[carried:]
     gone = {found.place for found in stacked.values()}
@@ -241,7 +242,7 @@ def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, d
     return total, sums, [*last, *others]
 
 
-def _turned(jaxpr: _equations.Program, found: Any, value: jax.Array) -> jax.Array:
+def _turned(jaxpr: equations.Program, found: Any, value: jax.Array) -> jax.Array:
     """A sum over the tasks, turned and converted as the gradients of each would have been."""
     for number in reversed(found.turned):
         eqn = jaxpr.eqns[number]

@@ -3,13 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from ldro_jax import _leaves
 from ldro_jax.interaction import base
+from ldro_jax.runtime import leaves
 
 _KIND = "pinned_host"
 
 
-@_leaves.needs_arrays
+@leaves.needs_arrays
 def offload() -> base.Interaction:
     """Differentiates one task after another and keeps the gradients in host memory.
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import jax
 
-from ldro_jax import _leaves, checks
 from ldro_jax.interaction import base
+from ldro_jax.runtime import checks, leaves
 
 
-@_leaves.needs_arrays
+@leaves.needs_arrays
 def scan(
     *, dtype: jax.typing.DTypeLike | None = None, constrain: Callable[[Any], Any] | None = None
 ) -> base.Interaction:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ldro_jax import _equations
+from ldro_jax.runtime import equations
 
 SAME = ("convert_element_type", "copy", "copy_p")
 
@@ -32,7 +32,7 @@ class Stacked(NamedTuple):
         return self.order[0] - 1
 
 
-def stacked_outputs(jaxpr: _equations.Program, outputs: Sequence[Any]) -> dict[int, Stacked]:
+def stacked_outputs(jaxpr: equations.Program, outputs: Sequence[Any]) -> dict[int, Stacked]:
     """Which outputs come out of a scan, turned and converted, and are needed nowhere else.
 
     Args:
@@ -42,7 +42,7 @@ def stacked_outputs(jaxpr: _equations.Program, outputs: Sequence[Any]) -> dict[i
     Returns:
       From the number of such an output among them to where it comes from.
     """
-    made, used = _equations.made_and_used(jaxpr)
+    made, used = equations.made_and_used(jaxpr)
 
     def source(variable: Any) -> Stacked | None:
         order, turned = tuple(range(variable.aval.ndim)), []
@@ -50,7 +50,7 @@ def stacked_outputs(jaxpr: _equations.Program, outputs: Sequence[Any]) -> dict[i
             number = made[variable]
             eqn = jaxpr.eqns[number]
             if eqn.primitive.name == "scan":
-                place, form = eqn.outvars.index(variable), _equations.scan(eqn)
+                place, form = eqn.outvars.index(variable), equations.scan(eqn)
                 # The first axis of what a scan stacks up is that of its steps.
                 if order[0] == 0 or place < form.carried:
                     return None

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ldro_jax import _equations
 from ldro_jax.interaction import base, scans
+from ldro_jax.runtime import equations
 
 # Numbers of each task in a slice of its gradient: on CPU those of 20 tasks are 5 MB.
 _CPU, _ACCELERATOR = 2**16, 2**20
@@ -46,7 +46,7 @@ def size() -> int:
     return _CPU if jax.default_backend() == "cpu" else _ACCELERATOR
 
 
-def sliced_outputs(jaxpr: _equations.Program, outputs: Sequence[Any]) -> dict[int, Sliced]:
+def sliced_outputs(jaxpr: equations.Program, outputs: Sequence[Any]) -> dict[int, Sliced]:
     """Which outputs can be made slice by slice, and are needed nowhere else.
 
     Args:
@@ -56,17 +56,17 @@ def sliced_outputs(jaxpr: _equations.Program, outputs: Sequence[Any]) -> dict[in
     Returns:
       From the number of such an output among them to where it comes from.
     """
-    made, used = _equations.made_and_used(jaxpr)
+    made, used = equations.made_and_used(jaxpr)
 
     def alone(variable):
         """The number of the equation that makes what only one other uses."""
-        if _equations.is_literal(variable) or used[variable] != 1:
+        if equations.is_literal(variable) or used[variable] != 1:
             return None
         return made.get(variable)
 
     def zero(variable: Any) -> list[int] | None:
         """The equations that make an array of zeros for no other."""
-        if _equations.is_literal(variable):
+        if equations.is_literal(variable):
             return [] if variable.val == 0 else None
         if (number := alone(variable)) is None:
             return None
@@ -111,7 +111,7 @@ def sliced_outputs(jaxpr: _equations.Program, outputs: Sequence[Any]) -> dict[in
 
 
 def used_up(
-    jaxpr: _equations.Program, found: Sliced, known: Any, weights: jax.Array | None, dtype: Any
+    jaxpr: equations.Program, found: Sliced, known: Any, weights: jax.Array | None, dtype: Any
 ) -> tuple[jax.Array, jax.Array | None]:
     """Uses up the N gradients of such an output.
 
@@ -129,7 +129,7 @@ def used_up(
     eqns = [jaxpr.eqns[number] for number in found.sources]
     # The zeros that rows are added to were never made.
     inputs = [
-        [_equations.read(known, v) for v in eqn.invars[not _is_product(eqn) :]] for eqn in eqns
+        [equations.read(known, v) for v in eqn.invars[not _is_product(eqn) :]] for eqn in eqns
     ]
     shape: Any = eqns[0].outvars[0].aval.shape  # pyright: ignore
     width = shape[1] // found.pieces

@@ -3,11 +3,11 @@
 import jax
 import jax.numpy as jnp
 
-from ldro_jax import _leaves
 from ldro_jax.interaction import base
+from ldro_jax.runtime import leaves
 
 
-@_leaves.needs_arrays
+@leaves.needs_arrays
 def tiled(tile_size: int = 1) -> base.Interaction:
     """Computes the upper triangle tile by tile, holding two tiles of gradients at a time.
 

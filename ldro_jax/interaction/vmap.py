@@ -2,11 +2,11 @@
 
 import jax
 
-from ldro_jax import _leaves
 from ldro_jax.interaction import base
+from ldro_jax.runtime import leaves
 
 
-@_leaves.needs_arrays
+@leaves.needs_arrays
 def vmap() -> base.Interaction:
     """Differentiates all tasks side by side and sums the Gram matrix leaf by leaf.
 

@@ -1,5 +1,5 @@
 """Flax Linen models."""
 
-from ldro_jax import _extras
+from ldro_jax.runtime import extras
 
-_extras.need("flax")
+extras.need("flax")

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from ldro_jax import checks
 from ldro_jax.models import convolution
+from ldro_jax.runtime import checks
 
 
 class CNN(nn.Module):

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ldro_jax import checks
 from ldro_jax.models.cross_entropy import token_losses
+from ldro_jax.runtime import checks
 
 
 def _unchanged(x: jax.Array) -> jax.Array:

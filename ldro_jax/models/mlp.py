@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 
 
 class MLP(nn.Module):

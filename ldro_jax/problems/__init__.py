@@ -1,10 +1,10 @@
 """What is trained: tasks, a model, a loss for each row and metrics, behind one interface."""
 
 # ruff: noqa: E402
-from ldro_jax import _extras
+from ldro_jax.runtime import extras
 
 # Before what needs it is imported.
-_extras.need("flax")
+extras.need("flax")
 
 from ldro_jax.problems.arrays import ArrayProblem, from_arrays
 from ldro_jax.problems.base import Metric, OnDevice, Problem

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from typing_extensions import override
 
-from ldro_jax import checks, errors
 from ldro_jax.problems import base, models
 from ldro_jax.records import traced
+from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks import orders
 from ldro_jax.tasks.base import Split, content
 from ldro_jax.tasks.source import Source

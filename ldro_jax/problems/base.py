@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
-from ldro_jax import checks, errors
 from ldro_jax.records import traced
+from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks.base import content
 from ldro_jax.tasks.source import Source
 

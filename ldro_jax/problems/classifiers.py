@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldro_jax import checks
 from ldro_jax.problems import base, models
 from ldro_jax.problems.arrays import ArrayProblem, MetricFunction, RowFunction
+from ldro_jax.runtime import checks
 from ldro_jax.tasks.base import MultitaskData
 
 ACCURACY = base.Metric("accuracy", higher_is_better=True)

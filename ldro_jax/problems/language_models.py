@@ -12,10 +12,10 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
-from ldro_jax import checks
-from ldro_jax.evaluation.perplexity import perplexity
 from ldro_jax.problems import base, models
 from ldro_jax.records import traced
+from ldro_jax.records.perplexity import perplexity
+from ldro_jax.runtime import checks
 from ldro_jax.tasks import sequences
 from ldro_jax.tasks.source import Source
 

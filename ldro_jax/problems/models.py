@@ -17,7 +17,7 @@ import numpy as np
 from flax import errors, nnx
 from flax import linen as nn
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 
 
 class Functions(NamedTuple):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from typing_extensions import override
 
-from ldro_jax import checks
 from ldro_jax.problems import base
+from ldro_jax.runtime import checks
 from ldro_jax.tasks import synthetic
 from ldro_jax.tasks.base import content
 from ldro_jax.tasks.source import Source

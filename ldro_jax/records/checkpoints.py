@@ -13,9 +13,9 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ldro_jax import errors, paths, processes
 from ldro_jax.records import copies, files, orbax
 from ldro_jax.records import identity as identity_lib
+from ldro_jax.runtime import errors, paths, processes
 
 
 class RefusedError(ValueError):

@@ -6,7 +6,7 @@ import threading
 
 from absl import logging
 
-from ldro_jax import errors, paths, processes
+from ldro_jax.runtime import errors, paths, processes
 
 _NAME = "copy-"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldro_jax import checks, paths
+from ldro_jax.runtime import checks, paths
 
 _CHECKSUM = "checksum"
 

@@ -11,8 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ldro_jax import checks, errors, paths
 from ldro_jax.records import copies, files, identity, orbax
+from ldro_jax.runtime import checks, errors, paths
 
 
 @dataclasses.dataclass(frozen=True)

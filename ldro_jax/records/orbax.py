@@ -14,7 +14,7 @@ class Manager(ocp.CheckpointManager):
     """Orbax's, which leaves the question of preemption to us."""
 
     def reached_preemption(self, step: int) -> bool:
-        """Says no: :mod:`ldro_jax.preemption` asks jax, and numbers its questions."""
+        """Says no: :mod:`ldro_jax.runtime.preemption` asks jax, and numbers its questions."""
         return False
 
 

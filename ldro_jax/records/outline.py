@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 
 _DEPTH, _LINES = 12, 200
 

@@ -75,8 +75,8 @@ class Run:
       weights: the weight of every task over training, values [S, N], or None.
       losses: the training loss of every task, values [S, N], or None.
       interaction: the raw Gram matrix `A_ij = <grad_i, grad_j>`, values [S, N, N], or None.
-      diagnostics: the numbers of `ldro_jax.diagnostics.NAMES` at some steps, values [S, 4], or
-        None.
+      diagnostics: the numbers of `ldro_jax.transform.diagnostics.NAMES` at some steps, values
+        [S, 4], or None.
       descent: by how much each loss was to fall so far, to first order and for a learning rate of
         1, values [S, N]; or None.
       path: what the problem observed of the model after every step, values [S, D], or None.

@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax import paths
 from ldro_jax.records import arrays
 from ldro_jax.records.files import ResultsError, read_json, write_json
 from ldro_jax.records.json_types import plain
 from ldro_jax.records.record import Evaluation, Results, Run, Series, summarise_evaluation
+from ldro_jax.runtime import paths
 
 __all__ = [
     "Evaluation",

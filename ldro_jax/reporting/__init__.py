@@ -12,8 +12,8 @@ from typing import Any
 
 from absl import logging
 
-from ldro_jax import _printing, checks, paths
 from ldro_jax.records.results import Results, save_results
+from ldro_jax.runtime import checks, paths, printing
 
 __all__ = ["finish", "headline_text", "write_report"]
 
@@ -102,5 +102,5 @@ def finish(
     # Last, because a directory that has it counts as finished.
     save_results(record, output_dir / "results.json")
     with contextlib.suppress(ImportError):
-        _printing.say(headline_text(record))
-    _printing.say(f"Everything is in {output_dir}; look at {page}.")
+        printing.say(headline_text(record))
+    printing.say(f"Everything is in {output_dir}; look at {page}.")

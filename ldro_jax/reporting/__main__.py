@@ -12,9 +12,10 @@ beside the record, if there is one.
 import argparse
 import sys
 
-from ldro_jax import _printing, paths, reporting
+from ldro_jax import reporting
 from ldro_jax.records.compact import compact
 from ldro_jax.records.results import load_results, save_results
+from ldro_jax.runtime import paths, printing
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
             save_results(results, output_dir / "results.json")
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
-    _printing.say(f"Look at {page}.")
+    printing.say(f"Look at {page}.")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ldro_jax import checks
-from ldro_jax.evaluation.perplexity import relative_perplexity
+from ldro_jax.records.perplexity import relative_perplexity
 from ldro_jax.records.results import Results, summarise_evaluation
 from ldro_jax.reporting import frame
 from ldro_jax.reporting.frame import DataFrame, Setting
 from ldro_jax.reporting.statistics import Difference, Spread, difference, spread
+from ldro_jax.runtime import checks
 
 # Looks that can be told apart in one picture.
 _AT_ONCE = 12

@@ -5,11 +5,11 @@ import math
 import numpy as np
 from scipy import stats
 
-from ldro_jax.diagnostics import NAMES
 from ldro_jax.records.results import Run
 from ldro_jax.reporting import statistics
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.tables import Table
+from ldro_jax.transform.diagnostics import NAMES
 
 _HEADER = ("method", "pairs in conflict", "mean cosine", "noise", "tasks in effect", "predicted")
 CAPTION = (

@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from ldro_jax import paths
+from ldro_jax.runtime import paths
 
 
 @dataclasses.dataclass(frozen=True)

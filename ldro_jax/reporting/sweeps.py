@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from ldro_jax.evaluation.pareto import hypervolume, non_dominated
 from ldro_jax.reporting import frame
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.frame import DataFrame, Series, Setting
+from ldro_jax.reporting.pareto import hypervolume, non_dominated
 
 # Rules of choice on validation, by name: how the table calls what they look at.
 RULES = {

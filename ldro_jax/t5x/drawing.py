@@ -18,7 +18,8 @@ import seqio
 import tensorflow as tf
 from clu.data import dataset_iterator
 
-from ldro_jax import checks, transform
+from ldro_jax import transform
+from ldro_jax.runtime import checks
 from ldro_jax.t5x import tasks
 from ldro_jax.tasks import draws
 from ldro_jax.weighting import first_weights

@@ -25,9 +25,9 @@ from clu.data import dataset_iterator
 from t5x import trainer as trainer_lib
 from t5x import utils
 
-from ldro_jax import checks
-from ldro_jax.evaluation.perplexity import perplexity
 from ldro_jax.records import provenance
+from ldro_jax.records.perplexity import perplexity
+from ldro_jax.runtime import checks
 from ldro_jax.t5x import data, inheritance, names, run_file
 
 

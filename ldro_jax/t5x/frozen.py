@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import optax
 
-from ldro_jax._trained import merge
+from ldro_jax.measuring.trained import merge
 
 __all__ = ["check", "masked", "merge", "trained"]
 

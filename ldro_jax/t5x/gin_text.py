@@ -9,7 +9,7 @@ import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ldro_jax import paths
+from ldro_jax.runtime import paths
 
 # What the report says elsewhere, or what is no choice.
 _NOT_SHOWN = (

@@ -18,9 +18,10 @@ import statistics
 import sys
 from collections.abc import Iterator, Sequence
 
-from ldro_jax import paths, reporting
-from ldro_jax.evaluation.perplexity import perplexity
+from ldro_jax import reporting
 from ldro_jax.records import results
+from ldro_jax.records.perplexity import perplexity
+from ldro_jax.runtime import paths
 from ldro_jax.t5x import report_sections, summaries
 from ldro_jax.t5x.names import MC4_MIXTURE, TEXT_MIXTURE
 

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ldro_jax import paths
 from ldro_jax.records import files
+from ldro_jax.runtime import paths
 from ldro_jax.t5x.names import RUN_FILE
 
 FORMAT = 1

@@ -13,10 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from t5x import trainer as trainer_lib
 
 from ldro_jax.interaction import base as interaction_base
+from ldro_jax.measuring import rows as rows_lib
 from ldro_jax.t5x.model import row_tokens
 from ldro_jax.t5x.tasks import TaskRows
 from ldro_jax.tasks import sampling
-from ldro_jax.training import rows as rows_lib
 
 # (params, rows, which row of the step each one is, int32 [R]) -> (losses [R], summed over tokens;
 # T5X's metrics). A row has the same number in every pass over it.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ldro_jax import paths
+from ldro_jax.runtime import paths
 from ldro_jax.t5x import gin_text, run_file
 from ldro_jax.t5x.names import NATS, TASKS_FILE, saved_tasks
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 
 
 class Split(NamedTuple):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldro_jax import checks, errors
+from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks import base
 
 # Published means and standard deviations of the channels of the training images, in [0, 1].

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 from ldro_jax.tasks import base
 
 _SIDE = 8

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax import checks, errors
+from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks import sequences, streaming, text_files, token_cache, vocabulary
 
 # fmt: off

@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from typing_extensions import override
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 from ldro_jax.tasks import base, orders
 from ldro_jax.tasks.source import Source
 

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldro_jax import errors
+from ldro_jax.runtime import errors
 from ldro_jax.tasks import vocabulary
 from ldro_jax.tasks.source import Source
 

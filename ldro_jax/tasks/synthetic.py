@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 
 OUTLIER = (1.0, 0.0)
 RADIUS = 1.25

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 from ldro_jax.tasks import sequences, streaming, text_files, token_cache, vocabulary
 
 # Neighbouring lines may come from one document, and kinds of text from one stretch of a file: runs

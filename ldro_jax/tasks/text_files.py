@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 
 _SUFFIXES = (".txt", ".txt.gz")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from absl import logging
 
-from ldro_jax import paths
+from ldro_jax.runtime import paths
 
 
 def save(path: pathlib.Path, tokens: np.ndarray) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax import paths
+from ldro_jax.runtime import paths
 from ldro_jax.tasks import text_files
 
 # seqio pads with 0, whatever a model says; the other marks are where T5 has them.

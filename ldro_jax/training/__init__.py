@@ -1,10 +1,10 @@
 """Training: one step, two engines, the loop."""
 
 # ruff: noqa: E402
-from ldro_jax import _extras
+from ldro_jax.runtime import extras
 
 # Before what needs it is imported.
-_extras.need("flax")
+extras.need("flax")
 
 from ldro_jax.sharding import Layout
 from ldro_jax.training.method import Method, grid

@@ -20,15 +20,18 @@ import numpy as np
 import optax
 from flax.core import meta
 
-from ldro_jax import _trained, checks, errors, interaction
+from ldro_jax import interaction
 from ldro_jax.interaction import Interaction
+from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.problems.base import Problem
+from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks import sampling
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
+from ldro_jax.transform import preconditioner
 
 
 class Trial(NamedTuple):
@@ -181,7 +184,7 @@ class Program(abc.ABC):
                 f"init must return parameters, a pytree of arrays, but it returned {shapes}."
             )
         with errors.of("optimizer"):
-            moved = _trained.moved_by(optimizer, shapes)
+            moved = trained_lib.moved_by(optimizer, shapes)
         if not any(jax.tree.leaves(moved)):
             raise ValueError("optimizer leaves every parameter as it is, so nothing would train.")
         _check_floating(shapes, moved)
@@ -245,8 +248,8 @@ class Program(abc.ABC):
         if callable(geometry):
             return functools.partial(_measured_with, geometry)
         shapes = jax.eval_shape(self.problem.init, jax.random.key(0))
-        decay = interaction.decay_of(self.optimizer, shapes)
-        return functools.partial(interaction.from_optimizer, decay=decay)
+        decay = preconditioner.decay_of(self.optimizer, shapes)
+        return functools.partial(preconditioner.preconditioner, decay=decay)
 
     def _tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
         weighting = self.method.transform(self.problem.num_tasks, rates, trainable=self.trained)

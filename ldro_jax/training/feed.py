@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ldro_jax import checks, weighting
+from ldro_jax import weighting
 from ldro_jax.problems.base import Problem
+from ldro_jax.runtime import checks
 from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
 from ldro_jax.training.engine import Batches

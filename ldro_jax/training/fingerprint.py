@@ -16,9 +16,10 @@ import numpy as np
 import optax
 from flax.core import meta
 
-from ldro_jax import _trained, checks
+from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.problems.base import Problem
 from ldro_jax.records import json_types, provenance, traced
+from ldro_jax.runtime import checks
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.weighting import base, wrappers
@@ -149,11 +150,11 @@ def _loss(program: "Program", params: Any) -> str:
     def total(part, whole, rows):
         losses_of = problem.row_losses
         if trained is not None:
-            losses_of = _trained.of_part(losses_of, whole)
+            losses_of = trained_lib.of_part(losses_of, whole)
         losses = losses_of(part, rows)
         return losses.sum(), losses
 
-    part = params if trained is None else _trained.hide(params, trained)
+    part = params if trained is None else trained_lib.hide(params, trained)
     rows = program.row_shapes(program.batches.size)
     return traced.of(jax.value_and_grad(total, has_aux=True), part, params, rows)
 

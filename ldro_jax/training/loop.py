@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from ldro_jax import preemption, processes
 from ldro_jax.records import results, tensorboard
+from ldro_jax.runtime import preemption, processes
 from ldro_jax.training import recording
 from ldro_jax.training.engine import Program, Session, Trial
 from ldro_jax.training.progress import Origin, Progress, Saved, identity, taken_from

@@ -20,8 +20,10 @@ from flax.core import meta
 from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
-from ldro_jax import _trained, checks, interaction, preemption, sharding, transform
+from ldro_jax import interaction, sharding, transform
+from ldro_jax.measuring import trained
 from ldro_jax.problems.base import Problem
+from ldro_jax.runtime import checks, preemption
 from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import engine, fingerprint
@@ -125,7 +127,7 @@ class MeshedProgram(engine.Program):
             return super()._strategy()
         shardings = self.shardings.params
         if self.trained is not None:
-            shardings = _trained.hide(shardings, self.trained)
+            shardings = trained.hide(shardings, self.trained)
         found = interaction.auto(shardings)
         return interaction.split(found) if named == "split" else found
 

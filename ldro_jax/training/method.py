@@ -8,8 +8,9 @@ from typing import Any
 
 import optax
 
-from ldro_jax import checks, interaction, transform, weighting
+from ldro_jax import interaction, transform, weighting
 from ldro_jax.interaction import Interaction
+from ldro_jax.runtime import checks
 from ldro_jax.weighting import Weighting, wrappers
 
 # What a record has of a method where it isn't the default.

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ldro_jax import errors, paths, processes
 from ldro_jax.records import checkpoints, files, results
+from ldro_jax.runtime import errors, paths, processes
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import fingerprint, recording
 from ldro_jax.training.engine import Program, Session, Trial

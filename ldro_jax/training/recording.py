@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from absl import logging
 
-from ldro_jax import diagnostics, transform
+from ldro_jax import transform
 from ldro_jax.records import results
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
+from ldro_jax.transform import diagnostics
 
 # What a record has of every evaluation, beside the evaluations themselves.
 _SERIES = ("weights", "losses", "diagnostics", "descent", "path")

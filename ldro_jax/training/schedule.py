@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 
 TESTS = ("always", "best", "last")
 

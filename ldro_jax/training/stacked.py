@@ -16,9 +16,9 @@ import optax
 from flax.core import meta
 from typing_extensions import override
 
-from ldro_jax import preemption
 from ldro_jax.problems.base import OnDevice, Problem
 from ldro_jax.records import traced
+from ldro_jax.runtime import preemption
 from ldro_jax.tasks import draws, sampling
 from ldro_jax.training import engine, stretches
 from ldro_jax.training import step as step_lib

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import _trained, transform
+from ldro_jax import transform
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry as geometry_lib
-from ldro_jax.training import rows as rows_lib
+from ldro_jax.measuring import rows as rows_lib
+from ldro_jax.measuring import trained as trained_lib
 
 # (params, rows [R, ...]) -> [R].
 RowLosses = Callable[[Any, Any], jax.Array]
@@ -150,9 +151,9 @@ def train_step(
         preconditioner = None if geometry is None else geometry(opt_state)
         params, losses_of, excess_of = whole, row_losses, row_excess
         if trained is not None:
-            params = _trained.hide(whole, trained)
-            losses_of, excess_of = (_trained.of_part(f, whole) for f in (row_losses, row_excess))
-            preconditioner = _trained.hide(preconditioner, trained)
+            params = trained_lib.hide(whole, trained)
+            losses_of, excess_of = (trained_lib.of_part(f, whole) for f in (row_losses, row_excess))
+            preconditioner = trained_lib.hide(preconditioner, trained)
 
         def task_loss(params, task_rows):
             losses = losses_of(params, task_rows["rows"])

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 
 
 class Statistics(NamedTuple):
@@ -533,7 +533,7 @@ def check_range(name: str, value: Any, interval: str = "[0, inf)") -> None:
     Args:
       name: what to call the value in the error.
       value: the hyperparameter.
-      interval: as :func:`ldro_jax.checks.number` takes it.
+      interval: as :func:`ldro_jax.runtime.checks.number` takes it.
 
     Raises:
       ValueError: if it is a number elsewhere, or not a number at all.

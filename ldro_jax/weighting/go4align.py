@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 from ldro_jax.weighting import base
 
 

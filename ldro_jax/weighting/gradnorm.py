@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 from ldro_jax.weighting import base, gram
 
 

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax import checks, games
+from ldro_jax import games
+from ldro_jax.runtime import checks
 from ldro_jax.weighting import base, gram
 
 

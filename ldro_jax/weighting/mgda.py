@@ -6,7 +6,8 @@ References:
   Optimization*, NeurIPS 2018.
 """
 
-from ldro_jax import checks, solvers
+from ldro_jax import solvers
+from ldro_jax.runtime import checks
 from ldro_jax.weighting import base, gram
 
 _NORMALIZATIONS = ("none", "l2", "loss", "loss+")

@@ -7,7 +7,7 @@ References:
 
 import jax
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 from ldro_jax.weighting import base
 
 

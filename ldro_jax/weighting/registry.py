@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 from ldro_jax.weighting import base
 from ldro_jax.weighting.afl import afl
 from ldro_jax.weighting.aioli import aioli

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 from ldro_jax.weighting import base, gram
 
 

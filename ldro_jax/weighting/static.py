@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from ldro_jax import checks
+from ldro_jax.runtime import checks
 from ldro_jax.weighting import base
 
 

@@ -1,7 +1,7 @@
 """Experiments without what takes longer than they do."""
 
 import pytest
-import trained as trained_lib
+from helpers import trained as trained_lib
 
 from ldro_jax import reporting
 

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from helpers import tiny
 
-from ldro_jax import preemption
 from ldro_jax.experiments import compare, runs
 from ldro_jax.records import results
+from ldro_jax.runtime import preemption
 from ldro_jax.sharding import Layout
 from ldro_jax.training.engine import Program
 from ldro_jax.training.meshed import MeshedProgram

@@ -12,15 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 
-from ldro_jax import preemption, reporting
-from ldro_jax.evaluation import perplexity
+from ldro_jax import reporting
 from ldro_jax.experiments import alone, compare, runs
 from ldro_jax.problems import LanguageModel
-from ldro_jax.records import results
+from ldro_jax.records import perplexity, results
 from ldro_jax.reporting import comparison as comparison_lib
+from ldro_jax.runtime import preemption
 from ldro_jax.training import loop
 from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method, grid

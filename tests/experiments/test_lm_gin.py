@@ -6,7 +6,7 @@ import gin
 import jax
 import numpy as np
 import pytest
-import tiny_lm
+from helpers import tiny_lm
 
 from ldro_jax import configuration
 from ldro_jax.records import results

@@ -3,7 +3,7 @@
 import dataclasses
 
 import pytest
-import tiny
+from helpers import tiny
 
 from ldro_jax.experiments import names, runs
 from ldro_jax.training.method import Method, grid

@@ -4,13 +4,13 @@ import dataclasses
 import json
 
 import pytest
-import tiny
+from helpers import tiny
 
-from ldro_jax import processes
 from ldro_jax.experiments import finished
 from ldro_jax.models import mlp
 from ldro_jax.problems import classifiers, models
 from ldro_jax.records import files, results
+from ldro_jax.runtime import processes
 from ldro_jax.training import fingerprint, loop, recording
 from ldro_jax.training.engine import Trial
 

@@ -3,12 +3,12 @@
 import dataclasses
 import shutil
 
-import harness
 import jax
 import numpy as np
 import pytest
-import tiny
-import trained as trained_lib
+from faults import harness
+from helpers import tiny
+from helpers import trained as trained_lib
 
 from ldro_jax.records import results
 from ldro_jax.sharding import Layout

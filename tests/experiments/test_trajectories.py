@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from helpers import tiny
 
 from ldro_jax import configuration, transform
 from ldro_jax.experiments import trajectories

@@ -1,7 +1,7 @@
 """Counts what was tried; the figures are printed at the end, see the conftest at the root."""
 
-import harness
 import pytest
+from faults import harness
 
 
 @pytest.fixture(scope="session")

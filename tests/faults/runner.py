@@ -60,7 +60,8 @@ def _run(job) -> None:
     log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
-    from ldro_jax import main, paths, reporting
+    from ldro_jax import main, reporting
+    from ldro_jax.runtime import paths
 
     if not job.get("report"):
         reporting.write_report = lambda results, output_dir, **options: paths.write(

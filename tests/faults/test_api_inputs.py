@@ -14,17 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
 from flax import linen as nn
+from helpers import tiny
 
-from ldro_jax import errors, interaction, ldro, problems, reporting, transform, weighting
-from ldro_jax.evaluation import pareto, perplexity
+from ldro_jax import interaction, ldro, problems, reporting, transform, weighting
 from ldro_jax.models.cnn import CNN
 from ldro_jax.models.decoder import Decoder
 from ldro_jax.models.mlp import MLP
 from ldro_jax.problems import Metric, OnDevice
 from ldro_jax.problems.toy import PointTasks
-from ldro_jax.records import results
+from ldro_jax.records import perplexity, results
+from ldro_jax.reporting import pareto
+from ldro_jax.runtime import errors
 from ldro_jax.sharding import Layout
 from ldro_jax.tasks import base, sequences, synthetic
 from ldro_jax.tasks.source import Source

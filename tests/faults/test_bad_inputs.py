@@ -6,11 +6,11 @@ A command is run with ``--overwrite`` on a directory that holds a finished exper
 import json
 import re
 
-import bad_inputs
 import jax
 import numpy as np
 import pytest
-from command_line import fails, gin_file, snapshot
+from faults import bad_inputs
+from helpers.command_line import fails, gin_file, snapshot
 
 from ldro_jax import reporting
 from ldro_jax.reporting import __main__ as reporting_main

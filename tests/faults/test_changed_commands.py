@@ -5,9 +5,9 @@ Beside :mod:`test_changes`, which has the changes of the Python API.
 
 import re
 
-import harness
 import pytest
-from test_changes import files_of
+from faults import harness
+from faults.test_changes import files_of
 
 pytestmark = pytest.mark.faults
 

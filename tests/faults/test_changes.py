@@ -9,12 +9,12 @@ import dataclasses
 import json
 import re
 
-import harness
 import jax
 import numpy as np
 import pytest
-import tiny
-from changed_calls import BASE, LOSS, METRICS, REFUSED, TAKEN, problem, squared
+from faults import harness
+from faults.changed_calls import BASE, LOSS, METRICS, REFUSED, TAKEN, problem, squared
+from helpers import tiny
 from jax.experimental.compilation_cache import compilation_cache
 
 from ldro_jax import reporting

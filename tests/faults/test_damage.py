@@ -2,9 +2,8 @@
 
 import random
 
-import harness
 import pytest
-import test_kills
+from faults import harness, test_kills
 
 pytestmark = pytest.mark.faults
 

@@ -3,9 +3,9 @@
 import functools
 import random
 
-import harness
 import pytest
-import tiny_mc4
+from faults import harness
+from helpers import tiny_mc4
 
 pytestmark = pytest.mark.faults
 

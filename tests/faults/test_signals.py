@@ -8,8 +8,8 @@ import subprocess
 import sys
 import time
 
-import harness
 import pytest
+from faults import harness
 
 pytestmark = [
     pytest.mark.faults,

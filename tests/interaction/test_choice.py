@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import problems
 import pytest
+from helpers import problems
 
 from ldro_jax import interaction
 from ldro_jax.models import convolution

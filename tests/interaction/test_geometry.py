@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracles
-import problems
 import pytest
+from helpers import oracles, problems
 from jax import flatten_util
 
 from ldro_jax import interaction, ldro, optimizers, transform, weighting
+from ldro_jax.transform import preconditioner
 
 B1, B2, EPS = 0.9, 0.99, 1e-6
 
@@ -141,14 +141,14 @@ def test_it_does_not_fit_with_an_interaction_of_ones_own():
 )
 def test_the_decay_of_an_adam_is_found(optimizer):
     shapes = {"a": jnp.ones((3, 2)), "b": jax.ShapeDtypeStruct((4,), "bfloat16")}
-    assert interaction.decay_of(optimizer, shapes) == pytest.approx(0.9, rel=1e-2)
+    assert preconditioner.decay_of(optimizer, shapes) == pytest.approx(0.9, rel=1e-2)
 
 
 def test_a_decay_that_can_not_be_found_is_refused():
     # Nothing reaches it in two steps.
     slow = optax.MultiSteps(optax.adam(0.1), 3).gradient_transformation()
     with pytest.raises(ValueError, match="decay of the squared gradients can't be told"):
-        interaction.decay_of(slow, jnp.ones(2))
+        preconditioner.decay_of(slow, jnp.ones(2))
     with pytest.raises(ValueError, match="needs one set of running squared gradients"):
-        interaction.decay_of(optax.sgd(0.1), jnp.ones(2))
-    assert interaction.decay_of(optax.rmsprop(0.1), jnp.ones(2)) == 0.999
+        preconditioner.decay_of(optax.sgd(0.1), jnp.ones(2))
+    assert preconditioner.decay_of(optax.rmsprop(0.1), jnp.ones(2)) == 0.999

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracles
-import problems
 import pytest
+from helpers import oracles, problems
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ldro_jax import interaction, transform, weighting

@@ -5,9 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
-import problems
 import pytest
+from helpers import oracles, problems
 
 from ldro_jax import interaction, ldro, transform, weighting
 

@@ -7,9 +7,8 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
-import oracles
-import problems
 import pytest
+from helpers import oracles, problems
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ldro_jax import interaction

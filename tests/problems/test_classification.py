@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from flax import linen as nn
+from helpers import tiny
 
 from ldro_jax import problems
 from ldro_jax.tasks import base

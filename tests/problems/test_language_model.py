@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_lm
 from flax import linen as nn
 from flax.core import meta
+from helpers import tiny_lm
 
 CORPUS = tiny_lm.corpus()
 

@@ -4,8 +4,7 @@ import functools
 
 import numpy as np
 import pytest
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 
 from ldro_jax import problems
 from ldro_jax.models import cnn, mlp

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from helpers import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldro_jax.records import outline, traced
@@ -127,7 +127,7 @@ import json, sys
 sys.path.insert(0, "tests")
 import jax
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-import tiny
+from helpers import tiny
 from ldro_jax.training import fingerprint
 from ldro_jax.training.engine import Trial
 found = [fingerprint.of(p, tiny.schedule(), [Trial(p.method, 0)]) for p in (

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from ldro_jax.evaluation.perplexity import relative_perplexity
+from ldro_jax.records.perplexity import relative_perplexity
 from ldro_jax.records.results import Run
 from ldro_jax.reporting import frame
 from ldro_jax.reporting.comparison import compare

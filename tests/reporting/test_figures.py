@@ -15,11 +15,11 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from ldro_jax import reporting
-from ldro_jax.evaluation.pareto import non_dominated
 from ldro_jax.records.results import Results, Run, Series, summarise_evaluation
 from ldro_jax.reporting import figures, sweeps
 from ldro_jax.reporting.comparison import compare
 from ldro_jax.reporting.figures import balance, interaction, pareto, relative, style, training
+from ldro_jax.reporting.pareto import non_dominated
 
 STEPS = (10, 20, 30, 40)
 NAMES = [f"task {i}" for i in range(5)]

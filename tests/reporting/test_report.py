@@ -9,11 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from ldro_jax import paths, reporting
+from ldro_jax import reporting
 from ldro_jax.records.compact import compact
 from ldro_jax.records.results import Run, load_results, save_results
 from ldro_jax.reporting import figures, sections
 from ldro_jax.reporting.comparison import compare
+from ldro_jax.runtime import paths
 
 pytest.importorskip("matplotlib")
 

@@ -1,21 +1,16 @@
 """Equilibria of a thousand games of all kinds, against HiGHS.
 
 The value is HiGHS's; that no optimal w is more even is known from `shortfall`, a bound from weak
-duality, which the tests of `tests/test_games.py` compare with an oracle.
+duality, which the tests of `tests/games/test_games.py` compare with an oracle.
 """
-
-import pathlib
-import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import games_oracle as oracle
 from scipy import special
 
 from ldro_jax import games
-
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-import games_oracle as oracle
 
 SIZES = (2, 3, 5, 8, 16, 32, 64, 100, 128, 200, 256)
 # Of the payoff range: what the docstring of max_entropy_nash promises.

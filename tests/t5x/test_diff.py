@@ -4,7 +4,7 @@ import pathlib
 import re
 
 import pytest
-from t5x_runs import ROOT, restored, run, write_text
+from helpers.t5x_runs import ROOT, restored, run, write_text
 
 tiny_t5x = pytest.importorskip(
     "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError

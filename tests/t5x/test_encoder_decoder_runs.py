@@ -6,7 +6,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
-from t5x_runs import assert_equal, killed_and_resumed, restored, run, write_text
+from helpers.t5x_runs import assert_equal, killed_and_resumed, restored, run, write_text
 
 from ldro_jax.t5x import report
 

@@ -17,7 +17,7 @@ HEADER = """
 from __gin__ import dynamic_registration
 import optax
 import seqio
-import tiny_t5x
+from helpers import tiny_t5x
 from t5x import decoding
 from t5x import models
 from t5x import trainer as t5x_trainer

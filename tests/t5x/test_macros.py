@@ -11,7 +11,7 @@ from ldro_jax.t5x import macros  # noqa: E402
 pytestmark = pytest.mark.filterwarnings("ignore")
 RUN = """
 from __gin__ import dynamic_registration
-import tiny_t5x
+from helpers import tiny_t5x
 from ldro_jax.t5x import model
 from ldro_jax.t5x import trainer
 LOOKAHEAD_LR = 1.0

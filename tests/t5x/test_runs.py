@@ -9,7 +9,7 @@ import tempfile
 import jax
 import numpy as np
 import pytest
-from t5x_runs import (
+from helpers.t5x_runs import (
     SECONDS,
     assert_equal,
     killed,

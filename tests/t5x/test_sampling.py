@@ -9,8 +9,7 @@ import numpy as np
 import optax
 import pytest
 import seqio
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 
 from ldro_jax import ldro, transform, weighting
 from ldro_jax.tasks import draws

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-import usual
+from helpers import usual
 
 from ldro_jax import ldro, transform, weighting
 

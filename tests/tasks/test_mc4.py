@@ -8,7 +8,7 @@ import gin
 import jax
 import numpy as np
 import pytest
-import tiny_mc4
+from helpers import tiny_mc4
 
 from ldro_jax import configuration
 from ldro_jax.records import results

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 from jax import flatten_util
 
 from ldro_jax.records import checkpoints, results

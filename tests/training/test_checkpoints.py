@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldro_jax import processes
 from ldro_jax.records import checkpoints, identity, orbax
+from ldro_jax.runtime import processes
 
 RECORD = {"seed": 0, "values": [0.1, None, 1e-30], "name": "L-DRO"}
 

@@ -9,12 +9,12 @@ import pathlib
 
 import numpy as np
 import pytest
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 from tensorboardX import record_writer
 
-from ldro_jax import configuration, main, output_dir, paths, reporting
-from ldro_jax.records import checkpoints, files, results
+from ldro_jax import configuration, main, reporting
+from ldro_jax.records import checkpoints, files, output_dir, results
+from ldro_jax.runtime import paths
 from ldro_jax.tasks import streaming
 
 gpath = pytest.importorskip("etils.epath.gpath")

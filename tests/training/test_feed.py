@@ -5,8 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 from jax.sharding import PartitionSpec
 
 from ldro_jax.sharding import Layout

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny
+from helpers import tiny
 
 import ldro_jax
-from ldro_jax import _trained, transform
+from ldro_jax import transform
+from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.sharding import Layout
 from ldro_jax.training import Method
 from ldro_jax.training.engine import Trial
@@ -38,10 +39,10 @@ class Kernels(ldro_jax.problems.Problem):
         return self._whole.source(seed)
 
     def init(self, key):
-        return _trained.hide(self._whole.init(key), kernels(self._params))
+        return trained_lib.hide(self._whole.init(key), kernels(self._params))
 
     def row_losses(self, params, rows):
-        return self._whole.row_losses(_trained.merge(params, self._params), rows)
+        return self._whole.row_losses(trained_lib.merge(params, self._params), rows)
 
     def evaluate(self, params, split):
         raise NotImplementedError
@@ -72,13 +73,13 @@ def cases():
 def test_as_if_they_were_constants(make, options, settings):
     method = dataclasses.replace(LDRO, **settings)
     adam = optax.rmsprop(0.05)
-    found, state = trained(make, None, _trained.only(adam, kernels), method, **options)
+    found, state = trained(make, None, trained_lib.only(adam, kernels), method, **options)
     expected, other = trained(make, Kernels(), adam, method, **options)
     start = tiny.problem().init(jax.random.key(0))
     changed = jax.tree.map(lambda x, y: bool((x != y).any()), found, start)
     assert changed == kernels(start)
     assert np.ptp(state.weights) > 1e-4
-    kept = _trained.hide(found, kernels(start))
+    kept = trained_lib.hide(found, kernels(start))
     # A few steps in float32, compiled in another order.
     for ours, theirs in zip(
         jax.tree.leaves((kept, state)), jax.tree.leaves((expected, other)), strict=True
@@ -87,7 +88,7 @@ def test_as_if_they_were_constants(make, options, settings):
 
 
 def test_in_parts():
-    optimizer = _trained.only(optax.sgd(0.5), kernels)
+    optimizer = trained_lib.only(optax.sgd(0.5), kernels)
     whole, parts = (
         trained(tiny.meshed, None, optimizer, LDRO, microbatches=n, layout=Layout(data=1))
         for n in (1, 3)
@@ -112,7 +113,7 @@ def test_compare_freezes_what_is_not_trainable(tmp_path):
         return run.losses.values.tolist()
 
     sgd = optax.sgd(0.5)
-    asked, found = values("a", sgd, trainable=kernels), values("b", _trained.only(sgd, kernels))
+    asked, found = values("a", sgd, trainable=kernels), values("b", trained_lib.only(sgd, kernels))
     assert asked == found != values("c", sgd)
     text = (tmp_path / "a" / "config.gin").read_text()
     assert "frozen" in text and "bias" in text

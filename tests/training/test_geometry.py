@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from helpers import tiny
 
-from ldro_jax import interaction, optimizers, transform
+from ldro_jax import ldro, optimizers, transform
 from ldro_jax.training import Method
 from ldro_jax.training.engine import Trial
 
@@ -43,19 +43,19 @@ def test_the_interaction_is_that_of_the_geometry(make, interval):
 @pytest.mark.parametrize("make", [tiny.stacked, tiny.meshed])
 def test_the_optimizers_is_found(make):
     found = measured(make, "optimizer")
-    np.testing.assert_array_equal(found, measured(make, interaction.from_optimizer))
+    np.testing.assert_array_equal(found, measured(make, ldro.preconditioner))
     assert not np.allclose(found, measured(make, "euclidean"), rtol=0.1)
 
 
 @pytest.mark.parametrize("make", [tiny.stacked, tiny.meshed])
 def test_with_its_own_decay(make):
     adam = optimizers.adam(0.01, warmup_steps=1, train_steps=9, b2=0.5)
-    given = functools.partial(interaction.from_optimizer, decay=0.5)
+    given = functools.partial(ldro.preconditioner, decay=0.5)
     options = {"optimizer": adam, "steps": 4}
     with jax.numpy_dtype_promotion("standard"):  # Optax's own schedules need it
         found, same, other = (
             measured(make, geometry, **options)
-            for geometry in ("optimizer", given, interaction.from_optimizer)
+            for geometry in ("optimizer", given, ldro.preconditioner)
         )
     np.testing.assert_allclose(found, same, rtol=1e-5)
     assert not np.allclose(found, other, rtol=0.1)

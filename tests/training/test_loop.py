@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from helpers import tiny
 
-from ldro_jax import preemption
 from ldro_jax.records import results
+from ldro_jax.runtime import preemption
 from ldro_jax.tasks import sampling
 
 ENGINES = {"stacked": tiny.stacked, "meshed": tiny.meshed}

@@ -6,8 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 
 from ldro_jax import transform
 from ldro_jax.sharding import Layout

@@ -10,11 +10,11 @@ import threading
 import jax
 import numpy as np
 import pytest
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 
-from ldro_jax import preemption, transform
+from ldro_jax import transform
 from ldro_jax.records import identity, results
+from ldro_jax.runtime import preemption
 from ldro_jax.sharding import Layout
 from ldro_jax.tasks import draws
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from helpers import tiny
 
 from ldro_jax import problems, transform
 from ldro_jax.problems import base as base_problem

@@ -15,12 +15,12 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 
-from ldro_jax import configuration, processes
+from ldro_jax import configuration
 from ldro_jax.experiments import compare
 from ldro_jax.records import results
+from ldro_jax.runtime import processes
 from ldro_jax.training import progress as progress_lib
 from ldro_jax.training.engine import Batches
 from ldro_jax.training.meshed import MeshedProgram

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from helpers import tiny
 
 from ldro_jax import transform
 from ldro_jax.experiments.compare import compare

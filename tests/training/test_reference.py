@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 
 from ldro_jax import transform, weighting
 from ldro_jax.training import Method

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
 from ldro_jax.training.schedule import Schedule, epochs
 

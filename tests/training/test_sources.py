@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
-import tiny_lm
+from helpers import tiny, tiny_lm
 
 from ldro_jax import problems, reporting
 from ldro_jax.records import results

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import plain_loop
 import pytest
-import tiny
+from helpers import plain_loop, tiny
 
 from ldro_jax import interaction, transform
 from ldro_jax.records import results

@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import oracles
-import plain_loop
 import pytest
-import tiny
-import tiny_lm
 from flax.core import meta
+from helpers import oracles, plain_loop, tiny, tiny_lm
 from jax import flatten_util
 
 from ldro_jax import interaction, transform

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ldro_jax import _reads, transform, weighting
+from ldro_jax import transform, weighting
 from ldro_jax.interaction import base as interaction_base
+from ldro_jax.transform import reads
 
 N = 8
 
@@ -313,7 +314,7 @@ def test_says_what_it_reads(name):
     method = WEIGHTINGS[name](ORDER)
     said = {"interaction": method.uses_interaction, "noise": method.uses_noise}
     said["excess"] = method.uses_excess
-    read = _reads.read(method, N)
+    read = reads.read(method, N)
     assert {field: field in read for field in said} == said
 
 

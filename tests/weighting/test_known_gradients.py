@@ -1,10 +1,10 @@
 """Until a task was seen the others train as if it weren't there, and then it takes part."""
 
-import gram_methods
 import jax
 import numpy as np
 import pytest
-from gram_methods import N
+from helpers import gram_methods
+from helpers.gram_methods import N
 from weighting import test_battery
 
 MEMORY = {"gradvac", "modo"}

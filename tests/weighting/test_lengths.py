@@ -1,11 +1,11 @@
 """Gradients whose lengths differ by a factor of 10,000: weights from float32 against float64."""
 
-import gram_methods
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gram_methods import N
+from helpers import gram_methods
+from helpers.gram_methods import N
 from scipy import optimize
 
 from ldro_jax import solvers, weighting

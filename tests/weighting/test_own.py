@@ -5,9 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import problems
 import pytest
-import tiny
+from helpers import problems, tiny
 
 from ldro_jax import transform, weighting
 from ldro_jax.training.method import Method

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny_lm
+from helpers import tiny_lm
 
 from ldro_jax import ldro, transform, weighting
 from ldro_jax.training.method import Method

@@ -2,11 +2,11 @@
 
 import functools
 
-import gram_methods
 import jax
 import numpy as np
 import pytest
-from gram_methods import N
+from helpers import gram_methods
+from helpers.gram_methods import N
 
 TWINS, TRIPLETS = [1, 6], [0, 3, 5]
 # Those that draw an order of the tasks give twins the same in distribution only.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import usual
+from helpers import usual
 
 from ldro_jax import transform, weighting
 from ldro_jax.weighting import base

@@ -4,9 +4,9 @@ import math
 
 import numpy as np
 
-from ldro_jax.evaluation.pareto import non_dominated
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
+from ldro_jax.reporting.pareto import non_dominated
 from ldro_jax.reporting.statistics import spread
 from ldro_jax.reporting.tables import step_seconds
 

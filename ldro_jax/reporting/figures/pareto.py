@@ -8,10 +8,10 @@ import math
 import matplotlib
 import numpy as np
 
-from ldro_jax.evaluation.pareto import non_dominated
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
 from ldro_jax.reporting.frame import Series
+from ldro_jax.reporting.pareto import non_dominated
 from ldro_jax.reporting.sweeps import Frontiers
 
 _KEYS_PER_COLUMN = 16

@@ -1,0 +1,1 @@
+"""How a step measures losses, gradient and interaction."""

@@ -1,0 +1,187 @@
+"""Parameters that are trained and parameters that are frozen.
+
+A frozen parameter moves for no task, so that its gradients must not count in the interaction of the
+tasks. Left out of what is differentiated, they cost nothing either. A tree without its frozen
+parameters has ``None`` in their places, which JAX takes for no leaf at all.
+"""
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from ldro_jax.runtime import checks, equations, errors
+
+Trainable = Any | Callable[[Any], Any]
+
+
+def mask(trainable: Trainable, params: Any) -> Any:
+    """Which parameters are trained.
+
+    Args:
+      trainable: a tree of bools, which may stop above the leaves as masks of Optax do, or a
+        function from the parameters to one.
+      params: arrays or their shapes.
+
+    Returns:
+      A tree of bools like ``params``.
+
+    Raises:
+      ValueError: if the tree doesn't fit the parameters, holds something else, or trains nothing.
+    """
+    found = trainable
+    if callable(trainable):
+        with errors.of("trainable"):
+            found = trainable(params)
+    expected = "a tree of bools like the parameters, or a function from them to one"
+    leaves = jax.tree.leaves(found)
+    is_bools = all(isinstance(leaf, (bool, np.bool_)) for leaf in leaves)
+    checks.require(leaves and is_bools, "trainable", expected, found)
+    try:
+        found = jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), found, params)
+    except (TypeError, ValueError) as error:
+        said = errors.first_line(error)
+        raise ValueError(f"trainable must be {expected}, but it doesn't fit: {said}") from error
+    if not any(jax.tree.leaves(found)):
+        raise ValueError("trainable marks no parameter, so that nothing would be trained.")
+    return found
+
+
+def hide(tree: Any, trained: Any) -> Any:
+    """A tree with ``None`` in the places of frozen parameters.
+
+    Args:
+      tree: like the parameters, with holes already or not; or ``None``.
+      trained: as from :func:`mask`.
+
+    Returns:
+      The tree with holes.
+    """
+    return None if tree is None else jax.tree.map(lambda m, x: x if m else None, trained, tree)
+
+
+def merge(part: Any, whole: Any) -> Any:
+    """Puts a tree together again.
+
+    Args:
+      part: with ``None`` or ``optax.MaskedNode`` in the places of frozen parameters.
+      whole: a tree without holes, for the leaves that are frozen.
+
+    Returns:
+      A tree like ``whole``.
+    """
+
+    def is_hole(leaf):
+        return leaf is None or isinstance(leaf, optax.MaskedNode)
+
+    return jax.tree.map(
+        lambda leaf, other: other if is_hole(leaf) else leaf, part, whole, is_leaf=is_hole
+    )
+
+
+def of_part(function: Any, params: Any) -> Any:
+    """A function of the trained parameters alone.
+
+    Args:
+      function: ``(params, ...) -> anything``, or ``None``.
+      params: all parameters, with the values of the frozen ones.
+
+    Returns:
+      ``(part, ...) -> anything``.
+    """
+    if function is None:
+        return None
+    return lambda part, *rest: function(merge(part, params), *rest)
+
+
+def only(
+    optimizer: optax.GradientTransformation, trainable: Trainable
+) -> optax.GradientTransformationExtraArgs:
+    """An optimizer of some parameters, which leaves the others as they are.
+
+    Args:
+      optimizer: of Optax.
+      trainable: see :func:`mask`.
+
+    Returns:
+      The optimizer, without state for the others.
+    """
+    parts: dict[Hashable, optax.GradientTransformation]
+    parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
+
+    def labels(params):
+        return jax.tree.map(lambda m: "trained" if m else "frozen", mask(trainable, params))
+
+    return optax.partition(parts, labels)
+
+
+def restricted(
+    arguments: dict[str, Any], updates: Any, params: Any, trained: Any
+) -> tuple[dict[str, Any], Any]:
+    """What ``update`` was given, for the trained parameters alone.
+
+    Args:
+      arguments: the keyword arguments that carry statistics, by name.
+      updates: the gradient of no task, the stacked gradients, or ``None``.
+      params: all parameters.
+      trained: as from :func:`mask`.
+
+    Returns:
+      The arguments and the updates.
+
+    Raises:
+      ValueError: if there are no parameters.
+    """
+    if params is None:
+        raise ValueError("With trainable, update needs params, as its third argument.")
+    own = {name: of_part(arguments[name], params) for name in ("loss_fn", "losses_fn")}
+    if arguments["losses_fn"] is not None:
+        own["interaction_fn"] = of_part(arguments["interaction_fn"], params)
+    own["preconditioner"] = hide(arguments["preconditioner"], trained)
+    return arguments | own, hide(updates, trained)
+
+
+def moved_by(optimizer: optax.GradientTransformation, params: Any) -> Any:
+    """Which parameters an optimizer can move.
+
+    It is looked for in the traced update, which computes nothing: what ``optax.set_to_zero`` gives,
+    alone or inside ``optax.partition``, ``optax.masked`` or ``optax.transforms.freeze``, depends
+    neither on the gradient nor on the parameters. What another wrapper decides while it runs counts
+    as moved, and so does everything in a program that can't be read.
+
+    Args:
+      optimizer: of Optax.
+      params: arrays or their shapes.
+
+    Returns:
+      A tree of bools like ``params``.
+    """
+    checks.instance("optimizer", optimizer, optax.GradientTransformation, "optax.sgd(0.1)")
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+    state = jax.eval_shape(optimizer.init, shapes)
+    update = optax.with_extra_args_support(optimizer).update
+    with jax.numpy_dtype_promotion("standard"):
+        traced = jax.make_jaxpr(update)(shapes, state, shapes)
+    counts = len(jax.tree.leaves(shapes)), len(jax.tree.leaves(state))
+    try:
+        with equations.reading():
+            moved = _moved(traced, *counts)
+    except equations.UnknownFormError:
+        moved = [True] * counts[0]
+    return jax.tree.unflatten(jax.tree.structure(shapes), moved)
+
+
+def _moved(traced: equations.Program, count: int, held: int) -> list[bool]:
+    """Which of ``count`` updates depend on something, with a state of ``held`` arrays between."""
+    jaxpr = equations.inlined(traced).jaxpr
+    given = set(jaxpr.invars[:count]) | set(jaxpr.invars[count + held :])
+    states = jaxpr.invars[count : count + held]
+    before, live = set(), []
+    # A momentum moves parameters later, through the state.
+    while given != before:
+        before = set(given)
+        live = equations.depending(jaxpr, given)
+        given |= {old for old, is_live in zip(states, live[count:], strict=True) if is_live}
+    return live[:count]

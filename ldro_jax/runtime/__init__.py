@@ -1,0 +1,1 @@
+"""What the library needs of Python, the machine and JAX: checks, files, processes, signals."""
