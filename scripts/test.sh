@@ -12,4 +12,4 @@ ruff check .
 ruff format --check .
 pyright
 # One process per core, each with its own fake devices. The tests of a file share what they compile.
-python -m pytest -n auto --dist=loadfile "$@"
+python -m pytest -n auto --dist=loadfile --no-loadscope-reorder "$@"

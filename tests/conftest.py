@@ -3,6 +3,7 @@
 import atexit
 import functools
 import gc
+import itertools
 import os
 import pathlib
 import shutil
@@ -59,37 +60,153 @@ _SMOKE = (
 
 # Their float64 is heavy: the battery and the oracles of each method have both types by default.
 _FLOAT32 = (
+    "interaction/test_geometry.py",
     "interaction/test_layerwise.py",
+    "interaction/test_split.py::test_the_diagonal",
+    "solvers/test_smooth_games.py",
     "weighting/test_known_games.py",
+    "weighting/test_known_gradients.py",
     "weighting/test_known_losses.py",
     "weighting/test_lengths.py",
     "weighting/test_shifted_losses.py",
     "weighting/test_twins.py",
 )
 
+# One of each kind: closed forms, solvers, games, states of every form, randomness, wrappers.
+_KINDS = (
+    *("average", "averaged", "cagrad", "doge", "doremi", "famo", "floor", "go4align", "gradnorm"),
+    *("group_dro", "lookahead_exact", "lookahead_online", "mgda", "nash_mtl", "pcgrad", "pike"),
+    *("random_loss", "skill_it", "smooth_lookahead", "smoothed", "uncertainty"),
+)
+# Of these tests, by default, the named cases alone, each of which goes another way; the others,
+# which differ in size, type or method, are heavy.
+_CASES = {
+    "experiments/test_compare.py::test_a_run_that_never_recovers_does_not_stop_the_others": (
+        *("stacked-best", "meshed-always"),
+    ),
+    "experiments/test_compare.py::test_an_experiment_that_is_asked_to_stop_begins_no_other_run": (
+        *("stacked-best", "meshed-always"),
+    ),
+    "faults/test_changes.py::test_what_changes_no_number_is_taken": (
+        *("a seed-interrupted", "more steps-finished"),
+    ),
+    "faults/test_changes.py::test_what_would_change_the_numbers_is_refused": (
+        *("rate-interrupted", "loss-finished", "setting-finished", "fewer steps-interrupted"),
+    ),
+    "games/test_games.py::test_a_duplicated_task_shares_its_twins_weight_equally": (
+        *("gaussian-float32", "lookahead_1-float32", "lookahead_10-float32", "skew-float32"),
+    ),
+    "games/test_games.py::test_small_games_with_known_solutions": ("float32",),
+    "games/test_games.py::test_value_and_entropy_agree_with_the_oracle": (
+        *("1-float32", "5-float32", "5-float64", "20-float32"),
+    ),
+    "games/test_games.py::test_weights_are_on_the_simplex_and_the_certificate_is_honest": (
+        *("1-float32", "5-float32", "5-float64", "20-float32"),
+    ),
+    "interaction/test_strategies.py::test_sharded": (
+        *("columns-True", "jacrev-True", "layerwise-False", "scan-True", "vmap-False"),
+    ),
+    "models/test_decoder.py::test_gradients_of_all_tasks_at_once_are_those_of_each": (
+        *("False-None", "True-3"),
+    ),
+    "reporting/test_report.py::test_the_committed_records_make_a_page": ("cifar100",),
+    "test_meshes.py::test_the_digits_of_one_device": (
+        "AxisType.Explicit-auto-examples-2-False",
+        "AxisType.Explicit-jacrev-parameters and tasks-2-False",
+        "AxisType.Explicit-layerwise-parameters and tasks-1-False",
+        "AxisType.Explicit-split-parameters and tasks-2-False",
+        "AxisType.Explicit-vmap-parameters and tasks-1-True",
+    ),
+    "training/test_loop.py::test_a_run_learns_and_repeats_itself": (
+        *("stacked-Group DRO", "stacked-L-DRO exact", "meshed-L-DRO"),
+    ),
+    "training/test_meshed.py::test_every_layout_trains_the_same": (
+        *("data-scanned-options0", "data and model-plain-options1", "data-bigram-options4"),
+        *("data-images, uneven-options7", "data-images, in parts-options10"),
+    ),
+    "training/test_objective.py::test_balanced_batches_train_on_the_weighted_loss": (
+        *("stacked-4", "meshed-64"),
+    ),
+    "training/test_objective.py::test_plain_random_batches_train_on_the_weighted_loss": (
+        *("(980, 20)-stacked-256", "(980, 20)-meshed-4", "(5, 7, 12)-stacked-4"),
+    ),
+    "training/test_sources.py::test_a_damaged_state_of_a_source_is_known_by_its_checksum": (
+        *("a digit", "gone"),
+    ),
+    "training/test_stacked.py::test_balanced_steps_are_a_plain_loop": (
+        *("group DRO", "L-DRO, every third"),
+    ),
+    "training/test_stacked.py::test_fewer_rows_can_be_asked_for_and_halved": (
+        *("1-meshed", "2-stacked"),
+    ),
+    "training/test_stacked.py::test_the_gradients_of_halves_serve_for_the_training_gradient": (
+        *("euclidean-21", "optimizer-24"),
+    ),
+    "training/test_stacked.py::test_the_interaction_is_measured_on_more_rows_than_a_batch_has": (
+        *("every third",),
+    ),
+    "training/test_step.py::test_balanced_steps_are_a_plain_loop": (
+        *("images", "group DRO", "L-DRO, scanned layers"),
+    ),
+    "transform/test_trainable.py::test_trains_as_if_they_were_constants": (
+        *("layout-vmap-2-False", "tasks-split-2-False", "tasks-layerwise-1-True"),
+        "stacked-vmap-1-True",
+    ),
+    "weighting/test_battery.py::test_a_step_that_donates_its_state": _KINDS,
+    "weighting/test_battery.py::test_jit_equals_eager_and_compiles_once": _KINDS,
+    "weighting/test_battery.py::test_vmaps": _KINDS,
+    "weighting/test_battery.py::test_works_sharded_over_devices": _KINDS,
+}
 
-def pytest_collection_modifyitems(items):
+
+def _is_heavy(item):
+    test, _, case = item.nodeid.removeprefix("tests/").partition("[")
+    if "float64" in case and test.startswith(_FLOAT32):
+        return True
+    return case[:-1] not in _CASES.get(test, [case[:-1]])
+
+
+# Files of few tests that take long, which otherwise one process would still be at when the others
+# have nothing left to do.
+_FIRST = ("test_examples.py", "faults/", "experiments/", "test_meshes.py", "test_main.py")
+
+
+def pytest_collection_modifyitems(config, items):
     """Marks what is quick and goes through most of the library, and what takes long."""
+    ids = {item.nodeid.removeprefix("tests/") for item in items}
+    named = {f"{test}[{case}]" for test, cases in _CASES.items() for case in cases}
+    of_whole_suite = config.args_source is config.ArgsSource.TESTPATHS
+    if of_whole_suite and named - ids:
+        raise pytest.UsageError(f"tests/conftest.py names cases that aren't there: {named - ids}")
     for item in items:
-        if "float64" in item.nodeid and any(f"tests/{name}" in item.nodeid for name in _FLOAT32):
+        if _is_heavy(item):
             item.add_marker(pytest.mark.heavy)
         heavy = item.get_closest_marker("heavy")
         if not heavy and any(f"tests/{name}" in item.nodeid for name in _SMOKE):
             item.add_marker(pytest.mark.smoke)
+    items.sort(key=lambda item: not item.nodeid.removeprefix("tests/").startswith(_FIRST))
 
 
 # A test process holds millions of objects, and looking through them all again and again takes long.
 gc.set_threshold(200_000, 50, 100)
 
-# Where rounding is looked at, or what XLA gets wrong.
-_OPTIMISED = ("games", "interaction", "models", "test_xla_flags")
+# Where rounding is looked at, or what XLA gets wrong: with all of its optimisations. The second
+# where heavy tests are run.
+_OPTIMISED = (
+    "games/test_games.py",
+    "interaction/test_strategies.py",
+    "test_xla_flags.py",
+)
+_OPTIMISED_WITH_HEAVY = ("games/", "interaction/", "models/", "solvers/")
 _WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compile_quickly(request):
     """Compiling is most of what tests do, and LLVM's optimisations and MLIR most of compiling."""
-    if any(name in request.node.nodeid for name in _OPTIMISED):
+    quick = request.config.option.markexpr in ("not heavy", "smoke")
+    names = _OPTIMISED if quick else _OPTIMISED + _OPTIMISED_WITH_HEAVY
+    if any(name in request.node.nodeid for name in names):
         yield
         return
     jax.config.update("jax_disable_most_optimizations", True)
@@ -122,12 +239,22 @@ def _do_without_mlir(patch):
     patch.setattr(compiler, "get_compile_options", get_compile_options)
 
 
+# To look at it takes some hundredths of a second.
+_TESTS_BETWEEN_LOOKS = 20
+_count = itertools.count()
+
+
 @pytest.fixture(autouse=True)
 def _free_programs():
-    """Each compiled program maps some memory, of which a process may map 65,530 pieces on Linux."""
+    """A process may hold 65,530 pieces of mapped memory on Linux, and programs are such pieces."""
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 40_000:
+    if next(_count) % _TESTS_BETWEEN_LOOKS or not maps.exists():
+        return
+    resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf(
+        "SC_PAGESIZE"
+    )
+    if resident > 2e9 or maps.read_bytes().count(b"\n") > 40_000:
         jax.clear_caches()
         gc.collect()
 

@@ -133,22 +133,19 @@ def test_a_path_is_gradient_descent_on_the_average():
 def test_noise_is_that_of_losses_and_of_gradients():
     problem = program(noise=0.3).problem
     everyone = jnp.arange(10, dtype=jnp.int32)
-    take = jax.jit(
-        lambda step: problem.on_device.take(
-            jnp.asarray(problem.on_device.arrays), jax.random.key(1), step, everyone, 0 * everyone
-        )
-    )
     params = jnp.array([0.7, 0.4])
     clean = jax.vmap(jax.value_and_grad(tasks.task_loss), (None, 0))
-    found = []
-    for step in range(200):
-        rows = take(jnp.int32(step))
+
+    def noise(step):
+        rows = problem.on_device.take(
+            jnp.asarray(problem.on_device.arrays), jax.random.key(1), step, everyone, 0 * everyone
+        )
         losses = problem.row_losses(params, rows)
         gradients = jax.jacrev(problem.row_losses)(params, rows)
         exact_losses, exact_gradients = clean(params, rows["point"])
-        noise = np.concatenate([(losses - exact_losses)[:, None], gradients - exact_gradients], 1)
-        found.append(noise)
-    found = np.array(found)
+        return jnp.concatenate([(losses - exact_losses)[:, None], gradients - exact_gradients], 1)
+
+    found = np.array(jax.jit(lambda steps: jax.lax.map(noise, steps))(jnp.arange(200)))
     # 2,000 draws each: the error of a mean is 0.007, of a standard deviation 0.005.
     np.testing.assert_allclose(found.mean(axis=(0, 1)), 0, atol=0.03)
     np.testing.assert_allclose(found.std(axis=(0, 1)), 0.3, atol=0.02)

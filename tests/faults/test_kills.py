@@ -116,7 +116,7 @@ def test_killed_again_and_again(runners, tmp_path, survived):
     args = harness.DIGITS
     expected, operations = whole(runners, args, tmp_path)
     kill = functools.partial(runners.run, args, tmp_path / "killed")
-    points = [3, 9, 21, 34, 48, 63, 79, 96]
+    points = [9, 48, 96]
     assert points[-1] < operations
     problems = []
     for point in points:

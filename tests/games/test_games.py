@@ -281,6 +281,7 @@ def test_value_and_entropy_agree_with_the_oracle_for_a_hundred_tasks():
     compare_with_the_oracle(names, np.stack([FAMILIES[n](rng, 100) for n in names]), "float32")
 
 
+@pytest.mark.heavy
 def test_value_and_entropy_agree_with_the_oracle_for_256_tasks():
     rng = np.random.default_rng(4)
     compare_with_the_oracle(["lookahead_1"], lookahead(rng, 256, 256, 1)[None], "float32")

@@ -269,7 +269,7 @@ def test_scanning_rematerialising_and_chunks_change_nothing(form):
 # XLA:CPU has miscompiled batched pullbacks: in each of these forms the compiled program is another.
 @pytest.mark.parametrize("logits_chunk", [None, 3])
 @pytest.mark.parametrize("scan_layers", [False, True])
-def test_gradients_of_all_tasks_at_once_are_those_of_one_after_the_other(scan_layers, logits_chunk):
+def test_gradients_of_all_tasks_at_once_are_those_of_each(scan_layers, logits_chunk):
     tokens, params = np.stack([text(CONTEXT, seed) for seed in range(3)]), parameters()
     stack = stacked if scan_layers else lambda p: p
     form = {"scan_layers": scan_layers, "logits_chunk": logits_chunk}

@@ -114,7 +114,15 @@ def test_a_record_of_format_1_had_all_numbers_in_json_and_is_read(full, tmp_path
     assert numbers(plain(results.load_results(tmp_path / "old.json"))) == plain(record)
 
 
-@pytest.mark.parametrize("name", ["cifar100", "digits", "digits_methods", "multilingual_lm"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar100",
+        pytest.param("digits", marks=pytest.mark.heavy),
+        pytest.param("digits_methods", marks=pytest.mark.heavy),
+        "multilingual_lm",
+    ],
+)
 def test_the_records_beside_the_code_survive_the_round_trip(name, tmp_path):
     file = pathlib.Path(__file__).parents[2] / "results" / name / "results.json"
     record = results.load_results(file)

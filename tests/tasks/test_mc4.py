@@ -242,6 +242,7 @@ def test_without_tfds_the_error_says_what_to_install(monkeypatch):
         mc4.load(data_dir="/nowhere")
 
 
+@pytest.mark.heavy  # runs of other texts that are stopped are in training/test_meshed_runs.py
 def test_a_run_on_mc4_that_is_stopped_goes_on_with_the_next_text(
     data_dir, cache_dir, tmp_path, monkeypatch
 ):

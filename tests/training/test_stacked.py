@@ -162,7 +162,7 @@ def test_a_row_of_each_task_can_not_be_halved():
 
 
 @pytest.mark.parametrize("method", [EVERY, EVERY_THIRD], ids=["every step", "every third"])
-def test_the_interaction_can_be_measured_on_more_rows_than_a_batch_has(method):
+def test_the_interaction_is_measured_on_more_rows_than_a_batch_has(method):
     assert_is_a_plain_loop(method, "balanced", 10, interaction_rows=7)
 
 
