@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
@@ -30,12 +30,26 @@ class TensorBoardWriter(contextlib.AbstractContextManager):
         # The rest of its name are the second and the machine.
         self._writer = EventsWriter(str(directory / "events"), f".{uuid.uuid4().hex}")
         self._flushed = time.monotonic()
+        self._names: tuple[str, ...] | None = None
+        self._event, self._scalars = Event(), []
 
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes the scalars of one step, by name."""
-        values = [Summary.Value(tag=name, simple_value=x) for name, x in scalars.items()]
-        event = Event(wall_time=time.time(), step=step, summary=Summary(value=values))
-        self._writer.write_event(event)
+    def write_scalars(self, step: int, names: tuple[str, ...], values: Iterable[float]) -> None:
+        """Writes the scalars of one step.
+
+        Args:
+          step: training steps done.
+          names: of the scalars. Where they are the same object as before, the event of before is
+            filled anew, which takes a third of the time.
+          values: as many.
+        """
+        if names is not self._names:
+            summary = Summary(value=[Summary.Value(tag=name) for name in names])
+            self._names, self._event = names, Event(summary=summary)
+            self._scalars = list(self._event.summary.value)
+        self._event.wall_time, self._event.step = time.time(), step
+        for scalar, value in zip(self._scalars, values, strict=True):
+            scalar.simple_value = value
+        self._writer.write_event(self._event)
         if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
             self.flush()
 

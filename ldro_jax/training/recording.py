@@ -1,6 +1,7 @@
 """The record of a run, stretch by stretch."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -229,18 +230,26 @@ def _reason_to_stop(
 
 def write_scalars(writer: Any, record: Record) -> None:
     """Writes the newest numbers of a run for TensorBoard."""
-    scalars, latest = {}, record.latest
-    for evaluation in latest:
-        prefix = f"{evaluation.split}/{evaluation.metric}"
-        scalars[f"{prefix}/average"] = evaluation.average
-        scalars[f"{prefix}/worst"] = evaluation.worst
-        scalars |= {f"{prefix}/task/{name}": x for name, x in evaluation.per_task.items()}
-    for name, series in [("weight", "weights"), ("train loss", "losses")]:
-        tasks = zip(latest[-1].per_task, record.last(series).tolist(), strict=True)
-        scalars |= {f"{name}/{task}": value for task, value in tasks}
+    latest = record.latest
     numbers = zip(diagnostics.NAMES, record.last("diagnostics").tolist(), strict=True)
-    scalars |= {f"tasks/{name}": x for name, x in numbers if math.isfinite(x)}
-    writer.write_scalars(latest[-1].step, scalars)
+    numbers = {name: x for name, x in numbers if math.isfinite(x)}
+    values = [x for e in latest for x in (e.average, e.worst, *e.per_task.values())]
+    values += [*record.last("weights").tolist(), *record.last("losses").tolist()]
+    measured = tuple((e.split, e.metric) for e in latest)
+    names = _scalar_names(measured, tuple(latest[-1].per_task), tuple(numbers))
+    writer.write_scalars(latest[-1].step, names, [*values, *numbers.values()])
+
+
+@functools.lru_cache(maxsize=16)
+def _scalar_names(
+    measured: tuple[tuple[str, str], ...], tasks: tuple[str, ...], numbers: tuple[str, ...]
+) -> tuple[str, ...]:
+    names = []
+    for split, metric in measured:
+        of_tasks = (f"task/{task}" for task in tasks)
+        names += [f"{split}/{metric}/{name}" for name in ("average", "worst", *of_tasks)]
+    names += [f"{what}/{task}" for what in ("weight", "train loss") for task in tasks]
+    return (*names, *(f"tasks/{name}" for name in numbers))
 
 
 def progress_text(record: Record) -> str:
