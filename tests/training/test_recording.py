@@ -12,7 +12,7 @@ from helpers import tiny
 from ldro_jax import transform
 from ldro_jax.experiments.compare import compare
 from ldro_jax.experiments.runs import RunsStoppedError
-from ldro_jax.records import results
+from ldro_jax.records import results, tensorboard
 from ldro_jax.records.checkpoints import Checkpoints
 from ldro_jax.records.tensorboard import TensorBoardWriter
 from ldro_jax.training import Method, recording
@@ -201,6 +201,7 @@ def test_logs_wait_for_the_disk_at_checkpoints_alone_and_before_them(tmp_path, m
 
         monkeypatch.setattr(kind, name, noted)
 
+    monkeypatch.setattr(tensorboard, "_SECONDS_BETWEEN_FLUSHES", float("inf"))
     note(TensorBoardWriter, "flush")
     note(Checkpoints, "save")
     tiny.train(tiny.stacked(), tmp_path, tiny.schedule(40, 5, 20))
