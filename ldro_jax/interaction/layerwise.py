@@ -5,10 +5,27 @@ array, whose N gradients are as large as N models. In the backward pass they com
 layer. Here the products of each layer's gradients are taken as soon as they are there, and their
 weighted sum, so that those of one layer are all that is held.
 
-It works on the traced program of the gradients, not on the model: an output that is nothing but
-what a scan puts out, layer by layer, turned and converted, is used up within that scan. One that is
-a product of activations and cotangents, as that of a dense layer, is made and used up slice by
-slice, so that its N gradients never leave the processor's cache (:mod:`.slices`).
+It works on the traced program of the gradients, not on the model. An example: two scanned layers of
+8 × 8 and a head of 8 × 4, for three tasks of five examples each::
+
+    def loss(params, x):
+        h, _ = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, params["layers"])
+        return jnp.mean((h @ params["head"]) ** 2)
+
+``vmap(value_and_grad(loss))`` is traced, which computes nothing, and its program has four parts:
+
+1. a scan forward through the layers, which saves what each of them computed, ``[2, 3, 5, 8]``;
+2. some equations for the losses, ``[3]``, and the cotangents of what came out of the layers;
+3. a product that makes the head's gradients, ``[3, 4, 8]``, and one that turns them, ``[3, 8, 4]``;
+4. a scan back through the layers. Each step makes the gradients of its layer, ``[3, 8, 8]``, which
+   the scan stacks up, ``[2, 3, 8, 8]``; one more equation turns them, ``[3, 2, 8, 8]``.
+
+What the losses need, 1 and most of 2, is run as it is, once. The rest is run when the weights are
+there. The scan of 4 gets another body: after each layer it adds the products of the three gradients
+to a matrix, ``[3, 3]``, and puts out their weighted sum, ``[8, 8]``, in their place, so that
+``[2, 3, 8, 8]`` never exists (:mod:`.scans` finds out that nothing else uses it). The product of 3
+is made and used up in slices of its rows (:mod:`.slices`). What fits neither way, as the gradient
+of a bias, is made as a whole.
 """
 
 from collections.abc import Callable

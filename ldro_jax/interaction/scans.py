@@ -1,4 +1,16 @@
-"""What of a traced program's outputs comes layer by layer out of a scan."""
+"""Which outputs of a traced program come layer by layer out of a scan.
+
+In the example at :mod:`.layerwise` the gradients of the layers are ``bk``, and the program ends::
+
+    _, y:f32[2,3,8,8] = scan[...] x b e f g
+    bk:f32[3,2,8,8] = transpose[permutation=(1, 0, 2, 3)] y
+
+From ``bk`` the way goes back: a transposition, and then the scan, whose second output ``y`` is
+stacked up along its axis 0, that of the layers. Nothing else uses ``y`` or ``bk``. So that is a
+:class:`Stacked` output: ``place`` 1 of the scan, ``order`` (1, 0, 2, 3), since its axis 0, the
+tasks, is axis 1 of ``y``, and the transposition as what is ``turned``. Had the way met an addition,
+or an array that is used twice, there would be none, and the gradients would be made as a whole.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -3,6 +3,18 @@
 The gradient of a dense layer is a product of activations and cotangents, and that of an embedding
 adds cotangents up at the places of their tokens; a layer that is both has the sum of the two. Any
 part of such an array can be made without the rest of it.
+
+In the example at :mod:`.layerwise` the gradients of the head come from one product, of cotangents
+and of what came out of the layers, and are turned::
+
+    v:f32[3,4,8] = dot_general[dimension_numbers=(([1], [1]), ([0], [0]))] u:f32[3,5,4] d:f32[3,5,8]
+    w:f32[3,8,4] = transpose[permutation=(0, 2, 1)] v
+
+Row r of ``v`` is the product of column r of ``u`` with ``d``. In two slices, ``u[:, :, :2]`` and
+then ``u[:, :, 2:]`` are multiplied with ``d``; of each ``[3, 2, 8]`` the products ``[3, 3]`` are
+added up and the weighted sum ``[2, 8]`` is kept, and ``v`` never exists. The two sums together are
+turned as ``v`` would have been. With N = 20 tasks and a layer of 512 × 512 a slice is 5 MB, where
+the gradients are 21 MB, and stays in the processor's cache between the product and the sums.
 """
 
 import functools

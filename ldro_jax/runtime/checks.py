@@ -1,6 +1,7 @@
 """Checks of arguments: one line that says what was expected and what was found instead.
 
-``name`` is how the user knows the argument. Each line begins with it.
+``name`` is how the user knows the argument, and ``value`` what was given for it. Each line begins
+with the name.
 """
 
 import functools
@@ -63,9 +64,7 @@ def require(holds: Any, name: str, expected: str, value: Any) -> None:
 
     Args:
       holds: the condition.
-      name: of the argument.
       expected: what it must be, as in "a positive integer".
-      value: what it is.
 
     Raises:
       ValueError: if it doesn't hold.
@@ -78,8 +77,6 @@ def integer(name: str, value: Any, *, low: int = 1, high: int | None = None) -> 
     """Checks an integer, Python's or NumPy's.
 
     Args:
-      name: of the argument.
-      value: what it is.
       low: smallest value allowed.
       high: largest value allowed; any if not given.
 
@@ -102,12 +99,7 @@ def integer(name: str, value: Any, *, low: int = 1, high: int | None = None) -> 
 
 
 def integers(name: str, values: Any) -> None:
-    """Raises ``ValueError`` unless the values are a list of positive integers.
-
-    Args:
-      name: of the argument.
-      values: what they are.
-    """
+    """Raises ``ValueError`` unless the values are a list of positive integers."""
     is_list = isinstance(values, (list, tuple))
     require(is_list, name, "a list of positive integers, such as (32, 16)", values)
     for value in values:
@@ -118,8 +110,6 @@ def number(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
     """Checks a real number, Python's or NumPy's.
 
     Args:
-      name: of the argument.
-      value: what it is.
       interval: where it must lie, such as ``"[0, 1)"``, which has 0 and not 1.
 
     Raises:
@@ -137,10 +127,6 @@ def number(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
 def seed(name: str, value: Any) -> int:
     """Checks a seed of JAX's and NumPy's random numbers.
 
-    Args:
-      name: of the argument.
-      value: what it is.
-
     Returns:
       A Python integer.
 
@@ -152,10 +138,6 @@ def seed(name: str, value: Any) -> int:
 
 def seeds(name: str, values: Any) -> list[int]:
     """Checks the seeds of several runs.
-
-    Args:
-      name: of the argument.
-      values: what they are.
 
     Returns:
       Python integers.
@@ -170,22 +152,12 @@ def seeds(name: str, values: Any) -> list[int]:
 
 
 def flag(name: str, value: Any) -> None:
-    """Raises ``ValueError`` unless the value is ``True`` or ``False``.
-
-    Args:
-      name: of the argument.
-      value: what it is.
-    """
+    """Raises ``ValueError`` unless the value is ``True`` or ``False``."""
     require(isinstance(value, (bool, np.bool_)), name, "True or False", value)
 
 
 def text(name: str, value: Any) -> None:
-    """Raises ``ValueError`` unless the value is a text that isn't empty.
-
-    Args:
-      name: of the argument.
-      value: what it is.
-    """
+    """Raises ``ValueError`` unless the value is a text that isn't empty."""
     require(isinstance(value, str) and value.strip(), name, "a text in quotes", value)
 
 
@@ -193,8 +165,6 @@ def one_of(name: str, value: Any, known: Collection[str]) -> None:
     """Raises ``ValueError`` unless the value is one of some names.
 
     Args:
-      name: of the argument.
-      value: what it is.
       known: the names.
     """
     expected = f"one of {', '.join(map(repr, known))}"
@@ -205,8 +175,6 @@ def sequence(name: str, value: Any, of: str) -> None:
     """Raises ``ValueError`` unless the value is a list or a tuple that isn't empty.
 
     Args:
-      name: of the argument.
-      value: what it is.
       of: what it holds, such as "numbers, such as (0, 1)".
     """
     is_sequence = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
@@ -217,8 +185,6 @@ def instance(name: str, value: Any, kind: type, example: str) -> None:
     """Raises ``ValueError`` unless the value is of a class.
 
     Args:
-      name: of the argument.
-      value: what it is.
       kind: the class.
       example: of such a value, as a gin file has it.
     """
@@ -231,8 +197,6 @@ def function(name: str, value: Any, *arguments: str, example: str) -> Callable[.
     """Checks a function by what it can be called with.
 
     Args:
-      name: of the argument.
-      value: what it is.
       *arguments: names of keyword arguments that it must take.
       example: of such a function, as a gin file has it.
 

@@ -70,13 +70,13 @@ def reading() -> Iterator[None]:
 
 
 def inlined(closed: Program) -> Program:
-    """The same program without calls of compiled functions.
+    """Inlines the functions that a program calls.
 
     Args:
       closed: the program, as from ``jax.make_jaxpr``.
 
     Returns:
-      It with the calls' own equations in their place.
+      A program that computes the same and calls no compiled function.
     """
 
     def evaluate(jaxpr, constants, *values):
@@ -100,7 +100,7 @@ def inlined(closed: Program) -> Program:
 
 
 def scan(eqn: Equation) -> Scan:
-    """What an equation of the primitive ``scan`` does.
+    """Reads the equation of a ``jax.lax.scan``.
 
     Args:
       eqn: the equation.
