@@ -192,11 +192,7 @@ gc.set_threshold(200_000, 50, 100)
 
 # Where rounding is looked at, or what XLA gets wrong: with all of its optimisations. The second
 # where heavy tests are run.
-_OPTIMISED = (
-    "games/test_games.py",
-    "interaction/test_strategies.py",
-    "test_xla_flags.py",
-)
+_OPTIMISED = ("interaction/test_strategies.py", "test_xla_flags.py")
 _OPTIMISED_WITH_HEAVY = ("games/", "interaction/", "models/", "solvers/")
 _WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False}
 
