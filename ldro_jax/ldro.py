@@ -159,13 +159,13 @@ def transform(
             f"exact=True. Given: {', '.join(given) or 'none of them'}."
         )
     elif exact:
-        weighting = lookahead.exact(lookahead_lr, **options)
+        weighting = lookahead.lookahead_exact(lookahead_lr, **options)
     elif temperature is not None:
         options["adversary_temperature"] = adversary_temperature
         weighting = smooth.smooth_lookahead(lookahead_lr, temperature, **options)
     else:
         assert weight_lr is not None
-        weighting = lookahead.online(lookahead_lr, weight_lr, **options)
+        weighting = lookahead.lookahead_online(lookahead_lr, weight_lr, **options)
     return transform_lib.weighted(
         weighting,
         num_tasks,

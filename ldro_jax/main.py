@@ -4,7 +4,8 @@ For example::
 
     python -m ldro_jax.main --gin_file=gin_configs/experiments/digits.gin --output_dir=/tmp/digits
 
-A run that was interrupted goes on where it stopped: give the same command again.
+A run that was interrupted goes on where it stopped: give the same command again. ``list`` alone
+prints the methods with their formulas, papers and hyperparameters.
 
 Gin files are code: they can import modules and call functions. Run only those that you trust.
 """
@@ -115,6 +116,11 @@ def run() -> None:
     signals.end_at_once()
     if _HELP & set(sys.argv[1:]):
         print(_usage())
+        return
+    if sys.argv[1:] == ["list"]:
+        from ldro_jax.weighting import listing
+
+        print(listing.text())
         return
     from ldro_jax.runtime import extras
 
