@@ -48,6 +48,7 @@ def transform(
     interaction: str | interaction_base.Interaction = "auto",
     lagged: bool = False,
     smoothing: float = 0.0,
+    total: float | None = None,
     floor: float = 0.0,
     trainable: Any = None,
 ) -> transform_lib.Weighted:
@@ -88,6 +89,7 @@ def transform(
       smoothing: decay of the running means of losses and A that the weights are chosen from, such
         as 0.99; 0 for none. What minibatches measure is noisy, and solving the game every step
         follows the noise.
+      total: what the weights are made to sum to; one by default.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
       trainable: the parameters that are trained, where others are frozen, so that A is that of
         these alone: a tree of bools like the parameters, or a function from them to it.
@@ -173,6 +175,7 @@ def transform(
         interaction_interval=interaction_interval,
         lagged=lagged,
         smoothing=smoothing,
+        total=total,
         floor=floor,
         trainable=trainable,
     )
