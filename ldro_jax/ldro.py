@@ -16,7 +16,7 @@ import optax
 
 from ldro_jax import transform as transform_lib
 from ldro_jax.interaction import base as interaction_base
-from ldro_jax.measuring.trained import moved_by
+from ldro_jax.measuring.trained import moved_by, only
 from ldro_jax.runtime import checks
 from ldro_jax.transform.diagnostics import diagnose
 from ldro_jax.transform.preconditioner import preconditioner
@@ -28,6 +28,7 @@ __all__ = [
     "interaction",
     "losses",
     "moved_by",
+    "only",
     "preconditioner",
     "transform",
     "weights",

@@ -81,6 +81,7 @@ def main(argv: list[str]) -> None:
 
 def _run() -> None:
     from ldro_jax import configuration
+    from ldro_jax.experiments.arguments import Directories
     from ldro_jax.records import output_dir
     from ldro_jax.runtime import processes
 
@@ -99,7 +100,9 @@ def _run() -> None:
         signals.advice = kept
 
     try:
-        experiment(output_dir=output.path, data_dir=data_dir, config_text=config_text, ready=ready)
+        experiment(
+            output_dir=Directories(output.path, data_dir, config_text=config_text, ready=ready)
+        )
     finally:
         output.close()
 

@@ -23,7 +23,7 @@ _RUN = {
             "renormalization",
         )
     },
-    "experiments/digits.gin": "command_line.py",
+    "experiments/digits.gin": "helpers/command_line.py",
     "experiments/digits_methods.gin": "experiments/test_digits_methods.py",
     "experiments/digits_sweep.gin": "experiments/test_digits_methods.py",
     "experiments/multilingual_lm_mc4.gin": "tasks/test_mc4.py",

@@ -24,7 +24,7 @@ def first_line(error: Exception | str) -> str:
     return line[:300] or type(error).__name__
 
 
-_PACKAGE = os.path.dirname(__file__) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 # What JAX raises where a function needs numbers and is traced without them.
 _TRACED = ("Tracer", "Concretization", "NonConcrete")
 
