@@ -10,11 +10,7 @@ from ldro_jax.weighting import about, base, gram
 
 
 @about.method(
-    about.SCALES,
-    weights="∝ 1/‖g‖, on log losses",
-    paper="Lin 2023",
-    sums_to="",
-    scale_free=True,
+    about.SCALES, weights="∝ 1/‖g‖, on log losses", paper="Lin 2023", sums_to="", scale_free=True
 )
 def db_mtl() -> base.Weighting:
     r""":math:`\max_k(d_k / ℓ_k) / d_i`: gradients of log losses, as long as the longest of them.

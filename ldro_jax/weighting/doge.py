@@ -12,11 +12,7 @@ from ldro_jax.weighting import about, base, gram
 
 
 @about.method(
-    about.MIXTURES,
-    weights="∝ w exp(r A1/μ)",
-    paper="Fan 2024",
-    state="w",
-    usual={"rate": 0.01},
+    about.MIXTURES, weights="∝ w exp(r A1/μ)", paper="Fan 2024", state="w", usual={"rate": 0.01}
 )
 def doge(
     rate: optax.ScalarOrSchedule,
