@@ -103,9 +103,9 @@ def multilingual(directory, **options):
 
 
 def monolingual(output_dir, **options):
-    given = calls.parts(output_dir, **OPTIONS | options)
+    given = calls.parts("", **OPTIONS | options) | {"output_dir": Directories.of(output_dir)}
     del given["report"]
-    return alone.monolingual(**given | {"output_dir": Directories.of(output_dir)})
+    return alone.monolingual(**given)
 
 
 @pytest.fixture(scope="module")
