@@ -138,7 +138,7 @@ def main():
         corpus = random_corpus(num_tasks, args.vocab)
         problem = LanguageModel(corpus, make_model, length=args.length)
         programs = {
-            name: MeshedProgram(problem, OPTIMIZER(), Batches(batch_size), method, layout=layout)
+            name: MeshedProgram(problem, OPTIMIZER(), Batches(batch_size, layout=layout), method)
             for name, method in METHODS.items()
         }
         first = programs[BASELINE]

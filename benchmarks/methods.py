@@ -37,40 +37,6 @@ def median_ms(call):
     return 1e3 * float(np.median(times))
 
 
-def made(name, num_tasks):
-    """A method of this library with usual hyperparameters."""
-    from ldro_jax import weighting
-
-    hyperparameters = {
-        "baselined_dro": lambda n: {"reference_losses": [0.1] * n, "weight_lr": 0.1},
-        "cvar": lambda n: {"share": 0.3},
-        "doge": lambda n: {"rate": 0.01},
-        "doremi": lambda n: {"reference_losses": [0.1] * n},
-        "dwa": lambda n: {"window": 100},
-        "erm": lambda n: {"sizes": list(range(1, n + 1))},
-        "fairgrad": lambda n: {"alpha": 2.0},
-        "famo": lambda n: {"learning_rate": 1e-3},
-        "go4align": lambda n: {"num_groups": 2, "risk_lr": 1e-4},
-        "grape": lambda n: {"weight_lr": 0.1, "adversary_lr": 0.1},
-        "interpolated": lambda n: {"alpha": 0.5},
-        "lookahead_exact": lambda n: {"lookahead_lr": 0.1},
-        "lookahead_online": lambda n: {"lookahead_lr": 0.1, "weight_lr": 0.1},
-        "pike": lambda n: {"weight_lr": 0.1, "noise_penalty": 0.1},
-        "q_ffl": lambda n: {"q": 1.0},
-        "regularized_dro": lambda n: {"temperature": 0.3},
-        "scalarization": lambda n: {"draw": 1},
-        "skill_it": lambda n: {"weight_lr": 0.1, "skills": np.eye(n).tolist()},
-        "smooth_lookahead": lambda n: {"lookahead_lr": 0.1, "temperature": 0.1},
-        "static_mixing": lambda n: {"sizes": list(range(1, n + 1))},
-        "stch": lambda n: {"smoothing": 0.1},
-        "term": lambda n: {"tilt": 1.0},
-        "unimax": lambda n: {"sizes": list(range(1, n + 1))},
-    }
-    rated = ("afl", "aioli", "gradnorm", "group_dro", "imtl_l", "uncertainty")
-    hyperparameters |= dict.fromkeys(rated, lambda n: {"weight_lr": 0.1})
-    return weighting.create(name, hyperparameters.get(name, lambda n: {})(num_tasks))
-
-
 def ours():
     """Every method of this library."""
     import jax
@@ -79,7 +45,7 @@ def ours():
     from ldro_jax import weighting
 
     def make(name, num_tasks):
-        method = made(name, num_tasks)
+        method = weighting.create(name, weighting.usual(name, num_tasks))
         matrix = jnp.asarray(gram(num_tasks))
         losses = jnp.asarray(np.random.default_rng(1).uniform(1, 2, num_tasks), jnp.float32)
         statistics = weighting.Statistics(jnp.int32(0), losses, matrix, noise=jnp.diagonal(matrix))

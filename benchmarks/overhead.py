@@ -9,7 +9,6 @@ interaction, measured in every step, relative to L-DRO's step.
 
 import jax
 import jax.numpy as jnp
-import methods
 import mlp
 import optax
 import timing
@@ -69,7 +68,10 @@ def _stepper(program, carry, batch):
 
 def every_method():
     """All methods that use the interaction, measured in every step."""
-    found = {name: methods.made(name, NUM_TASKS) for name in sorted(weighting.METHODS)}
+    found = {
+        name: weighting.create(name, weighting.usual(name, NUM_TASKS))
+        for name in sorted(weighting.METHODS)
+    }
     # The model's losses are means over examples.
     strategies = {"auto": "auto", "split": interaction.split(fused=True)}
     return {

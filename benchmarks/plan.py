@@ -60,7 +60,7 @@ def main():
     problem = LanguageModel(corpus, gin.get_configurable(Decoder), length=args.length)
     optimizer = optimizers.adam(3e-4, warmup_steps=10_000, train_steps=300_000)
     programs = {
-        method.name: MeshedProgram(problem, optimizer, Batches(args.batch), method, layout=layout)
+        method.name: MeshedProgram(problem, optimizer, Batches(args.batch, layout=layout), method)
         for method in (Method("average loss", "average"), ldro)
     }
     first = programs["average loss"]

@@ -17,7 +17,7 @@ from sklearn import datasets
 import ldro_jax
 from ldro_jax import problems
 from ldro_jax.models.mlp import MLP
-from ldro_jax.training import Method, Schedule
+from ldro_jax.training import Batches, Method, Schedule
 
 GROUPS = {
     "upright": (900, lambda images: images),
@@ -64,8 +64,7 @@ def main(output_dir: str = "results_local/imbalanced_groups", sampler: str = "ba
         seeds=(0, 1, 2),
         optimizer=optax.adam(0.003),
         schedule=Schedule(train_steps=500, eval_interval=50, checkpoint_interval=250, test="best"),
-        batch_size=96,
-        sampler=sampler,
+        batches=Batches(96, sampler),
         output_dir=output_dir,
     )
 

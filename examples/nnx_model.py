@@ -12,7 +12,7 @@ from flax import nnx
 import ldro_jax
 from ldro_jax import problems, weighting
 from ldro_jax.tasks import digits
-from ldro_jax.training import Method, Schedule
+from ldro_jax.training import Batches, Method, Schedule
 
 
 class Network(nnx.Module):
@@ -44,7 +44,7 @@ def main(output_dir: str = "results_local/nnx_model") -> None:
         seeds=(0, 1, 2),
         optimizer=optax.sgd(0.05, momentum=0.9, nesterov=True),
         schedule=Schedule(train_steps=500, eval_interval=50, checkpoint_interval=250),
-        batch_size=160,
+        batches=Batches(160),
         output_dir=output_dir,
     )
 

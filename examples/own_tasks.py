@@ -16,7 +16,7 @@ from sklearn import datasets
 
 import ldro_jax
 from ldro_jax import problems
-from ldro_jax.training import Method, Schedule
+from ldro_jax.training import Batches, Method, Schedule
 
 FEATURES, OUTPUTS = 13, 3
 
@@ -82,7 +82,7 @@ def main(output_dir="results_local/own_tasks"):
         seeds=(0, 1, 2),
         optimizer=optax.adamw(0.003, weight_decay=1.0),
         schedule=Schedule(120, eval_interval=12, checkpoint_interval=36, test="best"),
-        batch_size=30,
+        batches=Batches(30),
         output_dir=output_dir,
     )
 

@@ -19,7 +19,7 @@ from flax import linen as nn
 import ldro_jax
 from ldro_jax import problems
 from ldro_jax.tasks import digits
-from ldro_jax.training import Layout, Method, Schedule
+from ldro_jax.training import Batches, Layout, Method, Schedule
 
 
 class Network(nn.Module):
@@ -49,8 +49,7 @@ def main(output_dir: str = "results_local/sharded") -> None:
         seeds=(0,),
         optimizer=optax.sgd(0.05, momentum=0.9, nesterov=True),
         schedule=Schedule(train_steps=300, eval_interval=50, checkpoint_interval=150, test="best"),
-        batch_size=160,
-        layout=Layout(data=4, model=2),
+        batches=Batches(160, layout=Layout(data=4, model=2)),
         output_dir=output_dir,
     )
 

@@ -18,13 +18,13 @@ import optax
 from gin import config as gin_config
 
 from ldro_jax import optimizers, sharding
-from ldro_jax.experiments import alone, compare, trajectories
+from ldro_jax.experiments import alone, arguments, compare, trajectories
 from ldro_jax.models import cnn, decoder, mlp
 from ldro_jax.problems import classification, language_model
 from ldro_jax.tasks import cifar100, digits, mc4
 from ldro_jax.tasks import synthetic as synthetic_tasks
 from ldro_jax.tasks import text as text_tasks
-from ldro_jax.training import method, schedule
+from ldro_jax.training import engine, method, schedule
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 # Where gin_configs/ lies in a clone, and where in an installed package.
@@ -33,7 +33,7 @@ _ROOTS = (_PACKAGE.parent, _PACKAGE)
 _CONFIGURABLES = {
     "cifar100": [cifar100.load],
     "digits": [digits.load],
-    "experiments": [compare.compare, alone.monolingual],
+    "experiments": [compare.compare, alone.monolingual, arguments.Report],
     "lm": [optimizers.adam],
     "mc4": [mc4.load],
     "models": [cnn.CNN, decoder.Decoder, mlp.MLP],
@@ -50,6 +50,7 @@ _CONFIGURABLES = {
         schedule.Schedule,
         schedule.epochs,
         sharding.Layout,
+        engine.Batches,
     ],
 }
 
@@ -82,7 +83,8 @@ def run(experiment: Any = gin.REQUIRED) -> Callable:
     """The experiment to run; gin files bind it.
 
     Args:
-      experiment: a function of ``output_dir``, ``data_dir`` and ``config_text``.
+      experiment: a function of ``output_dir``, a
+        :class:`~ldro_jax.experiments.arguments.Directories`.
 
     Returns:
       The same function.
@@ -98,7 +100,8 @@ def load(gin_files: Sequence[str], gin_bindings: Sequence[str]) -> Callable:
       gin_bindings: ``NAME=VALUE`` each; they win over the files.
 
     Returns:
-      The experiment, a function of ``output_dir``, ``data_dir`` and ``config_text``.
+      The experiment, a function of ``output_dir``, a
+      :class:`~ldro_jax.experiments.arguments.Directories`.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -209,7 +212,10 @@ def _known_experiments() -> str:
 
 def _known_names(error: str) -> str:
     """What could have been meant by a name that gin doesn't know."""
-    if match := re.search(r"Configurable '(\S+)' doesn't have a parameter", error):
+    pattern = r"Configurable '(\S+)' doesn't have a parameter(?: named '(\w+)')?"
+    if match := re.search(pattern, error):
+        if instead := arguments.moved(match[2] or ""):
+            return f" {instead}"
         name = match[1].split(".")[-1]
         functions = [f for fs in _CONFIGURABLES.values() for f in fs if f.__name__ == name]
         parameters = ", ".join(inspect.signature(functions[0]).parameters) if functions else ""

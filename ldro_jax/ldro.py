@@ -16,7 +16,7 @@ import optax
 
 from ldro_jax import transform as transform_lib
 from ldro_jax.interaction import base as interaction_base
-from ldro_jax.measuring.trained import moved_by
+from ldro_jax.measuring.trained import moved_by, only
 from ldro_jax.runtime import checks
 from ldro_jax.transform.diagnostics import diagnose
 from ldro_jax.transform.preconditioner import preconditioner
@@ -28,6 +28,7 @@ __all__ = [
     "interaction",
     "losses",
     "moved_by",
+    "only",
     "preconditioner",
     "transform",
     "weights",
@@ -48,6 +49,7 @@ def transform(
     interaction: str | interaction_base.Interaction = "auto",
     lagged: bool = False,
     smoothing: float = 0.0,
+    total: float | None = None,
     floor: float = 0.0,
     trainable: Any = None,
 ) -> transform_lib.Weighted:
@@ -88,6 +90,7 @@ def transform(
       smoothing: decay of the running means of losses and A that the weights are chosen from, such
         as 0.99; 0 for none. What minibatches measure is noisy, and solving the game every step
         follows the noise.
+      total: what the weights are made to sum to; one by default.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
       trainable: the parameters that are trained, where others are frozen, so that A is that of
         these alone: a tree of bools like the parameters, or a function from them to it.
@@ -159,13 +162,13 @@ def transform(
             f"exact=True. Given: {', '.join(given) or 'none of them'}."
         )
     elif exact:
-        weighting = lookahead.exact(lookahead_lr, **options)
+        weighting = lookahead.lookahead_exact(lookahead_lr, **options)
     elif temperature is not None:
         options["adversary_temperature"] = adversary_temperature
         weighting = smooth.smooth_lookahead(lookahead_lr, temperature, **options)
     else:
         assert weight_lr is not None
-        weighting = lookahead.online(lookahead_lr, weight_lr, **options)
+        weighting = lookahead.lookahead_online(lookahead_lr, weight_lr, **options)
     return transform_lib.weighted(
         weighting,
         num_tasks,
@@ -173,6 +176,7 @@ def transform(
         interaction_interval=interaction_interval,
         lagged=lagged,
         smoothing=smoothing,
+        total=total,
         floor=floor,
         trainable=trainable,
     )

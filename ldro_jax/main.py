@@ -4,7 +4,8 @@ For example::
 
     python -m ldro_jax.main --gin_file=gin_configs/experiments/digits.gin --output_dir=/tmp/digits
 
-A run that was interrupted goes on where it stopped: give the same command again.
+A run that was interrupted goes on where it stopped: give the same command again. ``list`` alone
+prints the methods with their formulas, papers and hyperparameters.
 
 Gin files are code: they can import modules and call functions. Run only those that you trust.
 """
@@ -80,6 +81,7 @@ def main(argv: list[str]) -> None:
 
 def _run() -> None:
     from ldro_jax import configuration
+    from ldro_jax.experiments.arguments import Directories
     from ldro_jax.records import output_dir
     from ldro_jax.runtime import processes
 
@@ -98,7 +100,9 @@ def _run() -> None:
         signals.advice = kept
 
     try:
-        experiment(output_dir=output.path, data_dir=data_dir, config_text=config_text, ready=ready)
+        experiment(
+            output_dir=Directories(output.path, data_dir, config_text=config_text, ready=ready)
+        )
     finally:
         output.close()
 
@@ -115,6 +119,11 @@ def run() -> None:
     signals.end_at_once()
     if _HELP & set(sys.argv[1:]):
         print(_usage())
+        return
+    if sys.argv[1:] == ["list"]:
+        from ldro_jax.weighting import listing
+
+        print(listing.text())
         return
     from ldro_jax.runtime import extras
 

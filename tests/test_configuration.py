@@ -50,14 +50,14 @@ def test_what_gin_appends_to_an_error_becomes_the_name_of_the_argument():
 
     experiment = configuration.load([DIGITS], ["SEEDS=(0,)"])
     for said, expected in [
-        ("batch_size is wrong.", "compare.batch_size is wrong."),
+        ("seeds is wrong.", "compare.seeds is wrong."),
         ("batch sizes are wrong.", "batch sizes are wrong."),
         # What is meant to have several lines keeps them.
         ("Some runs ended.\nOne.\nTwo.", "Some runs ended.\nOne.\nTwo."),
     ]:
         load = functools.partial(failing, said)
         with pytest.raises(ValueError) as error:
-            experiment(output_dir="o", data_dir=None, config_text="", problem=load)
+            experiment(output_dir="o", problem=load)
         assert "In call to configurable" in str(error.value)
         assert configuration.explain(error.value) == expected
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.command_line import DIGITS, command, fails, snapshot
 
-from ldro_jax import configuration, main
+from ldro_jax import configuration, main, weighting
 from ldro_jax.records import results
 from ldro_jax.runtime import signals
 from ldro_jax.training import loop
@@ -131,6 +131,14 @@ def test_a_finished_experiment_given_again_is_well(finished, capsys, no_training
     command(*SHORT, f"--output_dir={finished}")
     assert f"The experiment in {finished} is finished; look at" in capsys.readouterr().out
     assert snapshot(finished) == before
+
+
+def test_list_prints_every_method_with_its_hyperparameters(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ldro-jax", "list"])
+    main.run()
+    listed = capsys.readouterr().out
+    assert listed.count("\n  ") == len(weighting.METHODS)
+    assert "\n  cagrad(c): best worst decrease near the mean (Liu 2021)\n" in listed
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -53,7 +53,7 @@ def test_names_that_are_not_there_are_attribute_errors():
         _ = ldro_jax.nothing
 
 
-_ROOTS = [ldro_jax, ldro_jax.weighting, ldro_jax.interaction]
+_ROOTS = [ldro_jax, ldro_jax.interaction]
 
 
 @pytest.mark.parametrize("module", _ROOTS, ids=lambda module: module.__name__)

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from ldro_jax import interaction, weighting
+from ldro_jax.weighting import listing
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _README = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -43,3 +44,13 @@ def test_tables_list_every_method_and_strategy():
     assert {name for row in named for name in re.findall(r"\w+", row)} == set(weighting.METHODS)
     page = (_ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
     assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(weighting.METHODS)
+
+
+@pytest.mark.parametrize("path", ["README.md", "docs/methods.md"])
+def test_tables_are_made_from_the_methods(path):
+    """To write them anew: python -m ldro_jax.weighting.listing README.md docs/methods.md."""
+    page = (_ROOT / path).read_text(encoding="utf-8")
+    assert listing.document(page) == page
+    # Formulas and names are made again; what was measured stays.
+    other = page.replace("softmax(tℓ)", "?").replace("`stch` `term`", "`term`")
+    assert other != page and listing.document(other) == page

@@ -18,11 +18,11 @@ from ldro_jax.experiments import compare as compare_lib
 from ldro_jax.experiments import names
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
+from ldro_jax.experiments.arguments import Directories
 from ldro_jax.problems.language_models import LanguageModel
 from ldro_jax.records import files, json_types, results
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.runtime import checks, paths, printing, processes
-from ldro_jax.sharding import Layout
 from ldro_jax.training import fingerprint
 from ldro_jax.training.engine import Batches, Trial
 from ldro_jax.training.meshed import MeshedProgram
@@ -34,17 +34,12 @@ _ALONE = Method("Monolingual", "average")
 
 def monolingual(
     *,
-    output_dir: pathlib.Path,
-    data_dir: str | None,
+    output_dir: Directories,
     problem: Callable[..., LanguageModel],
     optimizer: optax.GradientTransformation,
-    batch_size: int,
+    batches: Batches,
     schedule: Schedule,
-    layout: Layout | None = None,
-    microbatches: int = 1,
     seed: int = 0,
-    config_text: str = "",
-    ready: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Trains one model for each language, and writes their losses to ``references.json``.
 
@@ -52,17 +47,13 @@ def monolingual(
     its newest checkpoint.
 
     Args:
-      output_dir: where everything goes; it is made if it doesn't exist.
-      data_dir: passed to ``problem``.
+      output_dir: where everything goes, which is made if it doesn't exist, and what is passed to
+        ``problem``.
       problem: ``(data_dir=...) -> LanguageModel`` of all languages.
       optimizer: of each model.
-      batch_size: rows in a batch.
+      batches: how they are drawn, and spread over devices.
       schedule: lengths and intervals of each model; the best checkpoint of each is tested.
-      layout: how to use several devices.
-      microbatches: in how many parts to take a batch.
       seed: of all models.
-      config_text: not used; every experiment gets it.
-      ready: called once, when all is checked and before anything is written.
 
     Returns:
       What ``references.json`` holds: ``vocabulary``, ``eval_length``, and ``losses``, from split
@@ -73,26 +64,26 @@ def monolingual(
       ValueError: if an argument is not what it must be, or a ``references.json`` that is there
         can't be read.
     """
-    del config_text
     checks.instance("schedule", schedule, Schedule, "@Schedule()")
     schedule = dataclasses.replace(schedule, test="best")
     seed = checks.seed("seed", seed)
-    batches = Batches(batch_size, microbatches=microbatches)
-    model: Any = compare_lib.make_problem(problem, data_dir, schedule)
+    checks.instance("batches", batches, Batches, "@Batches()")
+    model: Any = compare_lib.make_problem(problem, output_dir.data, schedule)
     expected = "a function of data_dir that makes a LanguageModel, such as @language_model"
     checks.require(isinstance(model, LanguageModel), "problem", expected, problem)
     first = model.with_corpus(model.corpus.only(0))
-    program = MeshedProgram(first, optimizer, batches, _ALONE, layout=layout or Layout())
+    program = MeshedProgram(first, optimizer, batches, _ALONE)
     program.check()
     program.check_evaluation()
-    if ready is not None:
-        ready()
+    if output_dir.ready is not None:
+        output_dir.ready()
+    folder = paths.absolute(output_dir.output)
     identity = fingerprint.of(program, schedule, [Trial(_ALONE, seed)])
     identity["data"] = json_types.plain(model.identity)
     identity["settings"]["train_steps"] = schedule.train_steps
-    if (found := _finished_references(output_dir / references_lib.FILE, identity)) is not None:
+    if (found := _finished_references(folder / references_lib.FILE, identity)) is not None:
         return found
-    output_dir.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     losses: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
     run_names = names.file_names(f"Monolingual-{task}-seed{seed}" for task in model.task_names)
     for index, (language, name) in enumerate(zip(model.task_names, run_names, strict=True)):
@@ -116,7 +107,7 @@ def monolingual(
             {name: (trial, trial)},
             alone,
             schedule,
-            output_dir,
+            folder,
             record,
             programs={trial.method.compile_key(): alone},
             label=f"{index}/{model.num_tasks}",
@@ -125,7 +116,7 @@ def monolingual(
             raise runs_lib.RunsStoppedError(f"Monolingual {language}: {run.stopped}")
         processes.wait_for_all(name)
         # Records are rounded. The references are those of the record, now and after a restart.
-        run = results.load_results(output_dir / "runs" / f"{name}.json").runs[0]
+        run = results.load_results(folder / "runs" / f"{name}.json").runs[0]
         tested = run.evaluations[-1]
         best = [e for e in run.evaluations if e.split == "validation" and e.step == tested.step]
         for evaluation in (*best, tested):
@@ -137,9 +128,9 @@ def monolingual(
         "identity": identity,
     }
     if processes.is_first():
-        files.write_json(found, output_dir / references_lib.FILE)
+        files.write_json(found, folder / references_lib.FILE)
     processes.wait_for_all("references")
-    file = output_dir / references_lib.FILE
+    file = folder / references_lib.FILE
     printing.say(f"The losses of one model for each language are in {file}.")
     return found
 

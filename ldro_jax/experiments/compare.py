@@ -11,15 +11,15 @@ import numpy as np
 import optax
 
 from ldro_jax import reporting, weighting
+from ldro_jax.experiments import arguments
 from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
-from ldro_jax.measuring import trained
+from ldro_jax.experiments.arguments import Directories, Report
 from ldro_jax.problems.base import Problem
 from ldro_jax.records import outline, provenance, results
 from ldro_jax.records import output_dir as output_dir_lib
 from ldro_jax.runtime import checks, paths, processes
-from ldro_jax.sharding import Layout
 from ldro_jax.training.engine import Batches, Program, Trial
 from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.method import Method
@@ -27,6 +27,7 @@ from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.stacked import StackedProgram
 
 
+@arguments.without_old_names
 def compare(
     problem: Problem | Callable[..., Problem],
     methods: Sequence[Method | Sequence[Method]],
@@ -34,30 +35,17 @@ def compare(
     optimizer: optax.GradientTransformation,
     *,
     schedule: Schedule,
-    batch_size: int,
-    output_dir: str | os.PathLike,
-    sampler: str = "balanced",
-    layout: Layout | None = None,
-    microbatches: int = 1,
-    interaction_rows: int | None = None,
-    trainable: Any = None,
-    runs_together: int | None = None,
-    references: str | Callable[..., Any] | None = None,
-    select_by: str = "worst",
-    name: str = "experiment",
-    description: str = "",
-    data_dir: str | None = None,
-    config_text: str | None = None,
-    overwrite: bool = False,
-    ready: Callable[[], None] | None = None,
+    batches: Batches,
+    output_dir: str | os.PathLike | Directories,
+    report: Report = Report(),  # noqa: B008
 ) -> results.Results:
     """Trains a problem with several methods and seeds, and reports how they compare.
 
     A run that is finished is kept in ``runs/``, and one that was interrupted goes on from its
     newest checkpoint, so the same call after an interruption ends with the same numbers. What
     changes no number of theirs may be another the next time: more seeds and methods, or fewer, more
-    steps, the layout, ``select_by``, the name, and metrics. Anything else, down to a number in the
-    optimizer's closure, is refused.
+    steps, the layout, the report's name and choice, and metrics. Anything else, down to a number in
+    the optimizer's closure, is refused.
 
     Args:
       problem: what is trained; or a function of ``data_dir`` that makes it.
@@ -65,39 +53,18 @@ def compare(
         its elements. A method that takes ``sizes`` gets those of the problem, and one that takes
         ``reference_losses`` those of the references, where they aren't given.
       seeds: a run for each.
-      optimizer: chained after each method's weighting.
+      optimizer: chained after each method's weighting. Parameters that it leaves as they are
+        (``optax.set_to_zero``, or :func:`ldro_jax.ldro.only`) keep the values of
+        :meth:`Problem.init`, and count in no interaction.
       schedule: lengths and intervals.
-      batch_size: rows of all tasks in a batch.
-      output_dir: where everything goes: ``results.json``, ``report.html``, records, checkpoints.
-      sampler: ``"balanced"``, the same number of rows from every task, or ``"uniform"``, plain
-        random batches. It changes the noise, not the objective: tasks count by their weights either
-        way. For the mean over all rows, as plain training has it, compare with the method "erm".
-      layout: how to use several devices, which one run at a time is then trained on, with rows from
-        the host. Where it isn't given, data that fits on a device is held there, and runs that
-        differ in rates and seeds alone are trained together.
-      microbatches: in how many parts to take a batch.
-      interaction_rows: measure the interaction on so many rows of each task; by default on those
-        of the batch. More than these are drawn apart, when they are needed.
-      trainable: the parameters that are trained, where others are frozen: a tree of bools like the
-        parameters, or a function from them to one. Frozen ones keep the values of
-        :meth:`Problem.init`, and count in no interaction. Those that ``optimizer`` itself leaves as
-        they are (``optax.set_to_zero``) are found without it.
-      runs_together: how many runs to train at a time, as one program; halved while they don't fit
-        into memory. By default all that can be on an accelerator, and one on CPU, where it makes no
-        difference to the speed.
-      references: losses of models of one task each: a ``references.json``, or a function of
-        ``output_dir``, ``data_dir`` and ``ready`` that makes it first, such as
-        :func:`~ldro_jax.experiments.alone.monolingual` with its other arguments bound.
-      select_by: "worst" or "average": what on validation decides which setting of each method the
-        report shows.
-      name: short name of the experiment.
-      description: a paragraph for the report.
-      data_dir: passed to ``problem``, if that is a function.
-      config_text: the configuration as the report shows it; by default the arguments.
-      overwrite: delete what an earlier experiment left in ``output_dir``, when everything else is
-        found to be right.
-      ready: called once, when all is checked and before anything is written; the caller then
-        answers for the output directory.
+      batches: how rows are drawn, taken in parts, and spread over devices: ``Batches(30)`` has 30
+        of them. Random batches change the noise, not the objective: tasks count by their weights
+        either way. For the mean over all rows, as plain training has it, compare with the method
+        "erm".
+      output_dir: where everything goes; or a :class:`Directories`, which says besides where the
+        data is, and whether to overwrite.
+      report: name and description of the experiment, what decides which settings are shown, and
+        models of one task each to compare with.
 
     Returns:
       The record, as it is in ``results.json``.
@@ -114,47 +81,38 @@ def compare(
       ValueError: if there is nothing to run, an argument is not what it must be, or two runs would
         have the same name.
     """
-    batches = Batches(batch_size, sampler, microbatches, interaction_rows)
-    runs_lib.check_description(name, description, schedule)
-    checks.one_of("select_by", select_by, ("average", "worst"))
-    checks.flag("overwrite", overwrite)
-    if overwrite and ready is not None:
-        raise ValueError("overwrite must be False with ready; the command line has --overwrite.")
-    if config_text is not None:
-        checks.require(isinstance(config_text, str), "config_text", "a text", config_text)
+    where = Directories.of(output_dir)
+    checks.instance("schedule", schedule, Schedule, "@Schedule()")
+    checks.instance("batches", batches, Batches, "@Batches()")
+    checks.instance("report", report, Report, "@Report()")
     settings, runs_of = runs_lib.list_runs(methods, seeds, from_data=weighting.FROM_DATA)
-    references_lib.check(references, settings)
-    if trainable is not None:
-        optimizer = trained.only(optimizer, trainable)
-    made = make_problem(problem, data_dir, schedule)
-    first = make_program(made, optimizer, batches, runs_lib.AVERAGE, layout)
-    together = _together(runs_together, first, schedule, len(runs_of))
+    references_lib.check(report.references, settings)
+    made = make_problem(problem, where.data, schedule)
+    first = make_program(made, optimizer, batches, runs_lib.AVERAGE)
+    together = _together(first, schedule, len(runs_of))
     # Those with references are made again when these are known.
     unknown = dict.fromkeys(made.task_names, 0.0)
     programs = runs_lib.programs_of([_resolved(m, made, unknown) for m in settings], first)
-    is_path = isinstance(output_dir, (str, os.PathLike))
-    checks.require(is_path, "output_dir", "the path of a directory", output_dir)
-    output_path = paths.absolute(output_dir)
+    output_path, ready = paths.absolute(where.output), where.ready
     with contextlib.ExitStack() as stack:
-        config_text = config_text or _configuration(
+        config_text = where.config_text or _configuration(
             problem=type(made).__name__,
             methods=[_described(method) for method in settings],
             seeds=list(seeds),
             schedule=schedule,
             batches=batches,
-            layout=layout,
             **({"frozen": first.frozen} if first.frozen else {}),
         )
         kept_text = config_text
         if ready is None:
             kept_text = _with_outlines(config_text, problem=made, optimizer=optimizer)
-            output = output_dir_lib.OutputDir(output_dir, kept_text, overwrite=overwrite)
+            output = output_dir_lib.OutputDir(where.output, kept_text, overwrite=where.overwrite)
             output.check()
             stack.callback(output.close)
             ready = output.claim
         first.check_evaluation()
         alone = references_lib.load(
-            references, made, output_dir=output_path, data_dir=data_dir, ready=ready
+            report.references, made, Directories(output_path, where.data, ready=ready)
         )
         losses = references_lib.validation_losses(alone, made.task_names) or unknown
 
@@ -162,11 +120,9 @@ def compare(
             return make_record(
                 made,
                 runs,
-                name=name,
-                description=description,
+                report,
                 references=references_lib.perplexities(alone, made.task_names),
                 task_sizes=_sizes(made),
-                select_by=select_by,
             )
 
         trials = {
@@ -232,7 +188,6 @@ def make_program(
     optimizer: optax.GradientTransformation,
     batches: Batches,
     method: Method,
-    layout: Layout | None,
 ) -> Program:
     """The program of the engine that suits a problem.
 
@@ -241,7 +196,6 @@ def make_program(
       optimizer: chained after the weighting.
       batches: how they are drawn.
       method: how to weigh the tasks.
-      layout: how to use several devices; if it isn't given, data that fits on a device is there.
 
     Returns:
       The program.
@@ -249,29 +203,29 @@ def make_program(
     Raises:
       ValueError: if something doesn't fit.
     """
-    if layout is None and problem.on_device is not None and jax.process_count() == 1:
+    if batches.layout is None and problem.on_device is not None and jax.process_count() == 1:
         return StackedProgram(problem, optimizer, batches, method)
-    return MeshedProgram(problem, optimizer, batches, method, layout=layout or Layout())
+    return MeshedProgram(problem, optimizer, batches, method)
 
 
 def make_record(
-    problem: Problem, runs: Sequence[results.Run], *, name: str, description: str, **more: Any
+    problem: Problem, runs: Sequence[results.Run], report: Report, **more: Any
 ) -> results.Results:
     """The record of some runs of a problem on this machine.
 
     Args:
       problem: what was trained.
       runs: what came out.
-      name: of the experiment.
-      description: of the experiment.
+      report: name, description, and what selects settings.
       **more: further fields of the record.
 
     Returns:
       The record.
     """
     return results.Results(
-        experiment=name,
-        description=description,
+        experiment=report.name,
+        description=report.description,
+        select_by=report.select_by,
         task_names=list(problem.task_names),
         metric=problem.metrics[0].name,
         higher_is_better=problem.metrics[0].higher_is_better,
@@ -283,14 +237,14 @@ def make_record(
     )
 
 
-def _together(asked: int | None, program: Program, schedule: Schedule, num_runs: int) -> int:
+def _together(program: Program, schedule: Schedule, num_runs: int) -> int:
     """How many runs to train at a time."""
-    if asked is not None:
-        checks.integer("runs_together", asked)
+    asked = program.batches.runs_together
     alone = isinstance(program, MeshedProgram) or schedule.test == "best"
     if alone and (asked or 1) > 1:
         raise ValueError(
-            f"runs_together must be 1 for runs on a mesh or with test='best', but it is {asked}."
+            "Batches.runs_together must be 1 for runs on a mesh or with test='best', but it is "
+            f"{asked}."
         )
     if alone or (asked is None and jax.default_backend() == "cpu"):
         return 1

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ldro_jax import weighting
+from ldro_jax.experiments.arguments import Directories
 from ldro_jax.problems.base import Problem
 from ldro_jax.problems.language_models import LanguageModel
 from ldro_jax.records import files, perplexity
@@ -55,35 +56,30 @@ def check(references: Any, methods: Sequence[Method]) -> None:
       ValueError: if it is something else, or a method needs references and there are none.
     """
     if callable(references):
-        arguments = ("output_dir", "data_dir", "ready")
-        checks.function("references", references, *arguments, example="@monolingual")
+        checks.function("Report.references", references, "output_dir", example="@monolingual")
     elif references is not None:
-        checks.text("references", references)
+        checks.text("Report.references", references)
     elif any(
         "reference_losses" in weighting.from_data(m.weighting, m.hyperparameters) for m in methods
     ):
         raise ValueError(
-            "references must be a references.json, or @monolingual which makes one, for a method "
-            "that needs reference_losses and isn't given them, but it is None."
+            "Report.references must be a references.json, or @monolingual which makes one, for a "
+            "method that needs reference_losses and isn't given them, but it is None."
         )
 
 
 def load(
     references: str | Callable[..., Any] | None,
     problem: Problem,
-    *,
-    output_dir: pathlib.Path,
-    data_dir: str | None,
-    ready: Callable[[], None],
+    where: Directories,
 ) -> dict[str, Any] | None:
     """Reads the references of an experiment, or makes them.
 
     Args:
       references: a ``references.json``, or a function that makes one, or ``None``.
       problem: what is trained.
-      output_dir: of the experiment.
-      data_dir: passed to the function.
-      ready: called when all is checked and before anything is written.
+      where: directories of the experiment. Its ``ready`` is called when all is checked and before
+        anything is written.
 
     Returns:
       See :func:`read`; ``None`` if there are none.
@@ -92,19 +88,20 @@ def load(
       FileNotFoundError: if there is no such file.
       ValueError: if it is something else, or of other tasks or another vocabulary.
     """
+    ready = where.ready or (lambda: None)
     if references is None:
         ready()
         return None
     expected = "None for a problem that isn't a language model"
-    checks.require(isinstance(problem, LanguageModel), "references", expected, references)
+    checks.require(isinstance(problem, LanguageModel), "Report.references", expected, references)
     assert isinstance(problem, LanguageModel)
     if not callable(references):
         found = read_for(paths.make(references).expanduser(), problem)
         ready()
         return found
-    folder = output_dir / "monolingual"
+    folder = paths.absolute(where.output) / "monolingual"
     # It calls ready, since its own arguments are to be checked before that as well.
-    references(output_dir=folder, data_dir=data_dir, ready=ready)
+    references(output_dir=Directories(folder, where.data, ready=ready))
     return read_for(folder / FILE, problem)
 
 

@@ -119,22 +119,6 @@ def programs_of(settings: Iterable[Method], first: Program) -> dict[tuple[Any, .
     return programs
 
 
-def check_description(name: str, description: str, schedule: Schedule) -> None:
-    """Checks what every experiment is given.
-
-    Args:
-      name: of the experiment.
-      description: of the experiment.
-      schedule: lengths and intervals.
-
-    Raises:
-      ValueError: if one of these is of another type.
-    """
-    checks.text("name", name)
-    checks.require(isinstance(description, str), "description", "a text", description)
-    checks.instance("schedule", schedule, Schedule, "@Schedule()")
-
-
 def train_all(
     trials: Mapping[str, tuple[Trial, Trial]],
     first: Program,

@@ -1,8 +1,7 @@
 """Figure 2 of the paper: how each method moves through a problem of two parameters."""
 
 import dataclasses
-import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -12,10 +11,12 @@ from ldro_jax import reporting
 from ldro_jax.experiments import compare, names
 from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import runs as runs_lib
+from ldro_jax.experiments.arguments import Directories, Report
 from ldro_jax.problems.toy import PointTasks
 from ldro_jax.records import output_dir as output_dir_lib
 from ldro_jax.records import results
 from ldro_jax.runtime import checks
+from ldro_jax.runtime import paths as paths_lib
 from ldro_jax.tasks import synthetic
 from ldro_jax.training.engine import Batches
 from ldro_jax.training.method import Method
@@ -52,32 +53,24 @@ class Panel:
 
 def trajectories(
     *,
-    output_dir: pathlib.Path,
-    data_dir: str | None,
-    config_text: str,
-    name: str,
-    description: str,
+    output_dir: Directories,
+    report: Report,
     panels: Sequence[Panel],
     points: np.ndarray | jax.Array,
     start: Sequence[float],
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
-    ready: Callable[[], None] | None = None,
 ) -> results.Results:
     """Follows every method of every panel, and reports the paths and where they end.
 
     Args:
-      output_dir: where everything goes; it exists.
-      data_dir: ignored; the tasks are points of the plane.
-      config_text: the resolved configuration, for the report.
-      name: short name of the experiment.
-      description: a paragraph for the report.
+      output_dir: where everything goes; the tasks are points of the plane, so there is no data.
+      report: name and description of the experiment.
       panels: what to run and draw.
       points: the tasks, ``[N, 2]``, the outlier last.
       start: (r, φ).
       optimizer: of the parameters.
       schedule: lengths and intervals.
-      ready: called once, when all is checked and before anything is written.
 
     Returns:
       The record, as it is in ``results.json``.
@@ -87,10 +80,10 @@ def trajectories(
       ValueError: if an argument is not what it must be, there is no step to record, a method is in
         two panels under one name, or several processes run it together.
     """
-    del data_dir
     if jax.process_count() > 1:
         raise ValueError("This experiment needs one process, but there are several.")
-    runs_lib.check_description(name, description, schedule)
+    checks.instance("report", report, Report, "@Report()")
+    checks.instance("schedule", schedule, Schedule, "@Schedule()")
     checks.sequence("panels", panels, "panels, such as [@a/Panel()]")
     for panel in panels:
         checks.instance("panels", panel, Panel, "@a/Panel()")
@@ -110,21 +103,22 @@ def trajectories(
         first = StackedProgram(noisy, optimizer, batches, runs_lib.AVERAGE)
         first.check_evaluation()
         prepared.append((panel, first, runs_lib.programs_of(panel.methods, first)))
-    if ready is not None:
-        ready()
+    if output_dir.ready is not None:
+        output_dir.ready()
+    folder, config_text = paths_lib.absolute(output_dir.output), output_dir.config_text or ""
 
     def record(runs):
-        return compare.make_record(problem, runs, name=name, description=description)
+        return compare.make_record(problem, runs, report)
 
     runs, drawn = [], []
-    before = output_dir_lib.finished(output_dir, config_text)
+    before = output_dir_lib.finished(folder, config_text)
     for (panel, first, programs), trials in zip(prepared, trials_of, strict=True):
-        with output_dir_lib.going_on(output_dir, config_text) as accepted:
+        with output_dir_lib.going_on(folder, config_text) as accepted:
             done = runs_lib.train_all(
                 {run: (trial, trial) for run, trial in trials.items()},
                 first,
                 schedule,
-                output_dir,
+                folder,
                 record,
                 programs=programs,
                 accepted=accepted,
@@ -140,9 +134,9 @@ def trajectories(
         runs += done
     found = record(runs)
     if finished_lib.same(found, before):
-        finished_lib.say(output_dir)
+        finished_lib.say(folder)
     else:
-        reporting.finish(found, output_dir, config_text, _figure(drawn, points, panels, found))
+        reporting.finish(found, folder, config_text, _figure(drawn, points, panels, found))
     runs_lib.require_complete(found)
     return found
 

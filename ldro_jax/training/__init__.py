@@ -7,7 +7,8 @@ from ldro_jax.runtime import extras
 extras.need("flax")
 
 from ldro_jax.sharding import Layout
+from ldro_jax.training.engine import Batches
 from ldro_jax.training.method import Method, grid
 from ldro_jax.training.schedule import Schedule, epochs
 
-__all__ = ["Layout", "Method", "Schedule", "epochs", "grid"]
+__all__ = ["Batches", "Layout", "Method", "Schedule", "epochs", "grid"]

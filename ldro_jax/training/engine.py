@@ -25,6 +25,7 @@ from ldro_jax.interaction import Interaction
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks, errors
+from ldro_jax.sharding import Layout
 from ldro_jax.tasks import sampling
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import step as step_lib
@@ -48,7 +49,7 @@ class Trial(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """How batches are drawn and taken.
+    """How batches are drawn, taken in parts, and spread over devices.
 
     Attributes:
       size: rows of all tasks in a batch, B.
@@ -61,6 +62,12 @@ class Batches:
         of them.
       interaction_rows: measure the interaction on so many rows of each task; by default on those
         of the batch. More than these are drawn apart, when they are needed.
+      layout: how to use several devices, which one run at a time is then trained on, with rows from
+        the host. Where it isn't given, data that fits on a device is held there, and runs that
+        differ in rates and seeds alone are trained together.
+      runs_together: how many runs to train at a time, as one program; halved while they don't fit
+        into memory. By default all that can be on an accelerator, and one on CPU, where it makes no
+        difference to the speed.
 
     Raises:
       ValueError: if one of these isn't what it must be.
@@ -70,25 +77,31 @@ class Batches:
     sampler: str = "balanced"
     microbatches: int = 1
     interaction_rows: int | None = None
+    layout: Layout | None = None
+    runs_together: int | None = None
 
     def __post_init__(self):
         # Numbers of NumPy would be other text in a configuration.
-        object.__setattr__(self, "size", checks.integer("batch_size", self.size))
+        object.__setattr__(self, "size", checks.integer("size", self.size))
         checks.one_of("sampler", self.sampler, tuple(sampling.SAMPLERS))
         checks.integer("microbatches", self.microbatches)
         if self.interaction_rows is not None:
             checks.integer("interaction_rows", self.interaction_rows)
+        if self.layout is not None:
+            checks.instance("layout", self.layout, Layout, "@Layout()")
+        if self.runs_together is not None:
+            checks.integer("runs_together", self.runs_together)
 
     def check(self, num_tasks: int, data_size: int) -> None:
         """Raises ``ValueError`` unless the devices can take them in ``data_size`` parts."""
         if self.sampler == "balanced" and self.size < num_tasks:
             raise ValueError(
-                f"batch_size must be at least {num_tasks}, a row of each task, but it is "
+                f"Batches.size must be at least {num_tasks}, a row of each task, but it is "
                 f"{self.size}."
             )
         if self.size % (self.microbatches * data_size):
             raise ValueError(
-                f"batch_size must be a multiple of microbatches × the mesh's data axis, "
+                f"Batches.size must be a multiple of microbatches × the mesh's data axis, "
                 f"{self.microbatches} × {data_size}, but it is {self.size}."
             )
 

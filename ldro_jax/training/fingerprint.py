@@ -22,7 +22,7 @@ from ldro_jax.records import json_types, provenance, traced
 from ldro_jax.runtime import checks
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
-from ldro_jax.weighting import base, wrappers
+from ldro_jax.weighting import base
 
 if TYPE_CHECKING:
     from ldro_jax.training.engine import Program, Trial
@@ -165,11 +165,11 @@ def _of_method(program: "Program") -> dict[str, str]:
     method, num_tasks = program.method, program.problem.num_tasks
 
     def weigh(rates, statistics, state):
-        return _weighting(program, rates).update(statistics, state)
+        return program.method.wrapped(rates).update(statistics, state)
 
     rates = {name: jnp.zeros([], float) for name in method.rates()}
     known = base.nothing_known(num_tasks)._replace(known=jnp.ones(num_tasks, bool))
-    start = jax.eval_shape(lambda r: _weighting(program, r).init(num_tasks, jnp.float32), rates)
+    start = jax.eval_shape(lambda r: program.method.wrapped(r).init(num_tasks, jnp.float32), rates)
     found = {"weighting": traced.of(weigh, rates, known, start)}
     options: list[Any] = [method.sampling]
     if method.uses_interaction:
@@ -184,13 +184,6 @@ def _of_method(program: "Program") -> dict[str, str]:
         params, rows = _params(problem), program.row_shapes(program.batches.size)
         found["row_excess"] = traced.of(problem.row_excess, params, params, rows)
     return found
-
-
-def _weighting(program: "Program", rates: Mapping[str, Any]) -> base.Weighting:
-    method = program.method
-    return wrappers.wrapped(
-        method.weigh(rates), smoothing=method.smoothing, total=method.total, floor=method.floor
-    )
 
 
 @_once

@@ -23,7 +23,7 @@ from typing_extensions import override
 from ldro_jax import interaction, sharding, transform
 from ldro_jax.measuring import trained
 from ldro_jax.problems.base import Problem
-from ldro_jax.runtime import checks, preemption
+from ldro_jax.runtime import preemption
 from ldro_jax.tasks import draws
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import engine, fingerprint
@@ -45,9 +45,8 @@ class MeshedProgram(engine.Program):
     Args:
       problem: what is trained.
       optimizer: the Optax optimizer to chain after the weighting.
-      batches: how they are drawn.
+      batches: how they are drawn, and their layout on the devices.
       method: how to weigh the tasks.
-      layout: how to use the devices.
 
     Raises:
       ValueError: if the batch doesn't fit the tasks or the mesh, or a setting is out of range.
@@ -61,10 +60,8 @@ class MeshedProgram(engine.Program):
         optimizer: optax.GradientTransformation,
         batches: engine.Batches,
         method: Method,
-        *,
-        layout: sharding.Layout = sharding.Layout(),  # noqa: B008
     ):
-        checks.instance("layout", layout, sharding.Layout, "@Layout()")
+        layout = batches.layout or sharding.Layout()
         self.mesh = layout.mesh()
         self._data_size = self.mesh.shape["data"]
         batches.check(problem.num_tasks, self._data_size)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,16 +14,8 @@ from ldro_jax.interaction import Interaction
 from ldro_jax.runtime import checks
 from ldro_jax.weighting import Weighting, wrappers
 
-# What a record has of a method where it isn't the default.
-_OPTIONS = {
-    "interaction_rows": None,
-    "lagged": False,
-    "smoothing": 0.0,
-    "total": None,
-    "floor": 0.0,
-    "sampling": "uniform",
-    "geometry": "euclidean",
-}
+# Fields that a record has a place for. It has the others where they aren't the default.
+_APART = ("name", "weighting", "hyperparameters", "interaction", "interaction_interval")
 
 _OF_THE_INTERACTION = ("interaction_rows", "lagged", "geometry")
 
@@ -116,24 +109,19 @@ class Method:
         """The weighting alone, with other values for some hyperparameters."""
         return weighting.create(self.weighting, {**self.hyperparameters, **rates})
 
-    def wrapped(self) -> Weighting:
-        """The weighting with the options that all methods have."""
-        return wrappers.wrapped(
-            self.weigh({}), smoothing=self.smoothing, total=self.total, floor=self.floor
-        )
+    def wrapped(self, rates: Mapping[str, Any] | None = None) -> Weighting:
+        """The weighting with smoothing, total and floor."""
+        return wrappers.wrapped(self.weigh(rates or {}), **self._options_of(wrappers.wrapped))
 
     def _weighted(self, made: Weighting, num_tasks: int, trainable: Any = None):
-        return transform.weighted(
-            made,
-            num_tasks,
-            interaction=self.interaction,
-            interaction_interval=self.interaction_interval,
-            lagged=self.lagged,
-            smoothing=self.smoothing,
-            total=self.total,
-            floor=self.floor,
-            trainable=trainable,
-        )
+        options = self._options_of(transform.weighted)
+        return transform.weighted(made, num_tasks, trainable=trainable, **options)
+
+    def _options_of(self, function: Callable[..., Any]) -> dict[str, Any]:
+        """The settings of this method that a function takes by their names."""
+        parameters = inspect.signature(function).parameters.values()
+        keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        return {name: getattr(self, name) for name in keywords if hasattr(self, name)}
 
     @functools.cached_property
     def _outline(self) -> Weighting:
@@ -164,7 +152,7 @@ class Method:
         others = (
             self.interaction,
             self.interval,
-            *(getattr(self, name) for name in _OPTIONS),
+            *(getattr(self, field.name) for field in _options()),
         )
         return (self.weighting, *sorted(self.rates()), repr(sorted(static.items())), *others)
 
@@ -208,12 +196,17 @@ class Method:
             if self.interaction != "auto":
                 named = isinstance(self.interaction, str)
                 settings["interaction"] = self.interaction if named else "own"
-        for name, default in _OPTIONS.items():
-            has_effect = self.uses_interaction or name not in _OF_THE_INTERACTION
-            if getattr(self, name) != default and has_effect:
-                value = getattr(self, name)
-                settings[name] = getattr(value, "__name__", "own") if callable(value) else value
+        for field in _options():
+            has_effect = self.uses_interaction or field.name not in _OF_THE_INTERACTION
+            value = getattr(self, field.name)
+            if value != field.default and has_effect:
+                value = getattr(value, "__name__", "own") if callable(value) else value
+                settings[field.name] = value
         return settings
+
+
+def _options() -> list[dataclasses.Field]:
+    return [field for field in dataclasses.fields(Method) if field.name not in _APART]
 
 
 def grid(method: Method, values: Mapping[str, Sequence[Any]]) -> list[Method]:

@@ -1,142 +1,77 @@
-"""Weightings: pure functions from task statistics to task weights, one paper a file."""
+"""Weightings: pure functions from task statistics to task weights, one paper a file.
 
-from ldro_jax.weighting.afl import afl
-from ldro_jax.weighting.aioli import aioli
-from ldro_jax.weighting.aligned_mtl import aligned_mtl
-from ldro_jax.weighting.base import (
-    Statistics,
-    Weighting,
-    exponentiated_gradient,
-    first_weights,
-    nothing_known,
-    stateless,
-)
-from ldro_jax.weighting.baselined_dro import baselined_dro
-from ldro_jax.weighting.cagrad import cagrad
-from ldro_jax.weighting.config import config
-from ldro_jax.weighting.cvar import cvar
-from ldro_jax.weighting.db_mtl import db_mtl
-from ldro_jax.weighting.doge import doge
-from ldro_jax.weighting.doremi import doremi
-from ldro_jax.weighting.dualproj import dualproj
-from ldro_jax.weighting.dwa import dwa
-from ldro_jax.weighting.fairgrad import fairgrad
-from ldro_jax.weighting.famo import famo
-from ldro_jax.weighting.geometric_mean import geometric_mean, scale_invariant
-from ldro_jax.weighting.go4align import go4align
-from ldro_jax.weighting.gradnorm import gradnorm
-from ldro_jax.weighting.gradvac import gradvac
-from ldro_jax.weighting.grape import grape
-from ldro_jax.weighting.group_dro import group_dro
-from ldro_jax.weighting.imtl import imtl_g, imtl_l
-from ldro_jax.weighting.interpolated import interpolated
-from ldro_jax.weighting.krum import krum
-from ldro_jax.weighting.lookahead import exact as lookahead_exact
-from ldro_jax.weighting.lookahead import online as lookahead_online
-from ldro_jax.weighting.mgda import mgda
-from ldro_jax.weighting.modo import modo
-from ldro_jax.weighting.nash_mtl import nash_mtl
-from ldro_jax.weighting.pcgrad import pcgrad
-from ldro_jax.weighting.pike import pike
-from ldro_jax.weighting.q_ffl import q_ffl
-from ldro_jax.weighting.random_loss import random_loss
-from ldro_jax.weighting.registry import (
-    FROM_DATA,
-    METHODS,
-    create,
-    described,
-    factory,
-    from_data,
-    lacking,
-    outline,
-    rates,
-)
-from ldro_jax.weighting.regularized_dro import regularized_dro
-from ldro_jax.weighting.scalarization import scalarization
-from ldro_jax.weighting.sdmgrad import sdmgrad
-from ldro_jax.weighting.skill_it import skill_it
-from ldro_jax.weighting.smooth import smooth_lookahead
-from ldro_jax.weighting.static import average, erm, static_mixing, unimax
-from ldro_jax.weighting.stch import stch
-from ldro_jax.weighting.term import term
-from ldro_jax.weighting.uncertainty import uncertainty
-from ldro_jax.weighting.upgrad import upgrad
-from ldro_jax.weighting.wrappers import (
-    averaged,
-    clipped,
-    normalized_gradients,
-    rescaled,
-    smoothed,
-    with_floor,
-)
+A line here lists a method, by the name of its function.
+"""
 
-__all__ = [
-    "FROM_DATA",
-    "METHODS",
-    "Statistics",
-    "Weighting",
-    "afl",
-    "aioli",
-    "aligned_mtl",
-    "average",
-    "averaged",
-    "baselined_dro",
-    "cagrad",
-    "clipped",
-    "config",
-    "create",
-    "cvar",
-    "db_mtl",
-    "described",
-    "doge",
-    "doremi",
-    "dualproj",
-    "dwa",
-    "erm",
-    "exponentiated_gradient",
-    "factory",
-    "fairgrad",
-    "famo",
-    "first_weights",
-    "from_data",
-    "geometric_mean",
-    "go4align",
-    "gradnorm",
-    "gradvac",
-    "grape",
-    "group_dro",
-    "imtl_g",
-    "imtl_l",
-    "interpolated",
-    "krum",
-    "lacking",
-    "lookahead_exact",
-    "lookahead_online",
-    "mgda",
-    "modo",
-    "nash_mtl",
-    "normalized_gradients",
-    "nothing_known",
-    "outline",
-    "pcgrad",
-    "pike",
-    "q_ffl",
-    "random_loss",
-    "rates",
-    "regularized_dro",
-    "rescaled",
-    "scalarization",
-    "scale_invariant",
-    "sdmgrad",
-    "skill_it",
-    "smooth_lookahead",
-    "smoothed",
-    "stateless",
-    "static_mixing",
-    "stch",
-    "term",
-    "uncertainty",
-    "unimax",
-    "upgrad",
-    "with_floor",
-]
+from ldro_jax.weighting.about import ABOUT as ABOUT
+from ldro_jax.weighting.about import FAMILIES as FAMILIES
+from ldro_jax.weighting.about import METHODS as METHODS
+from ldro_jax.weighting.about import About as About
+from ldro_jax.weighting.about import usual as usual
+from ldro_jax.weighting.afl import afl as afl
+from ldro_jax.weighting.aioli import aioli as aioli
+from ldro_jax.weighting.aligned_mtl import aligned_mtl as aligned_mtl
+from ldro_jax.weighting.base import Statistics as Statistics
+from ldro_jax.weighting.base import Weighting as Weighting
+from ldro_jax.weighting.base import exponentiated_gradient as exponentiated_gradient
+from ldro_jax.weighting.base import first_weights as first_weights
+from ldro_jax.weighting.base import nothing_known as nothing_known
+from ldro_jax.weighting.base import stateless as stateless
+from ldro_jax.weighting.baselined_dro import baselined_dro as baselined_dro
+from ldro_jax.weighting.cagrad import cagrad as cagrad
+from ldro_jax.weighting.config import config as config
+from ldro_jax.weighting.cvar import cvar as cvar
+from ldro_jax.weighting.db_mtl import db_mtl as db_mtl
+from ldro_jax.weighting.doge import doge as doge
+from ldro_jax.weighting.doremi import doremi as doremi
+from ldro_jax.weighting.dualproj import dualproj as dualproj
+from ldro_jax.weighting.dwa import dwa as dwa
+from ldro_jax.weighting.fairgrad import fairgrad as fairgrad
+from ldro_jax.weighting.famo import famo as famo
+from ldro_jax.weighting.geometric_mean import geometric_mean as geometric_mean
+from ldro_jax.weighting.geometric_mean import scale_invariant as scale_invariant
+from ldro_jax.weighting.go4align import go4align as go4align
+from ldro_jax.weighting.gradnorm import gradnorm as gradnorm
+from ldro_jax.weighting.gradvac import gradvac as gradvac
+from ldro_jax.weighting.grape import grape as grape
+from ldro_jax.weighting.group_dro import group_dro as group_dro
+from ldro_jax.weighting.imtl import imtl_g as imtl_g
+from ldro_jax.weighting.imtl import imtl_l as imtl_l
+from ldro_jax.weighting.interpolated import interpolated as interpolated
+from ldro_jax.weighting.krum import krum as krum
+from ldro_jax.weighting.lookahead import lookahead_exact as lookahead_exact
+from ldro_jax.weighting.lookahead import lookahead_online as lookahead_online
+from ldro_jax.weighting.mgda import mgda as mgda
+from ldro_jax.weighting.modo import modo as modo
+from ldro_jax.weighting.nash_mtl import nash_mtl as nash_mtl
+from ldro_jax.weighting.pcgrad import pcgrad as pcgrad
+from ldro_jax.weighting.pike import pike as pike
+from ldro_jax.weighting.q_ffl import q_ffl as q_ffl
+from ldro_jax.weighting.random_loss import random_loss as random_loss
+from ldro_jax.weighting.registry import FROM_DATA as FROM_DATA
+from ldro_jax.weighting.registry import create as create
+from ldro_jax.weighting.registry import described as described
+from ldro_jax.weighting.registry import factory as factory
+from ldro_jax.weighting.registry import from_data as from_data
+from ldro_jax.weighting.registry import lacking as lacking
+from ldro_jax.weighting.registry import outline as outline
+from ldro_jax.weighting.registry import rates as rates
+from ldro_jax.weighting.regularized_dro import regularized_dro as regularized_dro
+from ldro_jax.weighting.scalarization import scalarization as scalarization
+from ldro_jax.weighting.sdmgrad import sdmgrad as sdmgrad
+from ldro_jax.weighting.skill_it import skill_it as skill_it
+from ldro_jax.weighting.smooth import smooth_lookahead as smooth_lookahead
+from ldro_jax.weighting.static import average as average
+from ldro_jax.weighting.static import erm as erm
+from ldro_jax.weighting.static import static_mixing as static_mixing
+from ldro_jax.weighting.static import unimax as unimax
+from ldro_jax.weighting.stch import stch as stch
+from ldro_jax.weighting.term import term as term
+from ldro_jax.weighting.uncertainty import uncertainty as uncertainty
+from ldro_jax.weighting.upgrad import upgrad as upgrad
+from ldro_jax.weighting.wrappers import averaged as averaged
+from ldro_jax.weighting.wrappers import clipped as clipped
+from ldro_jax.weighting.wrappers import normalized_gradients as normalized_gradients
+from ldro_jax.weighting.wrappers import rescaled as rescaled
+from ldro_jax.weighting.wrappers import smoothed as smoothed
+from ldro_jax.weighting.wrappers import with_floor as with_floor

@@ -7,9 +7,16 @@ References:
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.WORST,
+    weights="Π(w + ηℓ) on the simplex, after the step",
+    paper="Mohri 2019",
+    state="w",
+    usual={"weight_lr": 0.1},
+)
 def afl(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     r""":math:`w ← Π(w + η ℓ)`, projected onto the simplex: weights can become zero.
 

@@ -8,9 +8,17 @@ References:
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.MIXTURES,
+    weights="∝ w exp(η 1ᵀA)",
+    paper="Chen 2025",
+    state="w",
+    usual={"weight_lr": 0.5},
+    scale_free=True,
+)
 def aioli(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     r""":math:`w ∝ w \exp(η \, 1^⊤ M)`, with A in units of its largest entry as M.
 

@@ -8,11 +8,21 @@ References:
 import jax.numpy as jnp
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 _SCALES = ("min", "median", "rmse")
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="√s A^(−1/2) u",
+    paper="Senushkin 2023",
+    sums_to="about 1",
+    variants={"median": {"scale": "median"}, "rmse": {"scale": "rmse"}},
+    signed=True,
+    solver="convex",
+    scale_free=True,
+)
 def aligned_mtl(*, scale: str = "min") -> base.Weighting:
     r""":math:`\sqrt{s} \, V Λ^{−1/2} V^⊤ u`, from the eigenvalues Λ and eigenvectors V of A.
 

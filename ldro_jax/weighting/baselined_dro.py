@@ -10,9 +10,16 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.WORST,
+    weights="∝ w exp(η(ℓ − reference))",
+    paper="Oren 2019",
+    state="w",
+    usual=lambda numbers: {"reference_losses": numbers / 10, "weight_lr": 0.1},
+)
 def baselined_dro(
     reference_losses: Sequence[float], weight_lr: optax.ScalarOrSchedule
 ) -> base.Weighting:

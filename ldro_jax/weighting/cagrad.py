@@ -8,9 +8,18 @@ References:
 import optax
 
 from ldro_jax import solvers
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="best worst decrease near the mean",
+    paper="Liu 2021",
+    sums_to="1 or more",
+    usual={"c": 0.5},
+    solver="convex",
+    scale_free=True,
+)
 def cagrad(c: optax.ScalarOrSchedule = 0.5) -> base.Weighting:
     r"""The update d that maximises :math:`\min_i ⟨g_i, d⟩` with :math:`‖d − g_0‖ ≤ c ‖g_0‖`.
 

@@ -7,9 +7,18 @@ References:
 
 import jax.numpy as jnp
 
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="equal cosines; IMTL-G where `total=1`",
+    paper="Liu 2024",
+    sums_to="",
+    signed=True,
+    solver="convex",
+    scale_free=True,
+)
 def config() -> base.Weighting:
     r""":math:`\frac{d^⊤ C z}{z^⊤ C z} \, z / d`, :math:`z = C^+ 1`, from cosines C and lengths d.
 

@@ -7,9 +7,16 @@ References:
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.WORST,
+    weights="even on the worst share of tasks",
+    paper="Rockafellar 2000",
+    usual={"share": 0.3},
+    scale_free=True,
+)
 def cvar(share: optax.ScalarOrSchedule) -> base.Weighting:
     r""":math:`\arg\max_w w^⊤ ℓ` over the simplex with :math:`w_i ≤ 1 / (αN)`.
 

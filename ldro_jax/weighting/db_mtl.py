@@ -6,9 +6,12 @@ References:
 
 import jax.numpy as jnp
 
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.SCALES, weights="∝ 1/‖g‖, on log losses", paper="Lin 2023", sums_to="", scale_free=True
+)
 def db_mtl() -> base.Weighting:
     r""":math:`\max_k(d_k / ℓ_k) / d_i`: gradients of log losses, as long as the longest of them.
 

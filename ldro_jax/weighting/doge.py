@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.MIXTURES, weights="∝ w exp(r A1/μ)", paper="Fan 2024", state="w", usual={"rate": 0.01}
+)
 def doge(
     rate: optax.ScalarOrSchedule,
     *,

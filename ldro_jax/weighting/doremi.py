@@ -12,9 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.WORST,
+    weights="∝ w exp(η excess over a reference)",
+    paper="Xie 2023",
+    state="w",
+    usual=lambda numbers: {"reference_losses": numbers / 10, "weight_lr": 0.5},
+)
 def doremi(
     reference_losses: Sequence[float] | None,
     weight_lr: optax.ScalarOrSchedule = 1.0,

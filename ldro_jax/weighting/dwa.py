@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
 class WindowsState(NamedTuple):
@@ -32,6 +32,15 @@ class WindowsState(NamedTuple):
     before_last: jax.Array
 
 
+@about.method(
+    about.SCALES,
+    weights="softmax of loss ratios of windows",
+    paper="Liu 2019",
+    state="two means",
+    sums_to="N",
+    usual={"window": 1},
+    scale_free=True,
+)
 def dwa(*, window: int, temperature: optax.ScalarOrSchedule = 2.0) -> base.Weighting:
     r""":math:`N \, \mathrm{softmax}(r / T)`, r the ratio of mean losses in the last two windows.
 

@@ -7,9 +7,18 @@ References:
 import optax
 
 from ldro_jax import solvers
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="Aw = w^(−1/α); by default α = 1, which is Nash-MTL",
+    paper="Ban 2024",
+    sums_to="",
+    usual={"alpha": 2.0},
+    solver="convex",
+    scale_free=True,
+)
 def fairgrad(alpha: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
     r"""Solves :math:`A w = w^{−1/α}`.
 

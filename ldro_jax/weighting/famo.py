@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
 class FamoState(NamedTuple):
@@ -27,11 +27,19 @@ class FamoState(NamedTuple):
     losses: jax.Array
 
 
+@about.method(
+    about.SCALES,
+    weights="∝ softmax(ξ)/ℓ",
+    paper="Liu 2023",
+    state="ξ, Adam",
+    usual={"weight_lr": 0.1, "learning_rate": 0.001},
+    variants={"between steps": {"weight_lr": 0.1, "learning_rate": None}},
+)
 def famo(
     weight_lr: optax.ScalarOrSchedule = 0.025,
     *,
     learning_rate: optax.ScalarOrSchedule | None,
-    decay: float = 1e-3,
+    decay: optax.ScalarOrSchedule = 1e-3,
 ) -> base.Weighting:
     r""":math:`w ∝ z / ℓ`, with :math:`z = \mathrm{softmax}(ξ)`, and ξ learned by Adam.
 
@@ -49,7 +57,8 @@ def famo(
       weight_lr: learning rate of ξ. A number or an Optax schedule.
       learning_rate: α, that of the parameters, which no default can know; or ``None``. A number or
         an Optax schedule.
-      decay: γ, weight decay of ξ, which pulls to even weights; added to the gradient.
+      decay: γ, weight decay of ξ, which pulls to even weights; added to the gradient. A number or
+        an Optax schedule.
 
     Returns:
       The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one. It needs positive
@@ -72,7 +81,8 @@ def famo(
         """The state after a step of Adam for the tasks whose fall of log ℓ was measured."""
         known = base.known_tasks(statistics)
         shares = jax.nn.softmax(state.logits, where=known)
-        gradient = shares * (falls - jnp.sum(shares * falls)) + decay * state.logits
+        pull = base.value_at(decay, statistics) * state.logits
+        gradient = shares * (falls - jnp.sum(shares * falls)) + pull
         step: Any
         # Optax leaves conversions to JAX.
         with jax.numpy_dtype_promotion("standard"):

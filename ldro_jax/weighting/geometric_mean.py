@@ -7,9 +7,16 @@ References:
 
 import jax.numpy as jnp
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.SCALES,
+    weights="GM(ℓ)/(Nℓ); 1/ℓ where `total=1`",
+    paper="Chennupati 2019",
+    sums_to="",
+    scale_free=True,
+)
 def geometric_mean() -> base.Weighting:
     r"""The weights of the geometric mean of the losses, :math:`(Π_k ℓ_k)^{1/N} / (N ℓ_i)`.
 
@@ -26,6 +33,7 @@ def geometric_mean() -> base.Weighting:
     return base.stateless(weights)._replace(needs_positive_losses=True)
 
 
+@about.method(about.SCALES, weights="1/ℓ", sums_to="", scale_free=True)
 def scale_invariant() -> base.Weighting:
     r"""The weights of the sum of log losses, :math:`1 / ℓ_i`: no loss counts for its unit.
 

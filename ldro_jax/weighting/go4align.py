@@ -14,9 +14,17 @@ import optax
 from jax import lax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.SCALES,
+    weights="means of groups of (Σℓ/ℓ)p",
+    paper="Shen 2024",
+    state="p",
+    sums_to="",
+    usual={"num_groups": 2, "risk_lr": 0.1},
+)
 def go4align(num_groups: int, *, risk_lr: optax.ScalarOrSchedule) -> base.Weighting:
     r"""The means of groups of :math:`(Σ_k ℓ_k / ℓ_i) \, p_i`, where :math:`p ∝ p \exp(−β ℓ)`.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
 class GradNormState(NamedTuple):
@@ -27,6 +27,14 @@ class GradNormState(NamedTuple):
     initial: jax.Array
 
 
+@about.method(
+    about.SCALES,
+    weights="gradient lengths by training rates",
+    paper="Chen 2018",
+    state="w, first losses",
+    sums_to="N",
+    usual={"weight_lr": 0.1},
+)
 def gradnorm(
     weight_lr: optax.ScalarOrSchedule,
     *,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
 class CosinesState(NamedTuple):
@@ -26,6 +26,15 @@ class CosinesState(NamedTuple):
     cosines: jax.Array
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="PCGrad with learned cosines",
+    paper="Wang 2021",
+    state="cosines",
+    sums_to="1 or more",
+    random=True,
+    scale_free=True,
+)
 def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weighting:
     r"""As PCGrad, but for a target of its own in each pair of tasks.
 

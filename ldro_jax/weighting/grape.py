@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
 class GrapeState(NamedTuple):
@@ -26,6 +26,13 @@ class GrapeState(NamedTuple):
     log_adversary: jax.Array
 
 
+@about.method(
+    about.MIXTURES,
+    weights="∝ w exp(ηAᵀ(z/ℓ)), z of slow tasks",
+    paper="Fan 2025",
+    state="w, z",
+    usual={"weight_lr": 0.1, "adversary_lr": 0.5},
+)
 def grape(
     weight_lr: optax.ScalarOrSchedule, adversary_lr: optax.ScalarOrSchedule
 ) -> base.Weighting:

@@ -11,9 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.WORST,
+    weights="∝ w exp(ηℓ)",
+    paper="Sagawa 2020",
+    state="w",
+    usual={"weight_lr": 0.1},
+    variants={
+        "adjusted": lambda numbers: {"weight_lr": 0.1, "group_sizes": numbers, "adjustment": 0.5}
+    },
+)
 def group_dro(
     weight_lr: optax.ScalarOrSchedule,
     *,

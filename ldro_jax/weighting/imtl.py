@@ -11,9 +11,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="equal projections; ConFIG where `total=1`",
+    paper="Liu 2021",
+    signed=True,
+    solver="convex",
+    scale_free=True,
+)
 def imtl_g() -> base.Weighting:
     r"""The update has the same projection on the direction of every gradient.
 
@@ -86,6 +94,14 @@ def learned_scales(
     return ScalesState(jnp.where(base.known_tasks(statistics), moved, 0))
 
 
+@about.method(
+    about.SCALES,
+    weights="exp(s), s learned",
+    paper="Liu 2021",
+    state="s",
+    sums_to="",
+    usual={"weight_lr": 0.1},
+)
 def imtl_l(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     r"""Scales the losses to one: weights :math:`e^{s_i}`, with s learned on :math:`e^s ℓ − s`.
 

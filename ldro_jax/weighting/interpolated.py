@@ -8,9 +8,16 @@ References:
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.WORST,
+    weights="α/N, and 1 − α on the worst",
+    paper="Michel 2021",
+    usual={"alpha": 0.3},
+    scale_free=True,
+)
 def interpolated(alpha: optax.ScalarOrSchedule) -> base.Weighting:
     r"""Weights of :math:`α · \frac1N Σ_i ℓ_i + (1 − α) · \max_i ℓ_i`.
 

@@ -8,9 +8,16 @@ References:
 import jax.numpy as jnp
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="nearest to the others",
+    paper="Blanchard 2017",
+    usual={"num_outliers": 1, "num_selected": 2},
+    scale_free=True,
+)
 def krum(*, num_outliers: int = 1, num_selected: int = 1, squared: bool = True) -> base.Weighting:
     r"""The mean of the tasks with the smallest sums of distances to their nearest others.
 

@@ -2,8 +2,9 @@
 
 To first order a step of size λ on the w-weighted loss takes task i from ``ℓ_i`` to
 ``ℓ_i − λ Σ_j w_j ⟨∇ℓ_i, ∇ℓ_j⟩``. Choosing w against the worst outcome is a matrix game with payoff
-``L = ℓ 1ᵀ − λA``, which :func:`exact` solves anew in every step (Algorithm 1 of the paper) and in
-which :func:`online` takes one exponentiated-gradient step (Algorithms 2 and 3).
+``L = ℓ 1ᵀ − λA``, which :func:`lookahead_exact` solves anew in every step (Algorithm 1 of the
+paper) and in which :func:`lookahead_online` takes one exponentiated-gradient step (Algorithms 2 and
+3).
 
 References:
   Michel, Ruder and Yogatama, *Balancing Average and Worst-case Accuracy in Multitask Learning*,
@@ -18,7 +19,7 @@ import optax
 
 from ldro_jax import games
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
 def normalized(interaction: jax.Array) -> jax.Array:
@@ -39,7 +40,18 @@ def normalized(interaction: jax.Array) -> jax.Array:
     return jnp.where(nonzero[None, :], interaction / jnp.where(nonzero, norms, 1)[None, :], 0)
 
 
-def online(
+@about.method(
+    about.LOOKAHEAD,
+    weights="∝ w exp(ηλ A_{i*}), i* worst after the step",
+    paper="Michel 2021",
+    state="w",
+    usual={"lookahead_lr": 0.1, "weight_lr": 0.5},
+    variants={
+        "raw": {"lookahead_lr": 0.1, "weight_lr": 0.5, "normalize_interaction": False},
+        "relative": {"lookahead_lr": 1.0, "weight_lr": 0.5, "relative": True},
+    },
+)
+def lookahead_online(
     lookahead_lr: optax.ScalarOrSchedule,
     weight_lr: optax.ScalarOrSchedule,
     *,
@@ -53,9 +65,9 @@ def online(
     .. math:: w_j ∝ w_j \exp(−η (ℓ_{i^*} − λ A_{i^*j})) ∝ w_j \exp(ηλ A_{i^*j}),
 
     because the loss is the same for every j and cancels in the normalisation. It follows the noise
-    of minibatches less than :func:`exact`, and A may be refreshed only now and then: by default
-    every 100 steps. A task that can't be learnt stays the worst, and on minibatches its noise looks
-    like progress, so that it takes the weight of the others.
+    of minibatches less than :func:`lookahead_exact`, and A may be refreshed only now and then: by
+    default every 100 steps. A task that can't be learnt stays the worst, and on minibatches its
+    noise looks like progress, so that it takes the weight of the others.
 
     Args:
       lookahead_lr: λ, the size of the step that is looked ahead: with the normalised interaction a
@@ -94,7 +106,16 @@ def online(
     )
 
 
-def exact(
+@about.method(
+    about.LOOKAHEAD,
+    weights="equilibrium of the game ℓ1ᵀ − λA",
+    paper="Michel 2021",
+    usual={"lookahead_lr": 0.1},
+    variants={"raw": {"lookahead_lr": 0.1, "normalize_interaction": False}},
+    solver="game",
+    scale_free=True,
+)
+def lookahead_exact(
     lookahead_lr: optax.ScalarOrSchedule,
     *,
     relative: bool = False,
@@ -103,12 +124,12 @@ def exact(
     """Exact Lookahead-DRO (Algorithm 1 of the paper): the maximum-entropy equilibrium, every step.
 
     Right when losses and gradients are measured without noise (small or full-batch problems). On
-    minibatches the equilibrium jumps with the noise; use :func:`online` there. By default A is
-    measured in every step.
+    minibatches the equilibrium jumps with the noise; use :func:`lookahead_online` there. By default
+    A is measured in every step.
 
     Args:
-      lookahead_lr: λ, as in :func:`online`.
-      relative: as in :func:`online`.
+      lookahead_lr: λ, as in :func:`lookahead_online`.
+      relative: as in :func:`lookahead_online`.
       normalize_interaction: use :func:`normalized` instead of the raw Gram matrix.
 
     Returns:
@@ -133,7 +154,7 @@ def exact(
 def game(
     lookahead_lr: optax.ScalarOrSchedule, *, relative: bool, normalize_interaction: bool
 ) -> "Game":
-    """The game that looks ahead, its arguments checked; see :func:`online`.
+    """The game that looks ahead, its arguments checked; see :func:`lookahead_online`.
 
     Args:
       lookahead_lr: λ.

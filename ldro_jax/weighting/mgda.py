@@ -8,11 +8,19 @@ References:
 
 from ldro_jax import solvers
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 _NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="argmin wᵀAw on the simplex",
+    paper="Désidéri 2012, Sener 2018",
+    variants={"l2": {"normalization": "l2"}, "loss+": {"normalization": "loss+"}},
+    solver="convex",
+    scale_free=True,
+)
 def mgda(*, normalization: str = "none") -> base.Weighting:
     r""":math:`\arg\min_w w^⊤ A w` over the simplex.
 

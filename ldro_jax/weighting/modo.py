@@ -8,9 +8,16 @@ References:
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="Π(w − γA′w), A′ of two batches",
+    paper="Chen 2023",
+    state="w",
+    usual={"weight_lr": 0.05, "ridge": 0.1},
+)
 def modo(
     weight_lr: optax.ScalarOrSchedule = 0.01, *, ridge: optax.ScalarOrSchedule = 0.0
 ) -> base.Weighting:

@@ -9,9 +9,17 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax import solvers
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="Aw = 1/w (`fairgrad` with α = 1)",
+    paper="Navon 2022",
+    sums_to="",
+    solver="convex",
+    scale_free=True,
+)
 def nash_mtl(max_norm: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
     r"""Solves :math:`A w = 1 / w`, and shortens the update to ``max_norm``.
 

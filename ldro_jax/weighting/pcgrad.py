@@ -11,9 +11,17 @@ import jax
 import jax.numpy as jnp
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="projected gradients",
+    paper="Yu 2020",
+    sums_to="1 or more",
+    random=True,
+    scale_free=True,
+)
 def pcgrad(*, seed: int = 0) -> base.Weighting:
     r"""Projects conflicting gradients, computed from the Gram matrix alone.
 

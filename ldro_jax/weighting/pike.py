@@ -9,9 +9,16 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.MIXTURES,
+    weights="∝ w exp(ζ₁‖g‖² − ζ₂σ²/2b)",
+    paper="Li 2025",
+    state="w",
+    usual={"weight_lr": 0.02, "noise_penalty": 0.5},
+)
 def pike(
     weight_lr: optax.ScalarOrSchedule, *, noise_penalty: optax.ScalarOrSchedule
 ) -> base.Weighting:

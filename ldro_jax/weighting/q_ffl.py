@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(about.WORST, weights="∝ ℓ^q", paper="Li 2020", usual={"q": 2.0}, scale_free=True)
 def q_ffl(q: optax.ScalarOrSchedule) -> base.Weighting:
     r"""Weights of :math:`\frac{1}{q+1} Σ_i ℓ_i^{q+1}`, :math:`∝ ℓ_i^q`, made to sum to one.
 

@@ -8,9 +8,16 @@ References:
 import jax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.FIXED,
+    weights="softmax of a normal sample",
+    paper="Lin 2022",
+    random=True,
+    scale_free=True,
+)
 def random_loss(*, seed: int = 0) -> base.Weighting:
     """The softmax of a sample of the normal distribution, drawn anew in every step.
 

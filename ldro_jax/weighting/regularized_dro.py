@@ -5,9 +5,16 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.WORST,
+    weights="log w ← (1−ρ) log w + ρℓ/σ",
+    state="w",
+    usual={"temperature": 0.4},
+    variants={"relative": {"temperature": 0.4, "relative": True}},
+)
 def regularized_dro(
     temperature: optax.ScalarOrSchedule,
     *,

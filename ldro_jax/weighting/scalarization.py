@@ -11,10 +11,20 @@ import jax
 import jax.numpy as jnp
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
-def scalarization(draw: int, *, concentration: float = 1.0) -> base.Weighting:
+@about.method(
+    about.FIXED,
+    weights="random, the same in every step",
+    paper="Kurin 2022, Xin 2022",
+    usual={"draw": 3},
+    random=True,
+    scale_free=True,
+)
+def scalarization(
+    draw: int | jax.Array, *, concentration: float | jax.Array = 1.0
+) -> base.Weighting:
     """Static weights from a Dirichlet distribution, the same in every step.
 
     What every method has to beat with the same number of runs: a search over static weights, such

@@ -8,9 +8,16 @@ References:
 import optax
 
 from ldro_jax import solvers
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="MGDA, drawn to the mean",
+    paper="Xiao 2023",
+    solver="convex",
+    scale_free=True,
+)
 def sdmgrad(strength: optax.ScalarOrSchedule = 0.3) -> base.Weighting:
     r""":math:`(w + λu) / (1 + λ)` with :math:`w = \arg\min_w ½ w^⊤Aw + λ w^⊤Au` over the simplex.
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
 class LossesState(NamedTuple):
@@ -27,6 +27,16 @@ class LossesState(NamedTuple):
     losses: jax.Array
 
 
+@about.method(
+    about.MIXTURES,
+    weights="∝ exp(ηMℓ), ℓ summed over 3 steps",
+    paper="Chen 2023",
+    state="3 losses",
+    usual=lambda numbers: {
+        "weight_lr": 0.1,
+        "skills": np.minimum.outer(numbers, numbers) / numbers,
+    },
+)
 def skill_it(
     weight_lr: optax.ScalarOrSchedule,
     *,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax import games
-from ldro_jax.weighting import base, lookahead
+from ldro_jax.weighting import about, base, lookahead
 
 
 class SmoothState(NamedTuple):
@@ -27,6 +27,22 @@ class SmoothState(NamedTuple):
     unsolved: jax.Array
 
 
+@about.method(
+    about.LOOKAHEAD,
+    weights="the same game, both players regularised",
+    paper="ours",
+    state="w, to start from",
+    usual={"lookahead_lr": 0.1, "temperature": 0.3},
+    variants={
+        "relative": {
+            "lookahead_lr": 3.0,
+            "temperature": 0.3,
+            "adversary_temperature": 0.1,
+            "relative": True,
+        }
+    },
+    solver="convex",
+)
 def smooth_lookahead(
     lookahead_lr: optax.ScalarOrSchedule,
     temperature: optax.ScalarOrSchedule,

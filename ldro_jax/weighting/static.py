@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(about.FIXED, weights="1/N", scale_free=True)
 def average() -> base.Weighting:
     """The average loss: every task weighs ``1 / N``, however many rows it has.
 
@@ -27,6 +28,12 @@ def average() -> base.Weighting:
     )
 
 
+@about.method(
+    about.FIXED,
+    weights="∝ size: the mean over all rows",
+    usual=lambda numbers: {"sizes": numbers},
+    scale_free=True,
+)
 def erm(sizes: Sequence[float]) -> base.Weighting:
     """Empirical risk minimisation: the mean over all rows, whatever their task.
 
@@ -45,6 +52,13 @@ def erm(sizes: Sequence[float]) -> base.Weighting:
     return static_mixing(sizes, exponent=1.0)
 
 
+@about.method(
+    about.FIXED,
+    weights="∝ size^α",
+    paper="Conneau 2020",
+    usual=lambda numbers: {"sizes": numbers},
+    scale_free=True,
+)
 def static_mixing(sizes: Sequence[float], *, exponent: float = 0.3) -> base.Weighting:
     r"""Static mixing with temperature, :math:`w_i ∝ |D_i|^α`.
 
@@ -67,6 +81,13 @@ def static_mixing(sizes: Sequence[float], *, exponent: float = 0.3) -> base.Weig
     return _fixed(weights / weights.sum())
 
 
+@about.method(
+    about.FIXED,
+    weights="even, at most n epochs of any",
+    paper="Chung 2023",
+    usual=lambda numbers: {"sizes": numbers, "epochs": 1.5},
+    scale_free=True,
+)
 def unimax(sizes: Sequence[float], *, budget: float = 1.0, epochs: float = 4.0) -> base.Weighting:
     r"""UniMax: as even as it can be with no task seen more than some epochs.
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
 class IdealState(NamedTuple):
@@ -25,6 +25,14 @@ class IdealState(NamedTuple):
     ideal: jax.Array
 
 
+@about.method(
+    about.WORST,
+    weights="softmax((ℓ − best)/μ)",
+    paper="Lin 2024",
+    state="least losses",
+    usual={"smoothing": 0.1},
+    variants={"preferences": lambda numbers: {"smoothing": 0.1, "preferences": numbers}},
+)
 def stch(
     smoothing: optax.ScalarOrSchedule, *, preferences: Sequence[float] | None = None
 ) -> base.Weighting:

@@ -8,9 +8,16 @@ import jax
 import optax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 
+@about.method(
+    about.WORST,
+    weights="softmax(tℓ)",
+    paper="Li 2021",
+    usual={"tilt": 2.0},
+    variants={"relative": {"tilt": 2.0, "relative": True}},
+)
 def term(tilt: optax.ScalarOrSchedule, *, relative: bool = False) -> base.Weighting:
     r"""The gradient of :math:`\frac1t \log \frac1N Σ_i e^{t ℓ_i}`: weights softmax(t ℓ).
 

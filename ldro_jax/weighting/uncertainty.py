@@ -8,9 +8,17 @@ References:
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import base, imtl
+from ldro_jax.weighting import about, base, imtl
 
 
+@about.method(
+    about.SCALES,
+    weights="½ exp(−s), s learned",
+    paper="Kendall 2018",
+    state="s",
+    sums_to="",
+    usual={"weight_lr": 0.1},
+)
 def uncertainty(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     r""":math:`½ e^{−s}`, with s, a logarithm of a variance, learned on :math:`½ (e^{−s} ℓ + s)`.
 

@@ -8,9 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from ldro_jax import solvers
-from ldro_jax.weighting import base, gram
+from ldro_jax.weighting import about, base, gram
 
 
+@about.method(
+    about.GRADIENTS,
+    weights="Σᵢ argmin vᵀAv, v ≥ eᵢ/N",
+    paper="Quinton 2024",
+    sums_to="1 or more",
+    solver="convex",
+    scale_free=True,
+)
 def upgrad() -> base.Weighting:
     r""":math:`Σ_i \arg\min_{v ≥ e_i / N} v^⊤ A v`.
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ldro_jax import configuration
+from ldro_jax.experiments.arguments import Directories
 from ldro_jax.records import results
 from ldro_jax.tasks import cifar100
 
@@ -17,7 +18,7 @@ _TINY = [
     "SEEDS=(0,)",
     "CNN.filters=(4, 4)",
     "CNN.features=(8,)",
-    "compare.batch_size=23",
+    "Batches.size=23",
 ]
 # Each experiment, with its numbers of methods and of settings.
 _EXPERIMENTS = {
@@ -53,7 +54,7 @@ def generated(dataset, data_dir):
 
 def _run(file, output_dir, bindings, data_dir=None):
     experiment = configuration.load([f"gin_configs/experiments/{file}"], [*_TINY, *bindings])
-    experiment(output_dir=output_dir, data_dir=data_dir, config_text=configuration.text())
+    experiment(output_dir=Directories(output_dir, data_dir, config_text=configuration.text()))
     record = results.load_results(output_dir / "results.json")
     report = (output_dir / "report.html").read_text(encoding="utf-8")
     return record, report
@@ -65,7 +66,7 @@ def _run(file, output_dir, bindings, data_dir=None):
 def test_an_experiment_runs_to_its_report(file, tmp_path, monkeypatch):
     monkeypatch.setattr(cifar100, "_read", generated)
     # Together, a sweep is one program for each method.
-    bindings = ["cifar100.load.validation_per_class=1", "compare.runs_together=9"]
+    bindings = ["cifar100.load.validation_per_class=1", "Batches.runs_together=9"]
     record, report = _run(file, tmp_path, bindings)
     num_methods, num_settings = _EXPERIMENTS[file]
     assert len({run.method for run in record.runs}) == num_methods

@@ -50,13 +50,13 @@ def _no_data(data_dir):
         ({"seeds": (0.5,)}, "seeds must be an integer"),
         ({"seeds": 3}, "seeds must be a list of seeds"),
         ({"schedule": 10}, "schedule must be a Schedule"),
-        ({"batch_size": 24.0}, "batch_size must be a positive integer, but it is 24.0"),
+        ({"batch_size": 24.0}, "size must be a positive integer, but it is 24.0"),
         ({"sampler": "even"}, "sampler must be one of 'balanced', 'uniform', but it is 'even'"),
         ({"select_by": "best"}, "select_by must be one of 'average', 'worst', but it is 'best'"),
         ({"name": ""}, "name must be a text"),
         ({"description": None}, "description must be a text"),
         ({"references": 3}, "references must be a text in quotes"),
-        ({"references": lambda output_dir: 3}, "references must be a function of output_dir"),
+        ({"references": lambda: 3}, "references must be a function of output_dir"),
         ({"methods": [BASELINED]}, "references must be a references.json, or @monolingual"),
     ],
 )
@@ -66,7 +66,7 @@ def test_experiments_that_cannot_run_are_refused_before_there_is_data(options, m
     assert list(tmp_path.iterdir()) == []
 
 
-def _no_references(output_dir, data_dir, ready):
+def _no_references(output_dir):
     raise AssertionError("Nothing must be trained for an experiment that can't run.")
 
 
@@ -76,8 +76,8 @@ def _no_references(output_dir, data_dir, ready):
         ({"problem": "tiny"}, "problem must be a Problem or a function of data_dir"),
         ({"problem": lambda data_dir: tiny.data()}, "problem must be a Problem or a function"),
         ({"optimizer": optax.sgd}, "optimizer must be a GradientTransformation.*the function sgd"),
-        ({"batch_size": 2}, "batch_size must be at least 3, a row of each task, but it is 2"),
-        ({"microbatches": 5}, "batch_size must be a multiple of microbatches"),
+        ({"batch_size": 2}, "Batches.size must be at least 3, a row of each task, but it is 2"),
+        ({"microbatches": 5}, "Batches.size must be a multiple of microbatches"),
         (
             {"methods": [dataclasses.replace(MIXING, hyperparameters={"sizes": (1.0, 2.0)})]},
             "methods: 'S' can't be trained. sizes must hold one number for each of the 3 tasks",
@@ -109,7 +109,7 @@ def test_what_needs_a_mesh_says_so(tmp_path):
 def test_several_processes_train_on_a_mesh(monkeypatch):
     # The other engine holds all data on the device of one process.
     make = functools.partial(
-        compare.make_program, tiny.problem(), optax.sgd(0.1), tiny.batches(), tiny.AVERAGE, None
+        compare.make_program, tiny.problem(), optax.sgd(0.1), tiny.batches(), tiny.AVERAGE
     )
     assert isinstance(make(), StackedProgram)
     monkeypatch.setattr(jax, "process_count", lambda: 2)

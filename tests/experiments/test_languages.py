@@ -12,10 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import tiny, tiny_lm
+from helpers import calls, tiny, tiny_lm
 
 from ldro_jax import reporting
 from ldro_jax.experiments import alone, compare, runs
+from ldro_jax.experiments.arguments import Directories
 from ldro_jax.problems import LanguageModel
 from ldro_jax.records import perplexity, results
 from ldro_jax.reporting import comparison as comparison_lib
@@ -98,10 +99,13 @@ def multilingual(directory, **options):
         "ready": lambda: None,
         **OPTIONS,
     } | options
-    return compare.compare(output_dir=directory, **options)
+    return compare.compare(**calls.parts(directory, **options))
 
 
-monolingual = functools.partial(alone.monolingual, **OPTIONS)
+def monolingual(output_dir, **options):
+    given = calls.parts("", **OPTIONS | options) | {"output_dir": Directories.of(output_dir)}
+    del given["report"]
+    return alone.monolingual(**given)
 
 
 @pytest.fixture(scope="module")
@@ -257,7 +261,7 @@ def test_an_interrupted_experiment_does_only_what_is_missing(
 
 
 def test_a_file_of_references_is_there_as_a_whole_or_not_at_all(tmp_path, trained, monkeypatch):
-    found = monolingual(output_dir=tmp_path, data_dir=None)
+    found = monolingual(tmp_path)
     file = tmp_path / "references.json"
     written = json.loads(file.read_text())
     assert written.pop("checksum") and written == found and len(trained.trials) == 4
@@ -269,10 +273,10 @@ def test_a_file_of_references_is_there_as_a_whole_or_not_at_all(tmp_path, traine
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         # What was written by then is in another file.
         patch.setattr(os, "replace", killed)
-        monolingual(output_dir=tmp_path, data_dir=None)
+        monolingual(tmp_path)
     assert not file.exists()
     # What is made from the records of the models is the same as what was made with them.
-    assert monolingual(output_dir=tmp_path, data_dir=None) == found
+    assert monolingual(tmp_path) == found
     written = json.loads(file.read_text())
     assert written.pop("checksum") and written == found and len(trained.trials) == 4
 
@@ -342,7 +346,7 @@ def test_the_models_of_one_language_are_checked_before_anything_is_written(tmp_p
         raise AssertionError("It isn't.")
 
     for options, message in [
-        ({"batch_size": 0}, "batch_size must be a positive integer, but it is 0"),
+        ({"batch_size": 0}, "size must be a positive integer, but it is 0"),
         ({"seed": -1}, "seed must be an integer from 0"),
         ({"problem": lambda data_dir: 3}, "problem must be a Problem or a function of data_dir"),
         ({"problem": lambda data_dir: tiny.problem()}, "makes a LanguageModel"),
@@ -365,7 +369,7 @@ def _no_references(**options):
             "references must be a references.json, or @monolingual",
         ),
         ({"references": 3}, "references must be a text in quotes"),
-        ({"references": lambda output_dir: 3}, "references must be a function of output_dir"),
+        ({"references": lambda: 3}, "references must be a function of output_dir"),
         ({"schedule": None}, "schedule must be a Schedule"),
         ({"methods": []}, "methods must be a list of methods and grids"),
         ({"methods": [tiny_lm.AVERAGE] * 2}, "their own name"),

@@ -9,6 +9,7 @@ import pytest
 from helpers import tiny_lm
 
 from ldro_jax import configuration
+from ldro_jax.experiments.arguments import Directories
 from ldro_jax.records import results
 
 # Importing seqio brings TensorFlow, whose packages use what is deprecated.
@@ -29,7 +30,7 @@ _METHODS = {
     "baselined_dro": "Baselined-DRO",
     "ldro": "L-DRO",
 }
-_TINY_ALONE = ["alone/monolingual.batch_size=8"]
+_TINY_ALONE = ["alone/Batches.size=8"]
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,7 @@ def _run(output_dir, data_dir, *bindings):
     file = "gin_configs/experiments/multilingual_lm_small.gin"
     experiment = configuration.load([file], [*_TINY, *bindings])
     text = configuration.text()
-    experiment(output_dir=output_dir, data_dir=str(data_dir), config_text=text)
+    experiment(output_dir=Directories(output_dir, str(data_dir), config_text=text))
     return results.load_results(output_dir / "results.json")
 
 
@@ -92,7 +93,7 @@ def test_a_mesh_makes_no_difference(text_dir, tmp_path):
     pytest.importorskip("seqio")
     bindings = _bytes_of_all_languages(tmp_path / "cache")
     mesh = ("Layout.data=4", "Layout.model=2", "Layout.fully_sharded=True")
-    one_method = ("compare.methods=[@ldro/Method()]", "compare.references=None")
+    one_method = ("compare.methods=[@ldro/Method()]", "Report.references=None")
     one = _run(tmp_path / "one", text_dir, *bindings, "Layout.data=1", *one_method)
     gin.clear_config()
     eight = _run(tmp_path / "eight", text_dir, *bindings, *mesh, *one_method)
@@ -113,7 +114,7 @@ def test_the_real_text_of_two_languages_is_trained_on(tmp_path):
         "text.load.vocabulary_size=None",
         f"text.load.cache_dir='{tmp_path / 'cache'}'",
         "compare.methods=[@average/Method(), @ldro/Method()]",
-        "compare.references=None",
+        "Report.references=None",
         "Layout.data=1",
     )
     # Bytes of both languages, and an end for each line.

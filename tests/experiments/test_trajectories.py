@@ -12,6 +12,7 @@ from helpers import tiny
 
 from ldro_jax import configuration, transform
 from ldro_jax.experiments import trajectories
+from ldro_jax.experiments.arguments import Directories, Report
 from ldro_jax.problems.toy import PointTasks
 from ldro_jax.records import results
 from ldro_jax.tasks import synthetic as tasks
@@ -31,10 +32,11 @@ def record(tmp_path_factory):
         [str(_FILE)], ["Schedule.eval_interval=500", "c/Panel.seeds=(0,)"]
     )
     found = experiment(
-        output_dir=directory,
-        data_dir=None,
-        config_text=configuration.text(),
-        ready=lambda: ready.append(list(directory.iterdir())),
+        output_dir=Directories(
+            directory,
+            config_text=configuration.text(),
+            ready=lambda: ready.append(list(directory.iterdir())),
+        )
     )
     assert ready == [[]]
     gin.clear_config()
@@ -182,7 +184,6 @@ def test_settings_that_cannot_be_followed_are_refused(options, message, tmp_path
         raise AssertionError("It isn't.")
 
     options = {
-        "ready": ready,
         "panels": [trajectories.Panel("a", [tiny.AVERAGE])],
         "points": tasks.points(),
         "start": (1.0, 1.2),
@@ -191,10 +192,5 @@ def test_settings_that_cannot_be_followed_are_refused(options, message, tmp_path
     } | options
     with pytest.raises(ValueError, match=message):
         trajectories.trajectories(
-            output_dir=tmp_path,
-            data_dir=None,
-            config_text="",
-            name="synthetic",
-            description="",
-            **options,
+            output_dir=Directories(tmp_path, ready=ready), report=Report("synthetic"), **options
         )

@@ -52,7 +52,7 @@ group_dro/Method.hyperparameters={'weight_lr': 1, 'group_sizes': 'many'}
     group_dro/Method.hyperparameters: group_sizes must be one finite positive number for
 average/Method.weighting='baselined_dro'
 average/Method.hyperparameters={'weight_lr': 1}
-    compare.references must be a references.json, or @monolingual which makes one, … None.
+    Report.references must be a references.json, or @monolingual which makes one, … None.
 ldro/Method.weighting='pcgrad'
 ldro/Method.hyperparameters={'seed': 0.5}
     ldro/Method.hyperparameters: seed must be an integer from 0 to 4294967295, but it is 0.5.
@@ -123,43 +123,43 @@ MLP.features=(0,)
     MLP.features must be a positive integer, but it is 0.
 MLP.features=(16.0,)
     MLP.features must be a positive integer, but it is 16.0.
-compare.batch_size=160.0
-    batch_size must be a positive integer, … 160.0
-compare.batch_size=5
-    batch_size must be at least 10, a row of each
-compare.sampler='even'
-    sampler must be one of 'balanced', 'uniform',
-compare.runs_together=0
-    runs_together must be a positive integer, but
+Batches.size=160.0
+    Batches.size must be a positive integer, … 160.0
+Batches.size=5
+    Batches.size must be at least 10, a row of each
+Batches.sampler='even'
+    Batches.sampler must be one of 'balanced', 'uniform',
+Batches.runs_together=0
+    Batches.runs_together must be a positive integer, but
 classification.load_data=@digits.load()
     load_data must be a function of data_dir
 classification.load_data='digits'
     load_data must be a function of data_dir, such
 compare.problem='digits'
     compare.problem must be a Problem or a function of data_dir
-compare.select_by='mean'
-    compare.select_by must be one of 'average', 'worst', but it
-compare.microbatches=3
-    compare.batch_size must be a multiple of microbatches
-compare.microbatches=0
-    compare.microbatches must be a positive integer, but it is 0
-compare.interaction_rows=1.5
-    compare.interaction_rows must be a positive integer
-compare.layout='data'
-    compare.layout must be a Layout, such as @Layout
-compare.references='a.json'
-    compare.references must be None for a problem that isn't
-compare.description=3
-    compare.description must be a text, but it is 3
+Report.select_by='mean'
+    Report.select_by must be one of 'average', 'worst', but it
+Batches.microbatches=3
+    Batches.size must be a multiple of microbatches
+Batches.microbatches=0
+    Batches.microbatches must be a positive integer, but it is 0
+Batches.interaction_rows=1.5
+    Batches.interaction_rows must be a positive integer
+Batches.layout='data'
+    Batches.layout must be a Layout, such as @Layout
+Report.references='a.json'
+    Report.references must be None for a problem that isn't
+Report.description=3
+    Report.description must be a text, but it is 3
 Schedule.test='never'
     Schedule.test must be one of 'always', 'best', 'last', but it
-compare.runs_together=2
+Batches.runs_together=2
 Schedule.test='best'
-    compare.runs_together must be 1 for runs on a mesh or with test='best', but it is 2
+    Batches.runs_together must be 1 for runs on a mesh or with test='best', but it is 2
 average/Method.sampling='weights'
     compare.methods: 'Average' can't be trained. sampling must be 'uniform' for data on
-compare.name=None
-    compare.name must be a text in quotes
+Report.name=None
+    Report.name must be a text in quotes
 compare.schedule=@Schedule
     schedule must be a Schedule, such as @Schedule
 TRAIN_STEPS=0
@@ -300,40 +300,40 @@ compare.problem=@digits.load
     compare.problem must be a Problem or a function of data_
 compare.problem='text'
     compare.problem must be a Problem or a function … is 'text'.
-compare.select_by='best'
-    compare.select_by must be one of 'average', 'worst', but it
-compare.sampler='uniform'
-    compare.sampler must be 'balanced' for tasks without a num
-compare.runs_together=2
-    compare.runs_together must be 1 for runs on a mesh or with te
-compare.references=5
-    compare.references must be a text in quotes, but it is 5
-compare.references=None
-    compare.references must be a references.json, or @monolingual
-compare.references='/nope.json'
+Report.select_by='best'
+    Report.select_by must be one of 'average', 'worst', but it
+Batches.sampler='uniform'
+    sampler must be 'balanced' for tasks without a num
+Batches.runs_together=2
+    Batches.runs_together must be 1 for runs on a mesh or with te
+Report.references=5
+    Report.references must be a text in quotes, but it is 5
+Report.references=None
+    Report.references must be a references.json, or @monolingual
+Report.references='/nope.json'
     There is no file /nope.json. Expected the references
-compare.references=@digits.load
-    compare.references must be a function of output_dir
+Report.references=@digits.load
+    Report.references must be a function of output_dir
 alone/monolingual.seed=-1
     alone/monolingual.seed must be an integer from 0
 alone/language_model.max_test_tokens=0
     alone/language_model.max_test_tokens must be a positive
-alone/monolingual.batch_size=0
-    alone/monolingual.batch_size must be a
+alone/Batches.size=0
+    alone/Batches.size must be a
 BATCH_SIZE=1
-    compare.batch_size must be at least 2, a row of each task
+    Batches.size must be at least 2, a row of each task
 LENGTH=0
     language_model.length must be a positive integer, but it is 0.
-compare.microbatches=3
-    compare.batch_size must be a multiple
-compare.microbatches=0
-    compare.microbatches must be a positive
+Batches.microbatches=3
+    Batches.size must be a multiple
+Batches.microbatches=0
+    Batches.microbatches must be a positive
 language_model.eval_length=-8
     language_model.eval_length must be a positive
-compare.interaction_rows=0
-    compare.interaction_rows must be a
-compare.layout='data'
-    compare.layout must be a Layout, such as
+Batches.interaction_rows=0
+    Batches.interaction_rows must be a
+Batches.layout='data'
+    Batches.layout must be a Layout, such as
 language_model.model=@MLP
     language_model.model must be a function
 compare.optimizer=0.1
@@ -343,7 +343,7 @@ Layout.data=0
 Layout.model=1.0
     Layout.model must be a positive integer, but it is 1.0.
 Layout.data=64
-    compare.layout asks for a mesh of 64 × 1 devices
+    layout asks for a mesh of 64 × 1 devices
 Decoder.num_heads=3
     Decoder.embed_dim must be a multiple of twice num_heads, … 16 and 3
 Decoder.num_layers=0

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldro_jax import problems, weighting
+from ldro_jax import ldro, problems, weighting
 from ldro_jax.problems.base import OnDevice
 from ldro_jax.sharding import Layout
 from ldro_jax.training.method import Method
@@ -155,7 +155,11 @@ REFUSED = {
         {"interaction_rows": 1},
         "another interaction_rows: it was None, now it is 1",
     ),
-    "trainable": ({}, {"trainable": last_only}, r"another trainable: .*\[\].*'first'"),
+    "trainable": (
+        {},
+        {"optimizer": lambda: ldro.only(optax.sgd(0.05), last_only)},
+        r"another trainable: .*\[\].*'first'",
+    ),
     "layout": ({}, {"layout": Layout(data=1)}, "another layout: it was None.* now it is a Layout"),
     "setting": (
         {},

@@ -32,7 +32,7 @@ TOGETHER = [
     *DIGITS,
     "--gin.SEEDS=(0, 1)",
     "--gin.compare.methods=[@ldro/Method()]",
-    "--gin.compare.runs_together=2",
+    "--gin.Batches.runs_together=2",
 ]
 SYNTHETIC = [
     f"--gin_file={_EXPERIMENTS / 'synthetic.gin'}",
@@ -76,7 +76,7 @@ def multilingual(folder: pathlib.Path) -> list[str]:
         "--gin.text.load.vocabulary_size=None",
         f"--gin.text.load.cache_dir='{folder / 'cache'}'",
         "--gin.compare.methods=[@baselined_dro/Method(), @ldro/Method()]",
-        "--gin.alone/monolingual.batch_size=2",
+        "--gin.alone/Batches.size=2",
     ]
 
 
@@ -90,7 +90,7 @@ def streamed(data_dir: pathlib.Path, languages) -> list[str]:
         f"--gin.mc4.load.cache_dir='{data_dir / 'cache'}'",
         "--gin.mc4.load.max_heldout_tokens=100",
         "--gin.compare.methods=[@ldro/Method()]",
-        "--gin.compare.references=None",
+        "--gin.Report.references=None",
     ]
 
 

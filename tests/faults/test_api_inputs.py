@@ -18,6 +18,7 @@ from flax import linen as nn
 from helpers import tiny
 
 from ldro_jax import interaction, ldro, problems, reporting, transform, weighting
+from ldro_jax.experiments.compare import compare
 from ldro_jax.models.cnn import CNN
 from ldro_jax.models.decoder import Decoder
 from ldro_jax.models.mlp import MLP

@@ -15,13 +15,13 @@ pytestmark = pytest.mark.faults
 COMMANDS = {
     "rate": (["--gin.optax.sgd.learning_rate=0.01"], "learning_rate = 0.05 there.* = 0.01 now"),
     "width": (["--gin.MLP.features=(5,)"], r"another loss or model.*\(4,\) there.*\(5,\) now"),
-    "batch_size": (["--gin.compare.batch_size=80"], "another batch_size: it was 160, now it is 80"),
+    "batch_size": (["--gin.Batches.size=80"], "another batch_size: it was 160, now it is 80"),
     "data": (["--gin.digits.load.seed=1"], "other data: content was .*, now it is"),
     "eval_interval": (["--gin.Schedule.eval_interval=3"], "eval_interval: it was 2, now it is 3"),
     "fewer steps": (["--gin.TRAIN_STEPS=2"], "steps, and train_steps is 2 now"),
     "nothing": ([], None),
     "more": (
-        ["--gin.SEEDS=(0, 1)", "--gin.TRAIN_STEPS=10", "--gin.compare.select_by='average'"],
+        ["--gin.SEEDS=(0, 1)", "--gin.TRAIN_STEPS=10", "--gin.Report.select_by='average'"],
         None,
     ),
 }
@@ -67,6 +67,6 @@ def test_a_finished_experiment_needs_its_data(runners, tmp_path):
     status, _, said = runners.run([*args, *nowhere], tmp_path / "o")
     assert status == 1 and "nowhere" in harness.errors(said)[0], said
     # References are known by what they were made with as well.
-    rate = "--gin.alone/monolingual.batch_size=4"
+    rate = "--gin.alone/Batches.size=4"
     status, _, said = runners.run([*args, rate], tmp_path / "o")
     assert status == 1 and "another batch_size: it was 2, now it is 4" in said, said

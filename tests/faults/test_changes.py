@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from faults import harness
 from faults.changed_calls import BASE, LOSS, METRICS, REFUSED, TAKEN, problem, squared
-from helpers import tiny
+from helpers import calls, tiny
 from jax.experimental.compilation_cache import compilation_cache
 
 from ldro_jax import reporting
@@ -41,7 +41,7 @@ def run(directory, **options):
     optimizer = options.pop("optimizer")()
     # Optax's schedules divide an integer by a float.
     with jax.numpy_dtype_promotion("standard"):
-        return compare.compare(made, optimizer=optimizer, output_dir=directory, **options)
+        return compare.compare(made, optimizer=optimizer, **calls.parts(directory, **options))
 
 
 def write_report(record, output_dir, **options):

@@ -92,7 +92,7 @@ def test_killed_between_two_records_of_a_group(runners, tmp_path, survived):
         status, _, said = runners.run(args, killed, kill=kill)
         assert status == -9 and kill > 0, said
     alone = harness.copied(killed, tmp_path / "alone")
-    args_alone = [*args, "--gin.compare.runs_together=1"]
+    args_alone = [*args, "--gin.Batches.runs_together=1"]
     # The configuration is another one, which the directory isn't asked about here.
     problems = [survives_now(runners, args, expected["record"], killed, "resumed at step 6")]
     config = (alone / "config.gin").read_text().replace("runs_together = 2", "runs_together = 1")

@@ -7,18 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 from weighting import test_battery
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 N = 8
 # Matrices at once, the same in all tests, so that each method is compiled once for them.
 CASES = 6
-NAMES = [
-    *("aligned_mtl", "aligned_mtl median", "aligned_mtl rmse", "cagrad", "clipped", "config"),
-    *("db_mtl", "dualproj", "fairgrad", "gradvac", "imtl_g", "krum", "mgda", "mgda l2"),
-    *("mgda loss+", "modo", "nash_mtl", "normalized_gradients", "pcgrad", "rescaled", "sdmgrad"),
-    "upgrad",
-]
-RANDOM = {"gradvac", "pcgrad"}
+# Their weights are a function of the Gram matrix: those of the family, and others like them.
+NAMES = sorted(
+    test_battery.named(lambda a: a.family == about.GRADIENTS)
+    | {"clipped", "db_mtl", "normalized_gradients", "rescaled"}
+)
+RANDOM = test_battery.RANDOM & set(NAMES)
 
 
 def gradients(seed, num_tasks=N, *, spread=0.0, dims=None):

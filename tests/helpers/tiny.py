@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from helpers import calls
 
 from ldro_jax import problems
 from ldro_jax.experiments import compare
@@ -121,9 +122,8 @@ def meshed(
     return MeshedProgram(
         a_problem or problem(),
         optimizer or optax.sgd(learning_rate, momentum=0.9),
-        batches(**options),
+        batches(layout=layout, **options),
         method,
-        layout=layout,
     )
 
 
@@ -174,7 +174,7 @@ def train_together(program, directory, trials, a_schedule=None, *, progress=None
 
 
 def run(directory, **options):
-    """An experiment; the options are arguments of `compare`."""
+    """An experiment; the options are arguments of `compare` and of its parts."""
     options = {
         "problem": problem(),
         "methods": [AVERAGE],
@@ -185,4 +185,4 @@ def run(directory, **options):
         "name": "tiny",
         "description": "A tiny problem.",
     } | options
-    return compare.compare(output_dir=directory, **options)
+    return compare.compare(**calls.parts(directory, **options))

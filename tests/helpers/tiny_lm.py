@@ -145,9 +145,8 @@ def make_program(
         a_problem or problem(),
         # Adam's bias correction breaks JAX's strict promotion.
         optimizer or optax.sgd(0.3, momentum=0.9),
-        Batches(batch_size, **options),
+        Batches(batch_size, layout=layout, **options),
         method,
-        layout=layout,
     )
 
 

@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from helpers import usual
 
 from ldro_jax import ldro, transform, weighting
 
@@ -134,10 +133,10 @@ def test_summaries_name_the_tasks():
 
 @pytest.mark.parametrize("name", sorted(weighting.METHODS))
 def test_every_weighting_trains(name):
-    tx = transform.weighted(weighting.create(name, usual.hyperparameters(name, N)), N)
+    tx = transform.weighted(weighting.create(name, weighting.usual(name, N)), N)
     optimizer = tiny_t5x.optimizer_lib.WeightedOptimizer(tx, tiny_t5x.sgd())
     # Two methods ask for halves of the rows.
-    halved = weighting.outline(name, usual.hyperparameters(name, N)).default_interaction == "split"
+    halved = weighting.outline(name, weighting.usual(name, N)).default_interaction == "split"
     options = {"interaction": "split"} if halved else {}
     a_trainer = tiny_t5x.make_trainer(tiny_t5x.make_model(optimizer), **options)
     tiny_t5x.train(a_trainer, BATCHES[:2])

@@ -11,6 +11,7 @@ import pytest
 from helpers import tiny_mc4
 
 from ldro_jax import configuration
+from ldro_jax.experiments.arguments import Directories
 from ldro_jax.records import results
 from ldro_jax.tasks import mc4
 from ldro_jax.training import recording
@@ -262,14 +263,14 @@ def test_a_run_on_mc4_that_is_stopped_goes_on_with_the_next_text(
         f"mc4.load.languages={LANGUAGES}",
         f"mc4.load.cache_dir='{cache_dir}'",
         "compare.methods=[@ldro/Method()]",
-        "compare.references=None",
+        "Report.references=None",
     ]
 
     def run(name):
         file = "gin_configs/experiments/multilingual_lm_mc4.gin"
         experiment = configuration.load([file], bindings)
         (tmp_path / name).mkdir(exist_ok=True)
-        experiment(output_dir=tmp_path / name, data_dir=str(data_dir), config_text="")
+        experiment(output_dir=Directories(tmp_path / name, str(data_dir)))
         return results.load_results(tmp_path / name / "results.json").runs[0]
 
     write, stretches = recording.write_scalars, []

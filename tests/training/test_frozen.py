@@ -9,10 +9,10 @@ import pytest
 from helpers import tiny
 
 import ldro_jax
-from ldro_jax import transform
+from ldro_jax import ldro, transform
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.sharding import Layout
-from ldro_jax.training import Method
+from ldro_jax.training import Batches, Method
 from ldro_jax.training.engine import Trial
 
 LDRO = Method("L-DRO", "lookahead_online", {"lookahead_lr": 0.5, "weight_lr": 1.0})
@@ -98,22 +98,24 @@ def test_in_parts():
 
 
 def test_compare_freezes_what_is_not_trainable(tmp_path):
-    arguments = {"schedule": tiny.schedule(4, 4, 4), "batch_size": 24, "seeds": (0,)}
-
-    def values(name, optimizer, **options):
+    def values(name, optimizer):
         results = ldro_jax.compare(
             tiny.problem(),
             [LDRO],
-            optimizer=optimizer,
+            (0,),
+            optimizer,
+            schedule=tiny.schedule(4, 4, 4),
+            batches=Batches(24),
             output_dir=tmp_path / name,
-            **arguments,
-            **options,
         )
         (run,) = results.runs
         return run.losses.values.tolist()
 
     sgd = optax.sgd(0.5)
-    asked, found = values("a", sgd, trainable=kernels), values("b", trained_lib.only(sgd, kernels))
+    by_hand = optax.partition(
+        {True: sgd, False: optax.set_to_zero()}, lambda params: trained_lib.mask(kernels, params)
+    )
+    asked, found = values("a", ldro.only(sgd, kernels)), values("b", by_hand)
     assert asked == found != values("c", sgd)
     text = (tmp_path / "a" / "config.gin").read_text()
     assert "frozen" in text and "bias" in text

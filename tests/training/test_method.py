@@ -1,13 +1,14 @@
 """Methods by name, and what a record keeps of them."""
 
 import dataclasses
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ldro_jax import weighting
+from ldro_jax import ldro, transform, weighting
 from ldro_jax.training import method as method_lib
 from ldro_jax.training.method import Method
 
@@ -176,6 +177,19 @@ def test_a_grid_may_set_what_the_method_lacks_and_may_be_empty():
     (found,) = method_lib.grid(method, {"weight_lr": [0.1]})
     assert found == Method("DRO", "group_dro", {"weight_lr": 0.1})
     assert method_lib.grid(method, {}) == [method]
+
+
+def test_every_door_has_the_same_settings_and_defaults():
+    # In the signatures, where editors and optax.inject_hyperparams look for them.
+    def defaults(function):
+        parameters = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+    expected = defaults(transform.weighted)
+    assert expected.items() <= defaults(ldro.transform).items()
+    fields = {field.name: field.default for field in dataclasses.fields(Method)}
+    del expected["trainable"]  # an argument of Method.transform
+    assert expected.items() <= fields.items()
 
 
 @pytest.mark.parametrize("options", [0.1, "0.1", [], (), None, {0.1, 0.2}], ids=str)

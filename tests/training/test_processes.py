@@ -74,7 +74,7 @@ def test_one_process_is_the_first_and_waits_for_nobody():
 
 def test_rows_that_fit_on_a_device_come_from_the_host_of_each_process(monkeypatch):
     make = lambda: compare.make_program(  # noqa: E731
-        tiny.problem(), optax.sgd(0.1), Batches(24), tiny.AVERAGE, None
+        tiny.problem(), optax.sgd(0.1), Batches(24), tiny.AVERAGE
     )
     assert isinstance(make(), StackedProgram)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -150,7 +150,7 @@ _BINDINGS = [
     "compare.methods=[@ldro/Method()]",
     "language_model.max_test_tokens=200",
     "language_model.max_validation_tokens=100",
-    "alone/monolingual.batch_size=8",
+    "alone/Batches.size=8",
 ]
 _RUN = "L-DRO-seed0"
 
@@ -273,7 +273,7 @@ def test_two_processes_train_images_as_one_does(tmp_path):
         "SEEDS=(0,)",
         "Schedule.eval_interval=10",
         "compare.methods=[@ldro/Method()]",
-        "compare.layout=@Layout()",
+        "Batches.layout=@Layout()",
     ]
     command = Command("digits", bindings, tmp_path)
     folders = [tmp_path / "alone", tmp_path / "together"]

@@ -15,7 +15,7 @@ from ldro_jax.experiments.runs import RunsStoppedError
 from ldro_jax.records import results, tensorboard
 from ldro_jax.records.checkpoints import Checkpoints
 from ldro_jax.records.tensorboard import TensorBoardWriter
-from ldro_jax.training import Method, recording
+from ldro_jax.training import Batches, Method, recording
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.step import TrainState
 from ldro_jax.weighting import base
@@ -180,7 +180,7 @@ def test_losses_below_zero_stop_a_method_that_needs_positive_ones(tmp_path):
                 (0,),
                 optax.sgd(0.1),
                 schedule=tiny.schedule(4, 2, 2),
-                batch_size=2,
+                batches=Batches(2),
                 output_dir=tmp_path / "out",
             )
     average, inverse = results.load_results(tmp_path / "out" / "results.json").runs

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import oracles, problems, usual
+from helpers import oracles, problems
 
 from ldro_jax import interaction, ldro, transform, weighting
 
 
 def made(name):
-    return weighting.create(name, usual.hyperparameters(name, 5))
+    return weighting.create(name, weighting.usual(name, 5))
 
 
 def batch_with(problem, value, task=2):

@@ -11,105 +11,58 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ldro_jax import transform, weighting
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.transform import reads
+from ldro_jax.weighting import about
 
 N = 8
 
-# One entry for each method, and one for each option that changes its arithmetic. The methods with
-# numbers for each task get different ones, which a permutation of the tasks has to follow.
+# What methods are told of each task, which a permutation of the tasks has to follow.
 PER_TASK = np.array([3.0, 1.0, 4.0, 1.5, 9.0, 2.0, 6.0, 5.0])
 GRAPH = np.random.default_rng(5).normal(size=(N, N))
-WEIGHTINGS = {
-    "afl": lambda order: weighting.afl(0.1),
-    "aioli": lambda order: weighting.aioli(0.5),
-    "aligned_mtl": lambda order: weighting.aligned_mtl(),
-    "aligned_mtl median": lambda order: weighting.aligned_mtl(scale="median"),
-    "aligned_mtl rmse": lambda order: weighting.aligned_mtl(scale="rmse"),
-    "average": lambda order: weighting.average(),
-    "averaged": lambda order: weighting.averaged(weighting.mgda(), 0.7),
-    "baselined_dro": lambda order: weighting.baselined_dro(PER_TASK[order] / 10, 0.1),
-    "cagrad": lambda order: weighting.cagrad(0.5),
-    "clipped": lambda order: weighting.clipped(weighting.aligned_mtl(), 0.0, 0.1),
-    "config": lambda order: weighting.config(),
-    "cvar": lambda order: weighting.cvar(0.3),
-    "db_mtl": lambda order: weighting.db_mtl(),
-    "doge": lambda order: weighting.doge(0.01),
-    "doremi": lambda order: weighting.doremi(PER_TASK[order] / 10, 0.5),
-    "dualproj": lambda order: weighting.dualproj(),
-    "dwa": lambda order: weighting.dwa(window=1),
-    "erm": lambda order: weighting.erm(PER_TASK[order]),
-    "fairgrad": lambda order: weighting.fairgrad(2.0),
-    "famo": lambda order: weighting.famo(0.1, learning_rate=1e-3),
-    "floor": lambda order: weighting.with_floor(weighting.group_dro(0.1), 0.2),
-    "geometric_mean": lambda order: weighting.geometric_mean(),
-    "go4align": lambda order: weighting.go4align(3, risk_lr=0.1),
-    "gradnorm": lambda order: weighting.gradnorm(0.1),
-    "gradvac": lambda order: weighting.gradvac(),
-    "grape": lambda order: weighting.grape(0.1, 0.5),
-    "group_dro": lambda order: weighting.group_dro(0.1),
-    "group_dro adjusted": lambda order: weighting.group_dro(
-        0.1, group_sizes=PER_TASK[order], adjustment=0.5
-    ),
-    "imtl_g": lambda order: weighting.imtl_g(),
-    "imtl_l": lambda order: weighting.imtl_l(0.1),
-    "interpolated": lambda order: weighting.interpolated(0.3),
-    "krum": lambda order: weighting.krum(num_outliers=2, num_selected=3),
-    "lookahead_exact": lambda order: weighting.lookahead_exact(0.1),
-    "lookahead_exact raw": lambda order: weighting.lookahead_exact(
-        0.1, normalize_interaction=False
-    ),
-    "lookahead_online": lambda order: weighting.lookahead_online(0.1, 0.5),
-    "lookahead_online raw": lambda order: weighting.lookahead_online(
-        0.1, 0.5, normalize_interaction=False
-    ),
-    "lookahead_online relative": lambda order: weighting.lookahead_online(1.0, 0.5, relative=True),
-    "mgda": lambda order: weighting.mgda(),
-    "mgda l2": lambda order: weighting.mgda(normalization="l2"),
-    "mgda loss+": lambda order: weighting.mgda(normalization="loss+"),
-    "modo": lambda order: weighting.modo(0.05, ridge=0.1),
-    "nash_mtl": lambda order: weighting.nash_mtl(),
-    "normalized_gradients": lambda order: weighting.normalized_gradients(weighting.mgda()),
-    "pcgrad": lambda order: weighting.pcgrad(),
-    "pike": lambda order: weighting.pike(0.02, noise_penalty=0.5),
-    "q_ffl": lambda order: weighting.q_ffl(2.0),
-    "random_loss": lambda order: weighting.random_loss(),
-    "regularized_dro": lambda order: weighting.regularized_dro(0.4),
-    "regularized_dro relative": lambda order: weighting.regularized_dro(0.4, relative=True),
-    "rescaled": lambda order: weighting.rescaled(weighting.aligned_mtl()),
-    "scalarization": lambda order: weighting.scalarization(3),
-    "scale_invariant": lambda order: weighting.scale_invariant(),
-    "sdmgrad": lambda order: weighting.sdmgrad(),
-    "skill_it": lambda order: weighting.skill_it(0.1, skills=GRAPH[np.ix_(order, order)]),
-    "smooth_lookahead": lambda order: weighting.smooth_lookahead(0.1, 0.3),
-    "smooth_lookahead relative": lambda order: weighting.smooth_lookahead(
-        3.0, 0.3, adversary_temperature=0.1, relative=True
-    ),
-    "smoothed": lambda order: weighting.smoothed(weighting.lookahead_exact(0.1), 0.9),
-    "static_mixing": lambda order: weighting.static_mixing(PER_TASK[order]),
-    "stch": lambda order: weighting.stch(0.1, preferences=PER_TASK[order]),
-    "term": lambda order: weighting.term(2.0),
-    "term relative": lambda order: weighting.term(2.0, relative=True),
-    "uncertainty": lambda order: weighting.uncertainty(0.1),
-    "unimax": lambda order: weighting.unimax(PER_TASK[order], epochs=1.5),
-    "upgrad": lambda order: weighting.upgrad(),
-}
 ORDER = np.arange(N)
-# Those with numbers for each task, which a permutation has to follow.
-NUMBERED = ("baselined_dro", "doremi", "group_dro adjusted", "skill_it", "static_mixing", "stch")
-NUMBERED += ("erm", "unimax")
-
-# Weights as the papers have them: they sum to another number, or to none that is known.
-FREE = {
-    *("aligned_mtl", "aligned_mtl median", "aligned_mtl rmse", "cagrad", "clipped", "config"),
-    *("db_mtl", "dualproj", "dwa", "fairgrad", "geometric_mean", "gradnorm", "gradvac", "imtl_l"),
-    *("go4align", "nash_mtl", "pcgrad", "scale_invariant", "stch", "uncertainty", "upgrad"),
+# Every method with what stands beside it, and with each option that changes its arithmetic.
+SETTINGS = {
+    f"{name} {word}".strip(): settings
+    for name, described in weighting.ABOUT.items()
+    for word, settings in {"": described.usual, **described.variants}.items()
 }
-SUMS = {"dwa": N, "gradnorm": N}
-# What projects gradients gives all tasks at least their share, and more where there is conflict.
-AT_LEAST_EVEN = {"cagrad", "dualproj", "gradvac", "pcgrad", "upgrad"}
-MAY_BE_NEGATIVE = {"aligned_mtl", "aligned_mtl median", "aligned_mtl rmse", "config", "imtl_g"}
-MAY_BE_NEGATIVE |= {"rescaled"}
-# What draws at random draws by the tasks' numbers.
-RANDOM = {"gradvac", "pcgrad", "random_loss", "scalarization"}
+WRAPPERS = {
+    "averaged": lambda: weighting.averaged(weighting.mgda(), 0.7),
+    "clipped": lambda: weighting.clipped(weighting.aligned_mtl(), 0.0, 0.1),
+    "floor": lambda: weighting.with_floor(weighting.group_dro(0.1), 0.2),
+    "normalized_gradients": lambda: weighting.normalized_gradients(weighting.mgda()),
+    "rescaled": lambda: weighting.rescaled(weighting.aligned_mtl()),
+    "smoothed": lambda: weighting.smoothed(weighting.lookahead_exact(0.1), 0.9),
+}
+
+
+def make(name, order):
+    """A method of the list, for tasks in an order."""
+    if name in WRAPPERS:
+        return WRAPPERS[name]()
+    given = about.settings(SETTINGS[name], PER_TASK[order])
+    return weighting.create(name.split()[0], given)
+
+
+WEIGHTINGS = {name: functools.partial(make, name) for name in (*SETTINGS, *WRAPPERS)}
+
+
+def named(test):
+    """The entries whose method's description says so."""
+    return {name for name in SETTINGS if test(weighting.ABOUT[name.split()[0]])}
+
+
+NUMBERED = {name for name, settings in SETTINGS.items() if callable(settings)}
+SUMS = {name: 1 for name in (*named(lambda a: a.sums_to == "1"), *WRAPPERS)}
+SUMS |= {name: N for name in named(lambda a: a.sums_to == "N")}
+# Preferences multiply the weights, and limits cut them.
+del SUMS["stch preferences"], SUMS["clipped"]
+AT_LEAST_EVEN = named(lambda a: a.sums_to == "1 or more")
+MAY_BE_NEGATIVE = named(lambda a: a.signed) | {"rescaled"}
+RANDOM = named(lambda a: a.random)
+# Iterations that stop at a tolerance, and inverses of matrices with more tasks than directions.
+ITERATED = named(lambda a: a.solver == "convex")
+ITERATED |= {"averaged", "clipped", "normalized_gradients", "rescaled"}
+GAMES = named(lambda a: a.solver == "game") | {"smoothed"}
 
 
 @pytest.fixture(params=WEIGHTINGS)
@@ -162,22 +115,16 @@ def assert_total(name, weights, dtype="float32"):
         assert (weights >= (1 - rounding) / N).all()
     if name == "rescaled":
         np.testing.assert_allclose(jnp.abs(weights).sum(), 1, rtol=rounding)
-    elif name not in FREE or name in SUMS:
-        np.testing.assert_allclose(weights.sum(), SUMS.get(name, 1), rtol=rounding)
-
-
-# Iterations that stop at a tolerance, and inverses of matrices with more tasks than directions.
-ITERATED = ("cagrad", "config", "dualproj", "fairgrad", "imtl_g", "mgda", "nash", "averaged")
-ITERATED += ("normalized_gradients", "sdmgrad", "smooth_lookahead", "upgrad")
-ITERATED += ("aligned_mtl", "rescaled", "clipped")
+    elif name in SUMS:
+        np.testing.assert_allclose(weights.sum(), SUMS[name], rtol=rounding)
 
 
 def tolerance(name, dtype):
     # Sums of a few numbers around one: some roundings of the dtype. The game solver promises its
     # entropy to 1e-3 only, and where a face of optimal weights is flat, that leaves them freer.
-    if "exact" in name or name == "smoothed":
+    if name in GAMES:
         return 1e-3
-    if name.startswith(ITERATED):
+    if name in ITERATED:
         return 3e-3 if dtype == "float32" else 1e-6
     return 20 * float(jnp.finfo(dtype).eps)
 
@@ -213,10 +160,6 @@ def test_reference_values(method, expected, dtype):
     np.testing.assert_allclose(weights, expected, atol=1e-4)
 
 
-def test_every_method_is_here():
-    assert set(weighting.METHODS) <= set(WEIGHTINGS)
-
-
 def test_weights_are_finite_and_sum_to_what_they_should(name, dtype):
     weights, _ = run(compiled(name), [statistics(dtype, seed=s) for s in range(3)])
     assert weights.shape == (N,) and weights.dtype == dtype
@@ -228,7 +171,7 @@ def test_follows_a_permutation_of_the_tasks(name, dtype):
         pytest.skip("follows one in distribution only: its random orders are of these numbers")
     order = np.array([3, 0, 4, 7, 1, 6, 2, 5])
     # Where there is no direction that helps all tasks, rounding decides what some methods do.
-    directions = 12 if name.startswith(ITERATED) else 7
+    directions = 12 if name in ITERATED else 7
 
     def weights(order):
         steps = [statistics(dtype, seed=s, order=order, directions=directions) for s in range(3)]
@@ -244,7 +187,7 @@ def test_jit_equals_eager_and_compiles_once(name):
     once = method._replace(update=jax.jit(method.update))
     run(once, steps)
     assert once.update._cache_size() == 1
-    if name.startswith(ITERATED):
+    if name in ITERATED:
         return  # loops without jit take long, and oracles look at what comes out
     weights, _ = run(once, steps[:1])
     with jax.disable_jit():
@@ -275,6 +218,20 @@ def test_any_scale_of_losses_and_gradients_is_fine(name, scale):
     weights, state = run(compiled(name), [statistics(seed=s, scale=scale) for s in range(3)])
     assert_total(name, weights)
     assert not any(jnp.isnan(x).any() for x in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("name", [n for n in SETTINGS if n in weighting.ABOUT or "relative" in n])
+def test_another_unit_of_the_losses(name):
+    def shares(scale):
+        steps = [statistics(seed=s, scale=scale, directions=12) for s in range(3)]
+        weights, _ = run(compiled(name), steps)
+        return weights / jnp.abs(weights).sum()
+
+    apart = jnp.abs(shares(1.0) - shares(8.0)).max() / tolerance(name, "float32")
+    if name.endswith("relative") or weighting.ABOUT[name].scale_free:
+        assert apart < 1
+    else:
+        assert apart > 100  # measured: 197 or more
 
 
 @pytest.mark.parametrize(

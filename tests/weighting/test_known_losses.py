@@ -6,25 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import gram_methods
 from weighting import test_battery as battery
 
 from ldro_jax import transform, weighting
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
 N = battery.N
 # Those whose weights are a function of a Gram matrix are tested with its solvers.
-OF_GRADIENTS = ("aligned", "averaged", "cagrad", "clipped", "config", "db_mtl", "dualproj")
-OF_GRADIENTS += ("fairgrad", "gradvac", "imtl_g", "krum", "lookahead_exact", "mgda", "modo")
-OF_GRADIENTS += ("nash_mtl", "normalized_gradients", "pcgrad", "rescaled", "sdmgrad")
-OF_GRADIENTS += ("smooth_lookahead", "smoothed", "upgrad")
-FIXED = ("average", "erm", "scalarization", "static_mixing", "unimax")
-NAMES = [name for name in battery.WEIGHTINGS if not name.startswith(OF_GRADIENTS)] + ["average"]
+OF_GRADIENTS = {*gram_methods.NAMES, *battery.GAMES, *battery.ITERATED}
+FIXED = battery.named(lambda a: a.family == about.FIXED) - {"random_loss"}
+NAMES = [name for name in battery.WEIGHTINGS if name not in OF_GRADIENTS]
 # Wrappers, of methods whose own weights leave out unknown tasks, and options.
 MORE = {
     "averaged term": lambda order: weighting.averaged(weighting.term(2.0), 0.7),
     "clipped term": lambda order: weighting.clipped(weighting.term(2.0), 0.05, 0.2),
     "doge without squares": lambda order: weighting.doge(0.01, own_square=False),
-    "famo between steps": lambda order: weighting.famo(0.1, learning_rate=None),
     "gradnorm softmax": lambda order: weighting.gradnorm(0.1, softmax=True),
     "skill_it all steps": lambda order: weighting.skill_it(
         0.1, skills=battery.GRAPH[np.ix_(order, order)], window=None
@@ -34,6 +31,7 @@ MORE = {
     ),
     "smoothed pike": lambda order: weighting.smoothed(weighting.pike(0.02, noise_penalty=0.5), 0.9),
 }
+SUMS = {name: 1 for name in MORE if name != "clipped term"} | {"gradnorm softmax": N}
 EVERY = {**{name: battery.WEIGHTINGS[name] for name in NAMES}, **MORE}
 ADAPTIVE = [name for name in EVERY if name not in FIXED]
 
@@ -83,7 +81,7 @@ def test_the_known_tasks_have_the_weights_of_a_problem_without_the_others(name, 
     order = np.delete(np.arange(N), unknown)
     masked = list(steps(np.isin(np.arange(N), unknown) * 99))
     weights, state = trained(compiled(name), masked)
-    numbered = name.split()[0] in battery.NUMBERED or name in battery.NUMBERED
+    numbered = name in {*battery.NUMBERED, "skill_it all steps"}
     alone = compiled(name, tuple(order)) if numbered else compiled(name)
     expected, _ = trained(alone, [part(step, order) for step in masked], len(order))
     for got, correct in zip(weights, expected, strict=True):
@@ -94,7 +92,7 @@ def test_the_known_tasks_have_the_weights_of_a_problem_without_the_others(name, 
     assert not any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(state))
 
 
-@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("name", sorted(FIXED))
 def test_fixed_weights_stay_what_they_are(name):
     weights, _ = trained(compiled(name), steps(np.isin(np.arange(N), [2, 5]) * 99))
     without_mask, _ = trained(compiled(name), [s._replace(known=None) for s in steps([0] * N)])
@@ -117,8 +115,8 @@ def test_a_task_that_comes_late_is_weighed_from_then_on(name):
         assert np.isfinite(found).all()
         if name not in FIXED:
             assert step >= 2 or found[3] == 0
-    total = {"dwa": N, "gradnorm": N, "gradnorm softmax": N}.get(name, 1)
-    if total == N or name not in battery.FREE | {"clipped term"}:
+    total = (battery.SUMS | SUMS).get(name)
+    if total is not None:
         before = total - 1 if total == N else 1
         np.testing.assert_allclose(weights[1].sum(), before, rtol=1e-5)
         np.testing.assert_allclose(weights[-1].sum(), total, rtol=1e-5)
@@ -126,9 +124,15 @@ def test_a_task_that_comes_late_is_weighed_from_then_on(name):
 
 
 # With a state that is moved by what the tasks differ in.
-ONLINE = ["afl", "aioli", "averaged term", "baselined_dro", "doge", "doremi", "dwa"]
-ONLINE += ["famo between steps", "gradnorm", "gradnorm softmax", "grape", "group_dro", "imtl_l"]
-ONLINE += ["lookahead_online", "pike", "regularized_dro", "uncertainty"]
+ONLINE = battery.named(lambda a: "w" in a.state.split(", ")) & set(weighting.ABOUT) - OF_GRADIENTS
+ONLINE |= {
+    "averaged term",
+    "dwa",
+    "famo between steps",
+    "gradnorm softmax",
+    "imtl_l",
+    "uncertainty",
+}
 
 
 def level(step, known, num_tasks=N):
@@ -142,7 +146,7 @@ def level(step, known, num_tasks=N):
     )
 
 
-@pytest.mark.parametrize("name", ONLINE)
+@pytest.mark.parametrize("name", sorted(ONLINE))
 def test_a_late_task_begins_with_the_mean_weight_and_leaves_the_others_ratios(name):
     make = {"baselined_dro": weighting.group_dro(0.3), "doremi": weighting.doremi([1.0] * N)}
     method = make.get(name)

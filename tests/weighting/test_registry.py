@@ -3,6 +3,9 @@
 # Annotations are strings here, which must make no difference.
 from __future__ import annotations
 
+import inspect
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,109 +15,44 @@ from helpers import tiny_lm
 
 from ldro_jax import ldro, transform, weighting
 from ldro_jax.training.method import Method
-from ldro_jax.weighting import base
+from ldro_jax.weighting import about, base
 
-# Every method with all its numbers, and which of them one program can take many values of.
-_RATE = ({"weight_lr": 0.1}, {"weight_lr"})
-RATES = {
-    "afl": _RATE,
-    "aioli": _RATE,
-    "aligned_mtl": ({"scale": "median"}, set()),
-    "cagrad": ({"c": 0.5}, {"c"}),
-    "config": ({}, set()),
-    "cvar": ({"share": 0.5}, {"share"}),
-    "db_mtl": ({}, set()),
-    "doge": ({"rate": 0.1, "regularization": 0.1}, {"rate", "regularization"}),
-    "doremi": ({"weight_lr": 0.1, "share": 0.01}, {"weight_lr", "share"}),
-    "dualproj": ({}, set()),
-    "dwa": ({"window": 3, "temperature": 2.0}, {"temperature"}),
-    "erm": ({}, set()),
-    "fairgrad": ({"alpha": 2.0}, {"alpha"}),
-    "famo": (
-        {"weight_lr": 0.1, "decay": 0.1, "learning_rate": 0.01},
-        {"weight_lr", "decay", "learning_rate"},
-    ),
-    "geometric_mean": ({}, set()),
-    "go4align": ({"num_groups": 3, "risk_lr": 0.1}, {"risk_lr"}),
-    "grape": ({"weight_lr": 0.1, "adversary_lr": 0.1}, {"weight_lr", "adversary_lr"}),
-    "gradnorm": ({"weight_lr": 0.1, "asymmetry": 1.5}, {"weight_lr", "asymmetry"}),
-    "gradvac": ({"decay": 0.5, "seed": 1}, {"decay"}),
-    "imtl_g": ({}, set()),
-    "imtl_l": _RATE,
-    "krum": ({"num_outliers": 1, "num_selected": 2}, set()),
-    "mgda": ({"normalization": "l2"}, set()),
-    "modo": ({"weight_lr": 0.1, "ridge": 0.1}, {"weight_lr", "ridge"}),
-    "nash_mtl": ({"max_norm": 2.0}, {"max_norm"}),
-    "pike": ({"weight_lr": 0.1, "noise_penalty": 0.1}, {"weight_lr", "noise_penalty"}),
-    "q_ffl": ({"q": 2.0}, {"q"}),
-    "random_loss": ({"seed": 1}, set()),
-    "regularized_dro": ({"temperature": 0.1, "rate": 0.2}, {"temperature", "rate"}),
-    "scalarization": ({"draw": 3, "concentration": 2.0}, {"draw", "concentration"}),
-    "scale_invariant": ({}, set()),
-    "sdmgrad": ({"strength": 0.3}, {"strength"}),
-    "skill_it": ({"weight_lr": 0.1, "skills": ((1.0, 0.0), (0.5, 1.0))}, {"weight_lr"}),
-    "smooth_lookahead": (
-        {"lookahead_lr": 0.1, "temperature": 0.1, "adversary_temperature": 0.1, "relative": True},
-        {"lookahead_lr", "temperature", "adversary_temperature"},
-    ),
-    "stch": ({"smoothing": 0.1}, {"smoothing"}),
-    "term": ({"tilt": 0.1, "relative": True}, {"tilt"}),
-    "uncertainty": _RATE,
-    "unimax": ({"budget": 2.0, "epochs": 3.0}, set()),
-    "upgrad": ({}, set()),
-    "average": ({}, set()),
-    "baselined_dro": ({"weight_lr": 1}, {"weight_lr"}),
-    "group_dro": (
-        {"weight_lr": 0.1, "adjustment": 0.5, "group_sizes": (1, 2, 3)},
-        {"weight_lr", "adjustment"},
-    ),
-    "interpolated": ({"alpha": 0.5}, {"alpha"}),
-    "lookahead_exact": ({"lookahead_lr": 0.1, "normalize_interaction": True}, {"lookahead_lr"}),
-    "lookahead_online": (
-        {"lookahead_lr": 0.1, "weight_lr": 1, "normalize_interaction": False},
-        {"lookahead_lr", "weight_lr"},
-    ),
-    "pcgrad": ({"seed": 1}, set()),
-    "static_mixing": ({"exponent": 0.3}, set()),
-}
-_LOSSES_ONLY = {
-    *(
-        "afl",
-        "average",
-        "go4align",
-        "scalarization",
-        "baselined_dro",
-        "cvar",
-        "doremi",
-        "dwa",
-        "erm",
-        "geometric_mean",
-        "group_dro",
-        "imtl_l",
-    ),
-    *("interpolated", "q_ffl", "random_loss", "regularized_dro", "scale_invariant", "skill_it"),
-    *("static_mixing", "stch", "term", "uncertainty", "unimax"),
-}
-INTERVALS = {n: 100 if n == "lookahead_online" else 1 for n in RATES if n not in _LOSSES_ONLY}
+# How often the lookahead methods measure; all others do in every step.
+INTERVALS = {"lookahead_exact": 1, "lookahead_online": 100, "smooth_lookahead": 1}
 
 
-def test_every_method_is_here():
-    assert set(RATES) == set(weighting.METHODS)
+def every_setting(name):
+    """All hyperparameters of a method that have a value."""
+    parameters = inspect.signature(weighting.METHODS[name]).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default not in (p.empty, None)}
+    said = weighting.ABOUT[name]
+    # An adjustment is a number only where there are sizes.
+    given = said.variants["adjusted"] if name == "group_dro" else said.usual
+    return defaults | about.settings(given, np.arange(1, 5))
 
 
-@pytest.mark.parametrize("name", RATES)
-def test_rates_are_the_numbers_that_can_be_traced(name, dtype):
-    hyperparameters, expected = RATES[name]
-    assert weighting.rates(name, hyperparameters) == expected
-    assert Method("a", name, hyperparameters).rates().keys() == expected
+@pytest.mark.parametrize("name", weighting.METHODS)
+def test_rates_are_the_numbers_that_may_be_arrays(name):
+    given = every_setting(name)
+    annotated = typing.get_type_hints(weighting.METHODS[name])
+    expected = {
+        key
+        for key, value in given.items()
+        if type(value) in (int, float) and jax.Array in typing.get_args(annotated[key])
+    }
+    assert weighting.rates(name, given) == expected
+    assert Method("a", name, given).rates().keys() == expected
 
 
-@pytest.mark.parametrize("name", RATES)
+@pytest.mark.parametrize("name", weighting.METHODS)
 def test_the_interaction_is_measured_as_the_weighting_says(name):
-    method = Method("a", name, RATES[name][0])
-    assert method.uses_interaction == (name in INTERVALS)
-    assert method.interval == INTERVALS.get(name, 1)
-    assert method.settings().get("interaction_interval") == INTERVALS.get(name)
+    made = weighting.create(name, every_setting(name))
+    method = Method("a", name, every_setting(name))
+    assert method.uses_interaction == made.uses_interaction
+    assert made.default_interval == INTERVALS.get(name, 1) == method.interval
+    assert weighting.with_floor(made, 0.1).default_interval == made.default_interval
+    recorded = method.settings().get("interaction_interval")
+    assert recorded == (made.default_interval if made.uses_interaction else None)
 
 
 def test_an_adjustment_without_sizes_is_no_rate():
@@ -187,16 +125,8 @@ def measured(tx, *, steps=3):
 
 
 @pytest.mark.parametrize("name", INTERVALS)
-def test_every_method_has_its_interval(name):
-    made = weighting.create(name, RATES[name][0])
-    assert made.default_interval == INTERVALS[name]
-    assert weighting.with_floor(made, 0.1).default_interval == INTERVALS[name]
-    assert Method("a", name, RATES[name][0]).interval == INTERVALS[name]
-
-
-@pytest.mark.parametrize("name", ["lookahead_exact", "lookahead_online", "smooth_lookahead"])
 def test_every_door_has_the_same_default(name):
-    hyperparameters = RATES[name][0]
+    hyperparameters = weighting.usual(name, 2)
     made = weighting.create(name, hyperparameters)
     expected = [True, *[INTERVALS[name] == 1] * 2]
     assert measured(transform.weighted(made, 2)) == expected

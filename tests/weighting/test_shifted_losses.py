@@ -1,8 +1,6 @@
 """A constant added to all losses: no method minds, or it says that it needs positive losses."""
 
 import functools
-import pathlib
-import re
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +17,6 @@ SHIFTS = [4.0, -1.0, -8.0]
 # DoReMi's references are losses, too.
 SHIFTED = {"doremi": lambda shift: weighting.doremi(battery.PER_TASK / 8 + shift, 0.5)}
 MORE = {
-    "famo between steps": lambda order: weighting.famo(0.1, learning_rate=None),
     "gradnorm softmax": lambda order: weighting.gradnorm(0.1, softmax=True),
     "lookahead_exact relative": lambda order: weighting.lookahead_exact(1.0, relative=True),
     "skill_it all steps": lambda order: weighting.skill_it(0.1, skills=battery.GRAPH, window=None),
@@ -61,14 +58,6 @@ def test_which_methods_need_positive_losses():
         *("lookahead_online relative", "lookahead_exact relative", "regularized_dro relative"),
         *("smooth_lookahead relative", "term relative"),
     } == POSITIVE
-
-
-def test_the_table_in_the_docs_says_which():
-    text = (pathlib.Path(__file__).parents[2] / "docs" / "methods.md").read_text()
-    (row,) = (line for line in text.splitlines() if line.startswith("| need positive losses |"))
-    named = set(re.findall(r"`(\w+)`", row)) & set(weighting.METHODS)
-    # MGDA needs them with an option only.
-    assert named - {"mgda"} == POSITIVE & set(weighting.METHODS)
 
 
 @pytest.mark.parametrize("name", sorted(set(EVERY) - POSITIVE))

@@ -1,0 +1,113 @@
+"""What a method is, said beside its function: tables, tests and benchmarks are made from it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ldro_jax.weighting import base
+
+FIXED = "fixed weights"
+WORST = "the worst loss"
+LOOKAHEAD = "the worst loss after the step"
+GRADIENTS = "no conflict between gradients"
+SCALES = "losses of different size"
+MIXTURES = "data mixtures"
+FAMILIES = (FIXED, WORST, LOOKAHEAD, GRADIENTS, SCALES, MIXTURES)
+
+# Hyperparameters, or a function that makes them from a number for each task.
+Settings = Mapping[str, Any] | Callable[[np.ndarray], Mapping[str, Any]]
+_Factory = TypeVar("_Factory", bound=Callable[..., base.Weighting])
+
+METHODS: dict[str, Callable[..., base.Weighting]] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """What a method is, besides what its weighting says itself.
+
+    Attributes:
+      family: what it is for, one of :data:`FAMILIES`.
+      weights: its formula, in a few signs.
+      paper: first author and year; empty if there is none.
+      state: what it keeps from one step to the next.
+      sums_to: what its weights sum to: "1", "N", "1 or more" (then each is at least 1 / N), "about
+        1", or nothing if nothing can be said.
+      usual: hyperparameters to try it with, in tests and benchmarks.
+      variants: others that compute something else, by a word for each.
+      signed: whether weights can be negative.
+      random: whether it draws numbers, which are those of the tasks in their order.
+      solver: "convex" if it iterates or inverts a matrix, so that its weights are right to more
+        than rounding; "game" if it solves a matrix game; empty if neither.
+      scale_free: whether the shares of the tasks are the same when all losses are in another unit.
+        With ``relative=True`` they are.
+
+    Raises:
+      ValueError: if the family is unknown.
+    """
+
+    family: str
+    weights: str
+    paper: str = ""
+    state: str = ""
+    sums_to: str = "1"
+    usual: Settings = dataclasses.field(default_factory=dict)
+    variants: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
+    signed: bool = False
+    random: bool = False
+    solver: str = ""
+    scale_free: bool = False
+
+    def __post_init__(self):
+        if self.family not in FAMILIES:
+            raise ValueError(f"family must be one of {FAMILIES}, but it is {self.family!r}.")
+
+
+ABOUT: dict[str, About] = {}
+
+
+def method(family: str, weights: str, **more: Any) -> Callable[[_Factory], _Factory]:
+    """Lists a function among :data:`METHODS`, by its own name.
+
+    Args:
+      family: see :class:`About`.
+      weights: see :class:`About`.
+      **more: its other fields.
+
+    Returns:
+      A decorator, which leaves the function as it is.
+    """
+    described = About(family, weights, **more)
+
+    def listed(factory):
+        METHODS[factory.__name__], ABOUT[factory.__name__] = factory, described
+        return factory
+
+    return listed
+
+
+def settings(given: Settings, numbers: Any) -> dict[str, Any]:
+    """Hyperparameters for some tasks.
+
+    Args:
+      given: some of :attr:`About.usual` or :attr:`About.variants`.
+      numbers: one positive number for each task, ``[N]``, for what a method is told of each.
+
+    Returns:
+      Arguments of the method's function.
+    """
+    return dict(given(np.asarray(numbers, float)) if callable(given) else given)
+
+
+def usual(name: str, num_tasks: int) -> dict[str, Any]:
+    """Hyperparameters to try a method with.
+
+    Args:
+      name: a key of :data:`METHODS`.
+      num_tasks: N.
+
+    Returns:
+      Arguments of its function.
+    """
+    return settings(ABOUT[name].usual, np.arange(1, num_tasks + 1))

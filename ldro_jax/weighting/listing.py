@@ -1,0 +1,128 @@
+"""Lists of all methods, made from what each says of itself: `ldro-jax list`, and the documents.
+
+``python -m ldro_jax.weighting.listing README.md docs/methods.md`` writes the tables of these files
+anew, between ``<!-- methods: … -->`` and ``<!-- end -->``. What a method costs is measured, by
+``benchmarks/methods.py``, so the last column of the large table is kept.
+"""
+
+import inspect
+import pathlib
+import re
+import sys
+from collections.abc import Callable
+
+from ldro_jax.weighting import about, registry
+
+
+def names() -> list[str]:
+    """All methods, family by family, the simplest family first."""
+    return sorted(about.METHODS, key=lambda n: (about.FAMILIES.index(about.ABOUT[n].family), n))
+
+
+def text() -> str:
+    """All methods with their formulas, papers and hyperparameters, for a terminal."""
+    lines, last = [], ""
+    for name in names():
+        said = about.ABOUT[name]
+        if said.family != last:
+            lines.append(f"\n{said.family}")
+            last = said.family
+        paper = f" ({said.paper})" if said.paper else ""
+        given = ", ".join(inspect.signature(about.METHODS[name]).parameters)
+        lines.append(f"  {name}({given}): {said.weights}{paper}")
+    return "\n".join(lines).strip()
+
+
+def document(page: str) -> str:
+    """A document with its tables written anew.
+
+    Args:
+      page: Markdown.
+
+    Returns:
+      The same with what stands between the marks made from the methods; without a figure in the
+      last column for a method that had none.
+    """
+    made: dict[str, Callable[[str], list[str]]] = {
+        "families": _families,
+        "losses": _losses,
+        "table": _table,
+    }
+
+    def anew(match):
+        return "\n".join([match[1], *made[match[2]](match[3]), match[4]])
+
+    marks = rf"(<!-- methods: ({'|'.join(made)}) -->)\n(.*?)\n(<!-- end -->)"
+    return re.sub(marks, anew, page, flags=re.DOTALL)
+
+
+def _families(old: str) -> list[str]:
+    del old
+    lines = ["| | `weighting.` |", "|---|---|"]
+    for family in about.FAMILIES:
+        lines.append(_row(family, _code([n for n in names() if about.ABOUT[n].family == family])))
+    return lines
+
+
+def _losses(old: str) -> list[str]:
+    del old
+    needy = [name for name in names() if _usual(name).needs_positive_losses]
+    others = [name for name in names() if name not in needy]
+    rows = [_row("of no constant", _code(others)), _row("need positive losses", _code(needy))]
+    return ["| | |", "|---|---|", *rows]
+
+
+def _table(old: str) -> list[str]:
+    measured = dict(re.findall(r"^\| `(\w+)` \|.*\| ([^|]*) \|$", old, re.MULTILINE))
+    head = ("name", "w", "paper", "A", "state", "sums to", "unit", "ms, N = 20 / 40 / 64")
+    lines = [_row(*head), "|---" * len(head) + "|"]
+    for name in names():
+        said = about.ABOUT[name]
+        lines.append(
+            _row(
+                f"`{name}`",
+                said.weights,
+                said.paper,
+                _interaction(name),
+                said.state,
+                said.sums_to,
+                _unit(name),
+                measured.get(name, ""),
+            )
+        )
+    return lines
+
+
+def _interaction(name: str) -> str:
+    made = _usual(name)
+    if not made.uses_interaction:
+        return ""
+    every = (about.settings(s, [1.0, 2.0]) for s in about.ABOUT[name].variants.values())
+    if not all(registry.create(name, settings).uses_interaction for settings in every):
+        return "A, or none"
+    return "A, split" if made.default_interaction == "split" else "A"
+
+
+def _unit(name: str) -> str:
+    if about.ABOUT[name].scale_free:
+        return "any"
+    relative = "relative" in inspect.signature(about.METHODS[name]).parameters
+    return "`relative`" if relative else ""
+
+
+def _usual(name: str):
+    return registry.create(name, about.usual(name, 2))
+
+
+def _code(found: list[str]) -> str:
+    return " ".join(f"`{name}`" for name in found)
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        file = pathlib.Path(argument)
+        file.write_text(document(file.read_text(encoding="utf-8")), encoding="utf-8")
