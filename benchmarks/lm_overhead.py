@@ -57,16 +57,13 @@ def random_corpus(num_tasks: int, vocab_size: int) -> sequences.Corpus:
 def stretch(program: MeshedProgram, steps: int):
     """A function that trains some more steps."""
     state = program.init(0)
-    source, num_tasks = program.problem.source(0), program.problem.num_tasks
-    drawn = np.zeros(num_tasks, np.int64)
-    uniform = np.full(num_tasks, 1 / num_tasks, np.float32)
+    source, drawer = program.problem.source(0), program.feed.drawer(program.method, 0)
 
     def batches():
-        nonlocal drawn
-        for step in range(steps):
-            draw = program.feed.draw(drawn, uniform, 0, step)
-            drawn = draw.drawn
-            yield program.feed.batch(source, draw, uniform, step)
+        nonlocal drawer
+        for _ in range(steps):
+            batch, drawer = program.feed.batch(source, drawer)
+            yield batch
 
     def run():
         nonlocal state

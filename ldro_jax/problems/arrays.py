@@ -12,8 +12,8 @@ from typing_extensions import override
 from ldro_jax.problems import base, models
 from ldro_jax.records import traced
 from ldro_jax.runtime import checks, errors
-from ldro_jax.tasks import orders
 from ldro_jax.tasks.base import Split, content
+from ldro_jax.tasks.drawing import Orders
 from ldro_jax.tasks.source import Source
 
 # (outputs of the model, rows) -> [R].
@@ -313,7 +313,7 @@ class ShuffledRows(Source):
 
     def __init__(self, split: Split, seed: int):
         self._split, self._starts = jax.tree.map(np.asarray, split), split.starts
-        self._orders = orders.Orders(self._split.sizes, seed)
+        self._orders = Orders(self._split.sizes, seed)
 
     @override
     def rows(self, tasks: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import seqio
-import tensorflow as tf
 from t5x import utils
 
 from ldro_jax import transform
 from ldro_jax.t5x import checkpoints, drawing, macros, objectives, tasks
 from ldro_jax.t5x.names import MC4_MIXTURE, TEXT_MIXTURE
 from ldro_jax.tasks import mc4, text, text_files
+
+# Rows of a task that are read at a time, whatever the batch size: a run may go on with another.
+_READ = 16
 
 
 def task_names(mixture_or_task_name: Any, module: str | None = None) -> tuple[str, ...]:
@@ -69,7 +71,7 @@ def get_dataset(
     sampling: str = "uniform",
     temperature: float = 1.0,
     weighting: transform.Weighted | None = None,
-) -> drawing.RowsInTurn | drawing.DrawnRows:
+) -> drawing.DrawnRows:
     """Task-balanced batches; for ``train.get_dataset_fn``.
 
     T5X calls it before it restores a checkpoint, so that this is where a run that can't go on with
@@ -114,40 +116,23 @@ def get_dataset(
     drawing.check(sampling, temperature, weighting, cfg.batch_size, len(parts), num_shards)
     tasks.check_names(model_dir, names)
     checkpoints.check(model_dir, len(parts), read=read_checkpoint)
-    is_even = sampling == "uniform" and cfg.batch_size % (len(parts) * num_shards) == 0
 
     def of_task(task):
-        # Rows one by one, where they are drawn one by one.
-        size = cfg.batch_size // len(parts) if is_even else num_shards
+        size = _READ * num_shards
         own = dataclasses.replace(cfg, batch_size=size, mixture_or_task_name=task)
         options = (feature_converter_cls, num_epochs, continue_from_last_checkpoint)
         return utils.get_dataset(own, shard_id, num_shards, *options)
 
-    datasets = tuple(map(of_task, parts))
-    if not is_even:
-        return drawing.DrawnRows(
-            datasets,
-            names,
-            cfg.batch_size,
-            shard=shard_id,
-            num_shards=num_shards,
-            seed=cfg.seed or 0,
-            probabilities=drawing.probabilities(mixture, parts, sampling, temperature, weighting),
-            follows_weights=sampling == "weights",
-            interval=None if sampling == "uniform" else interval,
-        )
-    rows = cfg.batch_size // num_shards
-
-    def interleaved(*batches):
-        def join(*features):
-            stacked = tf.stack(features, axis=1)
-            return tf.reshape(stacked, (rows, *features[0].shape[1:]))
-
-        joined = tf.nest.map_structure(join, *batches)
-        return {**joined, tasks.MARK: tf.constant(tasks.marks(names, rows))}
-
-    joined = tf.data.Dataset.zip(datasets).map(interleaved)
-    return drawing.RowsInTurn(joined, len(parts), cfg.batch_size)
+    how = {"sampling": sampling, "temperature": temperature, "weighting": weighting}
+    return drawing.DrawnRows(
+        [of_task(task) for task in parts],
+        names,
+        drawing.drawer(mixture, parts, cfg.batch_size, cfg.seed or 0, **how),
+        shard=shard_id,
+        num_shards=num_shards,
+        follows_weights=sampling == "weights",
+        interval=None if sampling == "uniform" else interval,
+    )
 
 
 def text_mixture(

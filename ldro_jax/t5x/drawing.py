@@ -1,101 +1,122 @@
-"""Batches whose rows are drawn task by task on the host, as this library's own trainer draws them.
+"""Batches of rows drawn task by task, as this library's own trainer draws them, for T5X.
 
-For batches that the number of tasks doesn't divide, and for rows drawn with the rates of a mixture
-or with the task weights.
+:class:`DrawnRows` is what T5X iterates over: a :class:`~ldro_jax.tasks.drawing.Drawer` says which
+rows a batch has, and :class:`TaskRows` reads them.
 """
 
 import ldro_jax.t5x.installed  # noqa: F401
 
 # isort: split
-import collections
+import dataclasses
 import io
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 from clu.data import dataset_iterator
+from typing_extensions import override
 
 from ldro_jax import transform
 from ldro_jax.runtime import checks
 from ldro_jax.t5x import tasks
-from ldro_jax.tasks import draws
+from ldro_jax.tasks import drawing
+from ldro_jax.tasks.source import Source
 from ldro_jax.weighting import first_weights
 
-_IN_TURN = "took as many rows of each task for every batch"
-_ONE_BY_ONE = "drew the rows of a batch one by one"
-_OTHERWISE = (
-    "The place in the data in {path} is of a run that {found}, but now {now}. Give the run the "
-    "{what} it began with. Or let it draw its data anew: SaveCheckpointConfig.save_dataset = False "
-    "and train/utils.DatasetConfig.seed = None."
+_ANEW = (
+    "Or let it draw its data anew: SaveCheckpointConfig.save_dataset = False and "
+    "train/utils.DatasetConfig.seed = None."
 )
 
 
-class RowsInTurn(dataset_iterator.TfDatasetIterator):
-    """Batches that hold as many rows of each task; its place in the data is saved.
+class TaskRows(Source):
+    """The rows of each task in the order in which its data set gives them.
+
+    A data set gives its rows once, but rows to measure the interaction on are asked for before they
+    are drawn. So what was read is kept until a later call asks for rows after it.
 
     Args:
-      dataset: of batches.
-      num_tasks: N.
-      batch_size: B, rows of all hosts.
+      datasets: of each task, some rows at a time, ``[rows, ...]`` by feature.
     """
 
-    def __init__(self, dataset: tf.data.Dataset, num_tasks: int, batch_size: int):
-        super().__init__(dataset, checkpoint=True)
-        self._num_tasks, self._size = num_tasks, batch_size
+    has_state = True
 
-    def save(self, filename: Any) -> None:
-        """Writes its place in the data.
+    def __init__(self, datasets: Sequence[tf.data.Dataset]):
+        iterators = [iter(dataset) for dataset in datasets]
+        self._read = [_arrays(iterator) for iterator in iterators]
+        self.checkpoint = tf.train.Checkpoint(**{f"task_{i}": x for i, x in enumerate(iterators)})
+        # By task: the number of the first row that is kept, and what is kept.
+        self._kept: list[tuple[int, dict[str, np.ndarray]]] = [(0, {}) for _ in datasets]
+
+    @override
+    def rows(self, tasks: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
+        rows: dict[str, np.ndarray] = {}
+        for task in np.unique(tasks):
+            where = np.flatnonzero(tasks == task)
+            for name, values in self._take(task, indices[where]).items():
+                if name not in rows:
+                    rows[name] = np.empty((len(tasks), *values.shape[1:]), values.dtype)
+                rows[name][where] = values
+        return rows
+
+    def _take(self, task: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        first, kept = self._kept[task]
+        parts = [kept] if kept else []
+        count = sum(_length(part) for part in parts)
+        while first + count <= numbers[-1]:
+            parts.append(next(self._read[task]))
+            count += _length(parts[-1])
+        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        rows = {name: values[numbers[0] - first :] for name, values in rows.items()}
+        self._kept[task] = numbers[0], rows
+        return {name: values[numbers - numbers[0]] for name, values in rows.items()}
+
+    def record(self) -> dict[str, np.ndarray]:
+        """What is kept, besides the state of the data sets in :attr:`checkpoint`."""
+        arrays = {"first": np.array([first for first, _ in self._kept])}
+        for task, (_, kept) in enumerate(self._kept):
+            arrays |= {f"{task}/{name}": values for name, values in kept.items()}
+        return arrays
+
+    def keep(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Takes what :meth:`record` gave in the place of what is kept.
 
         Args:
-          filename: what the names of the files begin with.
+          arrays: what it gave, and any others.
         """
-        super().save(filename)
-        _write(filename, {"batch_size": np.array(self._size)})
+        for task, first in enumerate(arrays["first"]):
+            mine = {n: x for n, x in arrays.items() if n.startswith(f"{task}/")}
+            self._kept[task] = int(first), {n.split("/", 1)[1]: x for n, x in mine.items()}
 
-    def restore(self, filename: Any) -> None:
-        """Goes on from a place in the data.
 
-        Args:
-          filename: as for :meth:`save`.
+def _arrays(iterator: Any) -> Iterator[dict[str, np.ndarray]]:
+    for rows in iterator:
+        yield {name: x.numpy() for name, x in rows.items()}
 
-        Raises:
-          ValueError: if there is none, or one of batches of another size or that were drawn in
-            another way.
-        """
-        arrays = _read(filename)
-        # Rows that were read ahead have the old size. Where it isn't known, TensorFlow has to do.
-        before = int(arrays.get("batch_size", self._size))
-        if "drawn" in arrays or before != self._size:
-            found = _ONE_BY_ONE if "drawn" in arrays else f"had BATCH_SIZE = {before}"
-            now = f"BATCH_SIZE is {self._size} and the {self._num_tasks} tasks are taken in turn"
-            raise ValueError(
-                _OTHERWISE.format(
-                    path=filename, found=found, now=now, what="BATCH_SIZE and the sampling"
-                )
-            )
-        super().restore(filename)
+
+def _length(rows: Mapping[str, np.ndarray]) -> int:
+    return len(next(iter(rows.values())))
 
 
 class DrawnRows(dataset_iterator.DatasetIterator):
     """Batches of rows of several tasks; its place in the data is saved with a checkpoint.
 
-    Which tasks the rows of a batch have is a function of seed, step and probabilities, the same on
-    every host, so that the host's part of a batch is a part of one draw.
+    Which tasks the rows of a batch have is the same on every host, so that the host's part of a
+    batch is a part of one draw. Each host reads the rows of its part from data of its own.
 
     Args:
-      datasets: of each task, rows ``[1, ...]`` by feature.
+      datasets: of each task, some rows at a time, ``[rows, ...]`` by feature.
       names: of the tasks.
-      batch_size: B, rows of all hosts.
+      drawer: of the first batch.
       shard: which part of the rows of a batch is this host's.
-      num_shards: number of parts, which divides B.
-      seed: of the draws.
-      probabilities: of the tasks, ``[N]``; ``None`` for the tasks in turn.
-      follows_weights: whether the trainer is to replace the probabilities by the task weights
-        whenever it has taken the steps of a summary.
-      interval: in every how many steps to draw as many rows again, the tasks in turn, to measure
+      num_shards: number of parts, which divides the batch.
+      follows_weights: whether the probabilities are to be replaced by the task weights in
+        :meth:`follow`.
+      interval: in every how many steps to read as many rows again, the tasks in turn, to measure
         the interaction on; they come with the batch and don't count as drawn. ``None`` for none.
     """
 
@@ -103,34 +124,44 @@ class DrawnRows(dataset_iterator.DatasetIterator):
         self,
         datasets: Sequence[tf.data.Dataset],
         names: Sequence[str],
-        batch_size: int,
+        drawer: drawing.Drawer,
         *,
         shard: int = 0,
         num_shards: int = 1,
-        seed: int = 0,
-        probabilities: np.ndarray | None = None,
         follows_weights: bool = False,
         interval: int | None = None,
     ):
         self._datasets = list(datasets)
         self._marks = tasks.marks(names, len(names))
-        self._size, self._seed = batch_size, seed
-        own = batch_size // num_shards
+        self._drawer = drawer
+        own = drawer.size // num_shards
         self._own = slice(shard * own, (shard + 1) * own)
-        self.probabilities, self.follows_weights = probabilities, follows_weights
-        self._interval = interval
+        self.follows_weights, self._interval = follows_weights, interval
         self.reset()
 
     def reset(self) -> None:
         """Puts it at its beginning, but keeps the probabilities."""
-        self._iterators = [
-            dataset_iterator.TfDatasetIterator(dataset, checkpoint=True)
-            for dataset in self._datasets
-        ]
-        # Rows that were looked at and not drawn yet.
-        self._ahead = [collections.deque() for _ in self._datasets]
-        self._step, self._drawn = 0, np.zeros(len(self._datasets), np.int64)
+        nothing = np.zeros(len(self._datasets), np.int64)
+        self._drawer = dataclasses.replace(self._drawer, counts=nothing, step=0)
+        self._source = TaskRows(self._datasets)
+        # Rows of each task that this host has read for batches, [N].
+        self._taken = nothing
         self._measured: dict[str, np.ndarray] = {}
+
+    @property
+    def probabilities(self) -> np.ndarray | None:
+        """What rows are drawn with, ``[N]``; ``None`` for the tasks in turn."""
+        return self._drawer.probabilities
+
+    def follow(self, weights: Any, seen: Any = True) -> None:
+        """Draws by other task weights from here on, if it follows them.
+
+        Args:
+          weights: ``[N]``.
+          seen: the tasks that were in some batch so far, bool ``[N]``.
+        """
+        if self.follows_weights:
+            self._drawer = self._drawer.following(weights, seen)
 
     @property
     def element_spec(self) -> Any:
@@ -141,48 +172,32 @@ class DrawnRows(dataset_iterator.DatasetIterator):
                 shape=(self._own.stop - self._own.start, *shape), dtype=dtype
             )
 
-        spec = self._iterators[0].element_spec
-        found = {name: batched(x.shape[1:], x.dtype) for name, x in spec.items()}
+        spec: Any = self._datasets[0].element_spec
+        specs = {n: batched(x.shape[1:], x.dtype.as_numpy_dtype) for n, x in spec.items()}
         if self._interval is not None:
-            found |= {tasks.MEASURED + name: x for name, x in list(found.items())}
-        found[tasks.MARK] = batched((), np.int32)
+            specs |= {tasks.MEASURED + name: x for name, x in list(specs.items())}
+        specs[tasks.MARK] = batched((), np.int32)
         if self.probabilities is not None:
-            found[tasks.SHARE] = batched((len(self._datasets),), np.float32)
-        return found
+            specs[tasks.SHARE] = batched((len(self._datasets),), np.float32)
+        return specs
 
     def __next__(self) -> dict[str, np.ndarray]:
-        if self.probabilities is None:
-            draw = draws.draw_balanced(self._drawn, self._size)
-        else:
-            draw = draws.draw_mixed(
-                self._drawn, self._size, self.probabilities, [self._seed, self._step]
-            )
+        draw, after = self._drawer.next()
         own = draw.tasks[self._own]
-        batch = _joined([self._take(task) for task in own])
+        numbers, taken = drawing.numbered(own, self._taken)
+        batch = self._source.rows(own, numbers)
         if self._interval is not None:
             # What is not due is not looked at, but must be rows all the same.
-            if self._step % self._interval == 0 or not self._measured:
-                self._measured = self._rows_to_measure()
+            if self._drawer.step % self._interval == 0 or not self._measured:
+                ahead = np.arange(self._own.start, self._own.stop) % len(taken)
+                rows = self._source.rows(ahead, drawing.numbered(ahead, taken)[0])
+                self._measured = {tasks.MEASURED + name: x for name, x in rows.items()}
             batch |= self._measured
         batch[tasks.MARK] = self._marks[own]
         if self.probabilities is not None:
             batch[tasks.SHARE] = np.tile(np.float32(self.probabilities), (len(own), 1))
-        self._step, self._drawn = self._step + 1, draw.drawn
+        self._drawer, self._taken = after, taken
         return batch
-
-    def _take(self, task: int) -> Mapping[str, np.ndarray]:
-        return self._ahead[task].popleft() if self._ahead[task] else next(self._iterators[task])
-
-    def _rows_to_measure(self) -> dict[str, np.ndarray]:
-        num_tasks = len(self._datasets)
-        seen, rows = np.zeros(num_tasks, np.int64), []
-        for row in range(self._own.start, self._own.stop):
-            task = row % num_tasks
-            while len(self._ahead[task]) <= seen[task]:
-                self._ahead[task].append(next(self._iterators[task]))
-            rows.append(self._ahead[task][seen[task]])
-            seen[task] += 1
-        return {tasks.MEASURED + name: x for name, x in _joined(rows).items()}
 
     def save(self, filename: Any) -> None:
         """Writes its place in the data.
@@ -190,14 +205,13 @@ class DrawnRows(dataset_iterator.DatasetIterator):
         Args:
           filename: what the names of the files begin with.
         """
-        self._checkpoint().write(os.fspath(filename))
-        arrays = {"step": np.array(self._step), "drawn": self._drawn}
-        if self.probabilities is not None:
-            arrays["probabilities"] = np.asarray(self.probabilities)
-        for task, rows in enumerate(self._ahead):
-            if rows:
-                arrays |= {f"{task}/{name}": x for name, x in _joined(list(rows)).items()}
-        _write(filename, arrays)
+        # Files beside each other, since T5X removes them one by one.
+        self._source.checkpoint.write(os.fspath(filename))
+        place = np.array(json.dumps(self._drawer.record()))
+        buffer = io.BytesIO()
+        np.savez(buffer, place=place, taken=self._taken, **self._source.record())
+        with tf.io.gfile.GFile(f"{filename}.npz", "wb") as file:
+            file.write(buffer.getvalue())
 
     def restore(self, filename: Any) -> None:
         """Goes on from a place in the data.
@@ -206,40 +220,27 @@ class DrawnRows(dataset_iterator.DatasetIterator):
           filename: as for :meth:`save`.
 
         Raises:
-          ValueError: if there is none, or it was saved with another way of drawing rows.
+          ValueError: if there is none, or it was saved by another version or with another way of
+            drawing rows.
         """
-        arrays = _read(filename)
-        ways = {True: "at random", False: "in turn"}
-        is_random = self.probabilities is not None
-        if "drawn" not in arrays:
-            what, now = "BATCH_SIZE and the sampling", "they are drawn one by one, "
-            now += ways[True] if is_random else f"since the tasks don't divide {self._size}"
-            raise ValueError(_OTHERWISE.format(path=filename, found=_IN_TURN, now=now, what=what))
-        if ("probabilities" in arrays) != is_random:
-            found = f"drew its tasks {ways['probabilities' in arrays]}"
-            now = f"they are drawn {ways[is_random]}"
+        if not tf.io.gfile.exists(f"{filename}.index"):
             raise ValueError(
-                _OTHERWISE.format(path=filename, found=found, now=now, what="sampling")
+                f"Expected the place in the data in {filename}, but there is none: the checkpoint "
+                "was saved without it, or by another number of hosts. Go on with as many hosts. "
+                f"{_ANEW}"
             )
-        self._checkpoint().read(os.fspath(filename)).assert_consumed()
-        self._step, self._drawn = int(arrays["step"]), arrays["drawn"]
-        if self.probabilities is not None:
-            self.probabilities = arrays["probabilities"]
-        self._measured = {}
-        for task, rows in enumerate(self._ahead):
-            rows.clear()
-            found = {
-                name.split("/", 1)[1]: x
-                for name, x in arrays.items()
-                if name.startswith(f"{task}/")
-            }
-            count = len(next(iter(found.values()), ()))
-            rows.extend({name: x[i : i + 1] for name, x in found.items()} for i in range(count))
-
-    def _checkpoint(self) -> tf.train.Checkpoint:
-        return tf.train.Checkpoint(
-            **{f"task_{i}": iterator.iterator for i, iterator in enumerate(self._iterators)}
-        )
+        arrays: dict[str, np.ndarray] = {}
+        if tf.io.gfile.exists(f"{filename}.npz"):
+            with tf.io.gfile.GFile(f"{filename}.npz", "rb") as file:
+                arrays = dict(np.load(io.BytesIO(file.read()), allow_pickle=False))
+        try:
+            place = json.loads(str(arrays["place"])) if "place" in arrays else None
+            drawer = self._drawer.restored(place)
+        except ValueError as error:
+            raise ValueError(f"{filename}: {error} {_ANEW}") from error
+        self._source.checkpoint.read(os.fspath(filename)).assert_consumed()
+        self._source.keep(arrays)
+        self._drawer, self._taken, self._measured = drawer, arrays["taken"], {}
 
 
 def check(
@@ -283,39 +284,54 @@ def check(
         )
 
 
-def probabilities(
-    mixture: Any, parts: Sequence[seqio.Task], sampling: str, temperature: float, weighting: Any
-) -> np.ndarray | None:
-    """The probabilities that the rows of the first batch are drawn with.
+def drawer(
+    mixture: Any,
+    parts: Sequence[seqio.Task],
+    batch_size: int,
+    seed: int,
+    *,
+    sampling: str,
+    temperature: float,
+    weighting: Any,
+) -> drawing.Drawer:
+    """What draws the first batch of a run.
 
     Args:
       mixture: a mixture or task of seqio, or its name.
       parts: its tasks.
+      batch_size: B, rows of all hosts.
+      seed: of random draws.
       sampling: "uniform", "rates" or "weights".
       temperature: of the rates.
       weighting: the run's, for "weights".
 
     Returns:
-      ``[N]``; ``None`` for the tasks in turn.
+      The drawer.
 
     Raises:
       ValueError: if the rates of the mixture can't be drawn with.
     """
+    counts = np.zeros(len(parts), np.int64)
     if sampling == "uniform":
-        return None
+        return drawing.Drawer("balanced", batch_size, counts, seed)
+    random = drawing.Drawer("probabilities", batch_size, counts, seed)
     if sampling == "weights":
-        return draws.probabilities_of_weights(first_weights(weighting.weighting, len(parts)))
+        return random.following(first_weights(weighting.weighting, len(parts)))
+    return dataclasses.replace(random, probabilities=_by_rates(mixture, parts, temperature))
+
+
+def _by_rates(mixture: Any, parts: Sequence[seqio.Task], temperature: float) -> np.ndarray:
     if isinstance(mixture, str):
         mixture = seqio.get_mixture_or_task(mixture)
-    found = [mixture.get_rate(task) if isinstance(mixture, seqio.Mixture) else 1 for task in parts]
-    rates = np.array(found, np.float64)
+    given = [mixture.get_rate(task) if isinstance(mixture, seqio.Mixture) else 1 for task in parts]
+    rates = np.array(given, np.float64)
     if not (np.isfinite(rates).all() and (rates > 0).all()):
-        named = ", ".join(f"{p.name}: {rate}" for p, rate in zip(parts, found, strict=True))
+        named = ", ".join(f"{p.name}: {rate}" for p, rate in zip(parts, given, strict=True))
         raise ValueError(
             f"The rates of the mixture must be finite and above zero, but they are {named}."
         )
     # Relative to the largest, or a low temperature overflows.
-    return draws.probabilities((rates / rates.max()) ** (1 / temperature))
+    return drawing.probabilities((rates / rates.max()) ** (1 / temperature))
 
 
 def inside(iterator: Any) -> DrawnRows | None:
@@ -331,30 +347,3 @@ def inside(iterator: Any) -> DrawnRows | None:
         wrapped = getattr(iterator, "_it", None)
         iterator = getattr(iterator, "_iterator", None) if wrapped is None else wrapped
     return iterator
-
-
-def _write(filename: Any, arrays: Mapping[str, Any]) -> None:
-    """Writes arrays beside a checkpoint of TensorFlow."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    with tf.io.gfile.GFile(f"{filename}.npz", "wb") as file:
-        file.write(buffer.getvalue())
-
-
-def _read(filename: Any) -> dict[str, np.ndarray]:
-    """What is beside a checkpoint of TensorFlow, which must be there."""
-    if not tf.io.gfile.exists(f"{filename}.index"):
-        raise ValueError(
-            f"Expected the place in the data in {filename}, but there is none: the checkpoint was "
-            "saved without it, or by another number of hosts. Go on with as many hosts, or let the "
-            "run draw its data anew: SaveCheckpointConfig.save_dataset = False and "
-            "train/utils.DatasetConfig.seed = None."
-        )
-    if not tf.io.gfile.exists(f"{filename}.npz"):
-        return {}
-    with tf.io.gfile.GFile(f"{filename}.npz", "rb") as file:
-        return dict(np.load(io.BytesIO(file.read()), allow_pickle=False))
-
-
-def _joined(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

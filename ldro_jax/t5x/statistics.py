@@ -16,7 +16,7 @@ from ldro_jax.interaction import base as interaction_base
 from ldro_jax.measuring import rows as rows_lib
 from ldro_jax.t5x.model import row_tokens
 from ldro_jax.t5x.tasks import TaskRows
-from ldro_jax.tasks import sampling
+from ldro_jax.tasks.drawing import places
 
 # (params, rows, which row of the step each one is, int32 [R]) -> (losses [R], summed over tokens;
 # T5X's metrics). A row has the same number in every pass over it.
@@ -157,7 +157,7 @@ class Statistics(NamedTuple):
             if batch.measured is not None:
                 measured = _numbered(batch.measured, first=size)
             elif batch.task is not None:
-                where = sampling.places(batch.task, num_tasks, -(-size // num_tasks))
+                where = places(batch.task, num_tasks, -(-size // num_tasks))
             taken = self._rows_by_task(measured, where, self.interaction_rows)
             task_loss = _task_loss(row_losses)
             found = self.strategy.matrix(lambda *both: task_loss(*both)[0], params, taken)

@@ -23,7 +23,6 @@ from ldro_jax.t5x import drawing, dropout, evaluation, frozen, inheritance, task
 from ldro_jax.t5x.model import LDROModel
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 from ldro_jax.t5x.statistics import Statistics
-from ldro_jax.tasks import draws
 
 
 class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
@@ -132,9 +131,9 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
             self._drawn, self._began = drawing.inside(batch_iter), True
             batch_iter = itertools.chain([first], batch_iter)
         summary = super().train(batch_iter, num_steps, start_step)
-        if self._drawn is not None and self._drawn.follows_weights:
+        if self._drawn is not None:
             state = transform.find_state(self.train_state.param_states["weighting"])
-            self._drawn.probabilities = draws.probabilities_of_weights(state.weights, state.seen)
+            self._drawn.follow(state.weights, state.seen)
         return summary
 
     @cached_property.cached_property

@@ -15,7 +15,8 @@ from absl import logging
 from typing_extensions import override
 
 from ldro_jax.runtime import checks
-from ldro_jax.tasks import base, orders
+from ldro_jax.tasks import base
+from ldro_jax.tasks.drawing import Orders
 from ldro_jax.tasks.source import Source
 
 
@@ -174,7 +175,7 @@ class ShuffledSequences(Source):
         self._tokens, self._length = tokens, length
         counts = [max(len(t) // length, 1) for t in tokens]
         # Another offset cuts the text elsewhere, and leaves out another remainder.
-        self._orders = orders.Orders(counts, seed, [len(t) % length for t in tokens])
+        self._orders = Orders(counts, seed, [len(t) % length for t in tokens])
 
     @override
     def rows(self, tasks: np.ndarray, indices: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks, errors
 from ldro_jax.sharding import Layout
-from ldro_jax.tasks import sampling
+from ldro_jax.tasks import drawing
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
@@ -83,7 +83,7 @@ class Batches:
     def __post_init__(self):
         # Numbers of NumPy would be other text in a configuration.
         object.__setattr__(self, "size", checks.integer("size", self.size))
-        checks.one_of("sampler", self.sampler, tuple(sampling.SAMPLERS))
+        checks.one_of("sampler", self.sampler, drawing.SAMPLERS)
         checks.integer("microbatches", self.microbatches)
         if self.interaction_rows is not None:
             checks.integer("interaction_rows", self.interaction_rows)

@@ -1,5 +1,6 @@
 """The batches of a run: rows from the host, put on a mesh of devices."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ldro_jax import weighting
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks
-from ldro_jax.tasks import draws
+from ldro_jax.tasks import drawing
 from ldro_jax.tasks.source import Source
 from ldro_jax.training.engine import Batches
 from ldro_jax.training.method import Method
@@ -39,53 +40,33 @@ class Feed:
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._row_shapes = problem.row_shapes()
         on_device = problem.on_device
-        self._sizes: Any = None if on_device is None else np.asarray(on_device.sizes)
-        if self._sizes is None and batches.sampler == "uniform":
-            raise ValueError(
-                "sampler must be 'balanced' for tasks without a number of rows, but it is "
-                "'uniform'."
-            )
+        self._drawer = drawing.Drawer(
+            batches.sampler,
+            batches.size,
+            np.zeros(problem.num_tasks, np.int64),
+            sizes=None if on_device is None else np.asarray(on_device.sizes),
+        )
 
-    def first_probabilities(self, method: Method) -> np.ndarray:
-        """The probabilities of the tasks in the first batches, ``[N]``."""
-        num_tasks = self._problem.num_tasks
-        if method.sampling == "uniform":
-            return np.full(num_tasks, 1 / num_tasks, np.float32)
-        first = weighting.first_weights(method.wrapped(), num_tasks)
-        return draws.probabilities_of_weights(first)
+    def drawer(self, method: Method, seed: int) -> drawing.Drawer:
+        """What draws the first batch of a run, by its first weights if the method asks for that."""
+        drawer = dataclasses.replace(self._drawer, seed=seed)
+        if method.sampling != "weights":
+            return drawer
+        first = weighting.first_weights(method.wrapped(), self._problem.num_tasks)
+        return dataclasses.replace(drawer, sampler="probabilities").following(first)
 
-    def draw(self, drawn: np.ndarray, probabilities: np.ndarray, seed: int, step: int):
-        """Which rows the batch of a step has, after ``drawn`` of each task, ``[N]``.
+    def batch(self, source: Source, drawer: drawing.Drawer) -> tuple[Batch, drawing.Drawer]:
+        """The next batch on the devices, and what draws the one after it.
 
-        Rows are drawn with the probabilities ``[N]`` if the method asks for that.
+        Each process reads the rows of its devices alone.
         """
-        if self._method.sampling == "weights":
-            return draws.draw_mixed(drawn, self._batches.size, probabilities, [seed, step])
-        if self._batches.sampler == "uniform":
-            return draws.draw_uniform(drawn, self._batches.size, self._sizes, [seed])
-        return draws.draw_balanced(drawn, self._batches.size)
-
-    def batch(
-        self, source: Source, draw: draws.Draw, probabilities: np.ndarray, step: int
-    ) -> Batch:
-        """The rows of a step's draw on the devices; each process reads those of its devices alone.
-
-        ``probabilities`` are those that the draw was made with, ``[N]``.
-        """
-        num_tasks, size = self._problem.num_tasks, self._batches.size
+        draw, after = drawer.next()
         measured = by_task = None
-        if self._method.sampling == "weights":
-            expected = probabilities * np.float32(size)
-        elif self._batches.sampler == "uniform":
-            expected = draws.expected_if_uniform(self._sizes, size)
-        else:
-            expected = np.bincount(draw.tasks, None, num_tasks)
         if self._measured_rows:
             # These don't count as drawn.
-            if step % self._method.interval == 0:
-                balanced = draws.draw_balanced(np.zeros_like(draw.drawn), self._measured_rows)
-                balanced = balanced._replace(indices=balanced.indices + draw.drawn[balanced.tasks])
-                self._measured = self._place(source, balanced, self._everywhere)
+            if drawer.step % self._method.interval == 0:
+                ahead = after.ahead(self._measured_rows)
+                self._measured = self._place(source, ahead, self._everywhere)
             elif self._measured is None:
                 # Not looked at, and a stream that was resumed must give no rows for it.
                 self._measured = jax.tree.map(
@@ -94,14 +75,16 @@ class Feed:
                 )
             measured = self._measured
         elif self._has_turns:
-            by_task = _put(draws.rows_by_task(draw.tasks, num_tasks), self._everywhere)
-        return Batch(
+            by_task = drawing.rows_by_task(draw.tasks, self._problem.num_tasks)
+            by_task = _put(by_task, self._everywhere)
+        batch = Batch(
             rows=self._place(source, draw, self._over_data),
             tasks=_put(draw.tasks, self._over_data),
-            expected=_put(expected.astype(np.float32), self._everywhere),
+            expected=_put(drawer.expected(draw.tasks), self._everywhere),
             measured=measured,
             by_task=by_task,
         )
+        return batch, after
 
     @property
     def _has_turns(self) -> bool:

@@ -5,7 +5,6 @@ its own devices.
 """
 
 import copy
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from ldro_jax import interaction, sharding, transform
 from ldro_jax.measuring import trained
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import preemption
-from ldro_jax.tasks import draws
+from ldro_jax.tasks import drawing
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import engine, fingerprint
 from ldro_jax.training import feed as feed_lib
@@ -185,20 +184,6 @@ def _queue_length(began: float, timed: int) -> int:
     return int(np.clip(preemption.SECONDS / max(seconds, 1e-6), 1, _QUEUED_STEPS if timed else 1))
 
 
-@dataclasses.dataclass
-class _Drawn:
-    """How far a run has drawn.
-
-    Attributes:
-      rows: of each task drawn so far, ``[N]``.
-      probabilities: of the tasks, where rows are drawn by them, ``[N]``; those of the weights at
-        the last evaluation, so that a run that is resumed draws the same rows.
-    """
-
-    rows: np.ndarray
-    probabilities: np.ndarray
-
-
 class MeshedSession(engine.Session):
     """One run of a program, which draws its rows a few steps ahead."""
 
@@ -209,10 +194,7 @@ class MeshedSession(engine.Session):
         self._is_fresh = True
         self.identity = self._source.identity
         self.states, self.step = program.init(trial.seed), 0
-        num_tasks = program.problem.num_tasks
-        self._drawn = _Drawn(
-            np.zeros(num_tasks, np.int64), program.feed.first_probabilities(trial.method)
-        )
+        self._drawer = program.feed.drawer(trial.method, trial.seed)
         # Of the steps since the last evaluation, each [N].
         self._losses: list[np.ndarray] = []
         self._end, self._queued_steps = 0, 1
@@ -229,10 +211,10 @@ class MeshedSession(engine.Session):
 
         self._end, self._is_fresh = until, False
         with prefetched(self._batches()) as ready:
-            for batch, drawn in ready:
+            for batch, drawer in ready:
                 self.states, losses = self._program.step(self.states, batch, self._trial.method)
                 queued.append(losses)
-                self._drawn.rows, self.step = drawn, self.step + 1
+                self._drawer, self.step = drawer, drawer.step
                 progress.update(1)
                 if not began:
                     # The first step compiles.
@@ -250,20 +232,19 @@ class MeshedSession(engine.Session):
         collect()
         return (time.perf_counter() - began) / timed if timed else math.nan
 
-    def _batches(self) -> Iterator[tuple[step_lib.Batch, np.ndarray]]:
-        feed, drawn, step = self._program.feed, self._drawn.rows, self.step
-        probabilities = self._drawn.probabilities
-        while step < self._end:
-            draw = feed.draw(drawn, probabilities, self._trial.seed, step)
-            yield feed.batch(self._source, draw, probabilities, step), draw.drawn
-            drawn, step = draw.drawn, step + 1
+    def _batches(self) -> Iterator[tuple[step_lib.Batch, drawing.Drawer]]:
+        drawer = self._drawer
+        while drawer.step < self._end:
+            batch, drawer = self._program.feed.batch(self._source, drawer)
+            yield batch, drawer
 
     @override
     def evaluated(self) -> np.ndarray:
         losses = np.ma.masked_invalid(self._losses).mean(axis=0).filled(np.nan)
         self._losses.clear()
-        found = transform.find_state(self.states.opt_state)
-        self._drawn.probabilities = draws.probabilities_of_weights(found.weights, found.seen)
+        weighted = transform.find_state(self.states.opt_state)
+        # Until the next evaluation, so that a run that is resumed draws the same rows.
+        self._drawer = self._drawer.following(weighted.weights, weighted.seen)
         return losses[None]
 
     @override
@@ -274,8 +255,7 @@ class MeshedSession(engine.Session):
     @override
     def record(self) -> dict[str, Any]:
         return {
-            "probabilities": self._drawn.probabilities.tolist(),
-            "drawn": self._drawn.rows.tolist(),
+            "drawer": self._drawer.record(),
             # JSON has no NaN, and NumPy makes it of None again.
             "losses": [[None if math.isnan(x) else x for x in y.tolist()] for y in self._losses],
         }
@@ -283,9 +263,7 @@ class MeshedSession(engine.Session):
     @override
     def load(self, states: step_lib.TrainState, record: Mapping[str, Any]) -> None:
         self.states, self.step = states, int(states.step)
-        self._drawn = _Drawn(
-            np.array(record["drawn"], np.int64), np.array(record["probabilities"], np.float32)
-        )
+        self._drawer = self._drawer.restored(record.get("drawer"))
         self._losses = [np.array(loss, np.float32) for loss in record["losses"]]
         if self.source is None and not _gives_again(self._source):
             logging.warning(

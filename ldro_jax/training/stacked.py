@@ -5,6 +5,7 @@ seeds alone are trained together: under ``vmap`` on accelerators, where one smal
 of the device idle, and one after the other on CPU.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from typing_extensions import override
 from ldro_jax.problems.base import OnDevice, Problem
 from ldro_jax.records import traced
 from ldro_jax.runtime import preemption
-from ldro_jax.tasks import draws, sampling
+from ldro_jax.tasks import drawing
 from ldro_jax.training import engine, stretches
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
@@ -134,41 +135,40 @@ class StackedProgram(engine.Program):
         steps that weren't taken are zero.
         """
         batches, sizes, num_tasks = self.batches, self._data.sizes, self.problem.num_tasks
-        draw = sampling.SAMPLERS[batches.sampler]
-        on_average = draws.expected_if_uniform(sizes, batches.size)
+        drawer = drawing.Drawer(
+            batches.sampler, batches.size, np.zeros(num_tasks, np.int64), sizes=sizes
+        )
         interval, rows_apart = self.method.interval, self._rows_apart
         observe = self.problem.observe or (lambda params: ())
         step = self._train_step()
 
         def stretch(rates, state, means, key, blocks, arrays_and_reference):
             arrays, reference = arrays_and_reference
-            drawn = draw(key, state.step, size.steps, sizes, batches.size)
+            drawn = drawing.stretch(drawer, key, state.step, size.steps)
             apart, first = None, state.step // interval
             if rows_apart is not None:
                 # One draw for each measurement in the stretch.
                 other, count = jax.random.fold_in(key, 2), -(-size.steps // interval) + 1
-                apart = sampling.balanced(other, first, count, sizes, num_tasks * rows_apart)
+                even = dataclasses.replace(drawer, sampler="balanced", size=num_tasks * rows_apart)
+                apart = drawing.stretch(even, other, first, count)
 
             def one_step(carry, drawn):
                 state, means = carry
 
                 def take(draw):
-                    return self._data.take(arrays, key, state.step, draw.task, draw.index)
+                    return self._data.take(arrays, key, state.step, draw.tasks, draw.indices)
 
                 def measured():
                     now = jax.tree.map(lambda x: x[state.step // interval - first], apart)
                     # They are sorted by task.
                     return take(jax.tree.map(lambda x: x.reshape(num_tasks, -1).T.reshape(-1), now))
 
-                expected = jnp.asarray(on_average)
-                if batches.sampler == "balanced":
-                    expected = jnp.bincount(drawn.task, length=num_tasks).astype(jnp.float32)
                 batch = step_lib.Batch(
                     rows=take(drawn),
-                    tasks=drawn.task,
-                    expected=expected,
+                    tasks=drawn.tasks,
+                    expected=jnp.asarray(drawer.expected(drawn.tasks)),
                     measured=None if apart is None else measured,
-                    by_task=sampling.places(drawn.task, num_tasks, -(-batches.size // num_tasks)),
+                    by_task=drawing.places(drawn.tasks, num_tasks, -(-batches.size // num_tasks)),
                     reference=reference,
                 )
                 state, losses = step(rates, state, batch)

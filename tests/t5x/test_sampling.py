@@ -12,12 +12,12 @@ import seqio
 from helpers import tiny, tiny_lm
 
 from ldro_jax import ldro, transform, weighting
-from ldro_jax.tasks import draws
+from ldro_jax.tasks.drawing import Drawer
 from ldro_jax.training import engine
 from ldro_jax.training.method import Method
 
 tiny_t5x = pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 from ldro_jax.t5x import drawing  # noqa: E402
 
@@ -27,16 +27,18 @@ THREE = NAMES[:3]
 MARK, SHARE, MEASURED = (getattr(tiny_t5x.tasks_lib, n) for n in ("MARK", "SHARE", "MEASURED"))
 
 
-def datasets(size=60, count=N):
+def datasets(size=60, *, at_a_time=3):
     """Of each task rows that say which task and which row they are."""
     tf = drawing.tf
 
     def of(task):
         tokens = np.full((size, LENGTH), 3 + task, np.int32)
         tokens[:, 0] = np.arange(size)
-        return tf.data.Dataset.from_tensor_slices({"decoder_target_tokens": tokens}).batch(1)
+        return tf.data.Dataset.from_tensor_slices({"decoder_target_tokens": tokens}).batch(
+            at_a_time, drop_remainder=True
+        )
 
-    return [of(task) for task in range(count)]
+    return [of(task) for task in range(N)]
 
 
 def seen(batch, prefix=""):
@@ -45,20 +47,27 @@ def seen(batch, prefix=""):
     return (tokens[:, 1] - 3).tolist(), tokens[:, 0].tolist()
 
 
-def make(batch_size=6, **options):
-    return drawing.DrawnRows(datasets(), NAMES, batch_size, **options)
+def drawer(batch_size=6, *, seed=0, probabilities=None):
+    counts = np.zeros(N, np.int64)
+    if probabilities is None:
+        return Drawer("balanced", batch_size, counts, seed)
+    return Drawer("probabilities", batch_size, counts, seed, probabilities=probabilities)
+
+
+def make(batch_size=6, *, seed=0, probabilities=None, **options):
+    drawn = drawer(batch_size, seed=seed, probabilities=probabilities)
+    return drawing.DrawnRows(datasets(), NAMES, drawn, **options)
 
 
 def test_tasks_take_turns_in_having_a_row_more():
-    rows, drawn = make(), np.zeros(N, np.int64)
+    rows, expected = make(), drawer()
     for _ in range(5):
-        expected = draws.draw_balanced(drawn, 6)
-        drawn = expected.drawn
+        draw, expected = expected.next()
         batch = next(rows)
-        assert seen(batch) == (expected.tasks.tolist(), expected.indices.tolist())
+        assert seen(batch) == (draw.tasks.tolist(), draw.indices.tolist())
         known = tiny_t5x.tasks_lib.marks(NAMES, N)
-        np.testing.assert_array_equal(batch[MARK], known[expected.tasks])
-    assert np.ptp(drawn) <= 1
+        np.testing.assert_array_equal(batch[MARK], known[draw.tasks])
+    assert np.ptp(expected.counts) <= 1
 
 
 def test_hosts_together_have_the_rows_of_one_draw():
@@ -78,30 +87,30 @@ def test_hosts_together_have_the_rows_of_one_draw():
             np.testing.assert_array_equal(together, batch[name])
 
 
-def test_rows_to_measure_come_when_due_and_do_not_count_as_drawn():
+@pytest.mark.parametrize("at_a_time", [1, 7])
+def test_rows_to_measure_come_when_due_and_do_not_count_as_drawn(at_a_time):
     share = np.array([0.7, 0.1, 0.1, 0.1], np.float32)
-    rows, drawn, last = make(8, seed=1, probabilities=share, interval=2), np.zeros(N, int), None
+    expected, last = drawer(8, seed=1, probabilities=share), None
+    rows = drawing.DrawnRows(datasets(at_a_time=at_a_time), NAMES, expected, interval=2)
     for step in range(4):
-        expected = draws.draw_mixed(drawn, 8, share, [1, step])
-        drawn = expected.drawn
+        draw, expected = expected.next()
         batch = next(rows)
-        assert seen(batch) == (expected.tasks.tolist(), expected.indices.tolist())
+        assert seen(batch) == (draw.tasks.tolist(), draw.indices.tolist())
         tasks, numbers = seen(batch, MEASURED)
         assert tasks == [0, 1, 2, 3] * 2
         if step % 2 == 0:
-            last = [*drawn, *(drawn + 1)]
+            last = [*expected.counts, *(expected.counts + 1)]
         assert numbers == last
         np.testing.assert_array_equal(batch[SHARE], np.tile(share, (8, 1)))
 
 
 @pytest.mark.parametrize("options", [{}, {"probabilities": np.full(N, 0.25, np.float32)}])
 def test_its_place_is_saved_and_found_again(tmp_path, options):
-    options = options | ({"interval": 2, "seed": 3} if options else {})
+    options = options | ({"interval": 2, "seed": 3, "follows_weights": True} if options else {})
     rows = make(**options)
     for _ in range(3):
         next(rows)
-    if options:
-        rows.probabilities = np.array([0.4, 0.3, 0.2, 0.1], np.float32)
+    rows.follow([0.4, 0.3, 0.2, 0.1])
     rows.save(tmp_path / "place")
     expected = [next(rows) for _ in range(4)]
     other = make(**options)
@@ -120,11 +129,22 @@ def test_its_place_is_saved_and_found_again(tmp_path, options):
 
 def test_another_way_of_drawing_does_not_go_on(tmp_path):
     make().save(tmp_path / "place")
-    match = "run that drew its tasks in turn, but now .* at random. Give the run the sampling it"
-    with pytest.raises(ValueError, match=match):
+    match = "sampler 'balanced', but now it is 'probabilities'. Give the run the sampling it"
+    with pytest.raises(ValueError, match=f"{match}.*save_dataset = False"):
         make(probabilities=np.full(N, 0.25)).restore(tmp_path / "place")
-    with pytest.raises(ValueError, match="Expected the place .* Go on with as many hosts, or let"):
+    with pytest.raises(ValueError, match="Expected the place .* Go on with as many hosts. Or let"):
         make().restore(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("had", ["no arrays", "arrays of 0.1"])
+def test_a_place_of_an_older_version_is_refused_in_one_line(tmp_path, had):
+    make().save(tmp_path / "place")
+    (tmp_path / "place.npz").unlink()
+    if had == "arrays of 0.1":
+        np.savez(tmp_path / "place.npz", step=np.array(3), drawn=np.full(N, 4))
+    with pytest.raises(ValueError, match="place: .* version .* format 0, .*Or let") as error:
+        make().restore(tmp_path / "place")
+    assert "\n" not in str(error.value)
 
 
 def masked_loop(tx, batches):
@@ -329,8 +349,7 @@ def test_rows_drawn_by_weights_train_as_in_this_librarys_own_trainer(name):
     iterator = drawing.DrawnRows(
         [text_of(task) for task in range(N)],
         NAMES,
-        size,
-        probabilities=draws.probabilities(weighting.first_weights(tx.weighting, N)),
+        drawer(size, probabilities=weighting.first_weights(tx.weighting, N)),
         follows_weights=True,
         interval=tx.interval,
     )
@@ -423,36 +442,16 @@ def test_a_run_goes_on_with_the_row_after_its_last(cfg, tmp_path, size):
 
 
 @pytest.mark.parametrize("options", [{}, {"sampling": "rates", "weighting": tiny_t5x.weighting()}])
-def test_rows_drawn_one_by_one_go_on_in_batches_of_another_size(cfg, tmp_path, options):
+def test_a_run_goes_on_in_batches_of_another_size(cfg, tmp_path, options):
     of_tasks = lambda batches: {  # noqa: E731
         mark: np.concatenate([b["decoder_target_tokens"][b[MARK] == mark] for b in batches])
         for mark in np.unique(np.concatenate([b[MARK] for b in batches]))
     }
-    _, after = place(cfg, tmp_path, 10, **options)
+    _, after = place(cfg, tmp_path, 12, **options)
     expected, found = of_tasks(after), of_tasks(resumed(cfg, tmp_path, 11, **options))
     for mark in expected.keys() & found.keys():
         count = min(len(expected[mark]), len(found[mark]))
         np.testing.assert_array_equal(found[mark][:count], expected[mark][:count])
-
-
-def test_another_batch_size_is_called_so(cfg, tmp_path):
-    way_on = "Give the run the BATCH_SIZE .* Or .*save_dataset = False"
-    drawn_at_random = {"sampling": "rates", "weighting": tiny_t5x.weighting()}
-    for before, now, options, match in [
-        (12, 24, {}, "of a run that had BATCH_SIZE = 12, but now BATCH_SIZE is 24 and the 3 tasks"),
-        (12, 10, {}, "as many rows of each task .* one by one, since the tasks don't divide 10"),
-        (10, 12, {}, "drew the rows of a batch one by one, but now BATCH_SIZE is 12"),
-        (12, 12, drawn_at_random, "as many rows of each task .* drawn one by one, at random"),
-    ]:
-        place(cfg, tmp_path, before)
-        with pytest.raises(ValueError, match=f"{match}.*{way_on}"):
-            resumed(cfg, tmp_path, now, **options)
-
-
-def test_a_place_saved_before_batch_sizes_were_is_found(cfg, tmp_path):
-    _, expected = place(cfg, tmp_path, 12)
-    (tmp_path / "place.npz").unlink()
-    jax.tree.map(np.testing.assert_array_equal, resumed(cfg, tmp_path, 12), expected)
 
 
 def test_batches_that_can_not_be_drawn_are_refused(cfg, tmp_path):

@@ -31,10 +31,16 @@ def text(method):
 
 
 def batch(program, probabilities=UNIFORM):
-    """The batch after a few others."""
+    """The batch after a few others, its draw, and what draws the next one."""
     num_tasks = program.problem.num_tasks
-    draw = program.feed.draw(np.arange(num_tasks), probabilities[:num_tasks], 0, 3)
-    return program.feed.batch(program.problem.source(0), draw, probabilities[:num_tasks], 0), draw
+    drawer = dataclasses.replace(
+        program.feed.drawer(program.method, 0),
+        counts=np.arange(num_tasks),
+        probabilities=probabilities[:num_tasks],
+    )
+    draw, _ = drawer.next()
+    found, after = program.feed.batch(program.problem.source(0), drawer)
+    return found, draw, after
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ def batch(program, probabilities=UNIFORM):
 )
 def test_every_device_gets_its_rows_of_the_same_batch(make):
     programs = [make(layout) for layout in (EIGHT, tiny.ONE)]
-    (found, draw), (one, _) = map(batch, programs)
+    (found, draw, _), (one, *_) = map(batch, programs)
     jax.tree.map(np.testing.assert_array_equal, found, one)
     for array in jax.tree.leaves(found.rows):
         assert array.sharding.spec == PartitionSpec("data")
@@ -64,10 +70,10 @@ def test_every_device_gets_its_rows_of_the_same_batch(make):
 @pytest.mark.parametrize("make", [text(MEASURED), images], ids=["by weights", "plain random"])
 def test_random_batches_measure_every_task_on_rows_that_are_not_drawn_yet(make):
     program = make(tiny.ONE)
-    found, draw = batch(program)
+    found, _, after = batch(program)
     num_tasks = program.problem.num_tasks
     tasks = np.arange(program.batches.size // num_tasks * num_tasks) % num_tasks
-    indices = draw.drawn[tasks] + np.arange(len(tasks)) // num_tasks
+    indices = after.counts[tasks] + np.arange(len(tasks)) // num_tasks
     rows = program.problem.source(0).rows(tasks, indices)
     jax.tree.map(np.testing.assert_array_equal, found.measured, rows)
     # Every device holds them all.
@@ -77,7 +83,7 @@ def test_random_batches_measure_every_task_on_rows_that_are_not_drawn_yet(make):
 
 def test_a_device_has_rows_of_several_tasks():
     # One row of each task comes before the second of any, so a device has two tasks.
-    found, _ = batch(tiny_lm.program(tiny_lm.LDRO, EIGHT))
+    found, *_ = batch(tiny_lm.program(tiny_lm.LDRO, EIGHT))
     tasks = [shard.data.tolist() for shard in found.tasks.addressable_shards]
     assert all(len(set(mine)) == 2 for mine in tasks)
 
@@ -94,20 +100,20 @@ def test_a_device_has_rows_of_several_tasks():
 )
 def test_how_many_rows_are_expected_of_each_task(make, expected):
     program = make(tiny.ONE)
-    found, _ = batch(program, MIXED)
+    found, *_ = batch(program, MIXED)
     np.testing.assert_allclose(found.expected, expected, rtol=1e-6)
     assert found.expected.sum() == pytest.approx(program.batches.size)
 
 
 @pytest.mark.parametrize(
     ("method", "expected"),
-    [(tiny_lm.DRAWN, UNIFORM), (MIXING, MIXED), (tiny_lm.LDRO, UNIFORM)],
+    [(tiny_lm.DRAWN, UNIFORM), (MIXING, MIXED), (MEASURED, UNIFORM)],
     ids=lambda x: getattr(x, "name", ""),
 )
 @pytest.mark.parametrize("floor", [0.0, 0.2])
 def test_the_first_rows_are_drawn_by_the_first_weights(method, expected, floor):
     method = dataclasses.replace(method, floor=floor)
-    found = tiny_lm.program().feed.first_probabilities(method)
+    found = tiny_lm.program().feed.drawer(method, 0).probabilities
     np.testing.assert_allclose(found, (1 - floor) * expected + floor / 4, rtol=1e-6)
 
 
@@ -125,7 +131,7 @@ def test_making_a_batch_compares_nothing_between_processes(monkeypatch):
     ]
     monkeypatch.setattr(jax, "device_put", put)
     for program in programs:
-        found, draw = batch(program)
+        found, draw, _ = batch(program)
         np.testing.assert_array_equal(found.tasks, draw.tasks)
 
 
@@ -144,11 +150,11 @@ class Asked:
 def test_more_rows_to_measure_on_are_read_when_they_are_needed(first):
     method = dataclasses.replace(tiny_lm.LDRO, interaction_interval=3)
     program = tiny_lm.make_program(method, interaction_rows=7)
-    source, drawn, measured = Asked(program.problem.source(0)), np.zeros(4, np.int64), {}
+    source, measured = Asked(program.problem.source(0)), {}
+    drawer = dataclasses.replace(program.feed.drawer(method, 0), step=first)
     for step in range(first, 5):
-        draw = program.feed.draw(drawn, UNIFORM, 0, step)
-        measured[step] = np.asarray(program.feed.batch(source, draw, UNIFORM, step).measured)
-        drawn = draw.drawn
+        batch, drawer = program.feed.batch(source, drawer)
+        measured[step] = np.asarray(batch.measured)
     size = tiny_lm.BATCH_SIZE
     # Four times seven rows, row r of task r mod 4; a run that goes on in between reads none.
     asked = {0: [28, size, size, size, 28, size, size], 1: [size, size, 28, size, size]}

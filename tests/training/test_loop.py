@@ -14,7 +14,7 @@ from helpers import tiny
 
 from ldro_jax.records import results
 from ldro_jax.runtime import preemption
-from ldro_jax.tasks import sampling
+from ldro_jax.tasks import drawing
 
 ENGINES = {"stacked": tiny.stacked, "meshed": tiny.meshed}
 DRAWN = dataclasses.replace(tiny.GROUP_DRO, name="drawn", sampling="weights")
@@ -261,8 +261,10 @@ def bad_steps(engine, found, num_steps):
     if engine == "stacked":
         # Example 0 of "middle" is broken, and an epoch of its 32 examples is 4 batches of 8.
         key = jax.random.fold_in(jax.random.key(0), 1)
-        drawn = sampling.balanced(key, jnp.int32(0), num_steps, np.array([40, 32, 40]), 24)
-        return np.flatnonzero(((drawn.task == 1) & (drawn.index == 0)).any(axis=1))
+        sizes = np.array([40, 32, 40])
+        drawer = drawing.Drawer("balanced", 24, 0 * sizes, sizes=sizes)
+        drawn = drawing.stretch(drawer, key, jnp.int32(0), num_steps)
+        return np.flatnonzero(((drawn.tasks == 1) & (drawn.indices == 0)).any(axis=1))
     rows = found.problem.source(0).rows(np.ones(8 * num_steps, int), np.arange(8 * num_steps))
     return np.flatnonzero(np.isnan(rows["inputs"]).reshape(num_steps, -1).any(axis=1))
 

@@ -58,14 +58,12 @@ def trained(layout, model, method="L-DRO", num_tasks=N, steps=STEPS):
     """Losses, weights and interaction of every step, and the last state."""
     a_program = program(layout, model, method, num_tasks)
     feed, source = a_program.feed, a_program.problem.source(0)
-    drawn = np.zeros(a_program.problem.num_tasks, np.int64)
-    uniform = np.full(len(drawn), 1 / len(drawn), np.float32)
+    drawer = feed.drawer(a_program.method, 0)
     state, seen = a_program.init(0), []
-    for step in range(steps):
-        draw = feed.draw(drawn, uniform, 0, step)
-        rows = feed.batch(source, draw, uniform, step)
+    for _ in range(steps):
+        rows, drawer = feed.batch(source, drawer)
         state, losses = a_program.step(state, rows, a_program.method)
-        drawn, found = draw.drawn, transform.find_state(state.opt_state)
+        found = transform.find_state(state.opt_state)
         # Copies, since the next step reuses the memory.
         seen.append([np.array(x) for x in (losses, found.weights, found.interaction)])
     return *map(np.array, zip(*seen, strict=True)), state

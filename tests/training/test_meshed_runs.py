@@ -16,7 +16,7 @@ from ldro_jax import transform
 from ldro_jax.records import identity, results
 from ldro_jax.runtime import preemption
 from ldro_jax.sharding import Layout
-from ldro_jax.tasks import draws
+from ldro_jax.tasks import drawing
 
 METHODS = [tiny_lm.LDRO, tiny_lm.DRAWN]
 
@@ -28,14 +28,14 @@ class Recorded:
         self.rows, self.losses, self.state = {}, {}, None
         self._original, self.program = a_program, copy.copy(a_program)
         self.program.feed = copy.copy(a_program.feed)
-        self.program.feed.draw, self.program.step = self._draw, self._step
+        self.program.feed.batch, self.program.step = self._batch, self._step
 
-    def _draw(self, drawn, probabilities, seed, step):
-        found = self._original.feed.draw(drawn, probabilities, seed, step)
-        rows = [found.tasks.tolist(), found.indices.tolist(), np.asarray(probabilities).tolist()]
+    def _batch(self, source, drawer):
+        draw, _ = drawer.next()
+        rows = [draw.tasks.tolist(), draw.indices.tolist(), drawer.record()["probabilities"]]
         # What is drawn again after an interruption is the same.
-        assert self.rows.setdefault(step, rows) == rows
-        return found
+        assert self.rows.setdefault(drawer.step, rows) == rows
+        return self._original.feed.batch(source, drawer)
 
     def _step(self, state, batch, method):
         step = int(state.step)
@@ -129,7 +129,7 @@ def test_rows_are_drawn_by_the_weights_at_the_last_evaluation(whole):
     # Those may not change in between, or a run that is resumed there would draw other rows.
     weights = np.concatenate([np.full((1, 4), 0.25), run.weights.values])
     for step, (_, _, probabilities) in recorded.rows.items():
-        expected = draws.probabilities_of_weights(weights[step // 10])
+        expected = drawing.probabilities_of_weights(weights[step // 10])
         np.testing.assert_allclose(probabilities, expected, rtol=1e-6)
     late = [task for step in range(30, 40) for task in recorded.rows[step][0]]
     shares = np.bincount(late, minlength=4) / len(late)
@@ -256,10 +256,10 @@ def test_a_run_that_fails_leaves_no_thread(tmp_path):
     broken = copy.copy(tiny_lm.program())
     broken.feed = copy.copy(broken.feed)
 
-    def batch(source, draw, probabilities, step):
-        if draw.drawn[0] > 20:
+    def batch(source, drawer):
+        if drawer.counts[0] > 16:
             raise OSError("the file system is gone")
-        return tiny_lm.program().feed.batch(source, draw, probabilities, step)
+        return tiny_lm.program().feed.batch(source, drawer)
 
     broken.feed.batch = batch
     before = set(threading.enumerate())

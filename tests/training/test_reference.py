@@ -47,14 +47,15 @@ def test_the_positive_part_is_taken_row_by_row(make, microbatches):
 def first_rows(program, session):
     """The rows of the first step."""
     if isinstance(program, tiny.MeshedProgram):
-        draw = program.feed.draw(np.zeros(3, np.int64), np.full(3, 1 / 3), 0, 0)
+        draw, _ = program.feed.drawer(program.method, 0).next()
         rows = program.problem.source(0).rows(draw.tasks, draw.indices)
         return rows, draw.tasks
-    from ldro_jax.tasks import sampling
+    from ldro_jax.tasks import drawing
 
     key = jax.random.fold_in(jax.random.key(0), 1)
-    draw = sampling.balanced(key, 0, 1, np.array([40, 32, 40]), tiny.BATCH_SIZE)
-    tasks, indices = np.asarray(draw.task[0]), np.asarray(draw.index[0])
+    sizes = np.array([40, 32, 40])
+    drawer = drawing.Drawer("balanced", tiny.BATCH_SIZE, 0 * sizes, sizes=sizes)
+    tasks, indices = (np.asarray(x[0]) for x in drawing.stretch(drawer, key, 0, 1))
     train = tiny.data().train
     where = train.starts[tasks] + indices
     rows = {"inputs": train.inputs[where], "targets": train.targets[where]}

@@ -10,6 +10,7 @@ from helpers import tiny, tiny_lm
 
 from ldro_jax import problems, reporting
 from ldro_jax.records import results
+from ldro_jax.tasks.drawing import drawer
 from ldro_jax.training import loop
 from ldro_jax.training import progress as progress_lib
 
@@ -118,6 +119,16 @@ def test_a_source_that_forgets_its_place_is_told_of_when_it_goes_on(tmp_path, ca
         caplog.clear()
         tiny.train(program(source), folder, schedule())
         assert (f"source {source.__name__} gives other rows" in caplog.text) == told
+
+
+def test_a_place_in_another_format_is_refused_and_stays(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(drawer, "VERSION", 0)
+        tiny.train(program(Rows), tmp_path, schedule(), progress=tiny.Progress(stop_after=3))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"saved by another version .* format 0, .* new run\.$"):
+        tiny.train(program(Rows), tmp_path, schedule())
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.fixture(scope="module")

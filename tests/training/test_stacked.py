@@ -11,7 +11,7 @@ from helpers import plain_loop, tiny
 
 from ldro_jax import interaction, transform
 from ldro_jax.records import results
-from ldro_jax.tasks import sampling
+from ldro_jax.tasks import drawing
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.method import Method, grid
 
@@ -42,11 +42,13 @@ def draws(sampler, batch_size, interval=1, measured_rows=None):
     """
     sizes = np.array([40, 32, 40])
     key = jax.random.fold_in(jax.random.key(SEED), 1)
-    drawn = sampling.SAMPLERS[sampler](key, jnp.int32(0), STEPS, sizes, batch_size)
+    drawer = drawing.Drawer(sampler, batch_size, 0 * sizes, sizes=sizes)
+    drawn = drawing.stretch(drawer, key, jnp.int32(0), STEPS)
     other = jax.random.fold_in(key, 2)
     measured_size = N * (measured_rows or max(batch_size // N, 1))
     count = STEPS // interval + 1
-    measured = sampling.balanced(other, jnp.int32(0), count, sizes, measured_size)
+    even = drawing.Drawer("balanced", measured_size, 0 * sizes, sizes=sizes)
+    measured = drawing.stretch(even, other, jnp.int32(0), count)
     return jax.tree.map(np.asarray, (drawn, measured))
 
 
@@ -59,16 +61,16 @@ def assert_is_a_plain_loop(method, sampler, batch_size, *, measured_rows=None, *
     drawn, apart = draws(sampler, batch_size, method.interval, rows_apart)
 
     def rows(draw, step, chosen=slice(None)):
-        tasks, indices = draw.task[step][chosen], draw.index[step][chosen]
+        tasks, indices = draw.tasks[step][chosen], draw.indices[step][chosen]
         where = train.starts[tasks] + indices
         return {"inputs": train.inputs[where], "targets": train.targets[where], "task": tasks}
 
     steps = []
     for step in range(STEPS):
-        tasks, measured = drawn.task[step], None
+        tasks, measured = drawn.tasks[step], None
         if sampler == "uniform" or (rows_apart or 0) > batch_size // N:
             due = step // method.interval
-            measured = rows(apart, due), apart.task[due]
+            measured = rows(apart, due), apart.tasks[due]
         elif measured_rows is not None:
             first = [np.flatnonzero(tasks == task)[:measured_rows] for task in range(N)]
             chosen = np.concatenate(first)
@@ -117,7 +119,7 @@ def assert_is_a_plain_loop(method, sampler, batch_size, *, measured_rows=None, *
 )
 def test_balanced_steps_are_a_plain_loop(method):
     # Ten rows of three tasks: they take turns in having four.
-    assert {int(n) for row in draws("balanced", 10)[0].task for n in np.bincount(row)} == {3, 4}
+    assert {int(n) for row in draws("balanced", 10)[0].tasks for n in np.bincount(row)} == {3, 4}
     assert_is_a_plain_loop(method, "balanced", 10)
 
 
@@ -130,14 +132,14 @@ def test_batches_in_parts_are_a_plain_loop():
 def test_plain_random_steps_with_an_absent_task_are_a_plain_loop(method):
     drawn, measured = draws("uniform", 2)
     # Two rows of three tasks: one is always absent, but the interaction is measured on every one,
-    assert all(len(set(row)) < N for row in drawn.task.tolist())
-    assert (measured.task == np.arange(N)).all()
+    assert all(len(set(row)) < N for row in drawn.tasks.tolist())
+    assert (measured.tasks == np.arange(N)).all()
     assert_is_a_plain_loop(method, "uniform", 2)
 
 
 def test_the_interaction_of_plain_random_batches_is_measured_on_other_rows():
     # and not on those that a balanced run of the same seed trains on.
-    assert not np.array_equal(draws("uniform", 10)[1].index, draws("balanced", 10)[0].index)
+    assert not np.array_equal(draws("uniform", 10)[1].indices, draws("balanced", 10)[0].indices)
     assert_is_a_plain_loop(EVERY_THIRD, "uniform", 10)
 
 

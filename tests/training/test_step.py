@@ -13,7 +13,7 @@ from helpers import oracles, plain_loop, tiny, tiny_lm
 from jax import flatten_util
 
 from ldro_jax import interaction, transform
-from ldro_jax.tasks import draws
+from ldro_jax.tasks import drawing
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
 
@@ -54,10 +54,10 @@ def problem(name):
 def balanced(name="bigram", steps=STEPS, size=tiny_lm.BATCH_SIZE):
     """Batches of rows of all tasks in turn; of the four languages, four of each."""
     found = problem(name)[0]
-    source, drawn = found.source(0), np.zeros(found.num_tasks, np.int64)
+    source = found.source(0)
+    drawer = drawing.Drawer("balanced", size, np.zeros(found.num_tasks, np.int64))
     for _ in range(steps):
-        draw = draws.draw_balanced(drawn, size)
-        drawn, where = draw.drawn, None
+        (draw, drawer), where = drawer.next(), None
         if size % found.num_tasks:
             where = np.full((found.num_tasks, -(-size // found.num_tasks)), -1, np.int32)
             for task in range(found.num_tasks):

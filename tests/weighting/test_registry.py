@@ -3,6 +3,7 @@
 # Annotations are strings here, which must make no difference.
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import typing
 
@@ -104,8 +105,9 @@ def test_a_new_method_measures_on_as_many_rows_of_each_task(mine):
     method = Method("Mine", mine, {"gain": 0.1}, sampling="weights")
     program = tiny_lm.make_program(method)
     probabilities = np.array([1, 0, 0, 0], np.float32)
-    draw = program.feed.draw(np.zeros(4, np.int64), probabilities, 0, 0)
-    batch = program.feed.batch(program.problem.source(0), draw, probabilities, 0)
+    drawer = dataclasses.replace(program.feed.drawer(method, 0), probabilities=probabilities)
+    draw, _ = drawer.next()
+    batch, _ = program.feed.batch(program.problem.source(0), drawer)
     # All rows to train on are of one task. Those to measure on are others, of each.
     assert set(draw.tasks) == {0}
     assert batch.measured.shape == (tiny_lm.BATCH_SIZE, tiny_lm.LENGTH)

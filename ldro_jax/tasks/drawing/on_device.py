@@ -1,65 +1,49 @@
-"""Batches of a multitask data set, drawn on the device.
+"""The batches of many steps, drawn inside a compiled program.
 
-Which examples make up a batch is a pure function of seed and step, so a run that is interrupted
-draws the same ones again. A batch is flat, ``[example, ...]`` with the task of every example, which
-fits any batch size; :func:`places` finds the rows of each task in it.
+Which rows make up a batch is a pure function of key and step, so a run that is interrupted draws
+the same ones again. A batch is flat, with the task of every row, which fits any batch size;
+:func:`places` finds the rows of each task in it.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-class Draw(NamedTuple):
-    """Which examples make up a batch.
-
-    Attributes:
-      task: the task of each example, int32 ``[..., B]``.
-      index: which example of its task, int32 ``[..., B]``.
-    """
-
-    task: jax.Array
-    index: jax.Array
+from ldro_jax.tasks.drawing.drawer import Draw, Drawer
 
 
-def balanced(
-    key: jax.Array, start: jax.typing.ArrayLike, num_steps: int, sizes: np.ndarray, batch_size: int
-) -> Draw:
-    """The same number of examples from every task.
+def stretch(drawer: Drawer, key: jax.Array, start: jax.typing.ArrayLike, num_steps: int) -> Draw:
+    """Draws the batches of some steps.
 
-    Where the number of tasks doesn't divide the batch, the tasks take turns in having one example
-    more: none has ever drawn over one more than another. Each task goes through its examples in a
-    fresh random order in every epoch of its own.
+    Each task goes through its rows in a fresh random order in every epoch of its own; plain random
+    batches go through those of all tasks in one.
 
     Args:
+      drawer: says how: its sampler, "balanced" or "uniform", its size and sizes.
       key: a key for the whole run; the result is a function of it and of the steps alone.
       start: the first step.
       num_steps: number of steps, a Python integer.
-      sizes: examples of each task, a NumPy array ``[N]``.
-      batch_size: B, examples of all tasks in a step.
 
     Returns:
-      The :class:`Draw`, ``[step, B]``, sorted by task.
-
-    Raises:
-      ValueError: if there is a task without an example in some batch.
+      The draw, ``[step, B]``; a balanced batch is sorted by task.
     """
-    sizes = np.asarray(sizes)
+    draw = {"balanced": _balanced, "uniform": _uniform}[drawer.sampler]
+    return draw(key, start, num_steps, np.asarray(drawer.sizes), drawer.size)
+
+
+def _balanced(key, start, num_steps: int, sizes: np.ndarray, batch_size: int) -> Draw:
+    """Where N doesn't divide the batch, the tasks take turns in having one row more.
+
+    None has ever drawn over one more than another.
+    """
     num_tasks = sizes.size
-    if batch_size < num_tasks:
-        raise ValueError(
-            f"batch_size must be at least {num_tasks}, an example of each task, but it is "
-            f"{batch_size}."
-        )
     share, extra = divmod(batch_size, num_tasks)
     capacity = share + bool(extra)
 
     def drawn_before(step):
-        """How many examples of each task, ``[N]``, all steps before this one have drawn."""
+        """How many rows of each task, ``[N]``, all steps before this one have drawn."""
         turns = (extra * step + num_tasks - 1 - jnp.arange(num_tasks, dtype=jnp.int32)) // num_tasks
         return share * step + turns
 
@@ -78,31 +62,7 @@ def balanced(
     return jax.vmap(rows)(present, indices)
 
 
-def uniform(
-    key: jax.Array, start: jax.typing.ArrayLike, num_steps: int, sizes: np.ndarray, batch_size: int
-) -> Draw:
-    """Plain random batches: epochs over all examples, whatever their task.
-
-    A task may have no example in a batch. On average it has ``B n_i / n``, and its examples count
-    as if there were always so many (:func:`ldro_jax.tasks.draws.expected_if_uniform`), so what is
-    trained on doesn't depend on B; see :func:`ldro_jax.training.step.train_step`.
-
-    Args:
-      key: a key for the whole run.
-      start: the first step.
-      num_steps: number of steps, a Python integer.
-      sizes: examples of each task, a NumPy array ``[N]``.
-      batch_size: B.
-
-    Returns:
-      The :class:`Draw`, ``[step, B]``.
-
-    Raises:
-      ValueError: if the batch is empty.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, but it is {batch_size}.")
-    sizes = np.asarray(sizes)
+def _uniform(key, start, num_steps: int, sizes: np.ndarray, batch_size: int) -> Draw:
     ends = np.cumsum(sizes)
     count = num_steps * batch_size
     first = jnp.asarray(start, jnp.int32) * batch_size
@@ -113,16 +73,13 @@ def uniform(
     return Draw(task.reshape(num_steps, batch_size), index.reshape(num_steps, batch_size))
 
 
-SAMPLERS: dict[str, Callable[..., Draw]] = {"balanced": balanced, "uniform": uniform}
-
-
 def _epochs(key: jax.Array, positions: jax.Array, sizes: np.ndarray) -> jax.Array:
     """Looks positions of endless streams up, each a fresh random order of its task in every epoch.
 
     Args:
       key: of all streams.
       positions: ascending, int32 ``[N, P]``.
-      sizes: examples of each task, a NumPy array ``[N]``.
+      sizes: rows of each task, a NumPy array ``[N]``.
 
     Returns:
       Indices, int32 ``[N, P]``.
