@@ -16,7 +16,7 @@ from helpers import tiny
 
 from ldro_jax import problems, transform
 from ldro_jax.problems import base as base_problem
-from ldro_jax.tasks import orders
+from ldro_jax.tasks.drawing import orders
 from ldro_jax.tasks.source import Source
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.method import Method
