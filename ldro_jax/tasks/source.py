@@ -13,7 +13,8 @@ class Source(abc.ABC):
     """Where the training rows of one run come from.
 
     Attributes:
-      identity: what a run must begin with again to go on, in plain JSON types.
+      identity: what tells this source from others, in plain JSON types. A run that is resumed with
+        another one is refused.
       has_state: whether the rows depend on more than their numbers, as those of a stream do. Its
         state is then saved beside each checkpoint, with checksums of its files, and ``save`` and
         ``restore`` are tried once before a run begins.
@@ -28,7 +29,8 @@ class Source(abc.ABC):
 
         Args:
           tasks: the task of each row, int32 ``[R]``.
-          indices: how many rows of that task the run has had before it, int64 ``[R]``.
+          indices: its number: how many rows of that task the run draws before it, int64 ``[R]``.
+            A row may be asked for more than once, to measure the interaction on it and to train.
 
         Returns:
           A pytree of NumPy arrays ``[R, ...]``, each time with the same keys, shapes and dtypes.
@@ -45,7 +47,7 @@ class Source(abc.ABC):
     def restore(self, directory: pathlib.Path) -> None:
         """Goes on from where :meth:`save` was called.
 
-        What it raises for files that are as they were written ends the run, with nothing lost.
+        An error ends the run if the files are as they were written; the checkpoints stay.
 
         Args:
           directory: what was written.

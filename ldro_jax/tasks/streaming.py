@@ -4,9 +4,9 @@ Each task has a pipeline of its own: documents are read, tokenised, shuffled, pu
 into sequences of full length, a few of them ahead of their use. No token is left out and none is
 padding, so a sequence can hold the end of one document and the beginning of others.
 
-Of many pipelines on a host, all that is computed is computed in the one thread pool of the process,
-a thread a core, whichever task has work to do. Besides it a pipeline has about 20 threads that wait
-for files and hand on results, on any number of cores.
+The pipelines of all tasks share the process's one thread pool, with a thread for each core, so they
+don't compete for cores. Each pipeline also has about 20 threads of its own that only wait for files
+and pass results on, however many cores there are.
 """
 
 import contextlib
@@ -103,10 +103,10 @@ class StreamingSequences(Source):
           ValueError: if text can't be read, or there is none.
         """
         del indices
-        found = np.empty((len(tasks), self._length), np.int32)
-        for row, task in zip(found, tasks, strict=True):
+        sequences = np.empty((len(tasks), self._length), np.int32)
+        for row, task in zip(sequences, tasks, strict=True):
             row[:] = self._next(int(task))
-        return found
+        return sequences
 
     def save(self, directory: pathlib.Path) -> None:
         """Writes the state of all pipelines, with the documents that wait in them.
@@ -264,10 +264,10 @@ def _few_files() -> Iterator[None]:
 
 
 def _vocabulary(tasks: Sequence[Any]) -> str:
-    found = {vocabulary.fingerprint(task.output_features["targets"].vocabulary) for task in tasks}
-    if len(found) != 1:
-        raise ValueError(f"All tasks must have the same vocabulary, but they have {len(found)}.")
-    return found.pop()
+    prints = {vocabulary.fingerprint(task.output_features["targets"].vocabulary) for task in tasks}
+    if len(prints) != 1:
+        raise ValueError(f"All tasks must have the same vocabulary, but they have {len(prints)}.")
+    return prints.pop()
 
 
 def _digest(file: pathlib.Path) -> str:

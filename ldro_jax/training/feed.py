@@ -153,11 +153,11 @@ def _leaves(rows: Any, expected: Any, size: int) -> list[np.ndarray]:
     for (path, array), like in zip(named, jax.tree.leaves(expected), strict=True):
         name = f"rows{jax.tree_util.keystr(path)}"
         checks.on_device("source", name, array)
-        found = np.shape(array), getattr(array, "dtype", type(array).__name__)
-        if found != ((size, *like.shape), like.dtype):
+        shape, dtype = np.shape(array), getattr(array, "dtype", type(array).__name__)
+        if (shape, dtype) != ((size, *like.shape), like.dtype):
             raise ValueError(
                 f"source must give {name} as an array {[size, *like.shape]} of {like.dtype} for "
-                f"{size} rows, but it gave {list(found[0])} of {found[1]}."
+                f"{size} rows, but it gave {list(shape)} of {dtype}."
             )
     return [array for _, array in named]
 

@@ -164,18 +164,18 @@ class Drawer:
         """
         if self.sampler != "probabilities":
             return self
-        found = shares.probabilities_of_weights(weights, seen)
-        return dataclasses.replace(self, probabilities=found)
+        probabilities = shares.probabilities_of_weights(weights, seen)
+        return dataclasses.replace(self, probabilities=probabilities)
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, in plain JSON types."""
-        shares = self.probabilities
+        probabilities = self.probabilities
         return {
             "version": VERSION,
             "sampler": self.sampler,
             "step": self.step,
             "counts": self.counts.tolist(),
-            "probabilities": None if shares is None else shares.tolist(),
+            "probabilities": None if probabilities is None else probabilities.tolist(),
         }
 
     def restored(self, record: Mapping[str, Any] | None) -> "Drawer":
@@ -207,12 +207,12 @@ class Drawer:
                 f"The rows so far were drawn of {len(record['counts'])} tasks, but now there are "
                 f"{self.num_tasks}. Give the run the tasks it began with, or begin a new run."
             )
-        found = record["probabilities"]
+        saved = record["probabilities"]
         return dataclasses.replace(
             self,
             step=int(record["step"]),
             counts=np.array(record["counts"], np.int64),
-            probabilities=None if found is None else np.array(found, np.float32),
+            probabilities=None if saved is None else np.array(saved, np.float32),
         )
 
 

@@ -36,7 +36,7 @@ class Orders:
           Where the rows of its epoch begin, from 0 to the remainder, and which of them it is.
         """
         epoch, position = divmod(index, int(self._counts[task]))
-        known = self._known.get(task)
+        known = self._known.get(task)  # the last epoch asked for, with its offset and order
         if known is None or known[0] != epoch:
             rng = np.random.default_rng([self._seed, task, epoch])
             offset = int(rng.integers(self._remainders[task] + 1))
