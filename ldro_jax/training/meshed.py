@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
 from ldro_jax import interaction, sharding, transform
-from ldro_jax.measuring import trained
+from ldro_jax.measuring import Batch, trained
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks, preemption
 from ldro_jax.tasks import draws
@@ -101,7 +101,7 @@ class MeshedProgram(engine.Program):
         return jax.device_put(self.problem.reference, self.shardings.params)
 
     def _make_feed(self) -> feed_lib.Feed:
-        return feed_lib.Feed(self.problem, self.batches, self.method, self.mesh, self._rows_apart)
+        return feed_lib.Feed(self.problem, self.batches, self.method, self.mesh, self.rows_apart)
 
     @override
     def _set_method(self, method: Method) -> None:
@@ -147,7 +147,7 @@ class MeshedProgram(engine.Program):
         (trial,) = trials
         return MeshedSession(self, trial)
 
-    def step(self, state: step_lib.TrainState, batch: step_lib.Batch, method: Method):
+    def step(self, state: step_lib.TrainState, batch: Batch, method: Method):
         """Takes one step with a method's rates, from a state whose buffers are reused.
 
         Returns the new state and the losses of the tasks, ``[N]``, not waited for.
@@ -253,7 +253,7 @@ class MeshedSession(engine.Session):
         collect()
         return (time.perf_counter() - began) / timed if timed else math.nan
 
-    def _batches(self) -> Iterator[tuple[step_lib.Batch, np.ndarray]]:
+    def _batches(self) -> Iterator[tuple[Batch, np.ndarray]]:
         feed, drawn, step = self._program.feed, self._drawn.rows, self.step
         probabilities = self._drawn.probabilities
         while step < self._end:

@@ -12,7 +12,7 @@ from ldro_jax import ldro
 from ldro_jax.t5x import gin_text
 
 tiny_t5x = pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = pytest.mark.filterwarnings("ignore")
 N = tiny_t5x.N

@@ -7,7 +7,7 @@ import pytest
 from helpers.t5x_runs import ROOT, restored, run, write_text
 
 tiny_t5x = pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = pytest.mark.filterwarnings("ignore")
 STOCK = pathlib.Path(tiny_t5x.t5_network.__file__).parent / ("t5_1_1/examples/base_c4_pretrain.gin")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 tiny_t5x = pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 from ldro_jax.t5x import dropout  # noqa: E402
 

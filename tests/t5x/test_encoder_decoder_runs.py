@@ -11,7 +11,7 @@ from helpers.t5x_runs import assert_equal, killed_and_resumed, restored, run, wr
 from ldro_jax.t5x import report
 
 tiny_t5x = pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = [pytest.mark.heavy, pytest.mark.filterwarnings("ignore")]
 LANGUAGES = ("el", "he", "sw")

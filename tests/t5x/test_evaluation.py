@@ -11,7 +11,7 @@ import seqio
 from ldro_jax.t5x import names, run_file, summaries
 
 tiny_t5x = pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = pytest.mark.filterwarnings("ignore")
 evaluation = tiny_t5x.evaluation

@@ -7,7 +7,7 @@ import re
 import pytest
 
 pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 ROOT = pathlib.Path(__file__).parents[2]
 TEXTS = [*sorted((ROOT / "ldro_jax" / "t5x").glob("*.[pg]*")), ROOT / "docs" / "t5x.md"]

@@ -8,7 +8,7 @@ from flax.core import meta
 from ldro_jax.models import decoder
 
 tiny_t5x = pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHAPES = {"decoder_input_tokens": (tiny_t5x.ROWS, tiny_t5x.LENGTH)}

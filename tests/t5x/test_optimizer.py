@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 from ldro_jax import transform, weighting
 
 tiny_t5x = pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = pytest.mark.filterwarnings("ignore")
 OPTIMIZERS = {

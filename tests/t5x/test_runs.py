@@ -23,7 +23,7 @@ from helpers.t5x_runs import (
 from ldro_jax.t5x import report, summaries
 
 pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = [pytest.mark.heavy, pytest.mark.filterwarnings("ignore")]
 LANGUAGES = ("ar", "el", "fr", "he", "hi", "ka", "ru", "sw")

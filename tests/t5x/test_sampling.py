@@ -17,7 +17,7 @@ from ldro_jax.training import engine
 from ldro_jax.training.method import Method
 
 tiny_t5x = pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 from ldro_jax.t5x import drawing  # noqa: E402
 

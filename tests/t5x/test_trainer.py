@@ -9,7 +9,7 @@ from helpers import usual
 from ldro_jax import ldro, transform, weighting
 
 tiny_t5x = pytest.importorskip(
-    "tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
+    "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAIRS = tiny_t5x.model_lib.LDROEncoderDecoderModel
