@@ -220,7 +220,10 @@ class Program(abc.ABC):
         )
 
     def plan(self, multiple: int = 1) -> Plan:
-        """How steps measure. Raises ``ValueError`` if there are too few rows to halve."""
+        """How steps measure. Raises ``ValueError`` if there are too few rows to halve.
+
+        The number of rows of a task is filled up to a ``multiple``.
+        """
         method, strategy = self.method, self._strategy()
         rows = _interaction_rows(method, self.batches)
         measured = rows or _rows_of_a_task(self.batches, self.problem.num_tasks)
@@ -233,11 +236,11 @@ class Program(abc.ABC):
         return Plan(
             self.problem.num_tasks,
             strategy,
-            method.interval if method.uses_interaction else None,
-            method.lagged,
-            self.batches.microbatches,
-            rows,
-            multiple,
+            interval=method.interval if method.uses_interaction else None,
+            lagged=method.lagged,
+            microbatches=self.batches.microbatches,
+            rows=rows,
+            multiple=multiple,
         )
 
     def _strategy(self) -> Interaction:

@@ -64,11 +64,9 @@ def test_rows_drawn_at_random_train_on_the_weighted_loss_on_average(size, microb
         @jax.jit
         @jax.vmap
         def gradient(task, which):
-            rows, expected = (
-                tasks_lib.numbered(rows_of(task, which), size),
-                jnp.asarray(SHARE * size),
-            )
-            found = measured(Batch(rows, task, expected), microbatches=microbatches)
+            rows = tasks_lib.numbered(rows_of(task, which), size)
+            batch = Batch(rows, task, jnp.asarray(SHARE * size))
+            found = measured(batch, microbatches=microbatches)
             return found.pullback(jnp.where(found.present, WEIGHTS, 0))
 
         pairs = [np.repeat(tasks, len(choices), 0), np.tile(choices, (len(tasks), 1))]
