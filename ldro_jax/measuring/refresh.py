@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,36 @@ from ldro_jax.interaction import base as interaction_base
 from ldro_jax.runtime import checks
 
 
+class Matrix(NamedTuple):
+    """The interaction as it is known after a step.
+
+    Attributes:
+      values: the matrix and the noise.
+      ever: the tasks whose interactions have been measured, bool ``[N]``.
+      unmeasured: those whose interactions should have been in this step, and could not be, bool
+        ``[N]``; see :func:`~ldro_jax.interaction.base.refreshed`.
+    """
+
+    values: interaction_base.Measured
+    ever: jax.Array
+    unmeasured: jax.Array
+
+    @classmethod
+    def of(cls, state: Any) -> "Matrix":
+        """That of a :class:`~ldro_jax.transform.WeightedState`, before its next step."""
+        values = interaction_base.Measured(state.interaction, state.noise)
+        return cls(values, state.measured, jnp.zeros_like(state.measured))
+
+
 def measure(
     matrix_fn: Callable[[], jax.Array | interaction_base.Measured] | None,
-    last: interaction_base.Measured,
+    last: Matrix,
     present: jax.Array,
     due: jax.Array | None,
     *,
     from_batch: bool = True,
     needs_noise: bool = False,
-) -> tuple[interaction_base.Measured, jax.Array, jax.Array]:
+) -> Matrix:
     """The interaction matrix of this step, and which tasks could not be measured.
 
     Args:
@@ -34,19 +55,18 @@ def measure(
       needs_noise: whether the weighting uses the noise.
 
     Returns:
-      The matrix and the noise, which stays as it is where the strategy doesn't measure it; which
-      tasks could not be measured, bool ``[N]``, see
-      :func:`~ldro_jax.interaction.base.refreshed`; and which were, bool ``[N]``.
+      The :class:`Matrix`; its noise stays as it is where the strategy doesn't measure it.
 
     Raises:
       ValueError: if there is no way to measure the matrix or the noise that is needed, or one of
         them has another shape.
     """
+    old = last.values
     if matrix_fn is None:
         raise ValueError(
             "This weighting uses the interaction matrix, but the losses came with a pullback and "
             "no interaction_fn. Pass interaction_fn, a function without arguments that returns the "
-            f"Gram matrix of the task gradients, {list(last.matrix.shape)}."
+            f"Gram matrix of the task gradients, {list(old.matrix.shape)}."
         )
 
     def fresh():
@@ -58,47 +78,50 @@ def measure(
                 "interaction='split' with loss_fn and batch, or return an interaction.Measured "
                 "from interaction_fn."
             )
-        found = (found, last.noise) if plain else found
+        found = (found, old.noise) if plain else found
         try:
             found = interaction_base.Measured(*map(jnp.asarray, found))
         except (TypeError, ValueError) as error:
             raise ValueError(
-                f"interaction_fn must return the Gram matrix, {list(last.matrix.shape)}, but it "
+                f"interaction_fn must return the Gram matrix, {list(old.matrix.shape)}, but it "
                 f"returned {checks.shown(found[0])}."
             ) from error
-        for what, new, old in zip(("matrix", "noise"), found, last, strict=True):
-            if new.shape != old.shape:
+        for what, new, like in zip(("matrix", "noise"), found, old, strict=True):
+            if new.shape != like.shape:
                 raise ValueError(
-                    f"The interaction {what} must have shape {old.shape}, but it has {new.shape}."
+                    f"The interaction {what} must have shape {like.shape}, but it has {new.shape}."
                 )
-        matrix, noise = (x.astype(last.noise.dtype) for x in found)
+        matrix, noise = (x.astype(old.noise.dtype) for x in found)
         # Without its noise a square may vanish.
         squares = jnp.diagonal(matrix) + (0 if plain else noise)
         known = present if from_batch else present | (squares != 0)
-        matrix, unmeasured = interaction_base.refreshed(last.matrix, matrix, known, squares)
+        matrix, unmeasured = interaction_base.refreshed(old.matrix, matrix, known, squares)
         taken = known & ~unmeasured & jnp.isfinite(noise)
-        measured = interaction_base.Measured(matrix, jnp.where(taken, noise, last.noise))
+        measured = interaction_base.Measured(matrix, jnp.where(taken, noise, old.noise))
         return measured, unmeasured, known & ~unmeasured
 
     none = jnp.zeros_like(present)
-    return _if_due(due, fresh, (last, none, none))
+    values, unmeasured, taken = _if_due(due, fresh, (old, none, none))
+    return Matrix(values, last.ever | taken, unmeasured)
 
 
-def all_underflow(
-    gradient: Any, squares: jax.Array, known: jax.Array, due: jax.Array | None
-) -> jax.Array:
-    """Whether all squared norms of this step are zero though its gradient is not.
+def unless_underflow(
+    new: Matrix, last: Matrix, gradient: Any, present: jax.Array, due: jax.Array | None, good: Any
+) -> Matrix:
+    """The last matrix in place of a new one whose squared norms all vanish, but for no gradient.
 
     The matrix alone can't tell such a step from one in which all tasks have converged.
 
     Args:
+      new: of this step.
+      last: of the step before.
       gradient: of the weighted loss.
-      squares: the squared norms of the task gradients, ``[N]``.
-      known: the tasks that they were measured for, bool ``[N]``.
+      present: the tasks that were measured, bool ``[N]``.
       due: whether they were measured in this step, bool; ``None`` if in every step.
+      good: whether all losses of this step are finite, bool.
 
     Returns:
-      Bool, a scalar.
+      The :class:`Matrix`.
     """
     no = jnp.zeros([], bool)
 
@@ -106,9 +129,15 @@ def all_underflow(
         leaves = [(x != 0).any() for x in jax.tree.leaves(gradient)]
         return functools.reduce(operator.or_, leaves, no)
 
-    suspect = ~(known & (squares != 0)).any()
+    squares = jnp.diagonal(new.values.matrix) + new.values.noise
+    suspect = ~(present & (squares != 0)).any()
     # Nested, since under vmap a condition that differs between the runs costs as if always true.
-    return _if_due(due, lambda: _if_due(suspect, any_nonzero, no), no)
+    lost = _if_due(due, lambda: _if_due(suspect, any_nonzero, no), no)
+    lost &= good & ~new.unmeasured.any()
+    values, ever = jax.tree.map(
+        functools.partial(jnp.where, lost), (last.values, last.ever), (new.values, new.ever)
+    )
+    return Matrix(values, ever, new.unmeasured | (lost & present))
 
 
 def _if_due(due, true_fun, otherwise):

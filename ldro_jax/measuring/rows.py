@@ -5,14 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
-# (params, rows, index of the microbatch) -> (losses [R], anything else).
-RowLosses = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
+from ldro_jax.measuring.batch import Batch, LossesOf, RowLosses
+from ldro_jax.measuring.plan import Plan
 
 
 def forward(
-    row_losses: RowLosses, params: Any, rows: Any, microbatches: int = 1
-) -> tuple[jax.Array, Any, Callable[[jax.Array], Any]]:
+    losses_of: LossesOf, params: Any, rows: Any, microbatches: int = 1
+) -> tuple[RowLosses, Callable[[jax.Array], Any]]:
     """Losses of all rows, and the backward pass for coefficients that depend on them.
 
     With several microbatches it costs a second forward pass, and only the activations of one of
@@ -20,58 +21,105 @@ def forward(
     microbatches, and so on.
 
     Args:
-      row_losses: ``(params, rows, microbatch) -> (losses [R], auxiliary)``; called with R rows at a
-        time and the index of the microbatch.
+      losses_of: ``(params, rows) -> RowLosses``; called with R rows at a time.
       params: of the model.
       rows: arrays ``[B, ...]``.
-      microbatches: in how many parts to take them; must divide B.
+      microbatches: in how many parts to take them.
 
     Returns:
-      The losses ``[B]``; the auxiliary output, stacked along a leading axis of microbatches; and
-      ``(coefficients [B]) -> gradient`` of the sum of coefficients times losses.
+      The losses of all rows, ``[B]``, their auxiliary outputs stacked along a leading axis of
+      microbatches; and ``(coefficients [B]) -> gradient`` of the sum of coefficients times losses.
+
+    Raises:
+      ValueError: if microbatches don't divide the rows.
     """
+
+    def apart(params, rows):
+        found = losses_of(params, rows)
+        return found.sums, (found.counts, found.excess, found.auxiliary)
+
     if microbatches == 1:
-        losses, pull, auxiliary = jax.vjp(lambda p: row_losses(p, rows, 0), params, has_aux=True)
-        return losses, jax.tree.map(lambda x: jnp.asarray(x)[None], auxiliary), lambda c: pull(c)[0]
+        sums, pull, rest = jax.vjp(lambda p: apart(p, rows), params, has_aux=True)
+        counts, excess, auxiliary = rest
+        auxiliary = jax.tree.map(lambda x: jnp.asarray(x)[None], auxiliary)
+        return RowLosses(sums, counts, excess, auxiliary), lambda c: pull(c)[0]
+    size = jax.tree.leaves(rows)[0].shape[0]
+    if size % microbatches:
+        raise ValueError(
+            f"The number of rows of a batch must be a multiple of the {microbatches} "
+            f"microbatches, but it is {size}."
+        )
 
     def parts(array):
         return jnp.moveaxis(array.reshape(-1, microbatches, *array.shape[1:]), 1, 0)
 
-    divided = (jax.tree.map(parts, rows), jnp.arange(microbatches))
-    losses, auxiliary = jax.lax.map(lambda part: row_losses(params, *part), divided)
+    def joined(array) -> Any:
+        return None if array is None else jnp.moveaxis(array, 0, 1).reshape(-1)
+
+    divided = jax.tree.map(parts, rows)
+    sums, (counts, excess, auxiliary) = jax.lax.map(lambda part: apart(params, part), divided)
 
     def pullback(coefficients):
         def add(total, part):
             taken, cotangent = part
-            _, pull, _ = jax.vjp(lambda p: row_losses(p, *taken), params, has_aux=True)
+            _, pull, _ = jax.vjp(lambda p: apart(p, taken), params, has_aux=True)
             return jax.tree.map(jnp.add, total, pull(cotangent)[0]), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
         return jax.lax.scan(add, zeros, (divided, parts(coefficients)))[0]
 
-    return jnp.moveaxis(losses, 0, 1).reshape(-1), auxiliary, pullback
+    return RowLosses(joined(sums), joined(counts), joined(excess), auxiliary), pullback
 
 
-def by_task(
-    rows: Any, num_tasks: int, *, limit: int | None = None, multiple: int = 1, where: Any = None
-) -> tuple[Any, jax.Array]:
-    """The same rows with a leading axis of tasks.
+def by_task(plan: Plan, batch: Batch, limit: int | None = None) -> tuple[Any, jax.Array]:
+    """The rows that the interaction is measured on, with a leading axis of tasks.
 
     Args:
-      rows: arrays ``[B, ...]``.
-      num_tasks: N.
+      plan: how steps measure.
+      batch: of the step.
       limit: take so many rows of each task.
-      multiple: the number of rows of a task is filled up to a multiple of this, so that they can be
-        split over devices.
-      where: where the rows of each task are, int32 ``[N, E]``, filled up with −1; by default row r
-        belongs to task ``r mod N``.
 
     Returns:
       Arrays ``[N, E, ...]``, and bool ``[N, E]``: which rows are not there to fill up.
     """
+    rows: Any = batch.measured() if callable(batch.measured) else batch.measured
+    where: Any = None
+    if rows is None:
+        rows, where = batch.rows, batch.by_task
+        where = where() if callable(where) else where
     size = jax.tree.leaves(rows)[0].shape[0]
     if where is None:
-        where = jnp.arange(size, dtype=jnp.int32).reshape(-1, num_tasks).T
+        where = jnp.arange(size, dtype=jnp.int32).reshape(-1, plan.num_tasks).T
     where = where[:, :limit]
-    where = jnp.pad(where, ((0, 0), (0, -where.shape[1] % multiple)), constant_values=-1)
-    return jax.tree.map(lambda array: array[jnp.maximum(where, 0)], rows), where >= 0
+    where = jnp.pad(where, ((0, 0), (0, -where.shape[1] % plan.filled_to)), constant_values=-1)
+    taken = jax.tree.map(lambda array: array[jnp.maximum(where, 0)], rows)
+    if plan.over_data is not None:
+        spec = PartitionSpec(None, *plan.over_data.spec)
+        taken = jax.lax.with_sharding_constraint(taken, NamedSharding(plan.over_data.mesh, spec))
+    return taken, where >= 0
+
+
+def sums_of_tasks(
+    tasks: jax.Array | None, size: int, num_tasks: int
+) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array], jax.Array]:
+    """How to go from rows to their tasks and back.
+
+    Args:
+      tasks: the task of each row, int32 ``[B]``; ``None`` if row r is of task ``r mod N``.
+      size: B.
+      num_tasks: N.
+
+    Returns:
+      Sums over the rows of each task, ``[B] -> [N]``; what each row's task has, ``[N] -> [B]``; and
+      the number of rows of each task, int32 ``[N]``.
+    """
+    if tasks is None:
+        each = size // num_tasks
+        rows = jnp.full((num_tasks,), each, jnp.int32)
+        return lambda x: x.reshape(-1, num_tasks).sum(axis=0), lambda x: jnp.tile(x, each), rows
+    belongs = tasks[None, :] == jnp.arange(num_tasks, dtype=jnp.int32)[:, None]
+
+    def sums(values):
+        return jnp.sum(jnp.where(belongs, values[None, :], 0), axis=1)
+
+    return sums, lambda x: x[tasks], belongs.sum(axis=1)

@@ -117,32 +117,6 @@ def only(
     return optax.partition(parts, labels)
 
 
-def restricted(
-    arguments: dict[str, Any], updates: Any, params: Any, trained: Any
-) -> tuple[dict[str, Any], Any]:
-    """What ``update`` was given, for the trained parameters alone.
-
-    Args:
-      arguments: the keyword arguments that carry statistics, by name.
-      updates: the gradient of no task, the stacked gradients, or ``None``.
-      params: all parameters.
-      trained: as from :func:`mask`.
-
-    Returns:
-      The arguments and the updates.
-
-    Raises:
-      ValueError: if there are no parameters.
-    """
-    if params is None:
-        raise ValueError("With trainable, update needs params, as its third argument.")
-    own = {name: of_part(arguments[name], params) for name in ("loss_fn", "losses_fn")}
-    if arguments["losses_fn"] is not None:
-        own["interaction_fn"] = of_part(arguments["interaction_fn"], params)
-    own["preconditioner"] = hide(arguments["preconditioner"], trained)
-    return arguments | own, hide(updates, trained)
-
-
 def moved_by(optimizer: optax.GradientTransformation, params: Any) -> Any:
     """Which parameters an optimizer can move.
 

@@ -8,45 +8,25 @@ ones.
 import ldro_jax.t5x.installed  # noqa: F401
 
 # isort: split
+import functools
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tensorflow as tf
 
+from ldro_jax import measuring
 from ldro_jax.t5x import checkpoints
 from ldro_jax.t5x.names import TASKS_FILE, saved_tasks
+from ldro_jax.tasks import drawing
 
 MARK = "ldro_tasks"
 # The probabilities that rows were drawn with, and rows to measure the interaction on.
 SHARE, MEASURED = "ldro_share", "ldro_measured/"
-
-
-class TaskRows(NamedTuple):
-    """A batch, and which tasks its rows belong to.
-
-    Attributes:
-      features: of the model, ``[B, ...]``.
-      task: of each row, int32 ``[B]``; ``None`` if row r is of task ``r mod N``.
-      share: the probabilities of the tasks that the rows were drawn with, ``[N]``, if they were
-        drawn at random.
-      measured: rows to measure the interaction on, ``[M, ...]``, row r of task ``r mod N``;
-        ``None`` if those of the batch serve for it.
-    """
-
-    features: dict[str, Any]
-    task: jax.Array | None = None
-    share: jax.Array | None = None
-    measured: dict[str, Any] | None = None
-
-    @property
-    def num_rows(self) -> int:
-        """B."""
-        return jax.tree.leaves(self.features)[0].shape[0]
 
 
 def marks(names: Sequence[str], rows: int) -> np.ndarray:
@@ -84,7 +64,7 @@ def unmarked(batch: Mapping[str, Any]) -> dict[str, Any]:
     return {name: x for name, x in batch.items() if not name.startswith("ldro_")}
 
 
-def read(batch: Mapping[str, Any], names: Sequence[str]) -> TaskRows:
+def read(batch: Mapping[str, Any], names: Sequence[str]) -> measuring.Batch:
     """A batch as the data gives it.
 
     Args:
@@ -92,24 +72,36 @@ def read(batch: Mapping[str, Any], names: Sequence[str]) -> TaskRows:
       names: of the tasks, in order.
 
     Returns:
-      The :class:`TaskRows`.
+      Its rows are dictionaries of ``features`` and of ``number``, which row of the step each one
+      is, int32 ``[B]``; a row has the same number in every pass over it.
 
     Raises:
       ValueError: if there are no marks.
     """
-    found = TaskRows(unmarked(batch))
+    rows = unmarked(batch)
     apart = {k.removeprefix(MEASURED): x for k, x in batch.items() if k.startswith(MEASURED)}
     size, num_tasks = batch[MARK].shape[0], len(names)
+    found = measuring.Batch(numbered(rows, size))
     if SHARE in batch:
-        found = found._replace(share=batch[SHARE][0])
+        expected = batch[SHARE][0] * size
+        # Of a task that is never drawn there is no row to count.
+        found = found._replace(expected=jnp.where(expected > 0, expected, 1))
     if apart:
         # The tasks have a row each as often as they all can.
         whole = size - size % num_tasks
-        found = found._replace(measured={name: x[:whole] for name, x in apart.items()})
+        rows = {name: x[:whole] for name, x in apart.items()}
+        found = found._replace(measured=numbered(rows, whole, first=size))
     if SHARE in batch or size % num_tasks:
         known = batch[MARK][:, None] == marks(names, num_tasks)[None]
-        found = found._replace(task=jnp.argmax(known, axis=1).astype(jnp.int32))
+        task = jnp.argmax(known, axis=1).astype(jnp.int32)
+        places = functools.partial(drawing.places, task, num_tasks, -(-size // num_tasks))
+        found = found._replace(tasks=task, by_task=places)
     return found
+
+
+def numbered(features: Mapping[str, jax.Array], size: int, first: int = 0) -> dict[str, Any]:
+    """So many rows of these features with their numbers, from ``first`` on."""
+    return {"features": dict(features), "number": first + jnp.arange(size, dtype=jnp.int32)}
 
 
 def check_rows(batch: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -122,7 +114,7 @@ def check_rows(batch: Mapping[str, Any], names: Sequence[str]) -> None:
     Raises:
       ValueError: if there are no marks, or they are others.
     """
-    in_turn = read(batch, names).task is None
+    in_turn = read(batch, names).tasks is None
     found = jnp.asarray(batch[MARK])
     expected = marks(names, found.size)
     # On several hosts each sees its own rows alone.

@@ -3,7 +3,9 @@
 import ldro_jax.t5x.installed  # noqa: F401
 
 # isort: split
+import dataclasses
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,11 +20,10 @@ from t5x import trainer as trainer_lib
 from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
-from ldro_jax import transform
+from ldro_jax import measuring, transform
 from ldro_jax.t5x import drawing, dropout, evaluation, frozen, inheritance, tasks
-from ldro_jax.t5x.model import LDROModel
+from ldro_jax.t5x.model import LDROModel, row_tokens
 from ldro_jax.t5x.optimizer import WeightedOptimizer
-from ldro_jax.t5x.statistics import Statistics
 
 
 class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
@@ -75,15 +76,16 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         self._model_dir, self._began = kwargs["summary_dir"], False
         self._drawn: drawing.DrawnRows | None = None
         _check(self._model, self._train_state, self._task_names, checkpoint_cfg)
-        weighting = self._model.optimizer_def.weighting
         (axes,) = self._partitioner.data_partition_spec
-        self._measure = Statistics(
-            num_tasks=len(self._task_names),
+        names = (axes,) if isinstance(axes, str) else axes
+        self._plan = dataclasses.replace(
+            self._model.optimizer_def.weighting.plan,
             strategy=self._strategy(interaction),
-            every_step=weighting.every_step,
-            lagged=weighting.lagged,
             microbatches=self._num_microbatches or 1,
-            interaction_rows=interaction_rows,
+            rows=interaction_rows,
+            multiple=math.prod(self._partitioner.mesh.shape[name] for name in names),
+            # Rows that only fill up would count in T5X's metrics.
+            pads=False,
             over_data=self._sharded(PartitionSpec(axes)),
         )
 
@@ -149,15 +151,18 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         rng = self._get_step_rng(state.step)
         trained = self._model.optimizer_def.trained(state.params)
 
-        def row_losses(params, rows, numbers):
-            whole = frozen.merge(params, state.params)
-            return self._model.row_losses(whole, rows, dropout.row_keys(rng, numbers))
+        def losses_of(params, rows):
+            whole, features = frozen.merge(params, state.params), rows["features"]
+            keys = dropout.row_keys(rng, rows["number"])
+            sums, metrics = self._model.row_losses(whole, features, keys)
+            return measuring.RowLosses(sums, row_tokens(features), auxiliary=metrics)
 
-        measured = self._measure(row_losses, trained, tasks.read(batch, self._task_names))
-        weighted = self._model.optimizer_def.weigh(state, **measured.given)
+        rows = tasks.read(batch, self._task_names)
+        measured = measuring.measure(self._plan, losses_of, trained, rows)
+        weighted = self._model.optimizer_def.weigh(state, measured.gradients, **measured.statistics)
         learning_rate = jnp.asarray(self._learning_rate_fn(state.step))
         new_state = state.apply_gradient(weighted, learning_rate=learning_rate)
-        metrics = measured.metrics | {
+        metrics = _merged(measured.auxiliary) | {
             "learning_rate": clu.metrics.Average.from_model_output(learning_rate[None]),
             "learning_rate/current": clu.metrics.LastValue.from_model_output(learning_rate[None]),
         }
@@ -165,7 +170,7 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
             metrics |= self._weight_metrics_computer.compute_metrics(
                 weighted.gradient, state, new_state
             )
-        metrics |= _task_metrics(self._task_names, weighted.weighting, measured.tokens)
+        metrics |= _task_metrics(self._task_names, weighted.weighting, measured.counts)
         return new_state, metrics
 
 
@@ -197,6 +202,15 @@ class WorstTask(clu.metrics.Metric):
     def compute_value(self) -> clu.values.Value:
         """The name of the task, as T5X's writers take it."""
         return clu.values.Text(self.names[self.compute()])
+
+
+def _merged(stacked: Any) -> dict[str, Any]:
+    """T5X's metrics of a whole batch from those of its parts, stacked."""
+    metrics = jax.tree.map(lambda x: x[0], stacked)
+    for index in range(1, len(jax.tree.leaves(stacked)[0])):
+        update = jax.tree.map(lambda x, index=index: x[index], stacked)
+        metrics = trainer_lib.merge_metrics(metrics, update)
+    return dict(metrics)
 
 
 def _task_metrics(names, weighting, tokens) -> dict[str, clu.metrics.Metric]:

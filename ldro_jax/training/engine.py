@@ -22,6 +22,7 @@ from flax.core import meta
 
 from ldro_jax import interaction
 from ldro_jax.interaction import Interaction
+from ldro_jax.measuring import Plan
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks, errors
@@ -221,36 +222,44 @@ class Program(abc.ABC):
         self._tx({})
 
     def _train_step(self, multiple: int = 1) -> Callable:
-        """The function that takes one step, which both engines jit.
-
-        Raises ``ValueError`` if there are too few rows to halve.
-        """
-        measured = self._interaction_rows or self._rows_of_a_task
-        if self.method.uses_interaction and measured < self._strategy().multiple:
-            raise ValueError(
-                f"interaction='split' halves the rows of each task, but {self.method.name} "
-                f"measures the interaction on {measured}. Use a larger batch_size or "
-                "interaction_rows=2."
-            )
+        """The function that takes one step, which both engines jit."""
         return step_lib.train_step(
             self.problem.row_losses,
             self._tx,
-            self.problem.num_tasks,
-            self._strategy(),
-            fused=self._fused,
-            lagged=self.method.lagged,
-            microbatches=self.batches.microbatches,
-            interaction_rows=self._interaction_rows,
+            self.plan(multiple),
             geometry=self._geometry(),
             row_excess=self.problem.row_excess if self.method.uses_excess else None,
-            multiple=multiple,
             trained=self.trained,
+        )
+
+    def plan(self, multiple: int = 1) -> Plan:
+        """How steps measure. Raises ``ValueError`` if there are too few rows to halve.
+
+        The number of rows of a task is filled up to a ``multiple``.
+        """
+        method, strategy = self.method, self._strategy()
+        rows = _interaction_rows(method, self.batches)
+        measured = rows or _rows_of_a_task(self.batches, self.problem.num_tasks)
+        if method.uses_interaction and measured < strategy.multiple:
+            raise ValueError(
+                f"interaction='split' halves the rows of each task, but {method.name} "
+                f"measures the interaction on {measured}. Use a larger batch_size or "
+                "interaction_rows=2."
+            )
+        return Plan(
+            self.problem.num_tasks,
+            strategy,
+            interval=method.interval if method.uses_interaction else None,
+            lagged=method.lagged,
+            microbatches=self.batches.microbatches,
+            rows=rows,
+            multiple=multiple,
         )
 
     def _strategy(self) -> Interaction:
         if self.method.named_strategy == "split":
-            # Halves of the same number of rows.
-            return interaction.split(fused=self._fused and self._rows_of_a_task % 2 == 0)
+            # The losses of rows are plain means.
+            return interaction.split(fused=True)
         return self.method.strategy
 
     def _geometry(self) -> Callable[[Any], Any] | None:
@@ -275,41 +284,16 @@ class Program(abc.ABC):
         return [jax.tree_util.keystr(path) for path, moves in leaves if not moves]
 
     @property
-    def _fused(self) -> bool:
-        """Whether the rows of a step serve for its interaction as they are, in every step."""
-        batches = self.batches
-        few = self._rows_of_a_task
-        whole = (self._interaction_rows or few) >= few
-        alone = not self._apart and batches.microbatches == 1
-        return self.method.measures_every_step and whole and alone
-
-    @property
-    def _apart(self) -> bool:
-        """Whether the rows that the interaction is measured on are drawn for it."""
+    def rows_apart(self) -> int | None:
+        """Rows of each task that are drawn for the interaction, if those of a batch don't serve."""
+        method, batches = self.method, self.batches
+        few = _rows_of_a_task(batches, self.problem.num_tasks)
+        rows = _interaction_rows(method, batches)
         # Random rows need not hold every task.
-        return self.method.uses_interaction and (
-            not self._balanced or (self._interaction_rows or 0) > self._rows_of_a_task
-        )
-
-    @property
-    def _rows_of_a_task(self) -> int:
-        """Rows of each task in a batch that is balanced, or what comes near to it."""
-        return max(self.batches.size // self.problem.num_tasks, 1)
-
-    @property
-    def _interaction_rows(self) -> int | None:
-        return self.method.interaction_rows or self.batches.interaction_rows
-
-    @property
-    def _rows_apart(self) -> int | None:
-        """Rows of each task that the interaction is measured on, if they are drawn apart."""
-        if not self._apart:
+        balanced = batches.sampler == "balanced" and method.sampling == "uniform"
+        if not method.uses_interaction or (balanced and (rows or few) <= few):
             return None
-        return self._interaction_rows or self._rows_of_a_task
-
-    @property
-    def _balanced(self) -> bool:
-        return self.batches.sampler == "balanced" and self.method.sampling == "uniform"
+        return rows or few
 
     def _check_losses(self, params: Any, rows: Any) -> None:
         """Checks the shape of the problem's losses, for shapes of rows ``[R, ...]``."""
@@ -408,6 +392,15 @@ class Program(abc.ABC):
                     f"are {kind}."
                 )
         return found
+
+
+def _interaction_rows(method: Method, batches: Batches) -> int | None:
+    return method.interaction_rows or batches.interaction_rows
+
+
+def _rows_of_a_task(batches: Batches, num_tasks: int) -> int:
+    """Rows of each task in a batch that is balanced, or what comes near to it."""
+    return max(batches.size // num_tasks, 1)
 
 
 def _check_floating(shapes: Any, moved: Any) -> None:

@@ -9,13 +9,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ldro_jax import weighting
+from ldro_jax.measuring import Batch
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks
 from ldro_jax.tasks import drawing
 from ldro_jax.tasks.source import Source
 from ldro_jax.training.engine import Batches
 from ldro_jax.training.method import Method
-from ldro_jax.training.step import Batch
 
 
 class Feed:

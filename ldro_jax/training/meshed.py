@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
 from ldro_jax import interaction, sharding, transform
-from ldro_jax.measuring import trained
+from ldro_jax.measuring import Batch, trained
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import preemption
 from ldro_jax.tasks import drawing
@@ -97,7 +97,7 @@ class MeshedProgram(engine.Program):
         return jax.device_put(self.problem.reference, self.shardings.params)
 
     def _make_feed(self) -> feed_lib.Feed:
-        return feed_lib.Feed(self.problem, self.batches, self.method, self.mesh, self._rows_apart)
+        return feed_lib.Feed(self.problem, self.batches, self.method, self.mesh, self.rows_apart)
 
     @override
     def _set_method(self, method: Method) -> None:
@@ -143,7 +143,7 @@ class MeshedProgram(engine.Program):
         (trial,) = trials
         return MeshedSession(self, trial)
 
-    def step(self, state: step_lib.TrainState, batch: step_lib.Batch, method: Method):
+    def step(self, state: step_lib.TrainState, batch: Batch, method: Method):
         """Takes one step with a method's rates, from a state whose buffers are reused.
 
         Returns the new state and the losses of the tasks, ``[N]``, not waited for.
@@ -232,7 +232,7 @@ class MeshedSession(engine.Session):
         collect()
         return (time.perf_counter() - began) / timed if timed else math.nan
 
-    def _batches(self) -> Iterator[tuple[step_lib.Batch, drawing.Drawer]]:
+    def _batches(self) -> Iterator[tuple[Batch, drawing.Drawer]]:
         drawer = self._drawer
         while drawer.step < self._end:
             batch, drawer = self._program.feed.batch(self._source, drawer)

@@ -17,6 +17,7 @@ import optax
 from flax.core import meta
 from typing_extensions import override
 
+from ldro_jax.measuring import Batch
 from ldro_jax.problems.base import OnDevice, Problem
 from ldro_jax.records import traced
 from ldro_jax.runtime import preemption
@@ -76,7 +77,7 @@ class StackedProgram(engine.Program):
 
     def check_rows(self, num_steps: int) -> None:
         """Raises ``ValueError`` if so many steps draw more rows than int32 can number."""
-        size = max(self.batches.size, self.problem.num_tasks * (self._rows_apart or 0))
+        size = max(self.batches.size, self.problem.num_tasks * (self.rows_apart or 0))
         if num_steps * size >= 2**31:
             raise ValueError(
                 f"batch_size × train_steps must be below 2³¹ for data on the device, but it is "
@@ -138,7 +139,7 @@ class StackedProgram(engine.Program):
         drawer = drawing.Drawer(
             batches.sampler, batches.size, np.zeros(num_tasks, np.int64), sizes=sizes
         )
-        interval, rows_apart = self.method.interval, self._rows_apart
+        interval, rows_apart = self.method.interval, self.rows_apart
         observe = self.problem.observe or (lambda params: ())
         step = self._train_step()
 
@@ -163,7 +164,7 @@ class StackedProgram(engine.Program):
                     # They are sorted by task.
                     return take(jax.tree.map(lambda x: x.reshape(num_tasks, -1).T.reshape(-1), now))
 
-                batch = step_lib.Batch(
+                batch = Batch(
                     rows=take(drawn),
                     tasks=drawn.tasks,
                     expected=jnp.asarray(drawer.expected(drawn.tasks)),

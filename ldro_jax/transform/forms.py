@@ -5,7 +5,7 @@ is not as expected is an error, never a silent broadcast.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,9 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldro_jax import interaction as interaction_lib
+from ldro_jax import measuring
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
+from ldro_jax.measuring import trained as trained_lib
+from ldro_jax.measuring.measure import check_floating, differentiated
 from ldro_jax.runtime import checks, leaves
+from ldro_jax.weighting import base as weighting_base
 
 OF_PARAMETERS = "must have the structure and shapes of the parameters"
 
@@ -28,38 +32,55 @@ class Step(NamedTuple):
       pullback: ``weights [N] -> gradient``, or with the interaction, :class:`Pulled`; doesn't round
         the weights.
       interaction: ``() -> [N, N]``, or with the noise; ``None`` if there is no way to measure it.
-      is_stacked: whether ``updates`` were the gradients of the tasks, and so are used up.
+      present: the tasks that have examples in this batch, bool ``[N]``.
+      excess: as it was given.
+      from_batch: whether the interaction is measured on that batch.
+      params: those that the gradient is of, without frozen ones; ``None`` if they weren't given.
+      updates: the gradient of no task, like them; ``None`` if there is none.
     """
 
     losses: jax.Array
     pullback: Callable[[jax.Array], Any]
     interaction: Callable[[], jax.Array | interaction_base.Measured] | None
-    is_stacked: bool = False
+    present: Any = None
+    excess: Any = None
+    from_batch: bool = True
+    params: Any = None
+    updates: Any = None
+
+
+class Arguments(NamedTuple):
+    """The keyword arguments of ``update`` that carry statistics, ``None`` where not given."""
+
+    loss_fn: Any = None
+    batch: Any = None
+    interaction_batch: Any = None
+    losses_fn: Any = None
+    losses: Any = None
+    pullback: Any = None
+    interaction_fn: Any = None
+    preconditioner: Any = None
+    excess: Any = None
+    present: Any = None
 
 
 def read(
-    arguments: dict[str, Any],
+    extra_args: Mapping[str, Any],
     updates: Any,
     params: Any,
-    num_tasks: int,
-    strategy: interaction_base.Interaction,
-    *,
+    plan: measuring.Plan,
     dtype: Any,
-    fused: bool,
-    lagged: bool,
+    trained: Any = None,
 ) -> Step:
     """Reads the measurements of one step from the arguments of ``update``.
 
     Args:
-      arguments: the keyword arguments that carry statistics, ``None`` where not given.
-      updates: the stacked gradients, in the form that has them.
+      extra_args: its keyword arguments, with others among them that are none of ours.
+      updates: the gradient of no task; or the stacked gradients, in the form that has them.
       params: the parameters, or ``None``.
-      num_tasks: N.
-      strategy: how to measure the interaction.
+      plan: how to measure.
       dtype: of the weights.
-      fused: whether the interaction is wanted in every step, so that the task gradients may serve
-        for the training gradient as well.
-      lagged: whether the weights don't need the interaction of this step.
+      trained: which parameters are trained, a tree of bools; ``None`` if all.
 
     Returns:
       The :class:`Step`.
@@ -68,52 +89,70 @@ def read(
       ValueError: if the arguments are in none of the forms, a shape is not as expected, or the
         losses aren't floating-point numbers.
     """
-    form = _form(arguments)
-    for name, example in _FUNCTIONS.items():
-        if arguments[name] is not None:
-            checks.function(name, arguments[name], example=example)
-    losses = arguments["losses"]
-    if losses is not None:
-        losses = _array("losses must be", losses, "they are")
-    preconditioner = arguments["preconditioner"]
-    if preconditioner is not None:
-        if arguments["interaction_fn"] is not None or arguments["pullback"] is not None:
-            raise ValueError(
-                "interaction_fn measures as it likes, so preconditioner can't come with it or with "
-                "pullback. Use interaction.preconditioned(strategy, preconditioner) inside of it."
-            )
-        preconditioner = leaves.like(f"preconditioner {OF_PARAMETERS}", preconditioner, params)
+    given = Arguments(**{k: x for k, x in extra_args.items() if k in Arguments._fields})
+    # What flax.nnx.Optimizer makes of None.
+    updates = updates if jax.tree.leaves(updates) else None
+    if trained is not None:
+        given, updates = _restricted(given, updates, params, trained)
+        params = trained_lib.hide(params, trained)
+    leaves.check_trained("params", params)
+    form = _form(given)
+    _check(given)
     if params is None and form != "forward":
         raise ValueError("update needs params, as its third argument.")
+    if given.preconditioner is not None:
+        like = leaves.like(f"preconditioner {OF_PARAMETERS}", given.preconditioner, params)
+        given = given._replace(preconditioner=like)
     if form == "tasks":
-        step = _from_tasks(
-            strategy,
-            preconditioner,
-            arguments["loss_fn"],
-            params,
-            arguments["batch"],
-            arguments["interaction_batch"],
-            num_tasks,
-            dtype,
-            fused=fused,
-            lagged=lagged,
-        )
+        step = _from_tasks(given, params, plan, dtype)
     elif form == "layout":
-        step = _from_losses_fn(
-            arguments["losses_fn"], params, arguments["interaction_fn"], preconditioner, dtype
-        )
+        step = _from_losses_fn(given, params, dtype)
     elif form == "forward":
-        pullback = _without_tuple(arguments["pullback"], params)
-        step = _from_pullback(losses, pullback, arguments["interaction_fn"], dtype)
+        step = _from_pullback(given, params, dtype)
     else:
-        step = _from_stacked(updates, losses, params, strategy, preconditioner, num_tasks)
+        step, updates = _from_stacked(updates, given, params, plan), None
+    num_tasks, present = plan.num_tasks, given.present
     if jnp.shape(step.losses) != (num_tasks,):
         raise ValueError(
             f"There must be one loss for each of the {num_tasks} tasks, shape ({num_tasks},), but "
             f"the losses have shape {jnp.shape(step.losses)}."
         )
-    losses = interaction_base.replicated(step.losses)
-    return step._replace(losses=losses, is_stacked=form == "stacked")
+    present = jnp.ones((num_tasks,), bool) if present is None else jnp.asarray(present, bool)
+    weighting_base.check_per_task("present", present, num_tasks)
+    return step._replace(
+        losses=interaction_base.replicated(step.losses),
+        present=present,
+        excess=given.excess,
+        from_batch=given.interaction_batch is None and given.interaction_fn is None,
+        params=params,
+        updates=updates,
+    )
+
+
+def _restricted(given: Arguments, updates, params, trained) -> tuple[Arguments, Any]:
+    """What ``update`` was given, for the trained parameters alone."""
+    if params is None:
+        raise ValueError("With trainable, update needs params, as its third argument.")
+    own = {
+        "loss_fn": trained_lib.of_part(given.loss_fn, params),
+        "losses_fn": trained_lib.of_part(given.losses_fn, params),
+        "preconditioner": trained_lib.hide(given.preconditioner, trained),
+    }
+    if given.losses_fn is not None:
+        own["interaction_fn"] = trained_lib.of_part(given.interaction_fn, params)
+    return given._replace(**own), trained_lib.hide(updates, trained)
+
+
+def _check(given: Arguments) -> None:
+    for name, example in _FUNCTIONS.items():
+        if (function := getattr(given, name)) is not None:
+            checks.function(name, function, example=example)
+    measures_itself = given.interaction_fn is not None or given.pullback is not None
+    if given.preconditioner is not None and measures_itself:
+        raise ValueError(
+            "interaction_fn measures as it likes, so preconditioner can't come with it or with "
+            "pullback. Use interaction.preconditioned(strategy, preconditioner) inside of it."
+        )
 
 
 def _without_tuple(pullback: Any, params: Any) -> Callable:
@@ -152,9 +191,13 @@ _FORMS = {
 }
 
 
-def _form(arguments: dict[str, Any]) -> str:
+# What may come with every form.
+_WITH_ALL = {"excess", "present"}
+
+
+def _form(arguments: Arguments) -> str:
     """Which of the four forms the statistics came in."""
-    given = {name for name, value in arguments.items() if value is not None}
+    given = {name for name, value in arguments._asdict().items() if value is not None} - _WITH_ALL
     for form, (needed, optional) in _FORMS.items():
         if needed <= given <= needed | optional:
             return form
@@ -166,62 +209,32 @@ def _form(arguments: dict[str, Any]) -> str:
     )
 
 
-def _from_tasks(
-    strategy,
-    preconditioner,
-    loss_fn,
-    params,
-    batch,
-    interaction_batch,
-    num_tasks,
-    dtype,
-    *,
-    fused,
-    lagged,
-) -> Step:
-    _check_batch("batch", batch, num_tasks)
-    _check_scalar_loss(loss_fn, params, batch)
-    if interaction_batch is not None:
-        _check_batch("interaction_batch", interaction_batch, num_tasks)
-    elif lagged and strategy.pullback is not None and preconditioner is None:
-        losses, pullback = strategy.pullback(loss_fn, params, batch)
-        return Step(losses, pullback, None)
-    elif fused and strategy.gradients is not None:
-        losses, gradients = strategy.gradients(loss_fn, params, batch)
-        return _stacked_step(losses, gradients, strategy, preconditioner, num_tasks)
-    else:
-        interaction_batch = batch
-    strategy = interaction_lib.preconditioned(strategy, preconditioner)
-    return _differentiated(
-        lambda p: jax.vmap(loss_fn, in_axes=(None, 0))(p, batch),
-        params,
-        lambda: strategy.matrix(loss_fn, params, interaction_batch),
-        dtype,
-    )
+def _from_tasks(given: Arguments, params, plan, dtype) -> Step:
+    _check_batch("batch", given.batch, plan.num_tasks)
+    _check_scalar_loss(given.loss_fn, params, given.batch)
+    if given.interaction_batch is not None:
+        _check_batch("interaction_batch", given.interaction_batch, plan.num_tasks)
+    batch = measuring.Grouped(given.batch, given.interaction_batch, dtype)
+    found = measuring.measure(plan, given.loss_fn, params, batch, given.preconditioner)
+    if found.gradients is not None:
+        return _stacked_step(found.losses, found.gradients, plan, given.preconditioner)
+    assert found.pullback is not None
+    return Step(found.losses, found.pullback, found.interaction)
 
 
-def _from_losses_fn(given, params, interaction_fn, preconditioner, dtype) -> Step:
+def _from_losses_fn(given: Arguments, params, dtype) -> Step:
+    interaction_fn = given.interaction_fn
+
     def losses_fn(params):
-        return _array("losses_fn must return", given(params), "it returns")
+        return _array("losses_fn must return", given.losses_fn(params), "it returns")
 
     if interaction_fn is None:
         interaction_fn = functools.partial(interaction_lib.jacobian_gram, losses_fn)
-        if preconditioner is not None:
-            moved, zero = geometry.in_units(losses_fn, params, preconditioner)
+        if given.preconditioner is not None:
+            moved, zero = geometry.in_units(losses_fn, params, given.preconditioner)
             interaction_fn = lambda _: interaction_lib.jacobian_gram(moved, zero)  # noqa: E731
-    return _differentiated(losses_fn, params, functools.partial(interaction_fn, params), dtype)
-
-
-def _differentiated(losses_fn, params, interaction, dtype) -> Step:
-    def at_least_dtype(params):
-        losses = interaction_base.replicated(losses_fn(params))
-        _check_floating(losses)
-        # The pullback then takes the weights as they are; a loss in half precision still
-        # differentiates in half precision what it computes in it.
-        return losses.astype(np.promote_types(losses.dtype, dtype))
-
-    losses, pullback = jax.vjp(at_least_dtype, params)
-    return Step(losses, lambda weights: pullback(weights.astype(losses.dtype))[0], interaction)
+    losses, pullback = differentiated(losses_fn, params, dtype)
+    return Step(losses, pullback, functools.partial(interaction_fn, params))
 
 
 def _unwrapped(found: Any) -> str:
@@ -229,8 +242,10 @@ def _unwrapped(found: Any) -> str:
     return " Return its `.array`." if hasattr(found, "array") else ""
 
 
-def _from_pullback(losses, pullback, interaction, dtype) -> Step:
-    _check_floating(losses)
+def _from_pullback(given: Arguments, params, dtype) -> Step:
+    losses = _array("losses must be", given.losses, "they are")
+    pullback = _without_tuple(given.pullback, params)
+    check_floating(losses)
     if np.promote_types(losses.dtype, dtype) != losses.dtype:
         raise ValueError(
             f"The weights are {dtype}, and a pullback takes them in the dtype of its losses, "
@@ -243,11 +258,12 @@ def _from_pullback(losses, pullback, interaction, dtype) -> Step:
         weights = weights.astype(losses.dtype)
         return pullback(jax.sharding.reshard(weights, where) if where else weights)
 
-    return Step(losses, pull, interaction)
+    return Step(losses, pull, given.interaction_fn)
 
 
-def _from_stacked(gradients, losses, params, strategy, preconditioner, num_tasks) -> Step:
-    stacked = _parts(losses, strategy, num_tasks) * num_tasks
+def _from_stacked(gradients, given: Arguments, params, plan) -> Step:
+    losses = _array("losses must be", given.losses, "they are")
+    stacked = _parts(losses, plan) * plan.num_tasks
     expected = jax.tree.map(
         lambda p: jax.ShapeDtypeStruct((stacked, *jnp.shape(p)), jnp.result_type(p)), params
     )
@@ -257,14 +273,15 @@ def _from_stacked(gradients, losses, params, strategy, preconditioner, num_tasks
         gradients,
         expected,
     )
-    _check_floating(losses)
-    return _stacked_step(losses, gradients, strategy, preconditioner, num_tasks)
+    check_floating(losses)
+    return _stacked_step(losses, gradients, plan, given.preconditioner)
 
 
-def _stacked_step(losses, gradients, strategy, preconditioner, num_tasks) -> Step:
-    parts, products = _parts(losses, strategy, num_tasks), interaction_base.gram
+def _stacked_step(losses, gradients, plan, preconditioner) -> Step:
+    parts, products = _parts(losses, plan), interaction_base.gram
     if parts > 1:
-        losses, products = losses.reshape(num_tasks, parts).mean(axis=1), strategy.products
+        losses = losses.reshape(plan.num_tasks, parts).mean(axis=1)
+        products = plan.strategy.products
 
     def pullback(weights):
         weights = jnp.repeat(weights / parts, parts)
@@ -273,8 +290,9 @@ def _stacked_step(losses, gradients, strategy, preconditioner, num_tasks) -> Ste
     return Step(losses, pullback, lambda: products(geometry.scaled(gradients, preconditioner)))
 
 
-def _parts(losses, strategy, num_tasks) -> int:
-    return strategy.parts if losses.shape == (strategy.parts * num_tasks,) else 1
+def _parts(losses, plan) -> int:
+    parts = plan.strategy.parts
+    return parts if losses.shape == (parts * plan.num_tasks,) else 1
 
 
 def _array(expected: str, losses: Any, found: str) -> jax.Array:
@@ -285,14 +303,6 @@ def _array(expected: str, losses: Any, found: str) -> jax.Array:
             f"{expected} one array with a number for each task, [N], but {found} a "
             f"{type(losses).__name__}.{_unwrapped(losses)}"
         ) from error
-
-
-def _check_floating(losses) -> None:
-    if not jnp.issubdtype(losses.dtype, jnp.floating):
-        raise ValueError(
-            "The losses must be real floating-point numbers, or no gradient flows through them, "
-            f"but their dtype is {losses.dtype}. Compute them in float32."
-        )
 
 
 def _check_batch(name: str, batch: Any, num_tasks: int) -> None:
@@ -330,4 +340,4 @@ def _check_scalar_loss(loss_fn, params, batch) -> None:
             "loss_fn must return one number, the mean loss of one task, but it returns "
             f"{shapes}.{_unwrapped(found) or _WITH_MORE}"
         )
-    _check_floating(shapes)
+    check_floating(shapes)

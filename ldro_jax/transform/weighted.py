@@ -8,7 +8,7 @@ the same forward pass (one backward pass): the update is ``Σ_i w_i ∇ℓ_i``, 
 
 import functools
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import optax
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
-from ldro_jax.measuring import refresh
+from ldro_jax.measuring import Plan, refresh
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.runtime import checks, leaves
 from ldro_jax.transform import forms, optax_wrappers, reads
@@ -33,19 +33,16 @@ class Weighted(optax.GradientTransformationExtraArgs):
 
     Attributes:
       weighting: the method, with smoothing, total and floor.
-      interval: k, the number of steps between two measurements of the interaction; ``None`` if the
-        method doesn't use it.
-      lagged: whether the weights use the matrix of the step before.
+      plan: how it measures losses, gradient and interaction.
     """
 
     weighting: weighting_base.Weighting
-    interval: int | jax.Array | None
-    lagged: bool
+    plan: Plan
 
     @property
-    def every_step(self) -> bool:
-        """Whether the interaction is measured in every step."""
-        return isinstance(self.interval, int) and self.interval == 1
+    def interval(self) -> int | jax.Array | None:
+        """k, the number of steps between two measurements; ``None`` if it makes none."""
+        return self.plan.interval
 
 
 def weighted(
@@ -161,189 +158,185 @@ def weighted(
     weighting = weighting_base.checked(weighting)
     weighting = wrappers.wrapped(weighting, smoothing=smoothing, total=total, floor=floor)
     strategy = interaction_lib.get(interaction)
-    every_step = isinstance(interaction_interval, int) and interaction_interval == 1
-    if lagged and not every_step:
+    plan = Plan(num_tasks, strategy, interaction_interval, lagged)
+    if lagged and not plan.every_step:
         raise ValueError(
             f"lagged needs interaction_interval=1, but the interval is {interaction_interval}."
         )
-    fused = weighting.uses_interaction and every_step
+    if not weighting.uses_interaction:
+        plan = Plan(num_tasks, strategy)
+
+    def mask(params):
+        return None if trainable is None else trained_lib.mask(trainable, params)
 
     def init_fn(params):
         optax_wrappers.check(params)
         leaves.check_arrays("params", params)
         if trainable is not None:
-            params = trained_lib.hide(params, trained_lib.mask(trainable, params))
+            params = trained_lib.hide(params, mask(params))
         leaves.check_trained("params", params)
         dtype = interaction_base.statistics_dtype(params)
         reads.check(weighting, num_tasks, dtype)
         return state_lib.initial(weighting, num_tasks, dtype)
 
-    def update_fn(
-        updates,
-        state,
-        params=None,
-        *,
-        loss_fn=None,
-        batch=None,
-        interaction_batch=None,
-        losses_fn=None,
-        losses=None,
-        pullback=None,
-        interaction_fn=None,
-        preconditioner=None,
-        excess=None,
-        present=None,
-        **extra_args,
-    ):
-        del extra_args
+    def update_fn(updates, state, params=None, **extra_args):
         optax_wrappers.check_update(updates, params)
         state_lib.check(state)
         leaves.check_arrays("params", params)
-        # What flax.nnx.Optimizer makes of None.
-        updates = updates if jax.tree.leaves(updates) else None
-        arguments = {
-            "loss_fn": loss_fn,
-            "batch": batch,
-            "interaction_batch": interaction_batch,
-            "losses_fn": losses_fn,
-            "losses": losses,
-            "pullback": pullback,
-            "interaction_fn": interaction_fn,
-            "preconditioner": preconditioner,
-        }
-        everything, trained = params, None
-        if trainable is not None:
-            trained = trained_lib.mask(trainable, params)
-            arguments, updates = trained_lib.restricted(arguments, updates, params, trained)
-            params = trained_lib.hide(params, trained)
-        leaves.check_trained("params", params)
-        step = forms.read(
-            arguments,
-            updates,
-            params,
-            num_tasks,
-            strategy,
-            dtype=state.weights.dtype,
-            fused=fused,
-            lagged=fused and lagged,
-        )
-        present = jnp.ones((num_tasks,), bool) if present is None else jnp.asarray(present, bool)
-        weighting_base.check_per_task("present", present, num_tasks)
+        trained = mask(params)
+        step = forms.read(extra_args, updates, params, plan, state.weights.dtype, trained)
+        losses = _Losses.of(step, state)
+        matrix = last = refresh.Matrix.of(state)
+        due = plan.due(state.count)
+
+        def refreshed(measure):
+            return refresh.measure(
+                measure,
+                last,
+                step.present,
+                due,
+                from_batch=step.from_batch,
+                needs_noise=weighting.uses_noise,
+            )
+
+        if weighting.uses_interaction and not plan.lagged:
+            matrix = refreshed(step.interaction)
+        chosen = _choose(weighting, state, step, losses, matrix)
+        gradient, pulled = _pulled(step, chosen.weights, trained, plan)
+        if plan.lagged:
+            matrix = refreshed(step.interaction if pulled is None else lambda: pulled)
+        leaves.check_arrays("gradient", gradient)
+        leaves.check_trained("gradient", gradient)
+        if weighting.uses_interaction and step.from_batch:
+            matrix = refresh.unless_underflow(
+                matrix, last, gradient, step.present, due, losses.good
+            )
+        gradient = _finished(gradient, step, losses.good)
+        if trained is not None:
+            gradient = trained_lib.merge(gradient, jax.tree.map(jnp.zeros_like, params))
+        return gradient, _next(state, losses, matrix, chosen)
+
+    made = Weighted(init_fn, update_fn)
+    made.weighting, made.plan = weighting, plan
+    return made
+
+
+class _Losses(NamedTuple):
+    """The losses of a step as the weighting sees them, ``[N]``.
+
+    Those of tasks that are absent, or that are not finite, are of an earlier step. Which tasks have
+    had one so far is ``seen``, which are not finite is ``bad``, and whether none is, ``good``.
+    """
+
+    current: jax.Array
+    seen: jax.Array
+    bad: jax.Array
+    good: jax.Array
+
+    @classmethod
+    def of(cls, step: forms.Step, state: WeightedState) -> "_Losses":
         # An absent task counts as well: in the pullback, zero times a loss that is not finite is
         # NaN.
         bad = ~jnp.isfinite(step.losses)
-        good = ~bad.any()
-        current = jnp.where(present & ~bad, step.losses.astype(state.losses.dtype), state.losses)
-        seen = state.seen | (present & ~bad)
+        new = step.present & ~bad
+        current = jnp.where(new, step.losses.astype(state.losses.dtype), state.losses)
+        return cls(current, state.seen | new, bad, ~bad.any())
 
-        last = interaction_base.Measured(state.interaction, state.noise)
-        measured, unmeasured = last, jnp.zeros((num_tasks,), bool)
-        ever_measured = state.measured
-        from_batch = interaction_batch is None and interaction_fn is None
-        due = None if every_step else state.count % interaction_interval == 0
 
-        def measure(interaction):
-            found, lost, taken = refresh.measure(
-                interaction,
-                last,
-                present,
-                due,
-                from_batch=from_batch,
-                needs_noise=weighting.uses_noise,
-            )
-            return found, lost, state.measured | taken
+class _Chosen(NamedTuple):
+    """The weights of a step.
 
-        if weighting.uses_interaction and not lagged:
-            measured, unmeasured, ever_measured = measure(step.interaction)
-        measured_ones = seen & ever_measured if weighting.uses_interaction else seen
-        started = measured_ones.any()
-        known = jnp.where(started, measured_ones, seen | ~seen.any())
-        statistics = weighting_base.Statistics(
-            state.count,
-            current,
-            measured.matrix,
-            noise=measured.noise if weighting.uses_noise else None,
-            excess=_excess(weighting, excess, present, current),
-            known=known,
-        )
-        proposal = weighting.update(statistics, state.weighting)
-        proposal = (_with_newcomers(proposal[0], seen & ~known), proposal[1])
-        negative = jnp.zeros_like(present)
-        if weighting.needs_positive_losses:
-            negative = present & (current < 0)
-        # The weights themselves overflow when a rate times a loss does.
-        finite = jnp.isfinite(proposal[0]).all()
-        usable = good & finite & ~negative.any()
-        weights, inner = jax.tree.map(
-            functools.partial(jnp.where, usable), proposal, (state.weights, state.weighting)
-        )
-        # What is weighed before anything is known leaves no trace.
-        inner = jax.tree.map(functools.partial(jnp.where, started), inner, state.weighting)
+    With the weighting's own state, the losses that it expects, which losses were below zero though
+    it needs positive ones, and whether the weights that it proposed were finite.
+    """
 
-        expected = current
-        if weighting.expected_losses is not None:
-            expected = weighting.expected_losses(statistics, weights)
+    weights: jax.Array
+    inner: Any
+    expected: jax.Array
+    negative: jax.Array
+    finite: jax.Array
 
-        pulled = step.pullback(jnp.where(present, weights, 0))
-        gradient = pulled.gradient if isinstance(pulled, interaction_base.Pulled) else pulled
-        if trained is not None:
-            gradient = trained_lib.hide(gradient, trained)
-        if isinstance(pulled, interaction_base.Pulled) and not lagged:
+
+def _choose(weighting, state, step, losses, matrix) -> _Chosen:
+    """The weights of this step, or those of the last one where they can't be known."""
+    measured = losses.seen & matrix.ever if weighting.uses_interaction else losses.seen
+    started = measured.any()
+    known = jnp.where(started, measured, losses.seen | ~losses.seen.any())
+    statistics = weighting_base.Statistics(
+        state.count,
+        losses.current,
+        matrix.values.matrix,
+        noise=matrix.values.noise if weighting.uses_noise else None,
+        excess=_excess(weighting, step.excess, step.present, losses.current),
+        known=known,
+    )
+    weights, inner = weighting.update(statistics, state.weighting)
+    weights = _with_newcomers(weights, losses.seen & ~known)
+    negative = jnp.zeros_like(step.present)
+    if weighting.needs_positive_losses:
+        negative = step.present & (losses.current < 0)
+    # The weights themselves overflow when a rate times a loss does.
+    finite = jnp.isfinite(weights).all()
+    usable = losses.good & finite & ~negative.any()
+
+    def only_if(condition, new, old):
+        return jax.tree.map(functools.partial(jnp.where, condition), new, old)
+
+    weights, inner = only_if(usable, (weights, inner), (state.weights, state.weighting))
+    # What is weighed before anything is known leaves no trace.
+    inner = only_if(started, inner, state.weighting)
+    expected = losses.current
+    if weighting.expected_losses is not None:
+        expected = weighting.expected_losses(statistics, weights)
+    expected = jnp.where(usable, expected, state.expected_losses)
+    return _Chosen(weights, inner, expected, negative, finite)
+
+
+def _pulled(step, weights, trained, plan) -> tuple[Any, jax.Array | None]:
+    """The gradient of the weighted loss, and the interaction if it comes from the same pass."""
+    gradient, matrix = step.pullback(jnp.where(step.present, weights, 0)), None
+    if isinstance(gradient, interaction_base.Pulled):
+        gradient, matrix = gradient
+        if not plan.lagged:
             raise ValueError(
                 "pullback returned the interaction with the gradient, after the weights were "
                 "chosen. That needs lagged=True and interaction_interval=1."
             )
-        if weighting.uses_interaction and lagged:
-            from_pull = isinstance(pulled, interaction_base.Pulled)
-            found = (lambda: pulled.matrix) if from_pull else step.interaction
-            measured, unmeasured, ever_measured = measure(found)
-        leaves.check_arrays("gradient", gradient)
-        leaves.check_trained("gradient", gradient)
-        if weighting.uses_interaction and from_batch:
-            squares = jnp.diagonal(measured.matrix) + measured.noise
-            lost = refresh.all_underflow(gradient, squares, present, due)
-            lost &= good & ~unmeasured.any()
-            unmeasured |= lost & present
-            measured, ever_measured = jax.tree.map(
-                functools.partial(jnp.where, lost),
-                (last, state.measured),
-                (measured, ever_measured),
-            )
-        if params is not None:
-            gradient = leaves.like(f"The gradient {forms.OF_PARAMETERS}", gradient, params)
-        if updates is not None and not step.is_stacked:
-            updates = leaves.like(
-                f"updates, the gradient of no task, {forms.OF_PARAMETERS}", updates, gradient
-            )
-            gradient = jax.tree.map(lambda g, u: g + u.astype(g.dtype), gradient, updates)
-        # A loss that is not finite makes the whole pullback so, whatever its weight.
-        gradient = jax.tree.map(lambda g: jnp.where(good, g, 0), gradient)
-        if trained is not None:
-            gradient = trained_lib.merge(gradient, jax.tree.map(jnp.zeros_like, everything))
+    return (gradient if trained is None else trained_lib.hide(gradient, trained)), matrix
 
-        return gradient, WeightedState(
-            count=jnp.asarray(optax.safe_increment(state.count)),
-            weights=weights,
-            losses=current,
-            expected_losses=jnp.where(usable, expected, state.expected_losses),
-            seen=seen,
-            measured=ever_measured,
-            interaction=measured.matrix,
-            noise=measured.noise,
-            descent=_descended(state.descent, measured.matrix, weights, good),
-            nonfinite=state.nonfinite + bad.astype(jnp.int32),
-            negative=state.negative + negative.astype(jnp.int32),
-            nonfinite_streak=jnp.where(good & finite, 0, state.nonfinite_streak + 1),
-            unmeasured=state.unmeasured + unmeasured.astype(jnp.int32),
-            unsolved=state_lib.unsolved(state, inner, good & ~finite),
-            weighting=inner,
+
+def _finished(gradient, step, good):
+    """With the gradient of no task; zero in a step with a loss that is not finite."""
+    if step.params is not None:
+        gradient = leaves.like(f"The gradient {forms.OF_PARAMETERS}", gradient, step.params)
+    if step.updates is not None:
+        updates = leaves.like(
+            f"updates, the gradient of no task, {forms.OF_PARAMETERS}", step.updates, gradient
         )
+        gradient = jax.tree.map(lambda g, u: g + u.astype(g.dtype), gradient, updates)
+    # A loss that is not finite makes the whole pullback so, whatever its weight.
+    return jax.tree.map(lambda g: jnp.where(good, g, 0), gradient)
 
-    made = Weighted(init_fn, update_fn)
-    made.weighting = weighting
-    made.interval = interaction_interval if weighting.uses_interaction else None
-    made.lagged = fused and lagged
-    return made
+
+def _next(state, losses, matrix, chosen) -> WeightedState:
+    good, interaction = losses.good, matrix.values.matrix
+    return WeightedState(
+        count=jnp.asarray(optax.safe_increment(state.count)),
+        weights=chosen.weights,
+        losses=losses.current,
+        expected_losses=chosen.expected,
+        seen=losses.seen,
+        measured=matrix.ever,
+        interaction=interaction,
+        noise=matrix.values.noise,
+        descent=_descended(state.descent, interaction, chosen.weights, good),
+        nonfinite=state.nonfinite + losses.bad.astype(jnp.int32),
+        negative=state.negative + chosen.negative.astype(jnp.int32),
+        nonfinite_streak=jnp.where(good & chosen.finite, 0, state.nonfinite_streak + 1),
+        unmeasured=state.unmeasured + matrix.unmeasured.astype(jnp.int32),
+        unsolved=state_lib.unsolved(state, chosen.inner, good & ~chosen.finite),
+        weighting=chosen.inner,
+    )
 
 
 def _check_num_tasks(num_tasks) -> None:

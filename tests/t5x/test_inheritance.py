@@ -182,7 +182,7 @@ def test_bindings_for_other_methods_are_refused_by_name(run_python):
     # In a process of its own: gin forgets bindings, but not what has been registered for them.
     text = HEADER + STOCK + OURS + "models.BaseTransformerModel.loss_fn.dropout_rng = None"
     output = run_python(
-        f"import gin, tiny_t5x\ngin.parse_config({text!r})\n"
+        f"import gin\nfrom helpers import tiny_t5x\ngin.parse_config({text!r})\n"
         "try:\n  gin.get_configurable('ldro_jax.t5x.model.LDRODecoderOnlyModel')()\n"
         "except ValueError as error:\n  print(error)\n"
     )

@@ -10,6 +10,7 @@ import pytest
 from helpers import plain_loop, tiny
 
 from ldro_jax import interaction, transform
+from ldro_jax.measuring import Batch, Way
 from ldro_jax.records import results
 from ldro_jax.tasks import drawing
 from ldro_jax.training.engine import Trial
@@ -310,7 +311,8 @@ def test_the_gradients_of_halves_serve_for_the_training_gradient(size, geometry)
     states = []
     for method in (named, apart):
         program = tiny.stacked(method, size=size, optimizer=optax.rmsprop(0.1))
-        assert (program._strategy().gradients is not None) == (method is named and size == 24)
+        in_one = program.plan().way(Batch(np.zeros(size))) == Way.ONE_PASS
+        assert in_one == (method is named and size == 24)
         session = program.start([Trial(method, SEED)])
         session.advance(STEPS, lambda step: False, tiny.Progress())
         states.append(session.state(0))

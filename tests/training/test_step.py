@@ -1,5 +1,6 @@
 """One training step is a plain loop over the gradients of one row after another."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -13,6 +14,7 @@ from helpers import oracles, plain_loop, tiny, tiny_lm
 from jax import flatten_util
 
 from ldro_jax import interaction, transform
+from ldro_jax.measuring import Batch, Plan
 from ldro_jax.tasks import drawing
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.method import Method
@@ -65,7 +67,7 @@ def balanced(name="bigram", steps=STEPS, size=tiny_lm.BATCH_SIZE):
                 where[task, : len(mine)] = mine
         counts = np.bincount(draw.tasks).astype(np.float32)
         rows = source.rows(draw.tasks, draw.indices)
-        yield step_lib.Batch(rows, draw.tasks, counts, by_task=where)
+        yield Batch(rows, draw.tasks, counts, by_task=where)
 
 
 def mixed(tasks, *, measured=False):
@@ -75,7 +77,7 @@ def mixed(tasks, *, measured=False):
     for step, (some, other) in enumerate(zip(tasks, others, strict=True)):
         rows = source.rows(some, step * len(some) + np.arange(len(some)))
         expected = np.float32(PROBABILITIES * len(some))
-        yield step_lib.Batch(rows, np.int32(some), expected, other if measured else None)
+        yield Batch(rows, np.int32(some), expected, other if measured else None)
 
 
 def expected_of(name, method, batches):
@@ -106,9 +108,9 @@ def _start_and_step(name, method, strategy, **options):
     def make_tx(rates):
         return optax.chain(method.transform(found.num_tasks, rates), optax.sgd(LEARNING_RATE))
 
-    step = step_lib.train_step(
-        found.row_losses, make_tx, found.num_tasks, interaction.get(strategy), **options
-    )
+    interval = method.interval if method.uses_interaction else None
+    plan = Plan(found.num_tasks, interaction.get(strategy), interval, **options)
+    step = step_lib.train_step(found.row_losses, make_tx, plan)
     state = step_lib.TrainState(jnp.zeros([], jnp.int32), params, make_tx({}).init(params))
     return state, functools.partial(jax.jit(step), jax.tree.map(np.float32, method.rates()))
 
@@ -181,7 +183,7 @@ def test_the_parts_of_a_batch_make_no_difference(microbatches):
 # holds them.
 @pytest.mark.parametrize("strategy", ["vmap", "scan", "tiled"])
 def test_gradients_that_serve_for_both_are_the_same(strategy):
-    found = taken("bigram", EVERY, balanced(), strategy, fused=True)
+    found = taken("bigram", EVERY, balanced(), strategy)
     assert_same(found, expected_of("bigram", EVERY, balanced()))
 
 
@@ -191,15 +193,25 @@ def test_uneven_batches_are_a_plain_loop(name, method):
     # Ten rows of three or four tasks: they take turns in having one more.
     batches = list(balanced(name, size=10))
     assert len({tuple(batch.tasks) for batch in batches}) > 1
-    found = taken(name, method, batches, fused=method is EVERY)
+    found = taken(name, method, batches)
     assert_same(found, expected_of(name, method, batches))
+
+
+def test_halves_that_are_not_of_as_many_rows_do_not_serve_for_the_training_gradient():
+    # Of three rows the mean over halves isn't that over rows.
+    steps = []
+    for fused in (False, True):
+        halves = interaction.split("vmap", fused=fused)
+        method = dataclasses.replace(EVERY, interaction=halves)
+        steps.append(list(taken("bigram", method, balanced(size=10), halves)))
+    assert_same(*steps)
 
 
 @pytest.mark.parametrize(("rows", "measured"), [(None, 4), (1, 1), (2, 2)])
 def test_the_interaction_is_measured_on_the_first_rows(rows, measured):
     # Filled up to eight rows of each task, of which those that are not real must not count.
     (batch,) = balanced(steps=1)
-    options = {"interaction_rows": rows, "multiple": 8}
+    options = {"rows": rows, "multiple": 8}
     ((losses, _, matrix, _),) = taken("bigram", EVERY_SECOND, [batch], **options)
     _, gradient_of_row, params = problem("bigram")
     first = slice(measured * 4)
@@ -230,10 +242,7 @@ def test_the_gradient_of_random_rows_is_right_on_average(method):
     losses, gradients = plain_loop.of_rows(*problem("bigram")[1:], rows)
     ways = list(itertools.product(range(4), repeat=2))
     chances = np.array([PROBABILITIES[list(way)].prod() for way in ways])
-    batches = [
-        step_lib.Batch(rows[list(way)], np.int32(way), np.float32(2 * PROBABILITIES))
-        for way in ways
-    ]
+    batches = [Batch(rows[list(way)], np.int32(way), np.float32(2 * PROBABILITIES)) for way in ways]
     # With the losses known, the weights don't depend on the draw.
     average = chances @ np.array(list(updates(method, batches, losses)))
     weights = MIXED_WEIGHTS
@@ -250,19 +259,3 @@ def test_rows_that_are_drawn_by_the_weights_count_all_the_same():
     (found,) = updates(MIXING, [batch])
     _, gradients = plain_loop.of_rows(*problem("bigram")[1:], batch.rows)
     np.testing.assert_allclose(found, gradients.mean(axis=0), rtol=1e-4, atol=1e-6)
-
-
-def test_task_means_leave_an_absent_task_at_zero(dtype):
-    values = jnp.array([1.0, 2.0, 4.0, 9.0], dtype)
-    task = jnp.array([3, 0, 3, 0], jnp.int32)
-    means, present = jax.jit(step_lib.task_means, static_argnums=2)(values, task, 4)
-    np.testing.assert_array_equal(means, [5.5, 0, 0, 2.5])
-    np.testing.assert_array_equal(present, [True, False, False, True])
-    assert means.dtype == dtype
-
-
-def test_one_tasks_loss_that_is_not_a_number_stays_its_own():
-    values = jnp.array([1.0, jnp.nan, 3.0])
-    task = jnp.array([0, 1, 0], jnp.int32)
-    means, _ = step_lib.task_means(values, task, 3)
-    np.testing.assert_array_equal(means, [2, np.nan, 0])

@@ -11,7 +11,9 @@ tiny_t5x = pytest.importorskip(
     "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
 from ldro_jax.interaction import scan  # noqa: E402
-from ldro_jax.t5x import statistics  # noqa: E402
+from ldro_jax.measuring import Batch, Plan, RowLosses, measure  # noqa: E402
+from ldro_jax.t5x import tasks as tasks_lib  # noqa: E402
+from ldro_jax.t5x.model import row_tokens  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 N, EACH, LENGTH, SIZE = 3, 2, 4, 5
@@ -23,11 +25,12 @@ PARAMS = RNG.normal(size=SIZE)
 SHARE, WEIGHTS = np.array([0.1, 0.3, 0.6]), np.array([0.5, 0.2, -0.4])
 
 
-def row_losses(params, rows, numbers):
+def losses_of(params, rows):
     """Of a linear model; summed over tokens."""
-    del numbers
-    errors = jnp.square(rows["inputs"] @ params - rows["goals"])
-    return (errors * rows["decoder_loss_weights"]).sum(axis=1), {}
+    features = rows["features"]
+    errors = jnp.square(features["inputs"] @ params - features["goals"])
+    sums = (errors * features["decoder_loss_weights"]).sum(axis=1)
+    return RowLosses(sums, row_tokens(features))
 
 
 def rows_of(tasks, which, weights=1.0):
@@ -39,10 +42,8 @@ def rows_of(tasks, which, weights=1.0):
     }
 
 
-def measure(microbatches=1):
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), "data")
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    return statistics.Statistics(N, scan(), False, False, microbatches, None, sharding)
+def measured(batch, **options):
+    return measure(Plan(N, scan(), pads=False, **options), losses_of, jnp.asarray(PARAMS), batch)
 
 
 def gradients_of_tasks():
@@ -63,9 +64,10 @@ def test_rows_drawn_at_random_train_on_the_weighted_loss_on_average(size, microb
         @jax.jit
         @jax.vmap
         def gradient(task, which):
-            batch = statistics.TaskRows(rows_of(task, which), task, jnp.asarray(SHARE))
-            given = measure(microbatches)(row_losses, jnp.asarray(PARAMS), batch).given
-            return given["pullback"](jnp.where(given["present"], WEIGHTS, 0))
+            rows = tasks_lib.numbered(rows_of(task, which), size)
+            batch = Batch(rows, task, jnp.asarray(SHARE * size))
+            found = measured(batch, microbatches=microbatches)
+            return found.pullback(jnp.where(found.present, WEIGHTS, 0))
 
         pairs = [np.repeat(tasks, len(choices), 0), np.tile(choices, (len(tasks), 1))]
         found = np.asarray(gradient(*map(jnp.asarray, pairs)))
@@ -84,9 +86,9 @@ def test_tasks_in_uneven_turns_train_on_the_weighted_loss_on_average():
             @jax.jit
             @jax.vmap
             def gradient(which, task=task):
-                batch = statistics.TaskRows(rows_of(task, which), jnp.asarray(task))
-                given = measure()(row_losses, jnp.asarray(PARAMS), batch).given
-                return given["pullback"](jnp.asarray(WEIGHTS))
+                rows = tasks_lib.numbered(rows_of(task, which), len(task))
+                found = measured(Batch(rows, jnp.asarray(task, jnp.int32)))
+                return found.pullback(jnp.asarray(WEIGHTS))
 
             found.append(np.asarray(gradient(jnp.asarray(choices))).mean(axis=0))
     np.testing.assert_allclose(found, np.tile(WEIGHTS @ gradients_of_tasks(), (N, 1)), rtol=1e-6)
@@ -98,11 +100,11 @@ def test_losses_are_means_over_any_positive_number_of_tokens(every_step, weight)
     tasks, which = jnp.arange(6) % N, jnp.arange(6) // N
     rows = rows_of(tasks, which)
     rows["decoder_loss_weights"] = rows["decoder_loss_weights"].at[1::N].set(weight)
-    batch = statistics.TaskRows(rows)
-    found = measure()._replace(every_step=every_step)(row_losses, jnp.asarray(PARAMS), batch)
+    batch = Batch(tasks_lib.numbered(rows, 6))
+    found = measured(batch, interval=1 if every_step else None)
     errors = np.einsum("netd,d->net", INPUTS, PARAMS) - GOALS
     expected = np.square(errors).mean(axis=(1, 2))
-    losses, present = (np.asarray(found.given[name]) for name in ("losses", "present"))
+    losses, present = (np.asarray(x) for x in (found.losses, found.present))
     np.testing.assert_array_equal(present, [True, weight > 0, True])
     # Less than one token counts as much as any other; a mean over negative ones is none.
     if weight < 0:

@@ -1,0 +1,239 @@
+"""What one step measures: losses of the tasks, and how to get their gradient and interaction."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldro_jax.interaction import base as interaction_base
+from ldro_jax.interaction import geometry
+from ldro_jax.measuring import rows as rows_lib
+from ldro_jax.measuring.batch import Batch, Grouped, LossesOf
+from ldro_jax.measuring.plan import Plan, Way
+
+
+class Measurement(NamedTuple):
+    """What one batch says.
+
+    Attributes:
+      losses: ``[N]``; from one pass ``[N × parts]``, where a strategy takes tasks in parts.
+      gradients: of the tasks, stacked in the same way, if they come from one pass and are held.
+      pullback: ``weights [N] -> gradient`` otherwise; lagged, with the interaction.
+      interaction: ``() -> [N, N]``, where neither of the two gives it.
+      preconditioner: what the products of ``gradients`` are still to be measured with, if anything.
+      present: which tasks have something that counts in the batch, bool ``[N]``; ``None`` for all.
+      counts: how much of each task, ``[N]``, where the model says what counts.
+      excess: the mean over the rows of each task, ``[N]``, where the model says it.
+      auxiliary: what the model gave besides, stacked along a leading axis of the parts it was given
+        the batch in: microbatches, or tasks.
+    """
+
+    losses: jax.Array
+    gradients: Any = None
+    pullback: Callable[[jax.Array], Any] | None = None
+    interaction: Callable[[], Any] | None = None
+    preconditioner: Any = None
+    present: jax.Array | None = None
+    counts: jax.Array | None = None
+    excess: jax.Array | None = None
+    auxiliary: Any = ()
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """The keyword arguments of ``update`` beside ``gradients``, which it takes as updates."""
+        return {
+            "losses": self.losses,
+            "pullback": self.pullback,
+            "interaction_fn": self.interaction,
+            "preconditioner": self.preconditioner,
+            "present": self.present,
+            "excess": self.excess,
+        }
+
+
+def measure(
+    plan: Plan,
+    losses_of: Callable[[Any, Any], Any],
+    params: Any,
+    batch: Batch | Grouped,
+    preconditioner: Any = None,
+) -> Measurement:
+    """Measures one step, in the way of its plan.
+
+    The loss of a task is the mean over all that counts in its rows. Its gradient is
+    ``Σ_r w_t(r) / n_t(r) ∇loss_r`` over the rows r, where t(r) is the task of the row and n the
+    numbers of rows expected, or of what counts in so many rows. Its expectation over the draws is
+    ``Σ_i w_i ∇ℓ_i``, with ℓ_i the mean over all rows of task i, for any batch size, if as much
+    counts in each row: a row that comes with probability p counts ``1 / p``. With the numbers of a
+    random batch in their place, a task would count for less the more batches have no row of it. The
+    price is variance: a task with one row in 50 has one in every 13th batch of four, which then
+    counts 12.5 times the weight of the task.
+
+    Args:
+      plan: how steps measure.
+      losses_of: ``(params, rows) -> RowLosses``; or for :class:`Grouped` examples ``(params,
+        examples of one task) -> scalar``, their mean loss.
+      params: what is differentiated.
+      batch: of the step.
+      preconditioner: what the interaction is measured with, a pytree like the parameters.
+
+    Returns:
+      The :class:`Measurement`.
+
+    Raises:
+      ValueError: if microbatches don't divide the rows, or losses aren't floating-point numbers.
+    """
+    way = plan.way(batch, preconditioned=preconditioner is not None)
+    if way is not Way.APART:
+        return _one_pass(plan, way, losses_of, params, batch, preconditioner)
+    strategy = geometry.preconditioned(plan.strategy, preconditioner)
+    if isinstance(batch, Batch):
+        return _apart(plan, strategy, losses_of, params, batch)
+    losses, pullback = differentiated(
+        lambda p: jax.vmap(losses_of, in_axes=(None, 0))(p, batch.tasks), params, batch.dtype
+    )
+    other = batch.tasks if batch.measured is None else batch.measured
+    return Measurement(losses, None, pullback, lambda: strategy.matrix(losses_of, params, other))
+
+
+def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measurement:
+    """Losses, gradients and matrix from one pass over the rows of each task."""
+    strategy = plan.strategy
+    run = strategy.pullback if way is Way.LAGGED else strategy.gradients
+    totals = _Totals()
+    if isinstance(batch, Grouped):
+        losses, pulled = run(losses_of, params, batch.tasks)
+    else:
+        taken = rows_lib.by_task(plan, batch)
+        (losses, totals), pulled = run(_task_loss(losses_of), params, taken, has_aux=True)
+    # A strategy may take each task in parts of as many rows.
+    counts, excess = (
+        None if x is None else x.reshape(plan.num_tasks, -1) for x in (totals.counts, totals.excess)
+    )
+    found = Measurement(
+        losses,
+        counts=None if counts is None else counts.sum(axis=1),
+        present=None if counts is None else counts.sum(axis=1) > 0,
+        excess=None if excess is None else excess.mean(axis=1),
+        auxiliary=totals.auxiliary,
+    )
+    if way is Way.LAGGED:
+        return found._replace(pullback=pulled)
+    return found._replace(gradients=pulled, preconditioner=preconditioner)
+
+
+def _apart(plan, strategy, losses_of, params, batch) -> Measurement:
+    """Losses from one pass over all rows; the matrix, when it is due, from another one."""
+    found, pull = rows_lib.forward(losses_of, params, batch.rows, plan.microbatches)
+    sums, of_rows, rows = rows_lib.sums_of_tasks(batch.tasks, batch.size, plan.num_tasks)
+    dtype = found.sums.dtype
+    counts = rows if found.counts is None else sums(found.counts)
+    each = _divisor(counts, dtype)
+    expected = _divisor(rows, dtype) if batch.expected is None else batch.expected
+    # What counts in so many rows as are expected.
+    share = expected.astype(dtype)
+    if found.counts is not None:
+        share = each * (share / _divisor(rows, dtype))
+
+    def pullback(weights):
+        return pull(of_rows(weights / share.astype(weights.dtype)).astype(dtype))
+
+    def interaction():
+        taken, is_real = rows_lib.by_task(plan, batch, plan.rows)
+        task_loss = _task_loss(losses_of)
+        matrix = strategy.matrix(lambda *both: task_loss(*both)[0], params, (taken, is_real))
+        if not isinstance(matrix, interaction_base.Measured):
+            return matrix
+        # The noise is that of the batch's gradients, whatever it was measured on.
+        dtype = matrix.noise.dtype
+        share = is_real.sum(axis=1).astype(dtype) / expected.astype(dtype)
+        return matrix._replace(noise=matrix.noise * share)
+
+    return Measurement(
+        sums(found.sums) / each,
+        pullback=pullback,
+        interaction=interaction,
+        present=counts > 0,
+        counts=counts,
+        excess=None if found.excess is None else _mean(sums, found.excess, rows),
+        auxiliary=found.auxiliary,
+    )
+
+
+class _Totals(NamedTuple):
+    """Of the rows of a task."""
+
+    counts: jax.Array | None = None
+    excess: jax.Array | None = None
+    auxiliary: Any = ()
+
+
+def _task_loss(losses_of: LossesOf) -> Callable[[Any, Any], tuple[jax.Array, _Totals]]:
+    """The mean loss of one task, of ``(rows, which of them are real)``."""
+
+    def task_loss(params, taken):
+        rows, is_real = taken
+        found = losses_of(params, rows)
+
+        def total(values):
+            return jnp.sum(jnp.where(is_real, values, 0))
+
+        num_rows = jnp.sum(is_real, dtype=found.sums.dtype)
+        counts = None if found.counts is None else total(found.counts)
+        each = num_rows if counts is None else _divisor(counts, found.sums.dtype)
+        excess = None if found.excess is None else _mean(total, found.excess, num_rows)
+        totals = _Totals(counts, excess, jax.tree.map(jnp.asarray, found.auxiliary))
+        return total(found.sums) / each, totals
+
+    return task_loss
+
+
+def _mean(sum_of, values, rows):
+    return sum_of(values) / _divisor(rows, values.dtype)
+
+
+def _divisor(counts: jax.Array, dtype: Any) -> jax.Array:
+    """Numbers to divide by: 1 for zero, and NaN for what is no number."""
+    if jnp.issubdtype(counts.dtype, jnp.integer):
+        return jnp.maximum(counts, 1).astype(dtype)
+    # Less than one token counts like any other number of them.
+    return jnp.where(counts == 0, 1, counts).astype(dtype)
+
+
+def differentiated(
+    losses_fn: Callable[[Any], jax.Array], params: Any, dtype: Any
+) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    """Losses of the tasks, and their pullback.
+
+    Args:
+      losses_fn: ``params -> losses [N]``.
+      params: where to differentiate.
+      dtype: of the weights.
+
+    Returns:
+      The losses, in a dtype as wide as that of the weights, and ``weights [N] -> gradient``.
+
+    Raises:
+      ValueError: if the losses aren't floating-point numbers.
+    """
+
+    def at_least_dtype(params):
+        losses = interaction_base.replicated(losses_fn(params))
+        check_floating(losses)
+        # The pullback then takes the weights as they are; a loss in half precision still
+        # differentiates in half precision what it computes in it.
+        return losses.astype(np.promote_types(losses.dtype, dtype))
+
+    losses, pullback = jax.vjp(at_least_dtype, params)
+    return losses, lambda weights: pullback(weights.astype(losses.dtype))[0]
+
+
+def check_floating(losses: Any) -> None:
+    """Raises ``ValueError`` for losses, or their shapes, that aren't floating-point numbers."""
+    if not jnp.issubdtype(losses.dtype, jnp.floating):
+        raise ValueError(
+            "The losses must be real floating-point numbers, or no gradient flows through them, "
+            f"but their dtype is {losses.dtype}. Compute them in float32."
+        )

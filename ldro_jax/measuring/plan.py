@@ -1,0 +1,110 @@
+"""Which way a step goes, decided in one place.
+
+A step needs three things: the losses of the tasks, the gradient for weights that are chosen from
+these losses, and in every k-th step the interaction matrix. With two tasks, whose weights w depend
+on the losses ℓ and the matrix A, there are three ways to get them:
+
+* *apart*: one forward pass gives ℓ, and its backward pass ``w_1 ∇ℓ_1 + w_2 ∇ℓ_2``. Where A is due,
+  a forward and a backward pass of its own measure it. That is the way where k is more than 1.
+* *from one pass*: the gradients ∇ℓ_1 and ∇ℓ_2 are held. Their products are A, which gives w, and
+  then their weighted sum is the gradient. There is no second pass, but N gradients take memory.
+* *from one pass, lagged*: w comes from ℓ and the matrix of the step before, so it is known before
+  the backward pass. Each layer's ∇ℓ_1 and ∇ℓ_2 are multiplied, added up with the weights and freed
+  as they come.
+"""
+
+import dataclasses
+import enum
+import math
+
+import jax
+from jax.sharding import NamedSharding
+
+from ldro_jax.interaction import base as interaction_base
+from ldro_jax.measuring.batch import Batch, Grouped
+
+
+class Way(enum.Enum):
+    """How a step measures; see the module."""
+
+    APART = "apart"
+    ONE_PASS = "from one pass"
+    LAGGED = "from one pass, lagged"
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the steps of a training measure losses, gradient and interaction.
+
+    Attributes:
+      num_tasks: N.
+      strategy: how to measure the interaction.
+      interval: k, it is measured in every k-th step; ``None`` if the weighting doesn't use it.
+      lagged: whether the weights use the matrix of the step before.
+      microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
+        of them, at the price of a second forward pass.
+      rows: measure the interaction on so many rows of each task; by default on all.
+      multiple: the number of rows of a task that are measured together is filled up to a multiple
+        of this, so that they can be split over devices.
+      pads: whether rows may be filled up in the pass that trains as well. Not where auxiliary
+        outputs, such as metrics, would count them.
+      over_data: how rows are spread over the devices, where that isn't left to the compiler.
+    """
+
+    num_tasks: int
+    strategy: interaction_base.Interaction
+    interval: int | jax.Array | None = None
+    lagged: bool = False
+    microbatches: int = 1
+    rows: int | None = None
+    multiple: int = 1
+    pads: bool = True
+    over_data: NamedSharding | None = None
+
+    @property
+    def every_step(self) -> bool:
+        """Whether the interaction is measured in every step."""
+        return isinstance(self.interval, int) and self.interval == 1
+
+    @property
+    def filled_to(self) -> int:
+        """What the number of rows of a task is filled up to a multiple of."""
+        return math.lcm(self.multiple, self.strategy.multiple)
+
+    def due(self, count: jax.Array) -> jax.Array | None:
+        """Whether it is due after ``count`` steps, bool; ``None`` if it always or never is."""
+        return None if self.every_step or self.interval is None else count % self.interval == 0
+
+    def way(self, batch: Batch | Grouped, *, preconditioned: bool = False) -> Way:
+        """The way of a step.
+
+        Args:
+          batch: of the step, or its shapes.
+          preconditioned: whether the interaction is measured in the geometry of the optimizer.
+
+        Returns:
+          The :class:`Way`.
+        """
+        if not self.every_step or self.microbatches > 1 or batch.measured is not None:
+            return Way.APART
+        is_rows = isinstance(batch, Batch)
+        if is_rows and not self._serves(batch):
+            return Way.APART
+        if self.lagged and self.strategy.pullback is not None and not preconditioned:
+            return Way.LAGGED
+        if self.strategy.gradients is None:
+            return Way.APART
+        if is_rows and self.strategy.parts > 1 and not self._is_whole(batch):
+            # The mean over parts is that over rows only if each part has as many.
+            return Way.APART
+        return Way.ONE_PASS
+
+    def _serves(self, batch: Batch) -> bool:
+        """Whether the matrix is measured on the very rows that are trained on."""
+        if self.rows is not None and self.rows < batch.size // self.num_tasks:
+            return False
+        return self.pads or (batch.tasks is None and self._is_whole(batch))
+
+    def _is_whole(self, batch: Batch) -> bool:
+        """Whether all tasks have as many rows, and none need be filled up."""
+        return batch.size % (self.num_tasks * self.filled_to) == 0
