@@ -1,5 +1,6 @@
 """What ``import ldro_jax`` brings and leaves out, and that its names are documented."""
 
+import ast
 import importlib
 import inspect
 import pathlib
@@ -51,6 +52,38 @@ def test_a_core_install_names_the_extra(run_python):
 def test_names_that_are_not_there_are_attribute_errors():
     with pytest.raises(AttributeError, match="module 'ldro_jax' has no attribute 'nothing'"):
         _ = ldro_jax.nothing
+
+
+# From below; the modules that are in no room are its doors, and may import any.
+_FLOORS = [
+    {"runtime"},
+    {"games", "interaction", "models", "records", "solvers", "tasks"},
+    {"measuring", "problems", "weighting"},
+    {"transform"},
+    {"reporting", "training"},
+    {"experiments", "t5x"},
+]
+
+
+def test_imports_go_one_way():
+    floor = {room: number for number, rooms in enumerate(_FLOORS) for room in rooms}
+    root = pathlib.Path(ldro_jax.__file__).parent
+    assert set(floor) == {path.parent.name for path in root.glob("*/__init__.py")}
+    wrong = []
+    for path in root.glob("*/**/*.py"):
+        here = path.relative_to(root).parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+                "ldro_jax"
+            ):
+                continue
+            inner = node.module.split(".")[1:2] or [alias.name for alias in node.names]
+            wrong += [
+                f"{path.relative_to(root)} imports {room}"
+                for room in inner
+                if room != here and floor.get(room, -1) >= floor[here]
+            ]
+    assert not wrong
 
 
 _ROOTS = [ldro_jax, ldro_jax.interaction]
