@@ -24,7 +24,7 @@ from ldro_jax.t5x.names import MC4_MIXTURE, TEXT_MIXTURE
 from ldro_jax.tasks import mc4, text, text_files
 
 # Rows of a task that are read at a time, whatever the batch size: a run may go on with another.
-_READ = 16
+_READ = 32
 
 
 def task_names(mixture_or_task_name: Any, module: str | None = None) -> tuple[str, ...]:
