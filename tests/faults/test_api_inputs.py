@@ -312,5 +312,5 @@ def test_what_goes_wrong_in_a_users_function_has_its_name_and_its_cause():
         {}["x"]
     assert isinstance(caught.value.__cause__, KeyError)
     # An error of this library says all.
-    with pytest.raises(ValueError, match="^batch_size must be"), errors.of("mine"):
+    with pytest.raises(ValueError, match="^size must be"), errors.of("mine"):
         tiny.batches(0)
