@@ -157,7 +157,7 @@ def explain(error: Exception) -> str:
       the command line has no other name for.
     """
     message = _explained(error)
-    message = message.replace("overwrite=True", "--overwrite")
+    message = message.replace("output_dir=Directories(…, overwrite=True)", "--overwrite")
     return re.sub(r"(^|\banother |\bfor )output_dir\b", r"\1--output_dir", message)
 
 
@@ -214,9 +214,9 @@ def _known_names(error: str) -> str:
     """What could have been meant by a name that gin doesn't know."""
     pattern = r"Configurable '(\S+)' doesn't have a parameter(?: named '(\w+)')?"
     if match := re.search(pattern, error):
-        if instead := arguments.moved(match[2] or ""):
-            return f" {instead}"
         name = match[1].split(".")[-1]
+        if instead := arguments.moved_in_gin(name, match[2] or ""):
+            return f" {instead}"
         functions = [f for fs in _CONFIGURABLES.values() for f in fs if f.__name__ == name]
         parameters = ", ".join(inspect.signature(functions[0]).parameters) if functions else ""
         return f" Known parameters: {parameters}." if parameters else ""

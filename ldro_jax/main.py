@@ -123,7 +123,7 @@ def run() -> None:
     if sys.argv[1:] == ["list"]:
         from ldro_jax.weighting import listing
 
-        print(listing.text())
+        printing.say(listing.text())
         return
     from ldro_jax.runtime import extras
 

@@ -198,8 +198,8 @@ def test_a_full_disk_is_one_message(tmp_path, monkeypatch):
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, monkeypatch, capsys):
-    def interrupted(*, ready, **options):
-        ready()
+    def interrupted(*, output_dir):
+        output_dir.ready()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(configuration, "load", lambda files, bindings: interrupted)

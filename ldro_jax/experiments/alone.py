@@ -64,20 +64,21 @@ def monolingual(
       ValueError: if an argument is not what it must be, or a ``references.json`` that is there
         can't be read.
     """
+    where = Directories.of(output_dir)
     checks.instance("schedule", schedule, Schedule, "@Schedule()")
     schedule = dataclasses.replace(schedule, test="best")
     seed = checks.seed("seed", seed)
     checks.instance("batches", batches, Batches, "@Batches()")
-    model: Any = compare_lib.make_problem(problem, output_dir.data, schedule)
+    model: Any = compare_lib.make_problem(problem, where.data, schedule)
     expected = "a function of data_dir that makes a LanguageModel, such as @language_model"
     checks.require(isinstance(model, LanguageModel), "problem", expected, problem)
     first = model.with_corpus(model.corpus.only(0))
     program = MeshedProgram(first, optimizer, batches, _ALONE)
     program.check()
     program.check_evaluation()
-    if output_dir.ready is not None:
-        output_dir.ready()
-    folder = paths.absolute(output_dir.output)
+    if where.ready is not None:
+        where.ready()
+    folder = paths.absolute(where.output)
     identity = fingerprint.of(program, schedule, [Trial(_ALONE, seed)])
     identity["data"] = json_types.plain(model.identity)
     identity["settings"]["train_steps"] = schedule.train_steps

@@ -81,6 +81,10 @@ class Directories:
         is_path = isinstance(self.output, (str, os.PathLike))
         checks.require(is_path, "output_dir", "the path of a directory", self.output)
         checks.flag("overwrite", self.overwrite)
+        is_path = self.data is None or isinstance(self.data, (str, os.PathLike))
+        checks.require(is_path, "data", "the path of a directory, or None", self.data)
+        if self.ready is not None:
+            checks.function("ready", self.ready, example="a function without arguments")
         if self.overwrite and self.ready is not None:
             raise ValueError(
                 "overwrite must be False with ready; the command line has --overwrite."
@@ -103,8 +107,19 @@ def moved(name: str) -> str:
         return ""
     owner, field = MOVED[name].split(".")
     example = f"{_ARGUMENTS[owner]}={owner}({field}=…)"
-    gin = "" if owner == "Directories" else f", and {MOVED[name]} in gin files"
-    return f"{name} is {MOVED[name]} now: write {example}{gin}."
+    return f"{name} is {MOVED[name]} now: write {example}."
+
+
+def moved_in_gin(function: str, name: str) -> str:
+    """The same for gin files and the command line, where a function doesn't have a parameter."""
+    if function not in ("compare", "monolingual", "trajectories") or name not in MOVED:
+        return ""
+    owner, field = MOVED[name].split(".")
+    if owner == "Directories":
+        flag = {"data": "--data_dir", "overwrite": "--overwrite"}.get(field)
+        return f"That is the flag {flag}." if flag else ""
+    scope = "alone/" if function == "monolingual" else ""
+    return f"{name} is {scope}{MOVED[name]} now."
 
 
 def without_old_names(function: Callable[_P, _R]) -> Callable[_P, _R]:

@@ -261,7 +261,8 @@ def say(output_dir: pathlib.Path) -> None:
 def _longer(what: str, found: int, ours: int) -> identity_lib.OtherRunError:
     return identity_lib.OtherRunError(
         f"{what} has {found} steps, and train_steps is {ours} now. Train at least as long, choose "
-        "another output_dir, or pass overwrite=True to delete what is there."
+        "another output_dir, or pass output_dir=Directories(…, overwrite=True) to delete what is "
+        "there."
     )
 
 

@@ -82,6 +82,7 @@ def trajectories(
     """
     if jax.process_count() > 1:
         raise ValueError("This experiment needs one process, but there are several.")
+    where = Directories.of(output_dir)
     checks.instance("report", report, Report, "@Report()")
     checks.instance("schedule", schedule, Schedule, "@Schedule()")
     checks.sequence("panels", panels, "panels, such as [@a/Panel()]")
@@ -103,9 +104,9 @@ def trajectories(
         first = StackedProgram(noisy, optimizer, batches, runs_lib.AVERAGE)
         first.check_evaluation()
         prepared.append((panel, first, runs_lib.programs_of(panel.methods, first)))
-    if output_dir.ready is not None:
-        output_dir.ready()
-    folder, config_text = paths_lib.absolute(output_dir.output), output_dir.config_text or ""
+    if where.ready is not None:
+        where.ready()
+    folder, config_text = paths_lib.absolute(where.output), where.config_text or ""
 
     def record(runs):
         return compare.make_record(problem, runs, report)

@@ -24,10 +24,11 @@ class Measurement(NamedTuple):
       interaction: ``() -> [N, N]``, where neither of the two gives it.
       preconditioner: what the products of ``gradients`` are still to be measured with, if anything.
       present: which tasks have something that counts in the batch, bool ``[N]``; ``None`` for all.
-      counts: how much of each task, ``[N]``, where the model says what counts.
+      counts: how much counts of each task, ``[N]``: what the model counts, or rows; ``None`` where
+        these are in every batch as many.
       excess: the mean over the rows of each task, ``[N]``, where the model says it.
       auxiliary: what the model gave besides, stacked along a leading axis of the parts it was given
-        the batch in: microbatches, or tasks.
+        the batch in: microbatches, or tasks or parts of tasks.
     """
 
     losses: jax.Array
@@ -62,14 +63,17 @@ def measure(
 ) -> Measurement:
     """Measures one step, in the way of its plan.
 
-    The loss of a task is the mean over all that counts in its rows. Its gradient is
-    ``Σ_r w_t(r) / n_t(r) ∇loss_r`` over the rows r, where t(r) is the task of the row and n the
-    numbers of rows expected, or of what counts in so many rows. Its expectation over the draws is
-    ``Σ_i w_i ∇ℓ_i``, with ℓ_i the mean over all rows of task i, for any batch size, if as much
-    counts in each row: a row that comes with probability p counts ``1 / p``. With the numbers of a
-    random batch in their place, a task would count for less the more batches have no row of it. The
-    price is variance: a task with one row in 50 has one in every 13th batch of four, which then
-    counts 12.5 times the weight of the task.
+    The loss of a task is the mean over all that counts in its rows. The training gradient is
+    ``Σ_r w_t(r) / n_t(r) ∇loss_r`` over the rows r, where t(r) is the task of row r and n_i is how
+    many rows of task i a batch is expected to have, or how much counts in that many. If as much
+    counts in each row, its expectation over the draws is ``Σ_i w_i ∇ℓ_i``, with ℓ_i the mean over
+    all rows of task i, for any batch size; otherwise it is that of a ratio of sums, as T5X's is.
+    With the numbers of a random batch as n_i, a task would count for less the more batches have no
+    row of it. The price is variance: a task with one row in 50 has one in every 13th batch of four,
+    which then counts 12.5 times the weight of the task.
+
+    A task of which nothing counts in a batch is absent. One whose counts add up to less than zero
+    has a loss that is not a number, so that the step trains nothing.
 
     Args:
       plan: how steps measure.
@@ -83,7 +87,8 @@ def measure(
       The :class:`Measurement`.
 
     Raises:
-      ValueError: if microbatches don't divide the rows, or losses aren't floating-point numbers.
+      ValueError: if microbatches don't divide the rows, or the losses of :class:`Grouped` examples
+        aren't floating-point numbers.
     """
     way = plan.way(batch, preconditioned=preconditioner is not None)
     if way is not Way.APART:
@@ -132,10 +137,10 @@ def _apart(plan, strategy, losses_of, params, batch) -> Measurement:
     counts = rows if found.counts is None else sums(found.counts)
     each = _divisor(counts, dtype)
     expected = _divisor(rows, dtype) if batch.expected is None else batch.expected
-    # What counts in so many rows as are expected.
-    share = expected.astype(dtype)
+    # What counts in as many rows as are expected.
+    share = expected
     if found.counts is not None:
-        share = each * (share / _divisor(rows, dtype))
+        share = each * (expected.astype(dtype) / _divisor(rows, dtype))
 
     def pullback(weights):
         return pull(of_rows(weights / share.astype(weights.dtype)).astype(dtype))
@@ -147,9 +152,10 @@ def _apart(plan, strategy, losses_of, params, batch) -> Measurement:
         if not isinstance(matrix, interaction_base.Measured):
             return matrix
         # The noise is that of the batch's gradients, whatever it was measured on.
-        dtype = matrix.noise.dtype
-        share = is_real.sum(axis=1).astype(dtype) / expected.astype(dtype)
-        return matrix._replace(noise=matrix.noise * share)
+        rows_each, expected_each = (
+            x.astype(matrix.noise.dtype) for x in (is_real.sum(axis=1), expected)
+        )
+        return matrix._replace(noise=matrix.noise * (rows_each / expected_each))
 
     return Measurement(
         sums(found.sums) / each,

@@ -5,7 +5,8 @@ these losses, and in every k-th step the interaction matrix. With two tasks, who
 on the losses ℓ and the matrix A, there are three ways to get them:
 
 * *apart*: one forward pass gives ℓ, and its backward pass ``w_1 ∇ℓ_1 + w_2 ∇ℓ_2``. Where A is due,
-  a forward and a backward pass of its own measure it. That is the way where k is more than 1.
+  a forward and a backward pass of its own measure it. That is the way where k is more than 1, where
+  a batch is taken in parts, and where A is measured on other rows.
 * *from one pass*: the gradients ∇ℓ_1 and ∇ℓ_2 are held. Their products are A, which gives w, and
   then their weighted sum is the gradient. There is no second pass, but N gradients take memory.
 * *from one pass, lagged*: w comes from ℓ and the matrix of the step before, so it is known before
@@ -47,7 +48,8 @@ class Plan:
       multiple: the number of rows of a task that are measured together is filled up to a multiple
         of this, so that they can be split over devices.
       pads: whether rows may be filled up in the pass that trains as well. Not where auxiliary
-        outputs, such as metrics, would count them.
+        outputs, such as metrics, would count them: then only a batch that has as many rows of each
+        task, in turns, is measured in one pass.
       over_data: how rows are spread over the devices, where that isn't left to the compiler.
     """
 

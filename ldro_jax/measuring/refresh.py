@@ -108,7 +108,7 @@ def measure(
 def unless_underflow(
     new: Matrix, last: Matrix, gradient: Any, present: jax.Array, due: jax.Array | None, good: Any
 ) -> Matrix:
-    """The last matrix in place of a new one whose squared norms all vanish, but for no gradient.
+    """Keeps the last matrix if all squared norms are zero though the gradient is not.
 
     The matrix alone can't tell such a step from one in which all tasks have converged.
 

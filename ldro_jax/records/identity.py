@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from absl import logging
 
 ADVICE = (
-    "Give it what it began with, choose another output_dir, or pass overwrite=True to delete what "
-    "is there."
+    "Give it what it began with, choose another output_dir, or pass "
+    "output_dir=Directories(…, overwrite=True) to delete what is there."
 )
 
 

@@ -118,7 +118,8 @@ def get_dataset(
     checkpoints.check(model_dir, len(parts), read=read_checkpoint)
 
     def of_task(task):
-        size = _READ * num_shards
+        # What doesn't fill a last read of a finite number of rows is left out.
+        size = num_shards * (_READ if num_epochs is None else 1)
         own = dataclasses.replace(cfg, batch_size=size, mixture_or_task_name=task)
         options = (feature_converter_cls, num_epochs, continue_from_last_checkpoint)
         return utils.get_dataset(own, shard_id, num_shards, *options)

@@ -206,8 +206,8 @@ class WorstTask(clu.metrics.Metric):
 
 def _merged(stacked: Any) -> dict[str, Any]:
     """T5X's metrics of a whole batch from those of its parts, stacked."""
-    metrics = jax.tree.map(lambda x: x[0], stacked)
-    for index in range(1, len(jax.tree.leaves(stacked)[0])):
+    metrics, leaves = jax.tree.map(lambda x: x[0], stacked), jax.tree.leaves(stacked)
+    for index in range(1, len(leaves[0]) if leaves else 1):
         update = jax.tree.map(lambda x, index=index: x[index], stacked)
         metrics = trainer_lib.merge_metrics(metrics, update)
     return dict(metrics)

@@ -243,8 +243,8 @@ class Program(abc.ABC):
         if method.uses_interaction and measured < strategy.multiple:
             raise ValueError(
                 f"interaction='split' halves the rows of each task, but {method.name} "
-                f"measures the interaction on {measured}. Use a larger batch_size or "
-                "interaction_rows=2."
+                f"measures the interaction on {measured}. Use a larger Batches.size or "
+                "Batches.interaction_rows=2."
             )
         return Plan(
             self.problem.num_tasks,

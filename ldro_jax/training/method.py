@@ -183,11 +183,6 @@ class Method:
             return self._outline.default_interval
         return int(self.interaction_interval)
 
-    @property
-    def measures_every_step(self) -> bool:
-        """Whether the interaction matrix is measured in every step."""
-        return self.uses_interaction and self.interval == 1
-
     def settings(self) -> dict[str, Any]:
         """All that a record needs to tell this method from others: its non-default settings."""
         settings = dict(self._plain)

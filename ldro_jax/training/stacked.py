@@ -80,7 +80,7 @@ class StackedProgram(engine.Program):
         size = max(self.batches.size, self.problem.num_tasks * (self.rows_apart or 0))
         if num_steps * size >= 2**31:
             raise ValueError(
-                f"batch_size × train_steps must be below 2³¹ for data on the device, but it is "
+                f"Batches.size × train_steps must be below 2³¹ for data on the device, but it is "
                 f"{size} × {num_steps}. Pass layout=Layout() to draw rows on the host."
             )
 

@@ -6,6 +6,7 @@ the interaction matrix if that is due, chooses the weights, and pulls *these* we
 the same forward pass (one backward pass): the update is ``Σ_i w_i ∇ℓ_i``, ready for any optimizer.
 """
 
+import dataclasses
 import functools
 import operator
 from typing import Any, NamedTuple
@@ -164,7 +165,7 @@ def weighted(
             f"lagged needs interaction_interval=1, but the interval is {interaction_interval}."
         )
     if not weighting.uses_interaction:
-        plan = Plan(num_tasks, strategy)
+        plan = dataclasses.replace(plan, interval=None)
 
     def mask(params):
         return None if trainable is None else trained_lib.mask(trainable, params)
@@ -203,7 +204,7 @@ def weighted(
             matrix = refreshed(step.interaction)
         chosen = _choose(weighting, state, step, losses, matrix)
         gradient, pulled = _pulled(step, chosen.weights, trained, plan)
-        if plan.lagged:
+        if weighting.uses_interaction and plan.lagged:
             matrix = refreshed(step.interaction if pulled is None else lambda: pulled)
         leaves.check_arrays("gradient", gradient)
         leaves.check_trained("gradient", gradient)

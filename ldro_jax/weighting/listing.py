@@ -28,9 +28,15 @@ def text() -> str:
             lines.append(f"\n{said.family}")
             last = said.family
         paper = f" ({said.paper})" if said.paper else ""
-        given = ", ".join(inspect.signature(about.METHODS[name]).parameters)
+        parameters = inspect.signature(about.METHODS[name]).parameters.values()
+        given = ", ".join(_with_default(parameter) for parameter in parameters)
         lines.append(f"  {name}({given}): {said.weights}{paper}")
     return "\n".join(lines).strip()
+
+
+def _with_default(parameter: inspect.Parameter) -> str:
+    required = parameter.default is inspect.Parameter.empty
+    return parameter.name if required else f"{parameter.name}={parameter.default!r}"
 
 
 def document(page: str) -> str:

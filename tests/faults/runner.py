@@ -79,7 +79,8 @@ def _import_everything() -> None:
     import tensorflow  # noqa: F401
     import tensorflow_datasets  # noqa: F401
 
-    from ldro_jax import configuration, main, output_dir  # noqa: F401
+    from ldro_jax import configuration, main  # noqa: F401
+    from ldro_jax.records import output_dir  # noqa: F401
 
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)

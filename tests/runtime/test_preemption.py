@@ -71,7 +71,7 @@ def test_who_asks_again_a_second_later_does_not_want_to_wait(number, monkeypatch
 def test_without_a_handler_of_its_own_a_process_is_ended_by_the_second():
     program = (
         "import os, signal, time\n"
-        "from ldro_jax import preemption\n"
+        "from ldro_jax.runtime import preemption\n"
         "with preemption.watch() as preempted:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
         "    assert preempted(1)\n"

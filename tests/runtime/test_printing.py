@@ -22,7 +22,7 @@ main.run()
 """
 _GIN = """
 include 'gin_configs/experiments/synthetic.gin'
-trajectories.description = 'Wege über 平面'
+Report.description = 'Wege über 平面'
 """
 
 
@@ -33,7 +33,7 @@ def command(tmp_path):
     return [
         *(sys.executable, "-c", _PROGRAM, f"--gin_file={tmp_path / 'ways.gin'}"),
         *("--gin.Schedule.train_steps=4", "--gin.Schedule.eval_interval=4"),
-        *("--gin.trajectories.panels=[@a/Panel()]", "--gin.trajectories.name='Ö'"),
+        *("--gin.trajectories.panels=[@a/Panel()]", "--gin.Report.name='Ö'"),
         f"--output_dir={tmp_path / 'o'}",
     ]
 

@@ -36,7 +36,7 @@ def test_batches_are_checked_when_they_are_described(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 2}, "batch_size must be at least 3, a row of each task, but it is 2"),
+        ({"size": 2}, "size must be at least 3, a row of each task, but it is 2"),
         ({"microbatches": 5}, "data axis, 5 × 1, but it is 24"),
     ],
 )

@@ -251,7 +251,7 @@ def test_by_default_the_data_axis_takes_the_devices_that_are_left(layout, shape)
         (
             "one",
             {"batch_size": 7},
-            "batch_size must be at least 8, a row of each task, but it is 7",
+            "size must be at least 8, a row of each task, but it is 7",
         ),
         ("data", {"microbatches": 4}, "data axis, 4 × 8, but it is 16"),
         ("one", {"microbatches": 3}, "data axis, 3 × 1, but it is 16"),

@@ -56,7 +56,7 @@ def test_elsewhere_variables_say_who_is_who(initialized, monkeypatch):
 
 def test_without_variables_or_a_cluster_the_error_names_them(run_python):
     said = run_python(
-        "from ldro_jax import processes\n"
+        "from ldro_jax.runtime import processes\n"
         "try:\n    processes.join()\nexcept ValueError as error:\n    print(error)",
         JAX_COORDINATOR_ADDRESS=None,
         JAX_NUM_PROCESSES=None,

@@ -107,6 +107,18 @@ def test_is_algorithm_3(interval, lagged, normalize):
     assert np.ptp(weights[-1]) > 0.1
 
 
+def test_what_needs_no_interaction_takes_a_pullback_that_gives_it():
+    problem = problems.least_squares()
+    losses, pull = interaction.layerwise().pullback(problem.loss_fn, problem.params, problem.batch)
+    tx = transform.weighted(weighting.average(), 3, interaction_interval=1, lagged=True)
+    state = tx.init(problem.params)
+    found, _ = tx.update(None, state, problem.params, losses=losses, pullback=pull)
+    expected, _ = tx.update(
+        None, state, problem.params, loss_fn=problem.loss_fn, batch=problem.batch
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
 @pytest.mark.parametrize("lagged", [False, True])
 def test_the_fused_step_is_the_plain_one(lagged):
     problem = problems.mlp()

@@ -17,6 +17,11 @@ from ldro_jax.tasks.drawing import shares
 
 # Of what Drawer.record gives. Another one is refused.
 VERSION = 1
+_WORDS = {
+    "balanced": "from the tasks in turn",
+    "uniform": "in epochs over the rows of all tasks",
+    "probabilities": "from random tasks",
+}
 
 
 class Draw(NamedTuple):
@@ -48,7 +53,8 @@ class Drawer:
       seed: of random draws.
       step: number of batches drawn so far.
       sizes: rows of each task in the data, ``[N]``, if it is finite; "uniform" needs them.
-      probabilities: of the tasks, float32 ``[N]``, for "probabilities".
+      probabilities: of the tasks, float32 ``[N]``, for "probabilities"; ``None`` until
+        :meth:`following` gives them.
 
     Raises:
       ValueError: if no batch can be drawn so.
@@ -67,7 +73,7 @@ class Drawer:
         least = self.num_tasks if self.sampler == "balanced" else 1
         if self.size < least:
             what = ", a row of each task," if least > 1 else ","
-            raise ValueError(f"batch_size must be at least {least}{what} but it is {self.size}.")
+            raise ValueError(f"size must be at least {least}{what} but it is {self.size}.")
         if self.sampler == "uniform" and self.sizes is None:
             raise ValueError(
                 "sampler must be 'balanced' for tasks without a number of rows, but it is "
@@ -199,8 +205,9 @@ class Drawer:
             )
         if record["sampler"] != self.sampler:
             raise ValueError(
-                f"The rows so far were drawn with the sampler {record['sampler']!r}, but now it is "
-                f"{self.sampler!r}. Give the run the sampling it began with, or begin a new run."
+                f"The rows so far were drawn {_WORDS[record['sampler']]}, but now they are to be "
+                f"{_WORDS[self.sampler]}. Give the run the sampling it began with, or begin a new "
+                "run."
             )
         if len(record["counts"]) != self.num_tasks:
             raise ValueError(

@@ -215,9 +215,9 @@ def test_a_place_that_does_not_fit_is_refused_in_one_line():
 @pytest.mark.parametrize(
     ("sampler", "size", "message"),
     [
-        ("balanced", 3, "batch_size must be at least 4, a row of each task, but it is 3"),
-        ("balanced", 0, "batch_size must be at least 4, a row of each task, but it is 0"),
-        ("uniform", 0, "batch_size must be at least 1, but it is 0"),
+        ("balanced", 3, "size must be at least 4, a row of each task, but it is 3"),
+        ("balanced", 0, "size must be at least 4, a row of each task, but it is 0"),
+        ("uniform", 0, "size must be at least 1, but it is 0"),
         (
             "uniform",
             4,
