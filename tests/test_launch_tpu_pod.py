@@ -72,12 +72,12 @@ if [[ "$1 $2" == "-m pip" ]]; then
   printf '%s\\0' "$PWD" "$@" >~/pip
   exit "$(cat "$POD/pip_status")"
 fi
+trap 'echo saved; exit 143' TERM
 echo "$PPID" >~/parent
 if [[ $(basename ~) == worker0 && -e "$POD/leave_process" ]]; then
   sleep 30 &
   echo "$!" >~/left
 fi
-trap 'echo saved; exit 143' TERM
 for i in {1..1200}; do
   [[ -e "$POD/hold" ]] || break
   sleep 0.05
