@@ -138,7 +138,7 @@ def test_list_prints_every_method_with_its_hyperparameters(monkeypatch, capsys):
     main.run()
     listed = capsys.readouterr().out
     assert listed.count("\n  ") == len(weighting.METHODS)
-    assert "\n  cagrad(c): best worst decrease near the mean (Liu 2021)\n" in listed
+    assert "\n  cagrad(c=0.5): best worst decrease near the mean (Liu 2021)\n" in listed
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])

@@ -321,9 +321,9 @@ def test_the_command_line_takes_an_address(storage, monkeypatch):
 
     given = []
 
-    def experiment(**options):
-        given.append(options["output_dir"])
-        options["ready"]()
+    def experiment(output_dir):
+        given.append(output_dir.output)
+        output_dir.ready()
 
     monkeypatch.setattr(configuration, "load", lambda *args: experiment)
     with flagsaver.flagsaver():

@@ -21,8 +21,8 @@ def make(request):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 0}, "batch_size must be a positive integer, but it is 0"),
-        ({"size": 16.0}, "batch_size must be a positive integer, but it is 16.0"),
+        ({"size": 0}, "size must be a positive integer, but it is 0"),
+        ({"size": 16.0}, "size must be a positive integer, but it is 16.0"),
         ({"sampler": "random"}, "sampler must be one of 'balanced', 'uniform', .* 'random'"),
         ({"microbatches": 0}, "microbatches must be a positive integer, but it is 0"),
         ({"interaction_rows": 0}, "interaction_rows must be a positive integer, but it is 0"),

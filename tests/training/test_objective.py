@@ -97,7 +97,8 @@ def counted(make, methods, sizes, steps, *, probabilities=None, seed=7, **option
     for group in groups:
         session = program.start([Trial(method, seed) for method in group])
         if probabilities is not None:
-            record = session.record() | {"probabilities": list(probabilities)}
+            record = session.record()
+            record["drawer"] |= {"probabilities": list(probabilities)}
             session.load(session.states, record)
         session.advance(int(steps), lambda step: False, tiny.Progress())
         for index in range(len(group)):
