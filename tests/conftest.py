@@ -237,22 +237,30 @@ def _do_without_mlir(patch):
 
 # To look at it takes some hundredths of a second.
 _TESTS_BETWEEN_LOOKS = 20
-_count = itertools.count()
+_MOST_MAPS, _MOST_BYTES, _GROWTH = 40_000, 2e9, 5e8
+_looks = itertools.count()
+_kept_bytes = 0
 
 
 @pytest.fixture(autouse=True)
 def _free_programs():
     """A process may hold 65,530 pieces of mapped memory on Linux, and programs are such pieces."""
+    global _kept_bytes
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if next(_count) % _TESTS_BETWEEN_LOOKS or not maps.exists():
+    if next(_looks) % _TESTS_BETWEEN_LOOKS or not maps.exists():
         return
-    resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf(
-        "SC_PAGESIZE"
-    )
-    if resident > 2e9 or maps.read_bytes().count(b"\n") > 40_000:
+    # What is freed doesn't all go back to the system: it counts where it has grown since.
+    is_large = _resident_bytes() > max(_MOST_BYTES, _kept_bytes + _GROWTH)
+    if is_large or maps.read_bytes().count(b"\n") > _MOST_MAPS:
         jax.clear_caches()
         gc.collect()
+        _kept_bytes = _resident_bytes()
+
+
+def _resident_bytes():
+    pages = pathlib.Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * os.sysconf("SC_PAGESIZE")
 
 
 @pytest.fixture(params=["float32", "float64"])

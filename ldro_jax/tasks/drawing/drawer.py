@@ -205,7 +205,7 @@ class Drawer:
             )
         if record["sampler"] != self.sampler:
             raise ValueError(
-                f"The rows so far were drawn {_WORDS[record['sampler']]}, but now they are to be "
+                f"The rows so far were drawn {_WORDS[record['sampler']]}, but now would be "
                 f"{_WORDS[self.sampler]}. Give the run the sampling it began with, or begin a new "
                 "run."
             )
