@@ -129,7 +129,7 @@ def test_its_place_is_saved_and_found_again(tmp_path, options):
 
 def test_another_way_of_drawing_does_not_go_on(tmp_path):
     make().save(tmp_path / "place")
-    match = "sampler 'balanced', but now it is 'probabilities'. Give the run the sampling it"
+    match = "in turn, but now would be from random tasks. Give the run the sampling it began with"
     with pytest.raises(ValueError, match=f"{match}.*save_dataset = False"):
         make(probabilities=np.full(N, 0.25)).restore(tmp_path / "place")
     with pytest.raises(ValueError, match="Expected the place .* Go on with as many hosts. Or let"):
