@@ -111,7 +111,7 @@ def programs_of(settings: Iterable[Method], first: Program) -> dict[tuple[Any, .
     for method in settings:
         if (key := method.compile_key()) not in programs:
             try:
-                programs[key] = first.for_method(method)
+                programs[key] = first.engine.program(method)
                 programs[key].check()
             except Exception as error:
                 said = errors.reason(error)
@@ -155,7 +155,7 @@ def train_all(
     files = {name: output_dir / "runs" / f"{name}.json" for name in trials}
     for _, trial in trials.values():
         if (key := trial.method.compile_key()) not in programs:
-            programs[key] = first.for_method(trial.method)
+            programs[key] = first.engine.program(trial.method)
     program_of = {n: programs[t.method.compile_key()] for n, (_, t) in trials.items()}
     finished, identities = finished_lib.take(trials, program_of, schedule, output_dir, accepted)
     left = {name: trial for name, (_, trial) in trials.items() if name not in finished}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import tiny
 
-from ldro_jax.training.engine import Batches
+from ldro_jax.training.batches import Batches
 
 ENGINES = {"stacked": tiny.stacked, "meshed": tiny.meshed}
 
@@ -121,7 +121,7 @@ def test_all_methods_start_from_the_same_parameters_and_seeds_differ(make):
     program = make()
     start = program.init(3).params
     for method in tiny.METHODS[1:]:
-        other = program.for_method(method).init(3).params
+        other = program.engine.program(method).init(3).params
         jax.tree.map(np.testing.assert_array_equal, start, other)
     kernel = start["Dense_0"]["kernel"]
     assert not np.array_equal(kernel, program.init(4).params["Dense_0"]["kernel"])
@@ -135,7 +135,7 @@ def test_all_methods_see_the_same_batches(make, tmp_path):
     frozen = dataclasses.replace(tiny.GROUP_DRO, hyperparameters={"weight_lr": 0.0})
     program = make()
     run, average = (
-        tiny.train(program.for_method(method), tmp_path / method.name)
+        tiny.train(program.engine.program(method), tmp_path / method.name)
         for method in (frozen, tiny.AVERAGE)
     )
     np.testing.assert_allclose(run.losses.values, average.losses.values, rtol=1e-4)
