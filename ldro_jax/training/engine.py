@@ -1,9 +1,12 @@
-"""How runs are trained: what both engines have in common, and what the loop asks of them.
+"""What trains runs: what the two engines have in common, and what the loop asks of them.
 
-There are two, because the difference is real. :mod:`~ldro_jax.training.stacked` keeps the data on
+:mod:`~ldro_jax.training.stacked` keeps the data on
 one device, takes a whole stretch of steps as one compiled program, and trains several runs in it.
 :mod:`~ldro_jax.training.meshed` takes one run step by step on rows from the host, with its state
 spread over a mesh of devices and several processes.
+
+An :class:`Engine` has a problem on its devices, a :class:`Program` trains it with one method, and a
+:class:`Session` holds the states of the runs that are being trained.
 """
 
 import abc
@@ -34,7 +37,7 @@ from ldro_jax.transform import preconditioner
 
 
 class Trial(NamedTuple):
-    """What tells one run from others of the same program.
+    """One run: a method and a seed.
 
     Attributes:
       method: with its own rates.
@@ -49,9 +52,9 @@ class Session(abc.ABC):
     """R runs that are being trained together.
 
     Attributes:
-      states: a pytree of arrays, all that a checkpoint keeps of them.
+      states: the training states, a pytree of arrays as checkpoints hold them.
       step: number of steps taken.
-      identity: what they must begin with again to go on, besides the problem's own.
+      identity: what the source says of its data; a checkpoint is refused where this differs.
       source: where the rows come from, if it has a state to be saved.
     """
 
@@ -62,7 +65,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def advance(self, until: int, preempted: Callable[[int], bool], progress: Any) -> float:
-        """Takes steps until there are so many, or fewer where ``preempted`` says so of a number.
+        """Trains up to step ``until``, or stops earlier when ``preempted(step)`` is true.
 
         Shows them on ``progress``, a tqdm bar over the steps of all runs. Returns the seconds of
         one step of one run, without compilation; NaN if they aren't known.
@@ -74,14 +77,14 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def state(self, index: int, states: Any = None) -> TrainState:
-        """The state of one run, out of ``states`` or its own."""
+        """The state of one run, by default out of :attr:`states`."""
 
     def observed(self, index: int) -> np.ndarray | None:
-        """What the problem observed of one run in the last stretch, ``[steps, D]``, if anything."""
+        """What ``problem.observe`` gave of a run in the last stretch, ``[steps, D]``."""
         del index
 
     def record(self) -> dict[str, Any]:
-        """All that a checkpoint keeps besides ``states``, as JSON can hold it."""
+        """What a checkpoint keeps besides ``states``, in JSON types."""
         return {}
 
     @abc.abstractmethod
@@ -89,11 +92,11 @@ class Session(abc.ABC):
         """Goes on from a checkpoint's states and :meth:`record`."""
 
     def load_some(self, states: Any, record: Mapping[str, Any], chosen: Sequence[int]) -> None:
-        """Goes on from a checkpoint of more runs, as NumPy arrays; ``chosen`` are these."""
+        """Goes on from a checkpoint of more runs than these, which are its ``chosen`` ones."""
         raise NotImplementedError
 
     def renew_source(self) -> Source | None:
-        """Puts the source at its beginning. Returns it, if it has a state to restore."""
+        """Puts the source back to its first row. Returns it if it has a state to restore."""
         return None
 
 
@@ -109,8 +112,7 @@ class Engine(abc.ABC):
       source_problem: the problem without what :meth:`Problem.on` arranges for a mesh.
       rows_from: where rows come from, as an error tells one engine from the other.
       trained: which parameters the optimizer moves, a tree of bools; ``None`` if all.
-      digests: those that programs of all methods have in common; see
-        :mod:`~ldro_jax.training.fingerprint`.
+      digests: a cache of what :mod:`~ldro_jax.training.fingerprint` has traced.
 
     Raises:
       ValueError: if one of these isn't what it must be.
@@ -152,7 +154,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def digest_of_rows(self) -> str:
-        """What tells the training rows from others that the problem calls by the same names."""
+        """A digest of the training rows."""
 
 
 class Program(abc.ABC):
