@@ -10,11 +10,13 @@ class RowLosses(NamedTuple):
     """What a model says of some rows.
 
     Attributes:
-      sums: the loss of each row, ``[R]``, summed over what is counted in it.
-      counts: what is counted in each row, such as its target tokens, ``[R]``; ``None`` if the rows
-        themselves are. The loss of a task is the sum of its sums over the sum of its counts.
-      excess: by how much the model is worse on each row than a reference, ``[R]``, if the weighting
-        asks for it.
+      sums: the loss of each row, ``[R]``, summed over what is counted in it. Where a row has labels
+        of several tasks, its loss in each of them, ``[R, N]``.
+      counts: what is counted in each row, such as its target tokens, of the shape of ``sums``;
+        ``None`` if the rows themselves are. The loss of a task is the sum of its sums over the sum
+        of its counts. A label that is missing has a sum and a count of zero.
+      excess: by how much the model is worse on each row than a reference, like ``sums``, if the
+        weighting asks for it.
       auxiliary: anything else that comes with the pass, such as metrics of these rows or the
         model's new state; a pytree of arrays.
     """
@@ -25,8 +27,8 @@ class RowLosses(NamedTuple):
     auxiliary: Any = ()
 
 
-# (params, rows [R, ...]) -> RowLosses.
-LossesOf = Callable[[Any, Any], RowLosses]
+# (params, rows [R, ...]) -> RowLosses; and a key as third argument, where the batch has one.
+LossesOf = Callable[..., RowLosses]
 
 
 class Batch(NamedTuple):
@@ -34,9 +36,11 @@ class Batch(NamedTuple):
 
     Attributes:
       rows: arrays ``[B, ...]``.
-      tasks: the task of each row, int32 ``[B]``; ``None`` if row r is of task ``r mod N``.
+      tasks: the task of each row, int32 ``[B]``; ``None`` if row r is of task ``r mod N``, or has
+        labels of several tasks.
       expected: how many rows of each task a batch has, ``[N]``: as many as this one where no chance
         decides that, and as many as random batches have on average; ``None`` for those of this one.
+        Of rows with labels of several tasks, how much counts of each task.
       measured: rows to measure the interaction on, arrays ``[M, ...]``, row r of task ``r mod N``,
         or a function without arguments that makes them when they are needed; ``None`` if those of
         ``rows`` serve for it.
@@ -44,6 +48,8 @@ class Batch(NamedTuple):
         ``[N, E]``, filled up with −1, or a function that makes it; ``None`` if row r is of task
         ``r mod N``.
       reference: parameters of the reference model, if the weighting compares rows with one.
+      owned: whether each row is of one task; otherwise it has labels of several.
+      key: for what a model draws at random; ``losses_of`` gets it as its third argument.
     """
 
     rows: Any
@@ -52,6 +58,8 @@ class Batch(NamedTuple):
     measured: Any = None
     by_task: Any = None
     reference: Any = None
+    owned: bool = True
+    key: jax.Array | None = None
 
     @property
     def size(self) -> int:

@@ -95,7 +95,7 @@ def measure(
         return _one_pass(plan, way, losses_of, params, batch, preconditioner)
     strategy = geometry.preconditioned(plan.strategy, preconditioner)
     if isinstance(batch, Batch):
-        return _apart(plan, strategy, losses_of, params, batch)
+        return _apart(plan, strategy, losses_of, params, batch, preconditioner)
     losses, pullback = differentiated(
         lambda p: jax.vmap(losses_of, in_axes=(None, 0))(p, batch.tasks), params, batch.dtype
     )
@@ -129,11 +129,11 @@ def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measuremen
     return found._replace(gradients=pulled, preconditioner=preconditioner)
 
 
-def _apart(plan, strategy, losses_of, params, batch) -> Measurement:
+def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurement:
     """Losses from one pass over all rows; the matrix, when it is due, from another one."""
-    found, pull = rows_lib.forward(losses_of, params, batch.rows, plan.microbatches)
-    sums, of_rows, rows = rows_lib.sums_of_tasks(batch.tasks, batch.size, plan.num_tasks)
-    dtype = found.sums.dtype
+    found, pull = rows_lib.forward(losses_of, params, batch.rows, plan.microbatches, batch.key)
+    tasks = rows_lib.tasks_of(found, batch.tasks, plan.num_tasks)
+    sums, rows, dtype = tasks.sums, tasks.rows, found.sums.dtype
     counts = rows if found.counts is None else sums(found.counts)
     each = _divisor(counts, dtype)
     expected = _divisor(rows, dtype) if batch.expected is None else batch.expected
@@ -143,19 +143,26 @@ def _apart(plan, strategy, losses_of, params, batch) -> Measurement:
         share = each * (expected.astype(dtype) / _divisor(rows, dtype))
 
     def pullback(weights):
-        return pull(of_rows(weights / share.astype(weights.dtype)).astype(dtype))
+        return pull(tasks.of_rows(weights / share.astype(weights.dtype)).astype(dtype))
 
     def interaction():
-        taken, is_real = rows_lib.by_task(plan, batch, plan.rows)
-        task_loss = _task_loss(losses_of)
-        matrix = strategy.matrix(lambda *both: task_loss(*both)[0], params, (taken, is_real))
+        if plan.whole:
+            matrix, rows_each = _of_the_whole(
+                plan, losses_of, params, batch, (found, pull, tasks), preconditioner
+            )
+        else:
+            matrix, rows_each = by_task()
         if not isinstance(matrix, interaction_base.Measured):
             return matrix
         # The noise is that of the batch's gradients, whatever it was measured on.
-        rows_each, expected_each = (
-            x.astype(matrix.noise.dtype) for x in (is_real.sum(axis=1), expected)
-        )
-        return matrix._replace(noise=matrix.noise * (rows_each / expected_each))
+        ratio = rows_each.astype(dtype) / expected.astype(dtype)
+        return matrix._replace(noise=matrix.noise * ratio)
+
+    def by_task():
+        taken, is_real = rows_lib.by_task(plan, batch, plan.rows)
+        task_loss = _task_loss(losses_of)
+        matrix = strategy.matrix(lambda *both: task_loss(*both)[0], params, (taken, is_real))
+        return matrix, is_real.sum(axis=1)
 
     return Measurement(
         sums(found.sums) / each,
@@ -166,6 +173,30 @@ def _apart(plan, strategy, losses_of, params, batch) -> Measurement:
         excess=None if found.excess is None else _mean(sums, found.excess, rows),
         auxiliary=found.auxiliary,
     )
+
+
+def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
+    """The matrix, and the rows of each task, by pulling back the mean loss of each task.
+
+    ``here`` is what the pass over the batch gave: losses, their pullback and the tasks.
+    """
+    found, pull, tasks = here
+    if (other := rows_lib.measured_apart(plan, batch)) is not None:
+        found, pull = rows_lib.forward(losses_of, params, other[0], key=batch.key)
+        tasks = rows_lib.tasks_of(found, other[1], plan.num_tasks)
+    parts, num_tasks, dtype = plan.strategy.parts, plan.num_tasks, found.sums.dtype
+
+    def one(index):
+        task, part = index // parts, index % parts
+        chosen = ((tasks.rank >= 0) & (tasks.rank % parts == part)).astype(dtype)
+        counted = chosen if found.counts is None else chosen * found.counts
+        each = tasks.sums(jnp.broadcast_to(counted, found.sums.shape))
+        its_own = jnp.arange(num_tasks, dtype=jnp.int32) == task
+        return pull(tasks.of_rows(its_own / _divisor(each, dtype)).astype(dtype) * chosen)
+
+    gradients = jax.lax.map(one, jnp.arange(num_tasks * parts, dtype=jnp.int32))
+    products = plan.strategy.products or interaction_base.gram
+    return products(geometry.scaled(gradients, preconditioner)), tasks.rows
 
 
 class _Totals(NamedTuple):

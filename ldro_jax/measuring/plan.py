@@ -51,6 +51,11 @@ class Plan:
         outputs, such as metrics, would count them: then only a batch that has as many rows of each
         task, in turns, is measured in one pass.
       over_data: how rows are spread over the devices, where that isn't left to the compiler.
+      whole: whether the losses of all tasks come from one pass over the whole batch, and can't be
+        had task by task: a row has labels of several tasks, or what the model gives for a row
+        depends on the others or on random numbers. The interaction is then measured by pulling the
+        loss of each task back through that pass, N backward passes. Of the strategy only its
+        ``parts`` count.
     """
 
     num_tasks: int
@@ -62,6 +67,7 @@ class Plan:
     multiple: int = 1
     pads: bool = True
     over_data: NamedSharding | None = None
+    whole: bool = False
 
     @property
     def every_step(self) -> bool:
@@ -87,7 +93,9 @@ class Plan:
         Returns:
           The :class:`Way`.
         """
-        if not self.every_step or self.microbatches > 1 or batch.measured is not None:
+        if self.whole or not self.every_step or self.microbatches > 1:
+            return Way.APART
+        if batch.measured is not None:
             return Way.APART
         is_rows = isinstance(batch, Batch)
         if is_rows and not self._serves(batch):

@@ -1,7 +1,7 @@
 """Rows that belong to tasks: their losses, and gradients for weights chosen from these."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,11 @@ from ldro_jax.measuring.plan import Plan
 
 
 def forward(
-    losses_of: LossesOf, params: Any, rows: Any, microbatches: int = 1
+    losses_of: LossesOf,
+    params: Any,
+    rows: Any,
+    microbatches: int = 1,
+    key: jax.Array | None = None,
 ) -> tuple[RowLosses, Callable[[jax.Array], Any]]:
     """Losses of all rows, and the backward pass for coefficients that depend on them.
 
@@ -25,21 +29,24 @@ def forward(
       params: of the model.
       rows: arrays ``[B, ...]``.
       microbatches: in how many parts to take them.
+      key: for what the model draws at random, if anything; each part has one of its own.
 
     Returns:
-      The losses of all rows, ``[B]``, their auxiliary outputs stacked along a leading axis of
-      microbatches; and ``(coefficients [B]) -> gradient`` of the sum of coefficients times losses.
+      The losses of all rows, ``[B]`` or ``[B, N]``, their auxiliary outputs stacked along a leading
+      axis of microbatches; and ``coefficients -> gradient`` of the sum of coefficients times
+      losses, with a coefficient for each.
 
     Raises:
       ValueError: if microbatches don't divide the rows.
     """
 
-    def apart(params, rows):
-        found = losses_of(params, rows)
+    def apart(params, rows, *keys):
+        found = losses_of(params, rows, *keys)
         return found.sums, (found.counts, found.excess, found.auxiliary)
 
     if microbatches == 1:
-        sums, pull, rest = jax.vjp(lambda p: apart(p, rows), params, has_aux=True)
+        keys = () if key is None else (key,)
+        sums, pull, rest = jax.vjp(lambda p: apart(p, rows, *keys), params, has_aux=True)
         counts, excess, auxiliary = rest
         auxiliary = jax.tree.map(lambda x: jnp.asarray(x)[None], auxiliary)
         return RowLosses(sums, counts, excess, auxiliary), lambda c: pull(c)[0]
@@ -54,15 +61,20 @@ def forward(
         return jnp.moveaxis(array.reshape(-1, microbatches, *array.shape[1:]), 1, 0)
 
     def joined(array) -> Any:
-        return None if array is None else jnp.moveaxis(array, 0, 1).reshape(-1)
+        if array is None:
+            return None
+        return jnp.moveaxis(array, 0, 1).reshape(-1, *array.shape[2:])
 
-    divided = jax.tree.map(parts, rows)
-    sums, (counts, excess, auxiliary) = jax.lax.map(lambda part: apart(params, part), divided)
+    divided = (
+        jax.tree.map(parts, rows),
+        *(() if key is None else (jax.random.split(key, microbatches),)),
+    )
+    sums, (counts, excess, auxiliary) = jax.lax.map(lambda part: apart(params, *part), divided)
 
     def pullback(coefficients):
         def add(total, part):
             taken, cotangent = part
-            _, pull, _ = jax.vjp(lambda p: apart(p, taken), params, has_aux=True)
+            _, pull, _ = jax.vjp(lambda p: apart(p, *taken), params, has_aux=True)
             return jax.tree.map(jnp.add, total, pull(cotangent)[0]), None
 
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -99,27 +111,82 @@ def by_task(plan: Plan, batch: Batch, limit: int | None = None) -> tuple[Any, ja
     return taken, where >= 0
 
 
-def sums_of_tasks(
-    tasks: jax.Array | None, size: int, num_tasks: int
-) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array], jax.Array]:
-    """How to go from rows to their tasks and back.
+def measured_apart(plan: Plan, batch: Batch) -> tuple[Any, jax.Array | None] | None:
+    """Rows of all tasks to measure the interaction on, where those of the batch don't serve.
 
     Args:
+      plan: how steps measure, all tasks in one pass.
+      batch: of the step.
+
+    Returns:
+      The rows, arrays ``[M, ...]``, and the task of each, int32 ``[M]``, with N for those that only
+      fill up; ``None`` for the tasks if row r is of task ``r mod N``, or has labels of several
+      tasks. ``None`` for both if the rows of the batch serve.
+    """
+    if batch.measured is not None:
+        return batch.measured() if callable(batch.measured) else batch.measured, None
+    if plan.rows is None or plan.rows >= batch.size // (plan.num_tasks if batch.owned else 1):
+        return None
+    if not batch.owned:
+        return jax.tree.map(lambda x: x[: plan.rows], batch.rows), None
+    taken, is_real = by_task(plan, batch, plan.rows)
+    task = jnp.arange(plan.num_tasks, dtype=jnp.int32)[:, None]
+    tasks = jnp.where(is_real, task, plan.num_tasks)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), taken), tasks.reshape(-1)
+
+
+class Tasks(NamedTuple):
+    """How to go from rows to their tasks and back.
+
+    Attributes:
+      sums: adds up what the rows of each task have, ``[B]``, or ``[B, N]`` where rows have labels
+        of several tasks, to ``[N]``.
+      of_rows: gives each row what its task has, ``[N]`` to ``[B]``, or its tasks, to ``[B, N]``.
+      rows: the number of rows of each task, int32 ``[N]``.
+      rank: how many rows of its task are before each row, int32 ``[B]`` or ``[B, N]``; −1 for what
+        is of no task.
+    """
+
+    sums: Callable[[jax.Array], jax.Array]
+    of_rows: Callable[[jax.Array], jax.Array]
+    rows: jax.Array
+    rank: jax.Array
+
+
+def tasks_of(losses: RowLosses, tasks: jax.Array | None, num_tasks: int) -> Tasks:
+    """The tasks that rows belong to.
+
+    Args:
+      losses: of the rows.
       tasks: the task of each row, int32 ``[B]``; ``None`` if row r is of task ``r mod N``.
-      size: B.
       num_tasks: N.
 
     Returns:
-      Sums over the rows of each task, ``[B] -> [N]``; what each row's task has, ``[N] -> [B]``; and
-      the number of rows of each task, int32 ``[N]``.
+      The :class:`Tasks`.
     """
+    shape = size, *labels = losses.sums.shape
+    if labels:
+        counted = jnp.ones(shape, bool) if losses.counts is None else losses.counts > 0
+        upto = jnp.cumsum(counted, axis=0, dtype=jnp.int32)
+        return Tasks(
+            lambda x: x.sum(axis=0),
+            lambda x: jnp.broadcast_to(x, shape),
+            upto[-1],
+            jnp.where(counted, upto - 1, -1),
+        )
     if tasks is None:
         each = size // num_tasks
-        rows = jnp.full((num_tasks,), each, jnp.int32)
-        return lambda x: x.reshape(-1, num_tasks).sum(axis=0), lambda x: jnp.tile(x, each), rows
+        return Tasks(
+            lambda x: x.reshape(-1, num_tasks).sum(axis=0),
+            lambda x: jnp.tile(x, each),
+            jnp.full((num_tasks,), each, jnp.int32),
+            jnp.arange(size, dtype=jnp.int32) // num_tasks,
+        )
     belongs = tasks[None, :] == jnp.arange(num_tasks, dtype=jnp.int32)[:, None]
 
     def sums(values):
         return jnp.sum(jnp.where(belongs, values[None, :], 0), axis=1)
 
-    return sums, lambda x: x[tasks], belongs.sum(axis=1)
+    upto = jnp.cumsum(belongs, axis=1, dtype=jnp.int32)
+    rank = jnp.max(jnp.where(belongs, upto - 1, -1), axis=0)
+    return Tasks(sums, lambda x: x[tasks], belongs.sum(axis=1), rank)
