@@ -48,7 +48,6 @@ class Batch(NamedTuple):
         ``[N, E]``, filled up with −1, or a function that makes it; ``None`` if row r is of task
         ``r mod N``.
       reference: parameters of the reference model, if the weighting compares rows with one.
-      owned: whether each row is of one task; otherwise it has labels of several.
       key: for what a model draws at random; ``losses_of`` gets it as its third argument.
     """
 
@@ -58,7 +57,6 @@ class Batch(NamedTuple):
     measured: Any = None
     by_task: Any = None
     reference: Any = None
-    owned: bool = True
     key: jax.Array | None = None
 
     @property

@@ -56,6 +56,7 @@ class Plan:
         depends on the others or on random numbers. The interaction is then measured by pulling the
         loss of each task back through that pass, N backward passes. Of the strategy only its
         ``parts`` count.
+      owned: whether each row is of one task.
     """
 
     num_tasks: int
@@ -68,6 +69,7 @@ class Plan:
     pads: bool = True
     over_data: NamedSharding | None = None
     whole: bool = False
+    owned: bool = True
 
     @property
     def every_step(self) -> bool:

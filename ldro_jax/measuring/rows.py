@@ -125,10 +125,8 @@ def measured_apart(plan: Plan, batch: Batch) -> tuple[Any, jax.Array | None] | N
     """
     if batch.measured is not None:
         return batch.measured() if callable(batch.measured) else batch.measured, None
-    if plan.rows is None or plan.rows >= batch.size // (plan.num_tasks if batch.owned else 1):
+    if not plan.owned or plan.rows is None or plan.rows >= batch.size // plan.num_tasks:
         return None
-    if not batch.owned:
-        return jax.tree.map(lambda x: x[: plan.rows], batch.rows), None
     taken, is_real = by_task(plan, batch, plan.rows)
     task = jnp.arange(plan.num_tasks, dtype=jnp.int32)[:, None]
     tasks = jnp.where(is_real, task, plan.num_tasks)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import checkify
 
+from ldro_jax.measuring import RowLosses
 from ldro_jax.records import traced
 from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks.base import content
@@ -38,9 +39,9 @@ class OnDevice(NamedTuple):
 
     Attributes:
       arrays: a pytree, the same for all runs.
-      sizes: examples of each task, a NumPy array ``[N]``.
+      sizes: examples of each task, a NumPy array ``[N]``; or of each table, ``[T]``.
       take: ``(arrays, key of the run, step, tasks [B], indices [B]) -> rows``, a pytree of arrays
-        ``[B, ...]``, where ``indices`` are examples of their task. It is traced.
+        ``[B, ...]``, where ``indices`` are examples of their task, or table. It is traced.
     """
 
     arrays: Any
@@ -64,6 +65,11 @@ class Problem(abc.ABC):
       reference: parameters of a reference model, if there is one; see :meth:`with_reference`.
       reference_identity: what tells one reference from another, a part of ``identity``.
       observe: what to keep of the parameters after every step, ``params -> [D]``, if anything.
+      labels: where a row has labels of several tasks: how often a row of each table has one of each
+        task, between 0 and 1, ``[T, N]``; NaN where that isn't known. Rows are then drawn from
+        tables, and :meth:`losses` gives ``[R, N]``. ``None`` if each row is of one task, so that
+        each task has a table of its own.
+      draws_at_random: whether a training pass needs a key, as dropout does.
     """
 
     task_names: tuple[str, ...]
@@ -73,6 +79,8 @@ class Problem(abc.ABC):
     reference: Any = None
     reference_identity: Mapping[str, Any] = types.MappingProxyType({})
     observe: Callable[[Any], jax.Array] | None = None
+    labels: np.ndarray | None = None
+    draws_at_random: bool = False
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Any:
@@ -96,6 +104,35 @@ class Problem(abc.ABC):
         Returns:
           ``[R]``, float32 or float64. The loss of a task is the mean over its rows.
         """
+
+    def losses(self, params: Any, rows: Any, key: jax.Array | None = None) -> RowLosses:
+        """What a training pass says of some rows: their losses, and what becomes of the model.
+
+        Args:
+          params: of the model.
+          rows: some of a source's, arrays ``[R, ...]``.
+          key: for what is drawn at random; given if :attr:`draws_at_random`.
+
+        Returns:
+          Losses of the rows, ``[R]``; or with :attr:`labels`, ``[R, N]`` and how much counts
+          of each, zero for a label that is missing. As auxiliary output the new values of the
+          parameters that :meth:`replaced` names, in a tree like the parameters with ``None`` for
+          the others.
+        """
+        del key
+        return RowLosses(self.row_losses(params, rows))
+
+    def replaced(self, params: Any) -> Any:
+        """Which parameters each training pass replaces, such as running statistics.
+
+        Args:
+          params: arrays or their shapes.
+
+        Returns:
+          A tree of bools like ``params``; ``None`` if there are none.
+        """
+        del params
+        return None
 
     def row_excess(self, params: Any, reference: Any, rows: Any) -> jax.Array:
         """By how much each row is worse than with a reference model, or zero.
@@ -151,6 +188,26 @@ class Problem(abc.ABC):
     def num_tasks(self) -> int:
         """Number of tasks, N."""
         return len(self.task_names)
+
+    @property
+    def num_tables(self) -> int:
+        """Number of tables that rows are drawn from, T."""
+        return self.num_tasks if self.labels is None else len(self.labels)
+
+    def labelled(self, rows: Any) -> Any:
+        """How many rows of each task there are on average among rows of each table.
+
+        Args:
+          rows: how many of each table, ``[T]``, a NumPy or JAX array.
+
+        Returns:
+          ``[N]``; ``None`` if it isn't known.
+        """
+        if self.labels is None:
+            return rows
+        if not np.isfinite(self.labels).all():
+            return None
+        return rows @ np.asarray(self.labels, np.float32)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -293,7 +350,7 @@ class Problem(abc.ABC):
         example = "OnDevice(arrays, sizes, take)"
         checks.instance("on_device", self.on_device, OnDevice, example)
         checks.function("on_device.take", self.on_device.take, example=_TAKE)
-        sizes = _check_sizes("on_device.sizes", self.on_device.sizes, self.num_tasks, whole=True)
+        sizes = _check_sizes("on_device.sizes", self.on_device.sizes, self.num_tables, whole=True)
         for path, array in jax.tree_util.tree_leaves_with_path(self.on_device.arrays):
             name = f"arrays{jax.tree_util.keystr(path)}"
             checks.require(_is_numeric(array), f"on_device.{name}", "an array of numbers", array)

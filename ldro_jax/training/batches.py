@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks
 from ldro_jax.sharding import Layout
 from ldro_jax.tasks import drawing
@@ -21,8 +22,9 @@ class Batches:
         are noisier. A method with ``sampling="weights"`` draws rows by its weights instead.
       microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
         of them.
-      interaction_rows: measure the interaction on so many rows of each task; by default on those
-        of the batch. More than these are drawn apart, when they are needed.
+      interaction_rows: measure the interaction on so many rows of each task, or of each table where
+        tasks share rows; by default on those of the batch. More than these are drawn apart, when
+        they are needed.
       layout: how to use several devices, which one run at a time is then trained on, with rows from
         the host. Where it isn't given, data that fits on a device is held there, and runs that
         differ in rates and seeds alone are trained together.
@@ -53,11 +55,12 @@ class Batches:
         if self.runs_together is not None:
             checks.integer("runs_together", self.runs_together)
 
-    def check(self, num_tasks: int, data_size: int) -> None:
+    def check(self, problem: Problem, data_size: int) -> None:
         """Raises ``ValueError`` unless the devices can take them in ``data_size`` parts."""
-        if self.sampler == "balanced" and self.size < num_tasks:
+        least, each = problem.num_tables, "task" if problem.labels is None else "table"
+        if self.sampler == "balanced" and self.size < least:
             raise ValueError(
-                f"Batches.size must be at least {num_tasks}, a row of each task, but it is "
+                f"Batches.size must be at least {least}, a row of each {each}, but it is "
                 f"{self.size}."
             )
         if self.size % (self.microbatches * data_size):
@@ -66,17 +69,19 @@ class Batches:
                 f"{self.microbatches} × {data_size}, but it is {self.size}."
             )
 
-    def rows_of_a_task(self, num_tasks: int) -> int:
-        """Rows of each task in a batch that is balanced, or what comes near to it."""
-        return max(self.size // num_tasks, 1)
+    def rows_of_each(self, problem: Problem) -> int:
+        """Rows of each task, or table, in a batch that is balanced, or what comes near to it."""
+        return max(self.size // problem.num_tables, 1)
 
     def measured_rows(self, method: Method) -> int | None:
         """On how many rows of each task a method measures the interaction, if that is given."""
         return method.interaction_rows or self.interaction_rows
 
-    def rows_apart(self, method: Method, num_tasks: int) -> int | None:
-        """Rows of each task to draw for the interaction, if those of a batch don't serve."""
-        few, rows = self.rows_of_a_task(num_tasks), self.measured_rows(method)
+    def rows_apart(self, method: Method, problem: Problem) -> int | None:
+        """Rows of each task, or table, to draw for the interaction if a batch's don't serve."""
+        few, rows = self.rows_of_each(problem), self.measured_rows(method)
+        if problem.labels is not None:
+            return rows if method.uses_interaction else None
         # Random rows need not hold every task.
         is_balanced = self.sampler == "balanced" and method.sampling == "uniform"
         if not method.uses_interaction or (is_balanced and (rows or few) <= few):

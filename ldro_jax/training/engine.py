@@ -11,6 +11,7 @@ An :class:`Engine` has a problem on its devices, a :class:`Program` trains it wi
 
 import abc
 import functools
+import operator
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -109,7 +110,9 @@ class Engine(abc.ABC):
       batches: how they are drawn.
 
     Attributes:
+      is_whole: whether all tasks must be taken in one pass; see :class:`~ldro_jax.measuring.Plan`.
       source_problem: the problem without what :meth:`Problem.on` arranges for a mesh.
+      frozen: the parameters that stay as they are.
       rows_from: where rows come from, as an error tells one engine from the other.
       trained: which parameters the optimizer moves, a tree of bools; ``None`` if all.
       digests: a cache of what :mod:`~ldro_jax.training.fingerprint` has traced.
@@ -123,7 +126,7 @@ class Engine(abc.ABC):
     def __init__(self, problem: Problem, optimizer: optax.GradientTransformation, batches: Batches):
         checks.instance("optimizer", optimizer, optax.GradientTransformation, "@optax.sgd()")
         self.problem = self.source_problem = problem
-        self.optimizer, self.batches = optimizer, batches
+        self.batches = batches
         self.digests: dict[Any, dict[str, str]] = {}
         with errors.of("init"):
             shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
@@ -131,18 +134,21 @@ class Engine(abc.ABC):
             raise ValueError(
                 f"init must return parameters, a pytree of arrays, but it returned {shapes}."
             )
+        replaced = problem.replaced(shapes)
+        if replaced is not None:
+            optimizer = trained_lib.only(optimizer, jax.tree.map(operator.not_, replaced))
+        self.optimizer = optimizer
+        by_task = problem.labels is None and replaced is None and not problem.draws_at_random
+        self.is_whole = not by_task
         with errors.of("optimizer"):
             moved = trained_lib.moved_by(optimizer, shapes)
         if not any(jax.tree.leaves(moved)):
             raise ValueError("optimizer leaves every parameter as it is, so nothing would train.")
         _check_floating(shapes, moved)
         self.trained = None if all(jax.tree.leaves(moved)) else moved
-
-    @property
-    def frozen(self) -> list[str]:
-        """The parameters that the optimizer leaves as they are."""
-        leaves = jax.tree_util.tree_leaves_with_path(self.trained)
-        return [jax.tree_util.keystr(path) for path, moves in leaves if not moves]
+        fixed = moved if replaced is None else jax.tree.map(operator.or_, moved, replaced)
+        leaves = jax.tree_util.tree_leaves_with_path(fixed)
+        self.frozen = [jax.tree_util.keystr(path) for path, moves in leaves if not moves]
 
     @abc.abstractmethod
     def program(self, method: Method) -> "Program":
@@ -184,7 +190,12 @@ class Program(abc.ABC):
                 "doesn't have. Use problem.with_reference(params), or give the method one "
                 "reference loss for each task."
             )
-        self.rows_apart = self.batches.rows_apart(method, self.problem.num_tasks)
+        if method.sampling == "weights" and self.problem.labels is not None:
+            raise ValueError(
+                f"sampling='weights' draws the rows of tasks by their weights, but {method.name} "
+                "is given rows with labels of several tasks. Use sampling='uniform'."
+            )
+        self.rows_apart = self.batches.rows_apart(method, self.problem)
         self.tx({})
 
     def tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
@@ -197,7 +208,7 @@ class Program(abc.ABC):
         """The function that takes one step, which both engines jit."""
         problem, method, optimizer = self.problem, self.method, self.engine.optimizer
         return step_lib.train_step(
-            problem.row_losses,
+            problem.losses,
             self.tx,
             plan,
             geometry=_geometry(method, problem, optimizer) if method.uses_interaction else None,
@@ -210,9 +221,9 @@ class Program(abc.ABC):
 
         The number of rows of a task is filled up to a ``multiple``.
         """
-        method, batches, num_tasks = self.method, self.batches, self.problem.num_tasks
+        method, batches, problem = self.method, self.batches, self.problem
         rows = batches.measured_rows(method)
-        measured = rows or batches.rows_of_a_task(num_tasks)
+        measured = rows or batches.rows_of_each(problem)
         if method.uses_interaction and measured < strategy.multiple:
             raise ValueError(
                 f"interaction='split' halves the rows of each task, but {method.name} "
@@ -220,28 +231,39 @@ class Program(abc.ABC):
                 "Batches.interaction_rows=2."
             )
         return Plan(
-            num_tasks,
+            problem.num_tasks,
             strategy,
             interval=method.interval if method.uses_interaction else None,
             lagged=method.lagged,
             microbatches=batches.microbatches,
             rows=rows,
             multiple=multiple,
+            whole=self.engine.is_whole,
+            owned=problem.labels is None,
         )
+
+    @property
+    def abstract_key(self) -> Any:
+        """The shape of the key of a training pass, if it needs one."""
+        if not self.problem.draws_at_random:
+            return None
+        return jax.eval_shape(lambda: jax.random.key(0))
 
     def check_losses(self, params: Any, rows: Any) -> None:
         """Checks the losses of a batch, given shapes of parameters and rows ``[R, ...]``."""
-        size = self.batches.size
+        size, problem = self.batches.size, self.problem
         with errors.of("row_losses"):
-            found = jax.eval_shape(self.problem.row_losses, params, rows)
-        shape = getattr(found, "shape", None)
-        if shape != (size,):
+            found = jax.eval_shape(problem.losses, params, rows, self.abstract_key).sums
+        shape, expected, of_each = getattr(found, "shape", None), (size,), ""
+        if problem.labels is not None:
+            expected, of_each = (size, problem.num_tasks), f" and {problem.num_tasks} tasks"
+        if shape != expected:
             described = checks.shown(found)
             if shape is not None:
                 described = f"an array of the shape {list(shape)}"
             raise ValueError(
-                f"row_losses must return one loss for each of {size} rows, a shape of [{size}], "
-                f"but it returned {described}."
+                f"row_losses must return one loss for each of {size} rows{of_each}, a shape of "
+                f"{list(expected)}, but it returned {described}."
             )
         if not jnp.issubdtype(found.dtype, jnp.floating):
             raise ValueError(

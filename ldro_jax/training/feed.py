@@ -34,7 +34,8 @@ class Feed:
         rows_apart: int | None,
     ):
         self._problem, self._batches, self._method = problem, batches, method
-        self._measured_rows = problem.num_tasks * (rows_apart or 0)
+        self._owned = problem.labels is None
+        self._measured_rows = problem.num_tables * (rows_apart or 0)
         self._measured: Any = None
         self._over_data = NamedSharding(mesh, PartitionSpec("data"))
         self._everywhere = NamedSharding(mesh, PartitionSpec())
@@ -43,7 +44,7 @@ class Feed:
         self._drawer = drawing.Drawer(
             batches.sampler,
             batches.size,
-            np.zeros(problem.num_tasks, np.int64),
+            np.zeros(problem.num_tables, np.int64),
             sizes=None if on_device is None else np.asarray(on_device.sizes),
         )
 
@@ -80,17 +81,22 @@ class Feed:
         batch = Batch(
             rows=self._place(source, draw, self._over_data),
             tasks=_put(draw.tasks, self._over_data),
-            expected=_put(drawer.expected(draw.tasks), self._everywhere),
+            expected=self._expected(drawer, draw),
             measured=measured,
             by_task=by_task,
         )
         return batch, after
 
+    def _expected(self, drawer: drawing.Drawer, draw: drawing.Draw) -> Any:
+        expected = self._problem.labelled(drawer.expected(draw.tasks))
+        return None if expected is None else _put(expected, self._everywhere)
+
     @property
     def _has_turns(self) -> bool:
         """Whether some tasks have a row more than others in a batch that serves for the matrix."""
         uneven = self._batches.size % self._problem.num_tasks > 0
-        return uneven and self._method.uses_interaction and not self._measured_rows
+        serves = self._method.uses_interaction and not self._measured_rows
+        return self._owned and uneven and serves
 
     def _place(self, source, draw, where):
         parts: dict[tuple, list[np.ndarray]] = {}
@@ -124,7 +130,9 @@ class Feed:
                 lambda x: shaped((count, *x.shape), x.dtype, where), self._row_shapes
             )
 
-        measured = by_task = None
+        measured = by_task = expected = None
+        if self._problem.labelled(np.zeros(self._problem.num_tables)) is not None:
+            expected = shaped((num_tasks,), jnp.float32, self._everywhere)
         if self._measured_rows:
             measured = rows(self._measured_rows, self._everywhere)
         elif self._has_turns:
@@ -132,7 +140,7 @@ class Feed:
         return Batch(
             rows=rows(size, self._over_data),
             tasks=shaped((size,), jnp.int32, self._over_data),
-            expected=shaped((num_tasks,), jnp.float32, self._everywhere),
+            expected=expected,
             measured=measured,
             by_task=by_task,
         )

@@ -147,16 +147,17 @@ def _loss(program: "Program", params: Any) -> str:
     """Of the losses of rows and their gradient, which may have a rule of its own."""
     problem, trained = program.engine.source_problem, program.engine.trained
 
-    def total(part, whole, rows):
-        losses_of = problem.row_losses
+    def total(part, whole, rows, key):
+        losses_of = problem.losses
         if trained is not None:
             losses_of = trained_lib.of_part(losses_of, whole)
-        losses = losses_of(part, rows)
-        return losses.sum(), losses
+        found = losses_of(part, rows, key)
+        return found.sums.sum(), found
 
     part = params if trained is None else trained_lib.hide(params, trained)
     rows = program.engine.row_shapes(program.batches.size)
-    return traced.of(jax.value_and_grad(total, has_aux=True), part, params, rows)
+    key = program.abstract_key
+    return traced.of(jax.value_and_grad(total, has_aux=True), part, params, rows, key)
 
 
 @_once

@@ -61,7 +61,7 @@ class MeshedEngine(engine.Engine):
     def __init__(self, problem: Problem, optimizer: optax.GradientTransformation, batches: Batches):
         layout = batches.layout or sharding.Layout()
         self.mesh, self.rules = layout.mesh(), layout.rules()
-        batches.check(problem.num_tasks, self.mesh.shape["data"])
+        batches.check(problem, self.mesh.shape["data"])
         super().__init__(problem.on(self.mesh, batches.size), optimizer, batches)
         self.source_problem = problem
 
@@ -129,6 +129,13 @@ class MeshedProgram(engine.Program):
         self._reference = None
         if method.uses_excess:
             self._reference = jax.device_put(self.problem.reference, self.shardings.params)
+
+    def key(self, seed: int) -> jax.Array | None:
+        """What a run draws at random with in its training passes, on the mesh; if anything."""
+        if not self.problem.draws_at_random:
+            return None
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), 3)
+        return jax.device_put(key, NamedSharding(self.mesh, PartitionSpec()))
 
     def for_problem(self, problem: Problem) -> "MeshedProgram":
         """The program for other data of the model in :attr:`problem`; it compiles nothing anew."""
@@ -202,7 +209,7 @@ class MeshedProgram(engine.Program):
     def _abstract_arguments(self) -> tuple[Any, ...]:
         """Shapes of the rates, the state and the batch of a step."""
         rates = {k: jax.ShapeDtypeStruct((), jnp.float32) for k in self.method.rates()}
-        batch = self.feed.abstract_batch()
+        batch = self.feed.abstract_batch()._replace(key=self.abstract_key)
         if self.method.uses_excess:
             batch = batch._replace(reference=self.abstract_state().params)
         return rates, self.abstract_state(), batch
@@ -225,6 +232,7 @@ class MeshedSession(engine.Session):
         self.identity = self._source.identity
         self.states, self.step = program.init(trial.seed), 0
         self._drawer = program.feed.drawer(trial.method, trial.seed)
+        self._key = program.key(trial.seed)
         # Of the steps since the last evaluation, each [N].
         self._losses: list[np.ndarray] = []
         self._end, self._queued_steps = 0, 1
@@ -242,6 +250,7 @@ class MeshedSession(engine.Session):
         self._end, self._is_fresh = until, False
         with prefetched(self._batches()) as ready:
             for batch, drawer in ready:
+                batch = batch._replace(key=self._key)
                 self.states, losses = self._program.step(self.states, batch, self._trial.method)
                 queued.append(losses)
                 self._drawer, self.step = drawer, drawer.step

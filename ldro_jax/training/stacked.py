@@ -59,7 +59,7 @@ class StackedEngine(engine.Engine):
         *,
         together: str | None = None,
     ):
-        batches.check(problem.num_tasks, 1)
+        batches.check(problem, 1)
         super().__init__(problem, optimizer, batches)
         if together is None:
             together = "map" if jax.default_backend() == "cpu" else "vmap"
@@ -116,7 +116,7 @@ class StackedProgram(engine.Program):
 
     def check_rows(self, num_steps: int) -> None:
         """Raises ``ValueError`` if so many steps draw more rows than int32 can number."""
-        size = max(self.batches.size, self.problem.num_tasks * (self.rows_apart or 0))
+        size = max(self.batches.size, self.problem.num_tables * (self.rows_apart or 0))
         if num_steps * size >= 2**31:
             raise ValueError(
                 f"Batches.size × train_steps must be below 2³¹ for data on the device, but it is "
@@ -155,13 +155,17 @@ class StackedProgram(engine.Program):
         observed)``, with the number of blocks to take, and what was observed ``[steps, D]``, where
         steps that weren't taken are zero.
         """
-        batches, data, num_tasks = self.batches, self.engine.data, self.problem.num_tasks
+        batches, data, problem = self.batches, self.engine.data, self.problem
+        num_tables, owned = problem.num_tables, problem.labels is None
         drawer = drawing.Drawer(
-            batches.sampler, batches.size, np.zeros(num_tasks, np.int64), sizes=data.sizes
+            batches.sampler, batches.size, np.zeros(num_tables, np.int64), sizes=data.sizes
         )
         interval, rows_apart = self.method.interval, self.rows_apart
-        observe = self.problem.observe or (lambda params: ())
+        observe = problem.observe or (lambda params: ())
         step = self.step_function(self.plan)
+
+        def places(tasks):
+            return drawing.places(tasks, num_tables, -(-batches.size // num_tables))
 
         def stretch(rates, state, means, key, blocks, arrays_and_reference):
             arrays, reference = arrays_and_reference
@@ -170,7 +174,7 @@ class StackedProgram(engine.Program):
             if rows_apart is not None:
                 # One draw for each measurement in the stretch.
                 other, count = jax.random.fold_in(key, 2), -(-size.steps // interval) + 1
-                even = dataclasses.replace(drawer, sampler="balanced", size=num_tasks * rows_apart)
+                even = dataclasses.replace(drawer, sampler="balanced", size=num_tables * rows_apart)
                 apart = drawing.stretch(even, other, first, count)
 
             def one_step(carry, drawn):
@@ -181,16 +185,19 @@ class StackedProgram(engine.Program):
 
                 def measured():
                     now = jax.tree.map(lambda x: x[state.step // interval - first], apart)
-                    # They are sorted by task.
-                    return take(jax.tree.map(lambda x: x.reshape(num_tasks, -1).T.reshape(-1), now))
+                    # They are sorted by task, or table.
+                    return take(
+                        jax.tree.map(lambda x: x.reshape(num_tables, -1).T.reshape(-1), now)
+                    )
 
                 batch = Batch(
                     rows=take(drawn),
                     tasks=drawn.tasks,
-                    expected=jnp.asarray(drawer.expected(drawn.tasks)),
+                    expected=problem.labelled(jnp.asarray(drawer.expected(drawn.tasks))),
                     measured=None if apart is None else measured,
-                    by_task=drawing.places(drawn.tasks, num_tasks, -(-batches.size // num_tasks)),
+                    by_task=places(drawn.tasks) if owned else None,
                     reference=reference,
+                    key=jax.random.fold_in(key, 3) if problem.draws_at_random else None,
                 )
                 state, losses = step(rates, state, batch)
                 return (state, means.including(losses)), observe(state.params)

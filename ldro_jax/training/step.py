@@ -8,11 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax import measuring, transform
-from ldro_jax.measuring import Batch, Plan
+from ldro_jax.measuring import Batch, LossesOf, Plan
 from ldro_jax.measuring import trained as trained_lib
 
-# (params, rows [R, ...]) -> [R].
-RowLosses = Callable[[Any, Any], jax.Array]
 MakeOptimizer = Callable[[Mapping[str, Any]], optax.GradientTransformationExtraArgs]
 
 
@@ -31,7 +29,7 @@ class TrainState(NamedTuple):
 
 
 def train_step(
-    row_losses: RowLosses,
+    losses: LossesOf,
     make_tx: MakeOptimizer,
     plan: Plan,
     *,
@@ -46,12 +44,14 @@ def train_step(
     means over the rows in the batch.
 
     Args:
-      row_losses: ``(params, rows [R, ...]) -> losses [R]``.
+      losses: what the model says of some rows; see :class:`~ldro_jax.measuring.RowLosses`. Its
+        auxiliary output replaces parameters, such as running statistics: a tree like these, with
+        ``None`` for those that it leaves to the optimizer.
       make_tx: from rates to an optimizer with a weighting in its chain.
       plan: how to measure losses, gradient and interaction.
       geometry: ``optimizer state -> preconditioner`` that the interaction is measured with, if any.
-      row_excess: ``(params, reference, rows [R, ...]) -> excess [R]``, by how much each row is
-        worse than a reference, if the weighting asks for it.
+      row_excess: ``(params, reference, rows [R, ...]) -> excess``, by how much each row is worse
+        than a reference, if the weighting asks for it.
       trained: which parameters the optimizer moves, a tree of bools; ``None`` if all. The others
         are not differentiated.
 
@@ -63,10 +63,14 @@ def train_step(
         params = state.params
         preconditioner = None if geometry is None else geometry(state.opt_state)
 
-        def losses_of(params, rows):
-            excess = row_excess and row_excess(params, batch.reference, rows)
-            return measuring.RowLosses(row_losses(params, rows), excess=excess)
+        def losses_of(params, rows, *keys):
+            found = losses(params, rows, *keys)
+            if row_excess is None:
+                return found
+            return found._replace(excess=row_excess(params, batch.reference, rows))
 
+        if batch.key is not None:
+            batch = batch._replace(key=jax.random.fold_in(batch.key, state.step))
         if trained is not None:
             params = trained_lib.hide(params, trained)
             preconditioner = trained_lib.hide(preconditioner, trained)
@@ -77,7 +81,24 @@ def train_step(
         )
         params = optax.apply_updates(state.params, updates)
         found = transform.find_state(opt_state)
-        losses = jnp.where(found.seen, found.losses, jnp.nan)
-        return TrainState(state.step + 1, params, opt_state), losses
+        if jax.tree.leaves(measured.auxiliary):
+            # A step whose losses aren't finite trains nothing, and may have spoilt these.
+            is_bad, moved = found.nonfinite_streak > 0, _of_parts(measured.auxiliary)
+            moved = trained_lib.merge(moved, params)
+            params = jax.tree.map(lambda new, old: jnp.where(is_bad, old, new), moved, params)
+        known = jnp.where(found.seen, found.losses, jnp.nan)
+        return TrainState(state.step + 1, params, opt_state), known
 
     return step
+
+
+def _of_parts(stacked: Any) -> Any:
+    """What is kept of what each microbatch would leave behind, arrays ``[microbatch, ...]``.
+
+    A running mean that each of them has moved by the same part is then moved by their mean.
+    """
+
+    def kept(x):
+        return x.mean(axis=0) if jnp.issubdtype(x.dtype, jnp.inexact) else x[-1]
+
+    return jax.tree.map(kept, stacked)
