@@ -1,6 +1,6 @@
 """What one step measures: losses of the tasks, and how to get their gradient and interaction."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
 from ldro_jax.measuring import rows as rows_lib
-from ldro_jax.measuring.batch import Batch, Grouped, LossesOf
+from ldro_jax.measuring.batch import Batch, Grouped, LossesOf, RowLosses
 from ldro_jax.measuring.plan import Plan, Way
 
 
@@ -175,28 +175,57 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
     )
 
 
+class _Pass(NamedTuple):
+    """Losses of some rows, their pullback, how the rows belong to tasks, and the tasks they have."""
+
+    found: RowLosses
+    pull: Callable[[jax.Array], Any]
+    tasks: rows_lib.Tasks
+    own: Sequence[int]
+
+
 def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
     """The matrix, and the rows of each task, by pulling back the mean loss of each task.
 
     ``here`` is what the pass over the batch gave: losses, their pullback and the tasks.
     """
-    found, pull, tasks = here
-    if (other := rows_lib.measured_apart(plan, batch)) is not None:
-        found, pull = rows_lib.forward(losses_of, params, other[0], key=batch.key)
-        tasks = rows_lib.tasks_of(found, other[1], plan.num_tasks)
-    parts, num_tasks, dtype = plan.strategy.parts, plan.num_tasks, found.sums.dtype
+    every, parts = range(plan.num_tasks), plan.strategy.parts
+    passes = [_Pass(*here, every)]
+    other = rows_lib.measured_apart(plan, batch)
+    if other is not None or plan.tables is not None:
+        rows, tasks = (batch.rows, batch.tasks) if other is None else other
+        by_table = plan.tables or {None: every}
+        passes = []
+        for name, own in by_table.items():
+            taken = rows if name is None else {name: rows[name]}
+            found, pull = rows_lib.forward(losses_of, params, taken, key=batch.key)
+            passes.append(_Pass(found, pull, rows_lib.tasks_of(found, tasks, plan.num_tasks), own))
 
-    def one(index):
-        task, part = index // parts, index % parts
-        chosen = ((tasks.rank >= 0) & (tasks.rank % parts == part)).astype(dtype)
-        counted = chosen if found.counts is None else chosen * found.counts
-        each = tasks.sums(jnp.broadcast_to(counted, found.sums.shape))
-        its_own = jnp.arange(num_tasks, dtype=jnp.int32) == task
-        return pull(tasks.of_rows(its_own / _divisor(each, dtype)).astype(dtype) * chosen)
+    def chosen(one, part):
+        """What counts of the rows of one part, and which these are."""
+        its_own = ((one.tasks.rank >= 0) & (one.tasks.rank % parts == part)).astype(dtype)
+        counted = its_own if one.found.counts is None else its_own * one.found.counts
+        return one.tasks.sums(jnp.broadcast_to(counted, one.found.sums.shape)), its_own
 
-    gradients = jax.lax.map(one, jnp.arange(num_tasks * parts, dtype=jnp.int32))
+    dtype = passes[0].found.sums.dtype
+    each = [_divisor(sum(chosen(one, part)[0] for one in passes), dtype) for part in range(parts)]
+    each = jnp.stack(each)
+    gradients = jax.tree.map(lambda p: jnp.zeros((len(every) * parts, *p.shape), p.dtype), params)
+    for one in passes:
+
+        def pulled(index, one=one):
+            task, part = index // parts, index % parts
+            share = (jnp.arange(len(every), dtype=jnp.int32) == task) / each[part]
+            return one.pull(one.tasks.of_rows(share).astype(dtype) * chosen(one, part)[1])
+
+        own = jnp.asarray(one.own, jnp.int32)[:, None] * parts + jnp.arange(parts, dtype=jnp.int32)
+        found = jax.lax.map(pulled, own.reshape(-1))
+        gradients = jax.tree.map(
+            lambda x, y, own=own: x.at[own.reshape(-1)].add(y), gradients, found
+        )
     products = plan.strategy.products or interaction_base.gram
-    return products(geometry.scaled(gradients, preconditioner)), tasks.rows
+    rows_each = sum(one.tasks.rows for one in passes)
+    return products(geometry.scaled(gradients, preconditioner)), rows_each
 
 
 class _Totals(NamedTuple):

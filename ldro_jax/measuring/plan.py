@@ -17,6 +17,7 @@ on the losses ℓ and the matrix A, there are three ways to get them:
 import dataclasses
 import enum
 import math
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import NamedSharding
@@ -57,6 +58,8 @@ class Plan:
         loss of each task back through that pass, N backward passes. Of the strategy only its
         ``parts`` count.
       owned: whether each row is of one task.
+      tables: where rows come in several tables, a dictionary of them by name, the tasks that those
+        of each have labels of. A task is then pulled back through its own tables alone.
     """
 
     num_tasks: int
@@ -70,6 +73,7 @@ class Plan:
     over_data: NamedSharding | None = None
     whole: bool = False
     owned: bool = True
+    tables: Mapping[str, Sequence[int]] | None = None
 
     @property
     def every_step(self) -> bool:

@@ -1,14 +1,22 @@
-"""Models of Flax Linen, Flax NNX or plain functions, as two pure functions.
+"""Models of Flax Linen, Flax NNX or plain functions, as pure functions.
 
-A call sees parameters and inputs alone. Whatever else a model has (random numbers, running
-statistics) can't reach it and isn't kept after it, so a model whose outputs depend on that, or
-whose calls change it, is refused: dropout would have one mask for ever, in evaluations as well.
-What stays as it was made, such as the statistics of a batch normalisation that doesn't update them,
-is part of the model.
+A model is called in two ways. A training pass may draw random numbers, as dropout does, and replace
+running statistics, as batch normalisation does. An evaluation gives the same outputs for the same
+parameters and inputs, and changes nothing. A Linen model is told by an argument of its call or a
+field, ``train``, ``training``, ``is_training``, ``deterministic`` or ``use_running_average``; of an
+NNX module, ``eval()`` switches all layers to evaluation. What else it has, such as constants, is
+part of the model.
+
+Running statistics are kept beside the parameters in one tree, of a Linen model in its collections,
+``{"params": …, "batch_stats": …}``, of an NNX module ``{"params": …, "state": …}``. Without them the
+tree is that of the parameters alone.
 """
 
+import abc
 import functools
-from collections.abc import Callable
+import inspect
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -16,55 +24,66 @@ import jax.numpy as jnp
 import numpy as np
 from flax import errors, nnx
 from flax import linen as nn
+from typing_extensions import override
 
 from ldro_jax.runtime import checks
 
+# What tells a Linen model in which way it is called, and its value in a training pass.
+_SWITCHES = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
+
 
 class Functions(NamedTuple):
-    """A model.
+    """A model. ``name`` is that of a table, where several tables have inputs of their own.
 
     Attributes:
-      init: ``(key, inputs [B, ...]) -> params``.
-      apply: ``(params, inputs [B, ...]) -> outputs``.
+      init: ``(key, inputs [B, ...]) -> params``, or of several tables, from a dictionary by name.
+      apply: ``(params, inputs [B, ...], *name) -> outputs``, in an evaluation.
+      train: ``(params, inputs [B, ...], key or None, *name) -> (outputs, new)``, in a training pass,
+        with the parameters that it replaces, in a tree like these with ``None`` for the others, or
+        ``()`` if there are none. ``None`` if it is the same as in an evaluation.
+      replaced: those parameters, ``params -> a tree of bools``; ``None`` if there are none.
+      draws: whether a training pass needs a key.
     """
 
     init: Callable[[jax.Array, Any], Any]
-    apply: Callable[[Any, Any], Any]
+    apply: Callable[..., Any]
+    train: Callable[..., tuple[Any, Any]] | None = None
+    replaced: Callable[[Any], Any] | None = None
+    draws: bool = False
 
 
 class UnsupportedError(ValueError):
-    """A model isn't a function of its parameters and inputs alone."""
+    """An evaluation of a model isn't a function of its parameters and inputs alone."""
 
 
-class _Call(NamedTuple):
-    """What a call of a model gives, and its variables besides parameters around it, by name."""
-
-    outputs: Any
-    before: dict[str, jax.Array]
-    after: dict[str, jax.Array]
-
-
-def as_functions(model: Any) -> Functions:
-    """A model as two functions.
+def as_functions(model: Any, inputs: Any) -> Functions:
+    """A model as pure functions.
 
     Args:
       model: a ``flax.linen.Module``; a function ``(rngs) -> flax.nnx.Module``, such as a class of
-        modules; or a pair of functions as :class:`Functions` has them. It is called as
-        ``model(inputs)``, in training and evaluation alike.
-
-    Returns:
-      The functions. Both raise ``UnsupportedError``, a ``ValueError``, if a call of the model needs
-      random numbers or changes anything.
+        modules; a pair of functions ``(init, apply)``; or :class:`Functions`. It is called as
+        ``model(inputs)``, and with several tables as ``model(inputs, name of the table)``.
+      inputs: shapes or arrays of some inputs, ``[B, ...]``; of several tables, a dictionary of
+        these by name.
 
     Raises:
-      ValueError: if it is something else.
+      ValueError: if it is something else, or can't be called with such inputs.
+      UnsupportedError: a ``ValueError``, if an evaluation needs random numbers or changes anything.
     """
-    if isinstance(model, nn.Module):
-        return _linen(model)
+    if isinstance(model, Functions):
+        return model
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
         return Functions(*model)
+    if isinstance(model, nn.Module):
+        return _functions(_Linen(model), inputs)
     if callable(model) and not isinstance(model, nnx.Module):
-        return _nnx(model)
+        return _functions(_Nnx(model), inputs)
     raise ValueError(
         "model must be a flax.linen.Module, a function of rngs that makes a flax.nnx.Module (such "
         "as lambda rngs: MyModule(rngs=rngs)), or a pair of functions (init(key, inputs) -> "
@@ -72,114 +91,260 @@ def as_functions(model: Any) -> Functions:
     )
 
 
-def _linen(model: nn.Module) -> Functions:
-    alone = False
+class _Call(NamedTuple):
+    """Outputs of a call, and the variables other than parameters before and after it."""
 
-    def make(key, inputs):
-        nonlocal alone
-        variables = dict(model.init(key, inputs))
+    outputs: Any
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+class _Library(abc.ABC):
+    """A model as its library has it: parameters, and other variables in collections."""
+
+    model: Any
+
+    @property
+    @abc.abstractmethod
+    def has_switch(self) -> bool:
+        """Whether a training pass may be something else than an evaluation."""
+
+    @abc.abstractmethod
+    def make(self, key: jax.Array, inputs: Any) -> tuple[Any, dict[str, Any]]:
+        """New parameters and other variables, for inputs ``[B, ...]`` or a dictionary of tables."""
+
+    @abc.abstractmethod
+    def call(
+        self, made: jax.Array, others: dict[str, Any], params: Any, inputs: Any, *name: str, **way
+    ) -> _Call:
+        """Calls the model as it is made with the key ``made``, with ``others`` in their places.
+
+        ``way`` is ``train`` and, in a training pass, a ``key``.
+        """
+
+
+class _Linen(_Library):
+    def __init__(self, model: nn.Module):
+        self.model, self._is_alone = model, False
+        taken = inspect.signature(type(model).__call__).parameters
+        self._arguments = {name: on for name, on in _SWITCHES.items() if name in taken}
+        # A field that is set to evaluation stays so.
+        self._fields = {
+            name: on
+            for name, on in _SWITCHES.items()
+            if name not in taken and getattr(model, name, ...) in (None, on)
+        }
+
+    @property
+    @override
+    def has_switch(self) -> bool:
+        return bool(self._arguments or self._fields)
+
+    def _set(self, train: bool) -> tuple[nn.Module, dict[str, bool]]:
+        fields: dict[str, Any]
+        fields, arguments = (
+            {name: on == train for name, on in switches.items()}
+            for switches in (self._fields, self._arguments)
+        )
+        return self.model.clone(**fields) if fields else self.model, arguments
+
+    @override
+    def make(self, key, inputs):
+        model, arguments = self._set(train=False)
+
+        def call(module, inputs):
+            for x, name in _calls(inputs):
+                module(x, *name, **arguments)
+
+        variables = dict(nn.init(call, model)(key, inputs))
         params = variables.pop("params", {})
-        alone = not variables
+        self._is_alone = not variables
         return params, variables
 
-    def call(key, first, params, inputs):
+    @override
+    def call(self, made, others, params, inputs, *name, train, key=None):
+        model, arguments = self._set(train)
         # Making the model is as long to trace as calling it.
-        others = {} if alone else make(key, first)[1]
+        if not self._is_alone:
+            others = {**self.make(made, {name[0]: inputs} if name else inputs)[1], **others}
         try:
             # What is sown is for those who look at it, and nothing reads it later.
             outputs, after = model.apply(
-                {"params": params, **others}, inputs, mutable=nn.DenyList(["intermediates"])
+                {"params": params, **others},
+                *(inputs, *name),
+                rngs=None if key is None else {"params": key},
+                mutable=nn.DenyList(["intermediates"]),
+                **arguments,
             )
         except errors.InvalidRngError as error:
             needed = str(error).split(" (http")[0]
-            raise _unsupported(model, f"needs random numbers in a call: {needed}") from error
-        after = {name: values for name, values in after.items() if name != "params"}
-        return _Call(outputs, _named(others), _named(after))
-
-    return _checked(model, lambda key, inputs: make(key, inputs)[0], call)
+            raise _unsupported(self.model, f"needs random numbers in a call: {needed}") from error
+        return _Call(outputs, others, {name: x for name, x in after.items() if name != "params"})
 
 
-def _nnx(make: Callable[[nnx.Rngs], Any]) -> Functions:
-    def split(key):
-        module = make(nnx.Rngs(key))
+class _Nnx(_Library):
+    def __init__(self, model: Callable[[nnx.Rngs], Any]):
+        self.model = model
+
+    @property
+    @override
+    def has_switch(self) -> bool:
+        graphs = []
+
+        def look(key):
+            module = self._made(key)
+            graphs.append(nnx.split(module)[0])
+            module.eval()
+            graphs.append(nnx.split(module)[0])
+
+        jax.eval_shape(look, jax.random.key(0))
+        return graphs[0] != graphs[1]
+
+    def _made(self, key: jax.Array) -> nnx.Module:
+        module = self.model(nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
             raise UnsupportedError(
                 "model must be a function of rngs that makes a flax.nnx.Module, but it made "
                 f"{type(module).__name__}."
             )
-        return nnx.split(module, nnx.Param, ...)
+        return module
 
-    def call(key, first, params, inputs):
-        del first
-        graph, state, others = split(key)
-        nnx.replace_by_pure_dict(state, params)
-        before = _named(nnx.to_pure_dict(others))
-        module = nnx.merge(graph, state, others)
-        outputs = module(inputs)
-        # Some layers draw a number that they don't use; what they use shows in the outputs.
-        kept = nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate, nnx.RngCount))
-        return _Call(outputs, before, _named(nnx.to_pure_dict(nnx.state(module, kept))))
+    @override
+    def make(self, key, inputs):
+        del inputs
+        _, params, _, others = nnx.split(self._made(key), nnx.Param, nnx.RngState, ...)
+        return nnx.to_pure_dict(params), {"state": nnx.to_pure_dict(others)}
 
-    return _checked(make, lambda key, inputs: nnx.to_pure_dict(split(key)[1]), call)
+    @override
+    def call(self, made, others, params, inputs, *name, train, key=None):
+        module = self._made(made)
+        if not train:
+            module.eval()
+        graph, own, rngs, rest = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        nnx.replace_by_pure_dict(own, params)
+        if others:
+            nnx.replace_by_pure_dict(rest, others["state"])
+        before = {"state": nnx.to_pure_dict(rest)}
+        module = nnx.merge(graph, own, rngs if key is None else _begun_anew(rngs, key), rest)
+        outputs = module(inputs, *name)
+        kept = nnx.Not(nnx.Any(nnx.Param, nnx.Intermediate, nnx.RngState))
+        return _Call(outputs, before, {"state": nnx.to_pure_dict(nnx.state(module, kept))})
 
 
-def _checked(
-    model: Any,
-    make: Callable[[jax.Array, Any], Any],
-    call: Callable[[jax.Array, Any, Any, Any], _Call],
-) -> Functions:
-    """Checks a model before the first use of its functions.
+def _calls(inputs: Any) -> list[tuple[Any, tuple[str, ...]]]:
+    """The inputs of each call that makes a model, and the name of their table if there is one."""
+    if isinstance(inputs, Mapping):
+        return [(x, (name,)) for name, x in inputs.items()]
+    return [(inputs, ())]
 
-    ``call`` is ``(key, inputs that it is made with, params, inputs)``; it makes the model anew.
-    """
-    checked = False
 
-    def check(inputs):
-        nonlocal checked
-        if checked:
-            return
-        keys = jax.random.split(jax.random.key(0))
-        params = jax.eval_shape(make, keys[0], inputs)
-        seen: list[tuple[bool, bool]] = []
+def _begun_anew(rngs: Any, key: jax.Array) -> Any:
+    """The streams of random numbers of a module, begun anew from a key."""
+    numbers = iter(range(len(jax.tree.leaves(rngs))))
 
-        def once(params, inputs):
-            called = call(keys[0], inputs, params, inputs)
-            # While tracing, what is assigned is another object, even if it has the same value.
-            assigned = any(called.before.get(name) is not x for name, x in called.after.items())
-            seen.append((bool(called.before), assigned))
+    def begun(x):
+        fresh = jax.random.key_data(jax.random.fold_in(key, next(numbers)))
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(fresh, impl=jax.random.key_impl(x))
+        return jnp.zeros_like(x)
 
-        jax.eval_shape(once, params, inputs)
-        has_others, assigned = seen[0]
-        # A call that is jitted or rematerialised assigns all variables that it is given.
-        if assigned and (moved := _moved(make, call, inputs)):
-            raise _unsupported(model, f"changes {', '.join(moved)} in a call")
-        if has_others and _depends_on_making(call, keys, params, inputs):
-            raise _unsupported(
-                model, "draws random numbers in a call, or keeps some that it drew when it was made"
-            )
-        checked = True
+    return jax.tree.map(begun, rngs)
+
+
+def _functions(model: _Library, inputs: Any) -> Functions:
+    """The functions of a model, looked at with inputs of some shapes."""
+    made = jax.random.key(0)
+    looks = [_look(model, inputs, x, name) for x, name in _calls(inputs)]
+    kept = set().union(*(look.changed for look in looks))
 
     def init(key, inputs):
-        check(inputs)
-        return make(key, inputs)
+        params, others = model.make(key, inputs)
+        return {"params": params, **{name: others[name] for name in kept}} if kept else params
 
-    def apply(params, inputs):
-        check(inputs)
+    def call(params, x, name, **way):
+        own, state = params, {}
+        if kept:
+            own, state = params["params"], {name: params[name] for name in kept}
         # Traced alone: the parameters that are made here are not used.
-        return call(jax.random.key(0), inputs, params, inputs).outputs
+        outputs, _, after = model.call(made, state, own, x, *name, **way)
+        if not kept:
+            return outputs, ()
+        frozen = jax.tree.map(lambda _: None, own)
+        return outputs, {"params": frozen, **{name: after[name] for name in kept}}
 
-    return Functions(init, apply)
+    def apply(params, x, *name):
+        return call(params, x, name, train=False)[0]
+
+    if not model.has_switch:
+        return Functions(init, apply)
+
+    def train(params, x, key, *name):
+        return call(params, x, name, train=True, key=key)
+
+    def replaced(params):
+        return {
+            name: jax.tree.map(lambda _, is_kept=name in kept: is_kept, part)
+            for name, part in params.items()
+        }
+
+    draws = any(look.draws for look in looks)
+    return Functions(init, apply, train, replaced if kept else None, draws)
 
 
-def _named(variables: Any) -> dict[str, jax.Array]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
-    }
+class _Look(NamedTuple):
+    """Whether a training pass draws random numbers, and the collections that it changes."""
+
+    draws: bool
+    changed: set[str]
 
 
-def _moved(make: Callable[..., Any], call: Callable[..., _Call], inputs: Any) -> list[str]:
-    """The names of the variables that have other values after a call, for inputs of such shapes."""
+def _look(model: _Library, all_inputs: Any, inputs: Any, name: tuple[str, ...]) -> _Look:
+    """Checks an evaluation of a model, and finds out about a training pass."""
+    key = jax.random.key(0)
+    params, others = jax.eval_shape(model.make, key, all_inputs)
+
+    def evaluated(made, params, inputs):
+        return model.call(made, {}, params, inputs, *name, train=False)
+
+    # A call that is jitted or rematerialised assigns all variables, changed or not.
+    if _assigned(evaluated, key, params, inputs):
+        single = all_inputs if not name else {name[0]: inputs}
+        if moved := _moved(lambda key, x: evaluated(key, model.make(key, single)[0], x), inputs):
+            raise _unsupported(model.model, f"changes {', '.join(moved)} in a call")
+    if _depends_on_key(lambda made, *given: evaluated(made, *given).outputs, params, inputs):
+        raise _unsupported(
+            model.model,
+            "draws random numbers in a call, or keeps some that it drew when it was made",
+        )
+    if not model.has_switch:
+        return _Look(False, set())
+
+    def trained(key, params, others, inputs):
+        return model.call(jax.random.key(0), others, params, inputs, *name, train=True, key=key)
+
+    changed = _assigned(trained, key, params, others, inputs)
+    return _Look(_depends_on_key(trained, params, others, inputs), changed)
+
+
+def _assigned(call: Callable[..., _Call], *shapes: Any) -> set[str]:
+    """The collections that a call assigns to."""
+    assigned: set[str] = set()
+
+    def once(*given):
+        found = call(*given)
+        for name, after in found.after.items():
+            before = jax.tree.leaves(found.before.get(name))
+            # While tracing, what is assigned is another object, even if it has the same value.
+            pairs = itertools.zip_longest(before, jax.tree.leaves(after))
+            if any(old is not new for old, new in pairs):
+                assigned.add(name)
+
+    jax.eval_shape(once, *shapes)
+    return assigned
+
+
+def _moved(call: Callable[[jax.Array, Any], _Call], inputs: Any) -> list[str]:
+    """Names of the variables that a call changes, for made-up inputs of these shapes."""
 
     def drawn(key, x):
         is_float = jnp.issubdtype(x.dtype, jnp.floating)
@@ -192,24 +357,26 @@ def _moved(make: Callable[..., Any], call: Callable[..., _Call], inputs: Any) ->
     @jax.jit
     def called():
         key = jax.random.key(0)
-        some = jax.tree.map(functools.partial(drawn, key), inputs)
-        _, *around = call(key, some, make(key, some), some)
+        _, *around = call(key, jax.tree.map(functools.partial(drawn, key), inputs))
         return jax.tree.map(values, around)
 
     # The check may itself be traced.
     with jax.ensure_compile_time_eval():
-        before, after = jax.tree.map(lambda x: np.asarray(x).tobytes(), called())
+        before, after = (
+            {
+                jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(x).tobytes()
+                for path, x in jax.tree_util.tree_leaves_with_path(variables)
+            }
+            for variables in called()
+        )
     return [name for name, value in after.items() if before.get(name) != value]
 
 
-def _depends_on_making(call: Callable[..., _Call], keys: jax.Array, params: Any, inputs: Any):
-    """Whether two models of the same parameters, made in different ways, give different outputs."""
-    different = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((2, *jnp.shape(x)), jnp.result_type(x)), inputs
-    )
-    outputs = jax.vmap(lambda *args: call(*args).outputs, (0, 0, None, None), None)
+def _depends_on_key(function: Callable[..., Any], *shapes: Any) -> bool:
+    """Whether what a function of a key and more gives depends on the key."""
+    keys = jax.random.split(jax.random.key(0))
     try:
-        jax.eval_shape(outputs, keys, different, params, inputs)
+        jax.eval_shape(jax.vmap(function, (0, *(None for _ in shapes)), None), keys, *shapes)
     except ValueError as error:
         # What vmap says of an output that isn't the same for both, where one is asked for.
         if "out_axes" not in str(error):
@@ -221,8 +388,8 @@ def _depends_on_making(call: Callable[..., _Call], keys: jax.Array, params: Any,
 def _unsupported(model: Any, what: str) -> UnsupportedError:
     name = getattr(model, "__name__", type(model).__name__)
     return UnsupportedError(
-        "model must give the same outputs for the same parameters and inputs, and change nothing "
-        f"in a call, but {name} {what}. The trainer has no place for random numbers or statistics: "
-        "switch them off (deterministic=True, use_running_average=True), or use layers without "
-        "them, such as layer or group normalisation in the place of batch normalisation."
+        "model must give the same outputs for the same parameters and inputs in an evaluation, and "
+        f"change nothing, but {name} {what}. Let it know when it is trained: a Linen module by an "
+        "argument train of its call (deterministic=not train, use_running_average=not train), an "
+        "NNX module by layers that eval() switches."
     )
