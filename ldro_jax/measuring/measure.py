@@ -176,7 +176,7 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
 
 
 class _Pass(NamedTuple):
-    """Losses of some rows, their pullback, how the rows belong to tasks, and the tasks they have."""
+    """Losses of some rows, their pullback, how they belong to tasks, and the tasks they have."""
 
     found: RowLosses
     pull: Callable[[jax.Array], Any]
@@ -210,19 +210,24 @@ def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
     dtype = passes[0].found.sums.dtype
     each = [_divisor(sum(chosen(one, part)[0] for one in passes), dtype) for part in range(parts)]
     each = jnp.stack(each)
-    gradients = jax.tree.map(lambda p: jnp.zeros((len(every) * parts, *p.shape), p.dtype), params)
-    for one in passes:
 
-        def pulled(index, one=one):
+    def of_pass(one):
+        def pulled(index):
             task, part = index // parts, index % parts
             share = (jnp.arange(len(every), dtype=jnp.int32) == task) / each[part]
             return one.pull(one.tasks.of_rows(share).astype(dtype) * chosen(one, part)[1])
 
         own = jnp.asarray(one.own, jnp.int32)[:, None] * parts + jnp.arange(parts, dtype=jnp.int32)
-        found = jax.lax.map(pulled, own.reshape(-1))
+        return own.reshape(-1), jax.lax.map(pulled, own.reshape(-1))
+
+    if len(passes) == 1:
+        _, gradients = of_pass(passes[0])
+    else:
         gradients = jax.tree.map(
-            lambda x, y, own=own: x.at[own.reshape(-1)].add(y), gradients, found
+            lambda p: jnp.zeros((len(every) * parts, *p.shape), p.dtype), params
         )
+        for own, found in map(of_pass, passes):
+            gradients = jax.tree.map(lambda x, y, own=own: x.at[own].add(y), gradients, found)
     products = plan.strategy.products or interaction_base.gram
     rows_each = sum(one.tasks.rows for one in passes)
     return products(geometry.scaled(gradients, preconditioner)), rows_each

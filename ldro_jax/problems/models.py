@@ -7,9 +7,9 @@ field, ``train``, ``training``, ``is_training``, ``deterministic`` or ``use_runn
 NNX module, ``eval()`` switches all layers to evaluation. What else it has, such as constants, is
 part of the model.
 
-Running statistics are kept beside the parameters in one tree, of a Linen model in its collections,
-``{"params": …, "batch_stats": …}``, of an NNX module ``{"params": …, "state": …}``. Without them the
-tree is that of the parameters alone.
+Running statistics are kept beside the parameters in one tree, ``{"params": …, "batch_stats": …}``
+of a Linen model and its collections, ``{"params": …, "state": …}`` of an NNX module. Without them
+the tree is that of the parameters alone.
 """
 
 import abc
@@ -44,9 +44,9 @@ class Functions(NamedTuple):
     Attributes:
       init: ``(key, inputs [B, ...]) -> params``, or of several tables, from a dictionary by name.
       apply: ``(params, inputs [B, ...], *name) -> outputs``, in an evaluation.
-      train: ``(params, inputs [B, ...], key or None, *name) -> (outputs, new)``, in a training pass,
-        with the parameters that it replaces, in a tree like these with ``None`` for the others, or
-        ``()`` if there are none. ``None`` if it is the same as in an evaluation.
+      train: ``(params, inputs [B, ...], key or None, *name) -> (outputs, new)``, in a training
+        pass, with the parameters that it replaces, in a tree like these with ``None`` for the
+        others, or ``()`` if there are none. ``None`` if it is the same as in an evaluation.
       replaced: those parameters, ``params -> a tree of bools``; ``None`` if there are none.
       draws: whether a training pass needs a key.
     """
