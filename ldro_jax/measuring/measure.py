@@ -1,6 +1,6 @@
 """What one step measures: losses of the tasks, and how to get their gradient and interaction."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -148,7 +148,7 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
     def interaction():
         if plan.whole:
             matrix, rows_each = _of_the_whole(
-                plan, losses_of, params, batch, (found, pull, tasks), preconditioner
+                plan, losses_of, params, batch, _Pass(found, pull, tasks), preconditioner
             )
         else:
             matrix, rows_each = by_task()
@@ -176,61 +176,51 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
 
 
 class _Pass(NamedTuple):
-    """Losses of some rows, their pullback, how they belong to tasks, and the tasks they have."""
+    """A pass over some rows: losses, their pullback, and how the rows belong to tasks."""
 
     found: RowLosses
     pull: Callable[[jax.Array], Any]
     tasks: rows_lib.Tasks
-    own: Sequence[int]
 
 
 def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
     """The matrix, and the rows of each task, by pulling back the mean loss of each task.
 
-    ``here`` is what the pass over the batch gave: losses, their pullback and the tasks.
+    ``here`` is the pass over the batch.
     """
-    every, parts = range(plan.num_tasks), plan.strategy.parts
-    passes = [_Pass(*here, every)]
     other = rows_lib.measured_apart(plan, batch)
-    if other is not None or plan.tables is not None:
-        rows, tasks = (batch.rows, batch.tasks) if other is None else other
-        by_table = plan.tables or {None: every}
-        passes = []
-        for name, own in by_table.items():
-            taken = rows if name is None else {name: rows[name]}
-            found, pull = rows_lib.forward(losses_of, params, taken, key=batch.key)
-            passes.append(_Pass(found, pull, rows_lib.tasks_of(found, tasks, plan.num_tasks), own))
+    rows, tasks = (batch.rows, batch.tasks) if other is None else other
 
-    def chosen(one, part):
-        """What counts of the rows of one part, and which these are."""
-        its_own = ((one.tasks.rank >= 0) & (one.tasks.rank % parts == part)).astype(dtype)
-        counted = its_own if one.found.counts is None else its_own * one.found.counts
-        return one.tasks.sums(jnp.broadcast_to(counted, one.found.sums.shape)), its_own
+    def pass_over(rows):
+        found, pull = rows_lib.forward(losses_of, params, rows, key=batch.key)
+        return _Pass(found, pull, rows_lib.tasks_of(found, tasks, plan.num_tasks))
 
-    dtype = passes[0].found.sums.dtype
-    each = [_divisor(sum(chosen(one, part)[0] for one in passes), dtype) for part in range(parts)]
-    each = jnp.stack(each)
+    def gradients(one, first, count):
+        """Those of so many tasks, each in parts of as many rows."""
+        parts, dtype = plan.strategy.parts, one.found.sums.dtype
 
-    def of_pass(one):
         def pulled(index):
-            task, part = index // parts, index % parts
-            share = (jnp.arange(len(every), dtype=jnp.int32) == task) / each[part]
-            return one.pull(one.tasks.of_rows(share).astype(dtype) * chosen(one, part)[1])
+            task, part = first + index // parts, index % parts
+            its_own = ((one.tasks.rank >= 0) & (one.tasks.rank % parts == part)).astype(dtype)
+            counted = its_own if one.found.counts is None else its_own * one.found.counts
+            each = one.tasks.sums(jnp.broadcast_to(counted, one.found.sums.shape))
+            share = (jnp.arange(plan.num_tasks, dtype=jnp.int32) == task) / _divisor(each, dtype)
+            return one.pull(one.tasks.of_rows(share).astype(dtype) * its_own)
 
-        own = jnp.asarray(one.own, jnp.int32)[:, None] * parts + jnp.arange(parts, dtype=jnp.int32)
-        return own.reshape(-1), jax.lax.map(pulled, own.reshape(-1))
+        return jax.lax.map(pulled, jnp.arange(count * parts, dtype=jnp.int32))
 
-    if len(passes) == 1:
-        _, gradients = of_pass(passes[0])
+    if plan.tables is None:
+        one = here if other is None else pass_over(rows)
+        stacked, rows_each = gradients(one, 0, plan.num_tasks), one.tasks.rows
     else:
-        gradients = jax.tree.map(
-            lambda p: jnp.zeros((len(every) * parts, *p.shape), p.dtype), params
-        )
-        for own, found in map(of_pass, passes):
-            gradients = jax.tree.map(lambda x, y, own=own: x.at[own].add(y), gradients, found)
+        found, rows_each, first = [], jnp.zeros(plan.num_tasks, jnp.int32), 0
+        for name, count in plan.tables.items():
+            one = pass_over({name: rows[name]})
+            found.append(gradients(one, first, count))
+            rows_each, first = rows_each + one.tasks.rows, first + count
+        stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *found)
     products = plan.strategy.products or interaction_base.gram
-    rows_each = sum(one.tasks.rows for one in passes)
-    return products(geometry.scaled(gradients, preconditioner)), rows_each
+    return products(geometry.scaled(stacked, preconditioner)), rows_each
 
 
 class _Totals(NamedTuple):

@@ -17,7 +17,7 @@ on the losses ℓ and the matrix A, there are three ways to get them:
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import NamedSharding
@@ -58,8 +58,8 @@ class Plan:
         loss of each task back through that pass, N backward passes. Of the strategy only its
         ``parts`` count.
       owned: whether each row is of one task.
-      tables: where rows come in several tables, a dictionary of them by name, the tasks that those
-        of each have labels of. A task is then pulled back through its own tables alone.
+      tables: where the rows are several tables, a dictionary by name, how many tasks those of each
+        have labels of, the first tasks first. A task is pulled back through its own table alone.
     """
 
     num_tasks: int
@@ -73,7 +73,7 @@ class Plan:
     over_data: NamedSharding | None = None
     whole: bool = False
     owned: bool = True
-    tables: Mapping[str, Sequence[int]] | None = None
+    tables: Mapping[str, int] | None = None
 
     @property
     def every_step(self) -> bool:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from typing_extensions import override
 
+from ldro_jax.measuring import RowLosses
 from ldro_jax.problems import base, models
 from ldro_jax.records import traced
 from ldro_jax.runtime import checks, errors
@@ -85,13 +86,18 @@ def from_arrays(
         "a dictionary from the name of each task to its inputs and targets",
         train,
     )
+    from ldro_jax.problems import tables
+
+    if isinstance(train, tables.Table) or any(isinstance(x, tables.Table) for x in train.values()):
+        given = {"train": train, "validation": validation, "test": test}
+        return tables.TableProblem(given, model, loss, metrics)
     names = tuple(map(str, train))
     splits = {"train": train, "validation": validation, "test": test}
     joined = {name: _joined(name, split, names) for name, split in splits.items()}
     for name in ("validation", "test"):
         for part in ("inputs", "targets"):
             _check_like(part, name, getattr(joined[name], part), getattr(joined["train"], part))
-    return ArrayProblem(names, joined, models.as_functions(model), loss, metrics)
+    return ArrayProblem(names, joined, model, loss, metrics)
 
 
 class ArrayProblem(base.Problem):
@@ -100,7 +106,7 @@ class ArrayProblem(base.Problem):
     Args:
       task_names: N names.
       splits: ``train``, ``validation`` and ``test``.
-      model: the model.
+      model: see :func:`ldro_jax.problems.models.as_functions`.
       loss: see :func:`from_arrays`.
       metrics: see :func:`from_arrays`.
       prepare: from inputs as they are stored, ``[R, ...]``, to those of the model; applied on the
@@ -111,7 +117,7 @@ class ArrayProblem(base.Problem):
         self,
         task_names: Sequence[str],
         splits: Mapping[str, Split],
-        model: models.Functions,
+        model: Any,
         loss: RowFunction,
         metrics: Mapping[base.Metric, MetricFunction],
         *,
@@ -125,7 +131,7 @@ class ArrayProblem(base.Problem):
         self.metrics = tuple(metrics)
         self.check_names()
         self._splits = dict(splits)
-        self._model, self._loss, self._prepare = model, loss, prepare
+        self._loss, self._prepare = loss, prepare
         self._measures = {metric.name: function for metric, function in metrics.items()}
         train = self._splits["train"]
         self.on_device = base.OnDevice(
@@ -134,7 +140,12 @@ class ArrayProblem(base.Problem):
             lambda arrays, key, step, tasks, indices: self._rows(arrays, tasks, indices),
         )
         self._evaluate = jax.jit(self._task_values, static_argnums=2)
-        self._check_model()
+        self._model = self._looked_at(model)
+        self.draws_at_random = self._model.draws
+
+    @override
+    def replaced(self, params: Any) -> Any:
+        return None if self._model.replaced is None else self._model.replaced(params)
 
     @override
     def init(self, key: jax.Array) -> Any:
@@ -157,6 +168,16 @@ class ArrayProblem(base.Problem):
         outputs = self.apply(params, rows["inputs"])
         with errors.of("loss"):
             return self._loss(outputs, rows)
+
+    @override
+    def training_losses(
+        self, params: Any, rows: dict[str, jax.Array], key: jax.Array | None = None
+    ) -> RowLosses:
+        if self._model.train is None:
+            return super().training_losses(params, rows, key)
+        outputs, new = self._model.train(params, self._prepare(rows["inputs"]), key)
+        with errors.of("loss"):
+            return RowLosses(self._loss(outputs, rows), auxiliary=new)
 
     @override
     def source(self, seed: int) -> "ShuffledRows":
@@ -220,12 +241,15 @@ class ArrayProblem(base.Problem):
         where = jnp.asarray(self._splits["train"].starts, jnp.int32)[tasks] + indices
         return {**{name: array[where] for name, array in arrays.items()}, "task": tasks}
 
-    def _check_model(self) -> None:
+    def _looked_at(self, model: Any) -> models.Functions:
+        """The model's functions, tried on an input."""
         inputs: Any = self._splits["train"].inputs[:1]
         try:
-            params = jax.eval_shape(self.init, jax.random.key(0))
-            outputs = jax.eval_shape(self.apply, params, inputs)
-        except models.UnsupportedError:
+            taken = jax.eval_shape(self._prepare, inputs)
+            functions = models.as_functions(model, taken)
+            params = jax.eval_shape(functions.init, jax.random.key(0), taken)
+            outputs = jax.eval_shape(functions.apply, params, taken)
+        except (models.UnsupportedError, models.NoModelError):
             raise
         # Whatever the model says, it isn't made for these inputs.
         except Exception as error:
@@ -235,6 +259,7 @@ class ArrayProblem(base.Problem):
             ) from error
         if not jax.tree.leaves(outputs):
             raise ValueError("model must give outputs, but it gives none.")
+        return functions
 
     def _task_values(self, params, arrays, split):
         """The values of each metric, each task measured on its own rows alone, ``[N]``."""
@@ -249,7 +274,7 @@ class ArrayProblem(base.Problem):
                 (outputs, {"inputs": inputs, "targets": targets}),
             )
             rows["task"] = jnp.full(size, task, jnp.int32)
-            return {name: _value(f, mine, rows, count) for name, f in self._measures.items()}
+            return {name: value(f, mine, rows, count) for name, f in self._measures.items()}
 
         values = {name: jnp.zeros(self.num_tasks, jnp.float32) for name in self._measures}
         # A function of all rows has no use for a mask, so each size is traced for itself.
@@ -281,7 +306,7 @@ class ArrayProblem(base.Problem):
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(inputs)], grouped)
 
 
-def _value(
+def value(
     measure: MetricFunction, outputs: Any, rows: dict[str, jax.Array], count: jax.Array
 ) -> jax.Array:
     """What a metric says of one task's rows, of which there are ``count``."""
@@ -339,7 +364,7 @@ def _joined(name: str, split: Mapping[str, tuple[Any, Any]], names: tuple[str, .
                 f"{where} must be a pair (inputs, targets), but it is a {type(pair).__name__}."
             )
         found = tuple(zip(("inputs", "targets"), pair, strict=True))
-        inputs, targets = (_numbers(where, part, array) for part, array in found)
+        inputs, targets = (numbers(where, part, array) for part, array in found)
         if not (inputs.ndim and targets.ndim and len(inputs) == len(targets) and len(inputs)):
             raise ValueError(
                 f"{where} must have as many inputs as targets, and at least one, but their shapes "
@@ -351,7 +376,7 @@ def _joined(name: str, split: Mapping[str, tuple[Any, Any]], names: tuple[str, .
     return Split.join(pairs)
 
 
-def _numbers(name: str, part: str, array: Any) -> np.ndarray:
+def numbers(name: str, part: str, array: Any, *, finite: bool = True) -> np.ndarray:
     """The array that something is, checked."""
     # Of a list of them NumPy would keep no mask.
     parts = array if isinstance(array, (list, tuple)) else [array]
@@ -367,8 +392,8 @@ def _numbers(name: str, part: str, array: Any) -> np.ndarray:
     is_small = found.dtype.name == "bfloat16"
     if not (is_small or (found.dtype.kind in "biuf" and found.itemsize <= 8)):
         raise ValueError(f"{name} must have {part} that are numbers, but they are {found.dtype}.")
-    numbers = found.astype(np.float32) if is_small else found
-    if found.dtype.kind not in "biu" and not np.isfinite(numbers).all():
+    comparable = found.astype(np.float32) if is_small else found
+    if finite and found.dtype.kind not in "biu" and not np.isfinite(comparable).all():
         raise ValueError(f"{name} must have {part} that are finite, but some are NaN or infinite.")
     checks.on_device(name, part, found)
     return found

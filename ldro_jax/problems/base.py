@@ -67,8 +67,11 @@ class Problem(abc.ABC):
       observe: what to keep of the parameters after every step, ``params -> [D]``, if anything.
       labels: where a row has labels of several tasks: how often a row of each table has one of each
         task, between 0 and 1, ``[T, N]``; NaN where that isn't known. Rows are then drawn from
-        tables, and :meth:`losses` gives ``[R, N]``. ``None`` if each row is of one task, so that
-        each task has a table of its own.
+        tables, and :meth:`training_losses` gives ``[R, N]``. ``None`` if each row is of one task,
+        so that each task has a table of its own.
+      tables: where there are several such tables, by name, how many tasks the rows of each have
+        labels of, the first tasks first. Rows are then a dictionary of tables, and
+        :meth:`training_losses` is also called with some of them.
       draws_at_random: whether a training pass needs a key, as dropout does.
     """
 
@@ -80,6 +83,7 @@ class Problem(abc.ABC):
     reference_identity: Mapping[str, Any] = types.MappingProxyType({})
     observe: Callable[[Any], jax.Array] | None = None
     labels: np.ndarray | None = None
+    tables: Mapping[str, int] | None = None
     draws_at_random: bool = False
 
     @abc.abstractmethod
@@ -105,7 +109,7 @@ class Problem(abc.ABC):
           ``[R]``, float32 or float64. The loss of a task is the mean over its rows.
         """
 
-    def losses(self, params: Any, rows: Any, key: jax.Array | None = None) -> RowLosses:
+    def training_losses(self, params: Any, rows: Any, key: jax.Array | None = None) -> RowLosses:
         """What a training pass says of some rows: their losses, and what becomes of the model.
 
         Args:

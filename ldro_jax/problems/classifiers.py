@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ldro_jax.problems import base, models
+from ldro_jax.problems import base
 from ldro_jax.problems.arrays import ArrayProblem, MetricFunction, RowFunction
 from ldro_jax.runtime import checks
 from ldro_jax.tasks.base import MultitaskData
@@ -85,10 +85,10 @@ def classification(
     data = load_data(data_dir=data_dir)
     gives_data = "a function that gives a MultitaskData, such as @digits.load"
     checks.require(isinstance(data, MultitaskData), "load_data", gives_data, load_data)
-    return from_data(data, models.as_functions(model(num_classes=data.num_classes)))
+    return from_data(data, model(num_classes=data.num_classes))
 
 
-def from_data(data: MultitaskData, model: models.Functions) -> ArrayProblem:
+def from_data(data: MultitaskData, model: Any) -> ArrayProblem:
     """Makes a problem of a classification data set in memory.
 
     Args:

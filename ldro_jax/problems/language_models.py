@@ -12,6 +12,7 @@ from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
+from ldro_jax.measuring import RowLosses
 from ldro_jax.problems import base, models
 from ldro_jax.records import traced
 from ldro_jax.records.perplexity import perplexity
@@ -96,7 +97,10 @@ class LanguageModel(base.Problem):
                 constrain = {"constrain": lambda x: jax.lax.with_sharding_constraint(x, where)}
         vocab_size = -(-self.corpus.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
         self._model = self._make_model(vocab_size=vocab_size, **constrain)
-        self._functions = models.as_functions(self._model)
+        self._functions = models.as_functions(
+            self._model, jax.ShapeDtypeStruct((eval_rows, self.length), jnp.int32)
+        )
+        self.draws_at_random = self._functions.draws
         self._evaluate = jax.jit(_task_sums(self._functions), static_argnums=2, **options)
 
     def with_corpus(self, corpus: sequences.Corpus) -> "LanguageModel":
@@ -119,6 +123,19 @@ class LanguageModel(base.Problem):
     def row_losses(self, params: Any, rows: jax.Array) -> jax.Array:
         """Mean loss of the tokens of each row, in nats."""
         return self._token_losses(params, rows).mean(axis=1)
+
+    @override
+    def training_losses(
+        self, params: Any, rows: jax.Array, key: jax.Array | None = None
+    ) -> RowLosses:
+        if self._functions.train is None:
+            return super().training_losses(params, rows, key)
+        losses, new = self._functions.train(params, rows, key)
+        return RowLosses(losses.mean(axis=1), auxiliary=new)
+
+    @override
+    def replaced(self, params: Any) -> Any:
+        return None if self._functions.replaced is None else self._functions.replaced(params)
 
     @override
     def row_excess(self, params: Any, reference: Any, rows: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,10 @@ class Functions(NamedTuple):
     draws: bool = False
 
 
+class NoModelError(ValueError):
+    """Something isn't a model."""
+
+
 class UnsupportedError(ValueError):
     """An evaluation of a model isn't a function of its parameters and inputs alone."""
 
@@ -73,7 +77,7 @@ def as_functions(model: Any, inputs: Any) -> Functions:
         these by name.
 
     Raises:
-      ValueError: if it is something else, or can't be called with such inputs.
+      NoModelError: a ``ValueError``, if it is something else.
       UnsupportedError: a ``ValueError``, if an evaluation needs random numbers or changes anything.
     """
     if isinstance(model, Functions):
@@ -84,7 +88,7 @@ def as_functions(model: Any, inputs: Any) -> Functions:
         return _functions(_Linen(model), inputs)
     if callable(model) and not isinstance(model, nnx.Module):
         return _functions(_Nnx(model), inputs)
-    raise ValueError(
+    raise NoModelError(
         "model must be a flax.linen.Module, a function of rngs that makes a flax.nnx.Module (such "
         "as lambda rngs: MyModule(rngs=rngs)), or a pair of functions (init(key, inputs) -> "
         f"params, apply(params, inputs) -> outputs), but it is {checks.shown(model)}."
@@ -174,7 +178,7 @@ class _Linen(_Library):
                 *(inputs, *name),
                 rngs=None if key is None else {"params": key},
                 mutable=nn.DenyList(["intermediates"]),
-                **arguments,
+                **cast(Any, arguments),
             )
         except errors.InvalidRngError as error:
             needed = str(error).split(" (http")[0]
@@ -203,7 +207,7 @@ class _Nnx(_Library):
     def _made(self, key: jax.Array) -> nnx.Module:
         module = self.model(nnx.Rngs(key))
         if not isinstance(module, nnx.Module):
-            raise UnsupportedError(
+            raise NoModelError(
                 "model must be a function of rngs that makes a flax.nnx.Module, but it made "
                 f"{type(module).__name__}."
             )

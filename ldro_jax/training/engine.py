@@ -208,7 +208,7 @@ class Program(abc.ABC):
         """The function that takes one step, which both engines jit."""
         problem, method, optimizer = self.problem, self.method, self.engine.optimizer
         return step_lib.train_step(
-            problem.losses,
+            problem.training_losses,
             self.tx,
             plan,
             geometry=_geometry(method, problem, optimizer) if method.uses_interaction else None,
@@ -240,6 +240,7 @@ class Program(abc.ABC):
             multiple=multiple,
             whole=self.engine.is_whole,
             owned=problem.labels is None,
+            tables=problem.tables,
         )
 
     @property
@@ -253,7 +254,7 @@ class Program(abc.ABC):
         """Checks the losses of a batch, given shapes of parameters and rows ``[R, ...]``."""
         size, problem = self.batches.size, self.problem
         with errors.of("row_losses"):
-            found = jax.eval_shape(problem.losses, params, rows, self.abstract_key).sums
+            found = jax.eval_shape(problem.training_losses, params, rows, self.abstract_key).sums
         shape, expected, of_each = getattr(found, "shape", None), (size,), ""
         if problem.labels is not None:
             expected, of_each = (size, problem.num_tasks), f" and {problem.num_tasks} tasks"

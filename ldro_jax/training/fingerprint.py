@@ -148,7 +148,7 @@ def _loss(program: "Program", params: Any) -> str:
     problem, trained = program.engine.source_problem, program.engine.trained
 
     def total(part, whole, rows, key):
-        losses_of = problem.losses
+        losses_of = problem.training_losses
         if trained is not None:
             losses_of = trained_lib.of_part(losses_of, whole)
         found = losses_of(part, rows, key)
