@@ -198,6 +198,10 @@ class Problem(abc.ABC):
         """Number of tables that rows are drawn from, T."""
         return self.num_tasks if self.labels is None else len(self.labels)
 
+    def in_each_table(self, rows: int) -> int:
+        """How many there are in each array of so many rows, which several tables share evenly."""
+        return rows // len(self.tables or [0])
+
     def labelled(self, rows: Any) -> Any:
         """How many rows of each task there are on average among rows of each table.
 
@@ -234,10 +238,12 @@ class Problem(abc.ABC):
           A pytree of ``jax.ShapeDtypeStruct``, without the leading axis of rows.
         """
         with errors.of("source"):
-            source, one = self.source(0), np.zeros(1, np.int32)
+            source = self.source(0)
+            # One of each table, where rows come as a dictionary of them.
+            tables = np.arange(len(self.tables or [0]), dtype=np.int32)
             makes = "a function of seed that makes a Source"
             checks.require(hasattr(source, "rows"), "source", makes, source)
-            rows = source.rows(one, one)
+            rows = source.rows(tables, np.zeros_like(tables))
         if source.has_state and isinstance(source, Source):
             for name in ("save", "restore"):
                 own = getattr(type(source), name) is not getattr(Source, name)

@@ -63,6 +63,13 @@ class Batches:
                 f"Batches.size must be at least {least}, a row of each {each}, but it is "
                 f"{self.size}."
             )
+        parts = self.microbatches * data_size * len(problem.tables or [0])
+        if problem.tables is not None and (self.sampler != "balanced" or self.size % parts):
+            raise ValueError(
+                "With tables that differ batches have as many rows of each: Batches.sampler must be "
+                f"'balanced', and Batches.size a multiple of tables × microbatches × the mesh's data "
+                f"axis, {parts}, but they are {self.sampler!r} and {self.size}."
+            )
         if self.size % (self.microbatches * data_size):
             raise ValueError(
                 f"Batches.size must be a multiple of microbatches × the mesh's data axis, "

@@ -100,19 +100,21 @@ class Feed:
 
     def _place(self, source, draw, where):
         parts: dict[tuple, list[np.ndarray]] = {}
+        size = self._problem.in_each_table(draw.tasks.size)
 
         def leaves(index):
             # Devices that hold the same rows must get the same rows.
-            key = (index[0].start, index[0].stop)
-            if key not in parts:
-                asked = draw.tasks[index[0]], draw.indices[index[0]]
-                parts[key] = _leaves(source.rows(*asked), self._row_shapes, asked[0].size)
-            return parts[key]
+            start, stop, _ = index[0].indices(size)
+            if (start, stop) not in parts:
+                of_all = slice(*(x * draw.tasks.size // size for x in (start, stop)))
+                rows = source.rows(draw.tasks[of_all], draw.indices[of_all])
+                parts[start, stop] = _leaves(rows, self._row_shapes, stop - start)
+            return parts[start, stop]
 
         shapes, structure = jax.tree.flatten(self._row_shapes)
         placed = [
             jax.make_array_from_callback(
-                (draw.tasks.size, *shape.shape), where, lambda index, i=i: leaves(index)[i]
+                (size, *shape.shape), where, lambda index, i=i: leaves(index)[i]
             )
             for i, shape in enumerate(shapes)
         ]
@@ -126,6 +128,7 @@ class Feed:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
         def rows(count, where):
+            count = self._problem.in_each_table(count)
             return jax.tree.map(
                 lambda x: shaped((count, *x.shape), x.dtype, where), self._row_shapes
             )

@@ -77,7 +77,7 @@ class MeshedEngine(engine.Engine):
 
     @override
     def row_shapes(self, size: int) -> Any:
-        rows = self.problem.row_shapes()
+        rows, size = self.problem.row_shapes(), self.problem.in_each_table(size)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), rows)
 
     @override
