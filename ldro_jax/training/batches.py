@@ -66,9 +66,9 @@ class Batches:
         parts = self.microbatches * data_size * len(problem.tables or [0])
         if problem.tables is not None and (self.sampler != "balanced" or self.size % parts):
             raise ValueError(
-                "With tables that differ batches have as many rows of each: Batches.sampler must be "
-                f"'balanced', and Batches.size a multiple of tables × microbatches × the mesh's data "
-                f"axis, {parts}, but they are {self.sampler!r} and {self.size}."
+                "Batches have as many rows of each table: Batches.sampler must be 'balanced', and "
+                "Batches.size a multiple of tables × microbatches × the mesh's data axis, "
+                f"{parts}, but they are {self.sampler!r} and {self.size}."
             )
         if self.size % (self.microbatches * data_size):
             raise ValueError(
