@@ -204,8 +204,9 @@ def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
             its_own = ((one.tasks.rank >= 0) & (one.tasks.rank % parts == part)).astype(dtype)
             counted = its_own if one.found.counts is None else its_own * one.found.counts
             each = one.tasks.sums(jnp.broadcast_to(counted, one.found.sums.shape))
-            share = (jnp.arange(plan.num_tasks, dtype=jnp.int32) == task) / _divisor(each, dtype)
-            return one.pull(one.tasks.of_rows(share).astype(dtype) * its_own)
+            is_it = jnp.arange(plan.num_tasks, dtype=jnp.int32) == task
+            share = is_it.astype(dtype) / _divisor(each, dtype)
+            return one.pull(one.tasks.of_rows(share) * its_own)
 
         return jax.lax.map(pulled, jnp.arange(count * parts, dtype=jnp.int32))
 

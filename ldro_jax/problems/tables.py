@@ -159,12 +159,14 @@ class TableProblem(base.Problem):
     @override
     def training_losses(self, params: Any, rows: Any, key: jax.Array | None = None) -> RowLosses:
         found, counts, new = [], [], ()
-        for number, (table, given) in enumerate(rows.items()):
+        for table, given in rows.items():
             called = given["inputs"], *self._called(table)
             if self._model.train is None:
                 outputs = self._model.apply(params, *called)
             else:
-                own_key = None if key is None else jax.random.fold_in(key, number)
+                own_key = key
+                if key is not None and self.tables is not None:
+                    own_key = jax.random.fold_in(key, list(self._tasks).index(table))
                 outputs, new = self._model.train(params, called[0], own_key, *called[1:])
                 # The next table goes on with the statistics that this one leaves.
                 params = trained.merge(new, params)

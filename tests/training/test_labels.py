@@ -1,0 +1,181 @@
+"""One input, many labels, statistics and dropout: training is a loop written by hand in Flax."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import labelled, tiny
+
+from ldro_jax import transform
+from ldro_jax.sharding import Layout
+from ldro_jax.tasks import drawing
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.engine import Trial
+from ldro_jax.training.meshed import MeshedEngine
+from ldro_jax.training.method import Method
+from ldro_jax.training.stacked import StackedEngine
+
+N, STEPS, SIZE, SEED, RATE = 3, 20, 8, 5, 0.05
+AVERAGE = Method("average", "average")
+LDRO = Method(
+    "L-DRO",
+    "lookahead_online",
+    {"lookahead_lr": 0.5, "weight_lr": 0.5},
+    interaction_interval=1,
+)
+METHODS = {
+    "average": AVERAGE,
+    "every step": LDRO,
+    "every tenth": dataclasses.replace(LDRO, interaction_interval=10),
+}
+LAYOUTS = {"stacked": None, "one": tiny.ONE, "4 x 2": Layout(data=4, model=2)}
+
+
+def program(problem, method, layout, **options):
+    engine = StackedEngine if layout is None else MeshedEngine
+    batches = Batches(SIZE, layout=layout, **options)
+    return engine(problem, optax.sgd(RATE, momentum=0.9), batches).program(method)
+
+
+def rows_of(a_program):
+    """The rows of each step, without what finds them."""
+    problem = a_program.problem
+    if isinstance(a_program.engine, StackedEngine):
+        sizes = np.array([labelled.ROWS])
+        drawer = drawing.Drawer("balanced", SIZE, 0 * sizes, sizes=sizes)
+        key = jax.random.fold_in(jax.random.key(SEED), 1)
+        drawn = drawing.stretch(drawer, key, 0, STEPS)
+        for tasks, indices in zip(drawn.tasks, drawn.indices, strict=True):
+            yield problem.on_device.take(problem.on_device.arrays, key, 0, tasks, indices)
+        return
+    source, drawer = problem.source(SEED), a_program.feed.drawer(a_program.method, SEED)
+    for _ in range(STEPS):
+        batch, drawer = a_program.feed.batch(source, drawer)
+        yield jax.tree.map(np.asarray, batch.rows)
+
+
+def by_hand(model, variables, method, all_rows, frequencies):
+    """Parameters, statistics and losses after steps of Flax, Optax and a ``jax.grad`` a task."""
+    tx = optax.chain(method.transform(N), optax.sgd(RATE, momentum=0.9))
+    params, stats = variables["params"], variables["batch_stats"]
+    opt_state, seen = tx.init(params), []
+    for step, rows in enumerate(all_rows):
+        rows = rows["table"]
+        mask = jnp.ones((SIZE, N), bool) if rows["labelled"] is None else rows["labelled"]
+        key = jax.random.fold_in(labelled.run_key(SEED), step)
+
+        def passed(params, rows=rows, stats=stats, key=key, mask=mask):
+            outputs, new = model.apply(
+                {"params": params, "batch_stats": stats},
+                rows["inputs"],
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"params": key},
+            )
+            return jnp.sum(jnp.where(mask, (outputs - rows["targets"]) ** 2, 0), axis=0), new
+
+        counts = mask.sum(axis=0).astype(jnp.float32)
+        sums, new = passed(params)
+        gradients = [jax.grad(lambda p, i=i: passed(p)[0][i])(params) for i in range(N)]
+
+        def pullback(weights, gradients=gradients):
+            shares = weights / (SIZE * frequencies)
+            return jax.tree.map(
+                lambda *g: sum(w * x for w, x in zip(shares, g, strict=True)), *gradients
+            )
+
+        def interaction(gradients=gradients, counts=counts):
+            flat = [
+                jax.flatten_util.ravel_pytree(g)[0] / n
+                for g, n in zip(gradients, counts, strict=True)
+            ]
+            return jnp.array([[x @ y for y in flat] for x in flat])
+
+        losses = sums / counts
+        updates, opt_state = tx.update(
+            None, opt_state, params, losses=losses, pullback=pullback, interaction_fn=interaction
+        )
+        params, stats = optax.apply_updates(params, updates), new["batch_stats"]
+        seen.append(losses)
+    return {"params": params, "batch_stats": stats}, np.mean(seen, axis=0), opt_state
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_training_is_a_loop_written_by_hand(method, layout):
+    a_program = program(labelled.problem(), METHODS[method], LAYOUTS[layout])
+    session = a_program.start([Trial(METHODS[method], SEED)])
+    variables = jax.tree.map(np.array, session.state(0).params)
+    expected, losses, opt_state = by_hand(
+        labelled.Network(),
+        variables,
+        METHODS[method],
+        rows_of(a_program),
+        a_program.problem.labels[0].astype(np.float32),
+    )
+    session.advance(STEPS, lambda step: False, tiny.Progress())
+    np.testing.assert_allclose(session.evaluated()[0], losses, rtol=1e-5)
+    found = session.state(0)
+    # Float32, in another order, over twenty steps.
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **close), found.params, expected)
+    weights, by_hands = (transform.find_state(s).weights for s in (found.opt_state, opt_state))
+    np.testing.assert_allclose(weights, by_hands, rtol=1e-4)
+    assert method == "average" or np.ptp(weights) > 0.05
+
+
+def test_statistics_are_no_parameters_that_the_optimizer_knows():
+    engine = StackedEngine(labelled.problem(), optax.adamw(0.1), Batches(SIZE))
+    assert engine.frozen == [] and engine.is_whole
+    state = engine.program(AVERAGE).init(0)
+    (moments,) = (x for x in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(x))
+    shapes = [
+        sorted(x.shape for x in jax.tree.leaves(t)) for t in (moments.mu, state.params["params"])
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def _is_adam(state):
+    return isinstance(state, optax.ScaleByAdamState)
+
+
+def test_a_step_whose_losses_are_not_finite_leaves_the_statistics_alone():
+    problem = labelled.problem()
+    a_program = program(problem, AVERAGE, None)
+    session = a_program.start([Trial(AVERAGE, 0)])
+    arrays, reference = a_program.engine.arrays
+    bad = jax.tree.map(lambda x: x, arrays)
+    bad["table"]["inputs"] = jnp.full_like(arrays["table"]["inputs"], jnp.nan)
+    a_program.engine.arrays = bad, reference
+    before = jax.tree.map(np.array, session.state(0).params)
+    session.advance(2, lambda step: False, tiny.Progress())
+    jax.tree.map(np.testing.assert_array_equal, session.state(0).params, before)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "one"])
+def test_microbatches_move_the_statistics_once_a_step(layout):
+    found = {}
+    for parts in (1, 2):
+        model = labelled.Network(rate=0.0)
+        a_program = program(labelled.problem(model), AVERAGE, LAYOUTS[layout], microbatches=parts)
+        session = a_program.start([Trial(AVERAGE, SEED)])
+        session.advance(1, lambda step: False, tiny.Progress())
+        found[parts] = session.state(0).params["batch_stats"]["BatchNorm_0"]
+    # The mean over halves is that of the whole; variances within them are smaller.
+    np.testing.assert_allclose(found[1]["mean"], found[2]["mean"], rtol=1e-5, atol=1e-7)
+    assert (found[2]["var"] < found[1]["var"] + 1e-6).all()
+
+
+@pytest.mark.parametrize("layout", ["stacked", "one", "4 x 2"])
+def test_tables_that_differ_are_trained_together(layout):
+    a_program = program(labelled.two_tables(), LDRO, LAYOUTS[layout])
+    a_program.check()
+    a_program.check_evaluation()
+    session = a_program.start([Trial(LDRO, SEED)])
+    first = a_program.evaluate(session.state(0).params, "validation")["error"]
+    session.advance(200, lambda step: False, tiny.Progress())
+    last = a_program.evaluate(session.state(0).params, "validation")["error"]
+    assert (last < first).all()
