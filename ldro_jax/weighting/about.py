@@ -68,15 +68,12 @@ ABOUT: dict[str, About] = {}
 
 
 def method(family: str, weights: str, **more: Any) -> Callable[[_Factory], _Factory]:
-    """Lists a function among :data:`METHODS`, by its own name.
+    """Lists a function among :data:`METHODS`, by its own name; the decorator leaves it as it is.
 
     Args:
       family: see :class:`About`.
       weights: see :class:`About`.
       **more: its other fields.
-
-    Returns:
-      A decorator, which leaves the function as it is.
     """
     described = About(family, weights, **more)
 
@@ -88,26 +85,15 @@ def method(family: str, weights: str, **more: Any) -> Callable[[_Factory], _Fact
 
 
 def settings(given: Settings, numbers: Any) -> dict[str, Any]:
-    """Hyperparameters for some tasks.
+    """Arguments of a method's function, for some tasks.
 
     Args:
-      given: some of :attr:`About.usual` or :attr:`About.variants`.
-      numbers: one positive number for each task, ``[N]``, for what a method is told of each.
-
-    Returns:
-      Arguments of the method's function.
+      given: its :attr:`About.usual` or one of its :attr:`About.variants`.
+      numbers: a positive number for each task, ``[N]``, for what a method is told of each.
     """
     return dict(given(np.asarray(numbers, float)) if callable(given) else given)
 
 
 def usual(name: str, num_tasks: int) -> dict[str, Any]:
-    """Hyperparameters to try a method with.
-
-    Args:
-      name: a key of :data:`METHODS`.
-      num_tasks: N.
-
-    Returns:
-      Arguments of its function.
-    """
+    """Hyperparameters to try the method of a name with, for N tasks."""
     return settings(ABOUT[name].usual, np.arange(1, num_tasks + 1))

@@ -40,14 +40,9 @@ def _with_default(parameter: inspect.Parameter) -> str:
 
 
 def document(page: str) -> str:
-    """A document with its tables written anew.
+    """A document, in Markdown, with what stands between the marks made anew from the methods.
 
-    Args:
-      page: Markdown.
-
-    Returns:
-      The same with what stands between the marks made from the methods; without a figure in the
-      last column for a method that had none.
+    The last column of the table is kept, and left empty for a method that wasn't in it.
     """
     made: dict[str, Callable[[str], list[str]]] = {
         "families": _families,
