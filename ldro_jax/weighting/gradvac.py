@@ -42,13 +42,11 @@ def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weigh
     cosine φ to another is below the running mean φ̂ of that pair, it takes as much of the other's
     gradient as makes it φ̂; then :math:`φ̂ ← (1 − β) φ̂ + β φ`.
 
-    Args:
-      decay: β in [0, 1], how fast the targets follow. A number or an Optax schedule.
-      seed: of the orders, which are a function of it and of the step.
+    The weights are means over the tasks' bent gradients, 1 / N or more; the paper takes the sum.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights are means over the tasks' bent
-      gradients (the paper takes the sum), 1 / N or more.
+    Args:
+      decay: β in [0, 1], how fast the targets follow.
+      seed: of the orders, which are a function of it and of the step.
 
     Raises:
       ValueError: if β lies outside [0, 1], or the seed is not an integer of 32 bits.
@@ -62,7 +60,7 @@ def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weigh
     def update(statistics, state):
         # In units of the longest gradient; cosines have none.
         interaction = base.known_interaction(statistics)
-        longest = jnp.max(gram.norms(interaction))
+        longest = jnp.max(gram.lengths(interaction))
         interaction = interaction / jnp.where(longest > 0, longest, 1) ** 2
         beta = base.value_at(decay, statistics)
         orders = base.random_orders(seed, statistics)
@@ -75,7 +73,7 @@ def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weigh
 @functools.partial(jax.jit, inline=True)
 def _bent(interaction, cosines, orders, beta):
     """The bent gradients as combinations of the task gradients, and the cosines learned."""
-    lengths = gram.norms(interaction)
+    lengths = gram.lengths(interaction)
     tasks = jnp.arange(lengths.size, dtype=jnp.int32)
 
     def one_task(task, order, targets):

@@ -1,8 +1,8 @@
 """Lists of all methods, made from what each says of itself: `ldro-jax list`, and the documents.
 
 ``python -m ldro_jax.weighting.listing README.md docs/methods.md`` writes the tables of these files
-anew, between ``<!-- methods: … -->`` and ``<!-- end -->``. What a method costs is measured, by
-``benchmarks/methods.py``, so the last column of the large table is kept.
+anew, between ``<!-- methods: … -->`` and ``<!-- end -->``. The last column of the large table, what
+a method costs, is measured by ``benchmarks/methods.py`` and kept.
 """
 
 import inspect
@@ -40,10 +40,7 @@ def _with_default(parameter: inspect.Parameter) -> str:
 
 
 def document(page: str) -> str:
-    """A document, in Markdown, with what stands between the marks made anew from the methods.
-
-    The last column of the table is kept, and left empty for a method that wasn't in it.
-    """
+    """A document, in Markdown, with what stands between the marks made anew from the methods."""
     made: dict[str, Callable[[str], list[str]]] = {
         "families": _families,
         "losses": _losses,

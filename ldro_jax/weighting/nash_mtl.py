@@ -26,12 +26,10 @@ def nash_mtl(max_norm: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
     The update of the solution has the length √N whatever the gradients are, N the number of tasks
     that have one.
 
-    Args:
-      max_norm: length of the update at most; inf leaves it at √N. A number or an Optax schedule.
+    The weights are one over lengths of gradients.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights are one over lengths
-      of gradients.
+    Args:
+      max_norm: length of the update at most; inf leaves it at √N.
 
     Raises:
       ValueError: if the length is not positive.

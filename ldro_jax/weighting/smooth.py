@@ -57,6 +57,8 @@ def smooth_lookahead(
     answer with :math:`w ∝ \exp(λ A^⊤ v / τ)`. τ, σ → 0 is Lookahead-DRO (Algorithm 1), τ → ∞ the
     average loss. Best with means over steps: ``smoothed(smooth_lookahead(…), 0.99)``.
 
+    Each solution begins at the last.
+
     Args:
       lookahead_lr: λ, the size of the step that is looked ahead; see
         :func:`ldro_jax.weighting.lookahead_online`, also for ``relative``.
@@ -65,10 +67,6 @@ def smooth_lookahead(
       adversary_temperature: σ, in the same unit; τ if it isn't given.
       relative: take λ, τ and σ relative to the mean loss and the gradients' lengths.
       normalize_interaction: divide column j of A by ‖∇ℓ_j‖.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, which begins each solution at the last; the
-      weights sum to one.
 
     Raises:
       ValueError: if a rate is negative or a temperature not positive.

@@ -195,7 +195,7 @@ def normalized_gradients(weighting: base.Weighting) -> base.Weighting:
         seen = statistics._replace(interaction=gram.cosines(matrix))
         weights, state = weighting.update(seen, state)
         weights = jnp.where(base.known_tasks(statistics), weights, 0)
-        lengths = gram.norms(matrix)
+        lengths = gram.lengths(matrix)
         inverse = gram.inverse_or_zero(lengths)
         found = weights * inverse * gram.inverse_or_zero(jnp.max(inverse))
         total = jnp.sum(found)
