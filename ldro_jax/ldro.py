@@ -185,12 +185,6 @@ def transform(
 def weights(opt_state: Any) -> jax.Array:
     """The task weights of the last step, ``[N]``, wherever the transformation sits in a chain.
 
-    Args:
-      opt_state: the optimizer's state.
-
-    Returns:
-      ``[N]``, summing to one.
-
     Raises:
       ValueError: if the state holds no weighting, or more than one.
     """
@@ -200,12 +194,6 @@ def weights(opt_state: Any) -> jax.Array:
 def interaction(opt_state: Any) -> jax.Array:
     """The last interaction matrix ``⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros before the first.
 
-    Args:
-      opt_state: the optimizer's state.
-
-    Returns:
-      ``[N, N]``.
-
     Raises:
       ValueError: if the state holds no weighting, or more than one.
     """
@@ -214,12 +202,6 @@ def interaction(opt_state: Any) -> jax.Array:
 
 def losses(opt_state: Any) -> jax.Array:
     """The last finite loss of each task, ``[N]``; zeros before the first step.
-
-    Args:
-      opt_state: the optimizer's state.
-
-    Returns:
-      ``[N]``.
 
     Raises:
       ValueError: if the state holds no weighting, or more than one.

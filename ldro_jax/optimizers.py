@@ -81,12 +81,9 @@ def adam(
 def checked(factory: Callable[..., Any]) -> Callable[..., Any]:
     """One of Optax's optimizers or schedules, whose arguments are checked first.
 
-    Args:
-      factory: such as ``optax.sgd``.
-
-    Returns:
-      A function of the same name and arguments. It raises ``ValueError`` for a number out of
-      range, where Optax would raise while training or not at all. Rates may be schedules.
+    It has the same name and arguments as the factory, such as ``optax.sgd``. It raises
+    ``ValueError`` for a number out of range, where Optax would raise while training or not at all.
+    Rates may be schedules.
     """
     signature = inspect.signature(factory)
 

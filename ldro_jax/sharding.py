@@ -78,15 +78,12 @@ class Layout:
 
 
 def shardings(boxed: Any, mesh: Mesh, rules: list[tuple[str, str | None]]) -> Any:
-    """The sharding of each array of a training state.
+    """The ``NamedSharding`` of each array of a training state.
 
     Args:
       boxed: shapes, boxed by Flax where they have logical axes.
       mesh: the devices.
       rules: see :meth:`Layout.rules`.
-
-    Returns:
-      A ``NamedSharding`` for each array.
 
     Raises:
       ValueError: if a parameter can't be split evenly.

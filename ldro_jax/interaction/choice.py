@@ -41,9 +41,6 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
       strategy: a key of ``STRATEGIES``, ``"auto"``, ``"split"``, or an
         :class:`~ldro_jax.interaction.base.Interaction`.
 
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
-
     Raises:
       ValueError: if there is no strategy of that name.
     """
@@ -65,9 +62,6 @@ def auto(shardings: Any = None) -> base.Interaction:
       shardings: of the parameters, a pytree of ``NamedSharding``, if they are spread over a mesh.
         Gradients are then taken one task after another, or with ``lagged`` layer by layer, and
         split over the mesh axis ``data`` as well.
-
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
     def constrain(gradient):
@@ -115,27 +109,24 @@ def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> 
 
     The squared length of a minibatch's gradient is that of the true one and its variance, which can
     be many times as much: lookahead then sees tasks that only help themselves. Two halves have
-    noise of their own, so that the mean of their inner product over minibatches is the true
-    squared length. An entry of the diagonal can be negative; methods take that for a gradient of
-    zero. Entries between tasks have no such bias and stay as they are.
+    noise of their own, so that the mean of their inner product over minibatches is the true squared
+    length. An entry of the diagonal can be negative; methods take that for a gradient of zero.
+    Entries between tasks have no such bias and stay as they are. What the diagonal loses is an
+    estimate of the variance of each task's gradient, which comes with the matrix.
 
-    What the diagonal loses is an estimate of the variance of each task's gradient, which comes with
-    the matrix.
+    It takes up to twice the memory for gradients and about one and a half times the time, and needs
+    an even number of examples of each task. In a batch each leaf is ``[task, example, ...]``, or
+    ``[task]`` where there is one value for all examples of a task, which both halves get. So a key
+    of each task must be of ``jax.random.key``, an array ``[task]``: the numbers of a
+    ``jax.random.PRNGKey``, ``[task, 2]``, would be cut in half, and so would features ``[task,
+    feature]``. Leaves that don't agree on the number of examples are refused; two numbers beside
+    two examples can't be told apart.
 
     Args:
       strategy: how to measure the interaction of the 2N halves.
       fused: with an ``interaction_interval`` of 1, take the training gradient from the same pass,
         as the mean of those of the halves. Only for losses that are plain means over the examples:
         of two masked halves the mean isn't that of the whole. The trainer sees to it by itself.
-
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`. It takes up to twice the memory for
-      gradients and about one and a half times the time, and needs an even number of examples of
-      each task. In a batch each leaf is ``[task, example, ...]``, or ``[task]`` where there is one
-      value for all examples of a task, which both halves get. So a key of each task must be of
-      ``jax.random.key``, an array ``[task]``: the numbers of a ``jax.random.PRNGKey``, ``[task,
-      2]``, would be cut in half, and so would features ``[task, feature]``. Leaves that don't agree
-      on the number of examples are refused; two numbers beside two examples can't be told apart.
 
     Raises:
       ValueError: if ``fused`` is asked of a strategy that never holds all gradients.
@@ -207,20 +198,17 @@ def _halves(leaf: jax.Array) -> jax.Array:
 
 
 def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
-    """Name of the strategy that suits a problem.
+    """Name of the strategy that suits a problem, a key of ``STRATEGIES``.
 
     ``layerwise`` if layers are scanned, or dense and large; otherwise ``vmap``. ``tiled`` if the N
-    gradients that they hold at a time would take too much memory. On CPU, ``scan`` for a
-    loss with convolutions if its N gradients fit, because XLA:CPU is slow at their batched weight
-    gradients. Where a newer JAX traces programs in a form that isn't known, there are no layers.
+    gradients that they hold at a time would take too much memory. On CPU, ``scan`` for a loss with
+    convolutions if its N gradients fit, because XLA:CPU is slow at their batched weight gradients.
+    Where a newer JAX traces programs in a form that isn't known, there are no layers.
 
     Args:
       loss_fn: ``(params, task_batch) -> scalar``.
       params: arrays or their shapes.
       batch: arrays or their shapes, ``[task, example, ...]``.
-
-    Returns:
-      A key of ``STRATEGIES``.
     """
     leaves_lib.check_arrays("params", params)
     num_tasks = base.num_tasks(batch)

@@ -108,13 +108,7 @@ def layerwise(shardings: Any = None) -> base.Interaction:
 def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
     """Bytes of the N gradients that :func:`layerwise` holds at a time, for the largest parameter.
 
-    Args:
-      loss_fn: ``(params, task_batch) -> scalar``.
-      params: arrays or their shapes.
-      batch: arrays or their shapes, ``[task, example, ...]``.
-
-    Returns:
-      The bytes.
+    Parameters and batch may be shapes, as in :func:`.choose`.
     """
     program = _traced(loss_fn, params, batch)
     sizes = [0]
@@ -129,16 +123,9 @@ def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
 
 
 def saves(loss_fn: base.LossFn, params: Any, batch: Any, *, layers: bool = False) -> bool:
-    """Whether there are gradients that come in parts: layers of a scan, slices of a product.
+    """Whether there are gradients that come in parts, so that less is held than by ``vmap``.
 
-    Args:
-      loss_fn: ``(params, task_batch) -> scalar``.
-      params: arrays or their shapes.
-      batch: arrays or their shapes, ``[task, example, ...]``.
-      layers: look for layers alone.
-
-    Returns:
-      Whether :func:`layerwise` holds less than ``vmap``.
+    Parts are layers of a scan, or slices of a product unless ``layers`` are looked for alone.
     """
     program = _traced(loss_fn, params, batch)
     if layers or program.stacked:

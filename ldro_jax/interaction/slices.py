@@ -59,11 +59,11 @@ def size() -> int:
 
 
 def sliced_outputs(jaxpr: equations.Program, outputs: Sequence[Any]) -> dict[int, Sliced]:
-    """Which outputs can be made slice by slice, and are needed nowhere else.
+    """Which outputs ``[N, ...]`` can be made slice by slice, and are needed nowhere else.
 
     Args:
       jaxpr: a program.
-      outputs: some of its outputs, ``[N, ...]``.
+      outputs: some of its outputs.
 
     Returns:
       From the number of such an output among them to where it comes from.

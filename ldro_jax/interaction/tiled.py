@@ -17,9 +17,6 @@ def tiled(tile_size: int = 1) -> base.Interaction:
     Args:
       tile_size: number of tasks to a tile. It need not divide the number of tasks.
 
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
-
     Raises:
       ValueError: if the tile size is not a positive integer.
     """

@@ -211,15 +211,9 @@ def _divisor(counts: jax.Array, dtype: Any) -> jax.Array:
 def differentiated(
     losses_fn: Callable[[Any], jax.Array], params: Any, dtype: Any
 ) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-    """Losses of the tasks, and their pullback.
+    """Losses ``[N]`` of the tasks, and their pullback, ``weights [N] -> gradient``.
 
-    Args:
-      losses_fn: ``params -> losses [N]``.
-      params: where to differentiate.
-      dtype: of the weights.
-
-    Returns:
-      The losses, in a dtype as wide as that of the weights, and ``weights [N] -> gradient``.
+    The losses are in a dtype as wide as that of the weights.
 
     Raises:
       ValueError: if the losses aren't floating-point numbers.

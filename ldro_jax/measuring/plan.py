@@ -83,9 +83,6 @@ class Plan:
         Args:
           batch: of the step, or its shapes.
           preconditioned: whether the interaction is measured in the geometry of the optimizer.
-
-        Returns:
-          The :class:`Way`.
         """
         if not self.every_step or self.microbatches > 1 or batch.measured is not None:
             return Way.APART

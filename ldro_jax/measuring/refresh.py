@@ -119,9 +119,6 @@ def unless_underflow(
       present: the tasks that were measured, bool ``[N]``.
       due: whether they were measured in this step, bool; ``None`` if in every step.
       good: whether all losses of this step are finite, bool.
-
-    Returns:
-      The :class:`Matrix`.
     """
     no = jnp.zeros([], bool)
 

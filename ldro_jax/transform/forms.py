@@ -82,9 +82,6 @@ def read(
       dtype: of the weights.
       trained: which parameters are trained, a tree of bools; ``None`` if all.
 
-    Returns:
-      The :class:`Step`.
-
     Raises:
       ValueError: if the arguments are in none of the forms, a shape is not as expected, or the
         losses aren't floating-point numbers.

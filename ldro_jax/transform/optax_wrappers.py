@@ -65,13 +65,10 @@ _PARAMETERS = ("params", "fast_params", "flat")
 
 
 def check(params: Any) -> None:
-    """Raises ``ValueError`` where a wrapper would hold back what the weighting needs.
+    """Raises ``ValueError``, with the composition that works, inside a wrapper that wouldn't.
 
     Args:
       params: what ``init`` or ``update`` was given.
-
-    Raises:
-      ValueError: with the composition that works.
     """
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
@@ -84,15 +81,7 @@ def check(params: Any) -> None:
 
 
 def check_update(updates: Any, params: Any) -> None:
-    """The same for ``update``: ``init`` may have run elsewhere, or once for a cache of ``jax.jit``.
-
-    Args:
-      updates: what ``update`` was given.
-      params: the parameters, or ``None``.
-
-    Raises:
-      ValueError: with the composition that works.
-    """
+    """The same for ``update``: ``init`` may have run elsewhere, or once for a jit's cache."""
     check(params)
     conditional = {"conditionally_mask", "conditionally_transform"} & set(_enclosing(params))
     if conditional and not leaves_lib.is_like(updates, params):

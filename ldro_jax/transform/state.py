@@ -60,16 +60,7 @@ class WeightedState(NamedTuple):
 
 
 def initial(weighting: weighting_base.Weighting, num_tasks: int, dtype: Any) -> WeightedState:
-    """The state before the first step.
-
-    Args:
-      weighting: how the weights are chosen.
-      num_tasks: N.
-      dtype: of losses, weights and interactions.
-
-    Returns:
-      The state.
-    """
+    """The state before the first step, with losses, weights and interactions of a dtype."""
     return WeightedState(
         count=jnp.zeros([], jnp.int32),
         weights=jnp.full((num_tasks,), 1 / num_tasks, dtype),
@@ -100,14 +91,7 @@ _HOW_TO_RESTORE = (
 
 
 def check(state: Any) -> None:
-    """Raises ``ValueError`` unless ``update`` was given what ``init`` made.
-
-    Args:
-      state: what it was given.
-
-    Raises:
-      ValueError: saying how to restore a state, if this is none.
-    """
+    """Raises ``ValueError``, saying how to restore a state, unless this is what ``init`` made."""
     if not isinstance(state, WeightedState):
         raise ValueError(
             "update needs the WeightedState that init makes, as its second argument, but it is a "
@@ -121,9 +105,6 @@ def check_types(opt_state: Any, fields: set[str]) -> None:
     Args:
       opt_state: the state of an optimizer, in which something wasn't found.
       fields: of what was looked for.
-
-    Raises:
-      ValueError: saying how to restore it, if there is a dict that has these fields.
     """
 
     def is_plain(node):
@@ -137,15 +118,12 @@ def check_types(opt_state: Any, fields: set[str]) -> None:
 
 
 def unsolved(state: WeightedState, inner: Any, lost: jax.Array) -> jax.Array:
-    """In how many steps the weighting gave no weights, with this step.
+    """In how many steps the weighting gave no weights, int32, with this step.
 
     Args:
       state: before the step.
       inner: the weighting's state after it, with those of wrapped weightings in it.
       lost: whether its weights weren't finite, bool.
-
-    Returns:
-      int32, a scalar.
     """
     new = _failures(inner) - _failures(state.weighting)
     return state.unsolved + new + lost.astype(jnp.int32)
