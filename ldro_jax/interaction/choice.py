@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ldro_jax.interaction import base, slices
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
-from ldro_jax.interaction.layerwise import held, layerwise, saves
+from ldro_jax.interaction.layerwise import held, layerwise
 from ldro_jax.interaction.offload import offload
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
@@ -87,7 +87,7 @@ def auto(shardings: Any = None) -> base.Interaction:
 
     def pullback(loss_fn, params, batch, *, has_aux=False):
         loss = (lambda *both: loss_fn(*both)[0]) if has_aux else loss_fn
-        apart = shardings is not None and not _has_layers(loss, params, batch)
+        apart = shardings is not None and _held(loss, params, batch, layers=True) is None
         if not apart and not _slow_under_vmap(loss, params, batch):
             # Layers that aren't scanned are used up leaf by leaf.
             assert by_layers.pullback is not None
@@ -218,23 +218,19 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
         return "scan"
     # The gradients of small parameters aren't worth slicing.
     is_large = max(leaf.size for leaf in jax.tree.leaves(params)) > slices.size()
-    finds = saves if is_large else _has_layers
-    most, in_parts = num_tasks * max(sizes), False
-    with contextlib.suppress(equations.UnknownFormError):
-        if in_parts := finds(loss_fn, params, batch):
-            most = held(loss_fn, params, batch)
-    if most > limit:
+    in_parts = _held(loss_fn, params, batch, layers=not is_large)
+    if (num_tasks * max(sizes) if in_parts is None else in_parts) > limit:
         return "tiled"
-    return "layerwise" if in_parts else "vmap"
+    return "vmap" if in_parts is None else "layerwise"
 
 
-def _has_layers(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
-    """Whether gradients are known to come layer by layer out of a scan."""
-    if not _has("scan", loss_fn, params, batch):
-        return False
+def _held(loss_fn: base.LossFn, params: Any, batch: Any, *, layers: bool) -> int | None:
+    """What :func:`.layerwise.held` says; ``None`` as well where the program can't be read."""
+    if layers and not _has("scan", loss_fn, params, batch):
+        return None
     with contextlib.suppress(equations.UnknownFormError):
-        return saves(loss_fn, params, batch, layers=True)
-    return False
+        return held(loss_fn, params, batch, layers=layers)
+    return None
 
 
 def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:

@@ -105,32 +105,31 @@ def layerwise(shardings: Any = None) -> base.Interaction:
     return base.Interaction(matrix, pullback=pullback)
 
 
-def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
+def held(loss_fn: base.LossFn, params: Any, batch: Any, *, layers: bool = False) -> int | None:
     """Bytes of the N gradients that :func:`layerwise` holds at a time, for the largest parameter.
 
-    Parameters and batch may be shapes, as in :func:`.choose`.
+    ``None`` where no gradient comes in parts, so that nothing is saved. Parts are the layers of a
+    scan, and unless ``layers`` are looked for alone the slices of a product.
+
+    Args:
+      loss_fn: ``(params, task_batch) -> scalar``.
+      params: arrays or their shapes.
+      batch: arrays or their shapes, ``[task, example, ...]``.
+      layers: whether slices don't count.
     """
     program = _traced(loss_fn, params, batch)
+    in_slices = not layers and any(each.pieces > 1 for each in program.sliced.values())
+    if not program.stacked and not in_slices:
+        return None
     sizes = [0]
     for number, leaf in enumerate(program.leaves):
         size = leaf.aval.size * leaf.aval.dtype.itemsize
-        if (found := program.stacked.get(number)) is not None:
-            size //= found.length
+        if number in program.stacked:
+            size //= program.stacked[number].length
         elif number in program.sliced:
             size //= program.sliced[number].pieces
         sizes.append(size)
     return max(sizes)
-
-
-def saves(loss_fn: base.LossFn, params: Any, batch: Any, *, layers: bool = False) -> bool:
-    """Whether there are gradients that come in parts, so that less is held than by ``vmap``.
-
-    Parts are layers of a scan, or slices of a product unless ``layers`` are looked for alone.
-    """
-    program = _traced(loss_fn, params, batch)
-    if layers or program.stacked:
-        return bool(program.stacked)
-    return any(found.pieces > 1 for found in program.sliced.values())
 
 
 def _traced(loss_fn, params, batch, shardings=None, has_aux=False) -> _Program:
