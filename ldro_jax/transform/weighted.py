@@ -148,24 +148,9 @@ def weighted(
       [0.31, 0.69]
     """
     weighting_base.check_weighting(weighting)
-    if interaction_interval is None:
-        interaction_interval = weighting.default_interval
-    interaction = weighting.interaction_for(interaction)
-    _check_num_tasks(num_tasks)
-    num_tasks = operator.index(num_tasks)
-    if not isinstance(interaction_interval, jax.Array):
-        interaction_interval = checks.integer("interaction_interval", interaction_interval)
-    checks.flag("lagged", lagged)
+    plan = _plan(weighting, num_tasks, interaction, interaction_interval, lagged)
     weighting = weighting_base.checked(weighting)
     weighting = wrappers.wrapped(weighting, smoothing=smoothing, total=total, floor=floor)
-    strategy = interaction_lib.get(interaction)
-    plan = Plan(num_tasks, strategy, interaction_interval, lagged)
-    if lagged and not plan.every_step:
-        raise ValueError(
-            f"lagged needs interaction_interval=1, but the interval is {interaction_interval}."
-        )
-    if not weighting.uses_interaction:
-        plan = dataclasses.replace(plan, interval=None)
 
     def mask(params):
         return None if trainable is None else trained_lib.mask(trainable, params)
@@ -177,8 +162,8 @@ def weighted(
             params = trained_lib.hide(params, mask(params))
         leaves.check_trained("params", params)
         dtype = interaction_base.statistics_dtype(params)
-        reads.check(weighting, num_tasks, dtype)
-        return state_lib.initial(weighting, num_tasks, dtype)
+        reads.check(weighting, plan.num_tasks, dtype)
+        return state_lib.initial(weighting, plan.num_tasks, dtype)
 
     def update_fn(updates, state, params=None, **extra_args):
         optax_wrappers.check_update(updates, params)
@@ -190,22 +175,20 @@ def weighted(
         matrix = last = refresh.Matrix.of(state)
         due = plan.due(state.count)
 
-        def refreshed(measure):
-            return refresh.measure(
-                measure,
-                last,
-                step.present,
-                due,
-                from_batch=step.from_batch,
-                needs_noise=weighting.uses_noise,
-            )
-
+        measured_if_due = functools.partial(
+            refresh.if_due,
+            last=last,
+            present=step.present,
+            due=due,
+            from_batch=step.from_batch,
+            needs_noise=weighting.uses_noise,
+        )
         if weighting.uses_interaction and not plan.lagged:
-            matrix = refreshed(step.interaction)
+            matrix = measured_if_due(step.interaction)
         chosen = _choose(weighting, state, step, losses, matrix)
         gradient, pulled = _pulled(step, chosen.weights, trained, plan)
         if weighting.uses_interaction and plan.lagged:
-            matrix = refreshed(step.interaction if pulled is None else lambda: pulled)
+            matrix = measured_if_due(step.interaction if pulled is None else lambda: pulled)
         leaves.check_arrays("gradient", gradient)
         leaves.check_trained("gradient", gradient)
         if weighting.uses_interaction and step.from_batch:
@@ -220,6 +203,29 @@ def weighted(
     made = Weighted(init_fn, update_fn)
     made.weighting, made.plan = weighting, plan
     return made
+
+
+def _plan(weighting, num_tasks, interaction, interval, lagged) -> Plan:
+    """How to measure, from the arguments of :func:`weighted` and what the method likes."""
+    try:
+        # An array would be traced inside update, where the number of tasks must be known.
+        if isinstance(num_tasks, (bool, jax.Array)) or operator.index(num_tasks) < 1:
+            raise TypeError
+    except TypeError:
+        raise TypeError(
+            f"num_tasks must be a positive Python integer, but it is {num_tasks!r}. In "
+            "optax.inject_hyperparams, name it in static_args: "
+            "static_args=('num_tasks', 'interaction_interval')."
+        ) from None
+    interval = weighting.default_interval if interval is None else interval
+    if not isinstance(interval, jax.Array):
+        interval = checks.integer("interaction_interval", interval)
+    checks.flag("lagged", lagged)
+    strategy = interaction_lib.get(weighting.interaction_for(interaction))
+    plan = Plan(operator.index(num_tasks), strategy, interval, lagged)
+    if lagged and not plan.every_step:
+        raise ValueError(f"lagged needs interaction_interval=1, but the interval is {interval}.")
+    return plan if weighting.uses_interaction else dataclasses.replace(plan, interval=None)
 
 
 class _Losses(NamedTuple):
@@ -321,6 +327,7 @@ def _finished(gradient, step, good):
 
 def _next(state, losses, matrix, chosen) -> WeightedState:
     good, interaction = losses.good, matrix.values.matrix
+    fall = jnp.sum(interaction * chosen.weights[None, :], axis=1)
     return WeightedState(
         count=jnp.asarray(optax.safe_increment(state.count)),
         weights=chosen.weights,
@@ -330,7 +337,7 @@ def _next(state, losses, matrix, chosen) -> WeightedState:
         measured=matrix.ever,
         interaction=interaction,
         noise=matrix.values.noise,
-        descent=_descended(state.descent, interaction, chosen.weights, good),
+        descent=state.descent + jnp.where(good & jnp.isfinite(fall), fall, 0),
         nonfinite=state.nonfinite + losses.bad.astype(jnp.int32),
         negative=state.negative + chosen.negative.astype(jnp.int32),
         nonfinite_streak=jnp.where(good & chosen.finite, 0, state.nonfinite_streak + 1),
@@ -338,19 +345,6 @@ def _next(state, losses, matrix, chosen) -> WeightedState:
         unsolved=state_lib.unsolved(state, chosen.inner, good & ~chosen.finite),
         weighting=chosen.inner,
     )
-
-
-def _check_num_tasks(num_tasks) -> None:
-    try:
-        # An array would be traced inside update, where the number of tasks must be known.
-        if isinstance(num_tasks, (bool, jax.Array)) or operator.index(num_tasks) < 1:
-            raise TypeError
-    except TypeError:
-        raise TypeError(
-            f"num_tasks must be a positive Python integer, but it is {num_tasks!r}. In "
-            "optax.inject_hyperparams, name it in static_args: "
-            "static_args=('num_tasks', 'interaction_interval')."
-        ) from None
 
 
 def _excess(weighting, excess, present, losses):
@@ -374,8 +368,3 @@ def _with_newcomers(weights, newcomers):
     # All together weigh what the others did.
     share = weighed / jnp.maximum(weighed + newcomers.sum(dtype=weights.dtype), 1)
     return jnp.where(newcomers.any(), share * jnp.where(newcomers, mean, weights), weights)
-
-
-def _descended(descent, matrix, weights, good):
-    fall = jnp.sum(matrix * weights[None, :], axis=1)
-    return descent + jnp.where(good & jnp.isfinite(fall), fall, 0)
