@@ -97,8 +97,11 @@ def transform(
         :func:`moved_by` makes one from an optimizer that freezes some.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs``. Its ``update`` takes task statistics in one of
-      four forms, listed at :func:`ldro_jax.transform.weighted`.
+      An ``optax.GradientTransformationExtraArgs``. Its ``update`` is told of the tasks by keyword
+      arguments: ``loss_fn`` and ``batch`` (and ``interaction_batch``); or ``losses_fn`` (and
+      ``interaction_fn``); or ``losses`` and ``pullback`` (and ``interaction_fn``); or ``losses``,
+      with the stacked task gradients as ``updates``. With any of them may come ``present``,
+      ``excess`` and ``preconditioner``. :func:`ldro_jax.transform.weighted` says what each must be.
 
     Raises:
       TypeError: if ``num_tasks`` is not a Python integer.
