@@ -1,13 +1,15 @@
 """Optax wrappers inside which a task weighting would go wrong, and what to do instead.
 
 What a wrapper does to its arguments can be seen: :class:`optax.MaskedNode` among the parameters,
-slow parameters beside fast ones, shapes that don't fit together. But some pass on everything and
-yet use ``updates`` as if it were the gradient, and others fail before the weighting's ``update``
-runs, with an error that says nothing of it. For those alone, the calling frames are looked through
-for functions of Optax (or a subclass of :class:`optax.MultiSteps`) that hold the same parameters.
+slow parameters beside fast ones, shapes that don't fit together. But some pass on everything as it
+is and yet use ``updates`` as if it were the gradient, and others fail before the weighting's
+``update`` runs, with an error that says nothing of it. Optax tells a transformation nothing of what
+is around it, so for those alone the calling frames are looked through, for functions of Optax (or
+a subclass of :class:`optax.MultiSteps`) that hold the same parameters.
 """
 
 import sys
+import traceback
 from types import FrameType
 from typing import Any
 
@@ -92,16 +94,11 @@ def _enclosing(params) -> list[str]:
     """Functions and classes of Optax that are being called and hold these very parameters."""
     leaves = jax.tree.leaves(params)
     names = []
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame, _ in traceback.walk_stack(sys._getframe(1)):
+        held = (frame.f_locals[name] for name in _PARAMETERS if name in frame.f_locals)
         name = _optax_name(frame)
-        if name is not None and any(
-            _same_objects(jax.tree.leaves(frame.f_locals[local]), leaves)
-            for local in _PARAMETERS
-            if local in frame.f_locals
-        ):
+        if name and any(_same_objects(jax.tree.leaves(each), leaves) for each in held):
             names.append(name)
-        frame = frame.f_back
     return names
 
 
