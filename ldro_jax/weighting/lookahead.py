@@ -11,7 +11,7 @@ References:
   2021.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -82,18 +82,18 @@ def lookahead_online(
       ValueError: if a rate is negative or not finite.
     """
     base.check_range("weight_lr", weight_lr)
-    made = game(lookahead_lr, relative=relative, normalize_interaction=normalize_interaction)
+    game = Game(lookahead_lr, relative, normalize_interaction)
 
     def direction(statistics, weights):
         eta = base.value_at(weight_lr, statistics)
-        expected = base.above_least(statistics) - gram.dot(made.decrease(statistics), weights)
+        expected = base.above_least(statistics) - gram.dot(game.decrease(statistics), weights)
         worst = jnp.argmax(jnp.where(base.known_tasks(statistics), expected, -jnp.inf))
-        row = made.step_size(statistics) * made.interaction(statistics)[worst]
+        row = game.step_size(statistics) * game.interaction(statistics)[worst]
         return eta * row / base.mean_loss(statistics) if relative else eta * row
 
     return base.exponentiated_gradient(direction, uses_interaction=True)._replace(
         default_interval=100,
-        expected_losses=made.expected_losses,
+        expected_losses=game.expected_losses,
         needs_positive_losses=relative,
     )
 
@@ -129,34 +129,36 @@ def lookahead_exact(
     Raises:
       ValueError: if the rate is negative or not finite.
     """
-    made = game(lookahead_lr, relative=relative, normalize_interaction=normalize_interaction)
+    game = Game(lookahead_lr, relative, normalize_interaction)
 
     def weights(statistics):
-        payoff = base.above_least(statistics)[:, None] - made.decrease(statistics)
+        payoff = base.above_least(statistics)[:, None] - game.decrease(statistics)
         equilibrium = games.max_entropy_nash(payoff, base.known_tasks(statistics))
         return equilibrium.weights, equilibrium.solved
 
     return base.solving(weights)._replace(
-        expected_losses=made.expected_losses, needs_positive_losses=relative
+        expected_losses=game.expected_losses, needs_positive_losses=relative
     )
 
 
-def game(
-    lookahead_lr: optax.ScalarOrSchedule, *, relative: bool, normalize_interaction: bool
-) -> "Game":
-    """The game that looks ahead, its arguments checked as :func:`lookahead_online` says."""
-    base.check_range("lookahead_lr", lookahead_lr)
-    checks.flag("relative", relative)
-    checks.flag("normalize_interaction", normalize_interaction)
-    return Game(lookahead_lr, relative, normalize_interaction)
+@dataclasses.dataclass(frozen=True, eq=False)
+class Game:
+    """The game whose payoff is the losses after a step.
 
+    The fields are arguments of :func:`lookahead_online`.
 
-class Game(NamedTuple):
-    """The game whose payoff is the losses after a step, as :func:`game` makes it."""
+    Raises:
+      ValueError: if the rate is negative or not finite.
+    """
 
     lookahead_lr: optax.ScalarOrSchedule
     relative: bool
     normalize_interaction: bool
+
+    def __post_init__(self):
+        base.check_range("lookahead_lr", self.lookahead_lr)
+        checks.flag("relative", self.relative)
+        checks.flag("normalize_interaction", self.normalize_interaction)
 
     def step_size(self, statistics: base.Statistics) -> jax.Array:
         """λ in this step."""
