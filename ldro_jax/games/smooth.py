@@ -80,11 +80,13 @@ def smooth_equilibrium(
 
     def advance(carry):
         log_w, log_v, heat, _, step = carry
-        change_w, change_v = game.newton(log_w, log_v, tau * heat, sigma * heat)
+        t, s = tau * heat, sigma * heat
+        w, v = jnp.exp(log_w), jnp.exp(log_v)
+        change_w, change_v = game.newton((w, v), (log_w, log_v), t, s)
         small = 16 * eps / count
         size = jnp.maximum(
-            jnp.max(jnp.where(jnp.exp(log_w) > small, jnp.abs(change_w), 0)),
-            jnp.max(jnp.where(jnp.exp(log_v) > small, jnp.abs(change_v), 0)),
+            jnp.max(jnp.where(w > small, jnp.abs(change_w), 0)),
+            jnp.max(jnp.where(v > small, jnp.abs(change_v), 0)),
         )
         length = jnp.minimum(1, 2 / jnp.maximum(size, 1))
         new_w = jax.nn.log_softmax(log_w + jnp.clip(length * change_w, -8, 8))
@@ -135,10 +137,10 @@ class _Game(NamedTuple):
     prior_w: jax.Array
     prior_v: jax.Array
 
-    def newton(self, log_w, log_v, tau, sigma):
+    def newton(self, strategies, logs, tau, sigma):
         """The Newton step of log w and log v at these temperatures."""
         losses, decrease, prior_w, prior_v = self
-        w, v = jnp.exp(log_w), jnp.exp(log_v)
+        (w, v), (log_w, log_v) = strategies, logs
         # What log w and log v are short of, each up to a constant.
         pull = _dot(decrease.T, v)
         short_w = pull / tau + prior_w - log_w
@@ -148,8 +150,8 @@ class _Game(NamedTuple):
         # then one plus something positive.
         root = jnp.sqrt(w)
         centred = (decrease - pull[None, :]) * root[None, :]
-        matrix = _dot(centred.T, v[:, None] * centred) / (sigma * tau)
-        matrix = matrix + jnp.eye(w.size, dtype=w.dtype)
+        curvature = _dot(centred.T, v[:, None] * centred) / (sigma * tau)
+        matrix = curvature + jnp.eye(w.size, dtype=w.dtype)
         target = root * short_w + _dot(centred.T, v * short_v) / tau
         factor = jax.scipy.linalg.cho_factor(matrix)
         both = jax.scipy.linalg.cho_solve(factor, jnp.stack([target, root], axis=1))

@@ -28,7 +28,8 @@ def balance(matrix: jax.Array, power: jax.Array) -> tuple[jax.Array, jax.Array]:
       float32 to about 2 %. There is no solution where a convex combination of the gradients is
       zero, and none that rounding leaves where one is nearly so.
     """
-    cosines, norms, _, alive = quadratic.scaled(matrix)
+    cosines, norms, _ = quadratic.scaled(matrix)
+    alive = quadratic.lengths(matrix) > 0
     # A task without gradient is made one that has nothing to do with the others.
     cosines = cosines + jnp.diag((~alive).astype(norms.dtype))
     system = quadratic.regular(cosines)

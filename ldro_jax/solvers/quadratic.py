@@ -38,7 +38,7 @@ def on_simplex(
     Returns:
       w, ``[N]``, which sum to one; and whether they are optimal.
     """
-    cosines, norms, shares, _ = scaled(matrix)
+    cosines, norms, shares = scaled(matrix)
     # With w = shares · x, the rows of the matrix are of one size; the objective in units of it.
     unit = jnp.min(norms) ** 2
     slope = linear * shares
@@ -61,7 +61,7 @@ def min_norm(matrix: jax.Array, among: jax.Array | None = None) -> tuple[jax.Arr
     Returns:
       w, ``[N]``, which sum to one; and whether they are optimal.
     """
-    cosines, norms, shares, _ = scaled(matrix)
+    cosines, norms, shares = scaled(matrix)
     weights, solved = _simplex(regular(cosines), jnp.zeros_like(norms), shares, among)
     return _shared(weights, _same(cosines, norms)), solved
 
@@ -86,7 +86,8 @@ def steepest(
       task without gradient is left out of the minimum. Where no update is good for all tasks, d is
       the nearest that harms none.
     """
-    cosines, norms, shares, alive = scaled(matrix)
+    cosines, norms, shares = scaled(matrix)
+    alive = lengths(matrix) > 0
     counted = jnp.ones_like(alive) if among is None else among
     relative = jnp.where(alive, norms / jnp.max(norms), 0)
     relative = relative / jnp.maximum(jnp.sum(counted, dtype=norms.dtype), 1)
@@ -146,7 +147,8 @@ def above(matrix: jax.Array, lower: jax.Array) -> tuple[jax.Array, jax.Array]:
     Returns:
       v, ``[N]``, l where A is zero; and whether they are optimal.
     """
-    cosines, norms, _, alive = scaled(matrix)
+    cosines, norms, _ = scaled(matrix)
+    alive = lengths(matrix) > 0
     hessian = regular(cosines)
     bound = jnp.where(alive, lower * norms, 0)
     size = jnp.max(bound)
@@ -160,13 +162,15 @@ def above(matrix: jax.Array, lower: jax.Array) -> tuple[jax.Array, jax.Array]:
     return lower + x * size / norms, solved
 
 
-def scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """A Gram matrix ``[N, N]`` in units of its rows.
+def scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """A Gram matrix in units of its rows.
+
+    Args:
+      matrix: ``[N, N]``.
 
     Returns:
       The cosines ``[N, N]``, zero in the row and column of a zero gradient; the norms ``[N]``, for
-      a zero gradient that of the shortest other; the smallest norm over each, ``[N]``; and which
-      gradients aren't zero, bool ``[N]``.
+      a zero gradient that of the shortest other; and the smallest norm over each, ``[N]``.
     """
     norms = lengths(matrix)
     alive = norms > 0
@@ -175,7 +179,7 @@ def scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Arra
     norms = jnp.where(alive, norms, smallest)
     cosines = matrix / norms[:, None] / norms[None, :]
     both = alive[:, None] & alive[None, :]
-    return jnp.where(both, jnp.clip(cosines, -1, 1), 0), norms, smallest / norms, alive
+    return jnp.where(both, jnp.clip(cosines, -1, 1), 0), norms, smallest / norms
 
 
 def lengths(matrix: jax.Array) -> jax.Array:
