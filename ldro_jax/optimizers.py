@@ -47,9 +47,6 @@ def adam(
       weight_decay: decoupled weight decay.
       clip_norm: largest global norm of a gradient; ``None`` for any.
 
-    Returns:
-      An ``optax.GradientTransformation``, to be chained after a weighting.
-
     Raises:
       ValueError: if a number is out of range, or the warm-up not shorter than the run.
     """

@@ -118,9 +118,9 @@ def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> 
     an even number of examples of each task. In a batch each leaf is ``[task, example, ...]``, or
     ``[task]`` where there is one value for all examples of a task, which both halves get. So a key
     of each task must be of ``jax.random.key``, an array ``[task]``: the numbers of a
-    ``jax.random.PRNGKey``, ``[task, 2]``, would be cut in half, and so would features ``[task,
-    feature]``. Leaves that don't agree on the number of examples are refused; two numbers beside
-    two examples can't be told apart.
+    ``jax.random.PRNGKey``, ``[task, 2]``, would be cut in half, and so would features
+    ``[task, feature]``. Leaves that don't agree on the number of examples are refused; two numbers
+    beside two examples can't be told apart.
 
     Args:
       strategy: how to measure the interaction of the 2N halves.

@@ -22,8 +22,8 @@ def scan(
     Args:
       dtype: what to store the gradients in for the matrix, such as ``jnp.bfloat16``; their own
         dtype by default.
-      constrain: applied to each task's gradient before it is stored, for instance ``lambda g:
-        jax.lax.with_sharding_constraint(g, shardings)``.
+      constrain: applied to each task's gradient before it is stored, for instance
+        ``lambda g: jax.lax.with_sharding_constraint(g, shardings)``.
     """
     if constrain is not None:
         checks.function("constrain", constrain, example="gradient -> gradient")

@@ -1,4 +1,4 @@
-"""What a step is measured on: rows that belong to tasks, and what a model says of them."""
+"""What a step measures on: rows that belong to tasks, and the losses of a model on them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import jax
 
 
 class RowLosses(NamedTuple):
-    """What a model says of some rows.
+    """The losses of a model on some rows.
 
     Attributes:
       sums: the loss of each row, ``[R]``, summed over what is counted in it.

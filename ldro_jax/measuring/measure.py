@@ -1,4 +1,4 @@
-"""What one step measures: losses of the tasks, and how to get their gradient and interaction."""
+"""Measures one step: the losses of the tasks, and how to get their gradient and interaction."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from ldro_jax.measuring.plan import Plan, Way
 
 
 class Measurement(NamedTuple):
-    """What one batch says.
+    """What was measured on one batch.
 
     Attributes:
       losses: ``[N]``; from one pass ``[N × parts]``, where a strategy takes tasks in parts.
@@ -25,9 +25,9 @@ class Measurement(NamedTuple):
       preconditioner: what the products of ``gradients`` are still to be measured with, if anything.
       present: which tasks have something that counts in the batch, bool ``[N]``; ``None`` for all.
       counts: how much counts of each task, ``[N]``: what the model counts, or rows; ``None`` where
-        these are in every batch as many.
-      excess: the mean over the rows of each task, ``[N]``, where the model says it.
-      auxiliary: what the model gave besides, stacked along a leading axis of the parts it was given
+        that is the same in every batch.
+      excess: the mean over the rows of each task, ``[N]``, where the model gives it.
+      auxiliary: what else the model gave, stacked along a leading axis of the parts it was given
         the batch in: microbatches, or tasks or parts of tasks.
     """
 
@@ -61,7 +61,7 @@ def measure(
     batch: Batch | Grouped,
     preconditioner: Any = None,
 ) -> Measurement:
-    """Measures one step, in the way of its plan.
+    """Measures one step, in the way that its plan decides.
 
     The loss of a task is the mean over all that counts in its rows. The training gradient is
     ``Σ_r w_t(r) / n_t(r) ∇loss_r`` over the rows r, where t(r) is the task of row r and n_i is how
@@ -77,14 +77,11 @@ def measure(
 
     Args:
       plan: how steps measure.
-      losses_of: ``(params, rows) -> RowLosses``; or for :class:`Grouped` examples ``(params,
-        examples of one task) -> scalar``, their mean loss.
+      losses_of: ``(params, rows) -> RowLosses``; or for :class:`Grouped` examples
+        ``(params, examples of one task) -> scalar``, their mean loss.
       params: what is differentiated.
       batch: of the step.
       preconditioner: what the interaction is measured with, a pytree like the parameters.
-
-    Returns:
-      The :class:`Measurement`.
 
     Raises:
       ValueError: if microbatches don't divide the rows, or the losses of :class:`Grouped` examples

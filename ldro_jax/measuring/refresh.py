@@ -1,4 +1,4 @@
-"""The interaction matrix of a step: measured when it is due, and which tasks it couldn't be for."""
+"""The interaction matrix of a step: measured when it is due, as far as it can be."""
 
 import functools
 import operator
@@ -18,8 +18,8 @@ class Matrix(NamedTuple):
 
     Attributes:
       values: the matrix and the noise.
-      ever: the tasks whose interactions have been measured, bool ``[N]``.
-      unmeasured: those whose interactions should have been in this step, and could not be, bool
+      ever: the tasks whose interactions have been measured in some step, bool ``[N]``.
+      unmeasured: those whose interactions were due in this step and could not be measured, bool
         ``[N]``; see :func:`~ldro_jax.interaction.base.refreshed`.
     """
 
@@ -114,11 +114,11 @@ def unless_underflow(
     The matrix alone can't tell such a step from one in which all tasks have converged.
 
     Args:
-      new: of this step.
+      new: of this step, measured if ``due``, which is ``None`` in every step.
       last: of the step before.
       gradient: of the weighted loss.
       present: the tasks that were measured, bool ``[N]``.
-      due: whether they were measured in this step, bool; ``None`` if in every step.
+      due: bool.
       good: whether all losses of this step are finite, bool.
     """
     no = jnp.zeros([], bool)

@@ -80,7 +80,7 @@ def by_task(plan: Plan, batch: Batch, limit: int | None = None) -> tuple[Any, ja
       limit: take so many rows of each task.
 
     Returns:
-      Arrays ``[N, E, ...]``, and bool ``[N, E]``: which rows are not there to fill up.
+      Arrays ``[N, E, ...]``, and which rows are real and not only fill them up, bool ``[N, E]``.
     """
     rows: Any = batch.measured() if callable(batch.measured) else batch.measured
     where: Any = None

@@ -1,4 +1,4 @@
-"""The measure that an optimizer has of the parameters, for the interaction in its geometry.
+"""How an optimizer scales each parameter, for the interaction in its geometry.
 
 See :mod:`ldro_jax.interaction.geometry`.
 """
@@ -17,7 +17,7 @@ _CORRECTED_RMS = "ScaleByRmsWithCountState"
 
 
 def preconditioner(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Any:
-    """The optimizer's own measure of the parameters, to look ahead along the step it will take.
+    """How the optimizer scales each parameter, to look ahead along the step it will take.
 
     Adam divides each parameter's gradient by a running size of it. Pass these factors to ``update``
     and A_ij is ``⟨∇ℓ_i, P ∇ℓ_j⟩``, the change of task i's loss by Adam's step for task j:
@@ -56,12 +56,11 @@ def preconditioner(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -
 def decay_of(optimizer: optax.GradientTransformation, params: Any) -> float:
     """β₂ of the Adam in an optimizer, by how much of a squared gradient is left a step later.
 
+    It is 0.999 if the optimizer has running squares of another kind.
+
     Args:
       optimizer: Optax's ``adam`` or one of its kin, alone or in a chain.
       params: arrays or their shapes.
-
-    Returns:
-      β₂; 0.999 if the optimizer has running squares of another kind.
 
     Raises:
       ValueError: if its state holds no running squares, or what is left can't be told.

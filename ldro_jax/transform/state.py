@@ -140,10 +140,8 @@ def find_state(opt_state: Any) -> WeightedState:
     """The state of :func:`ldro_jax.transform.weighted`, wherever it sits in an optimizer's state.
 
     Args:
-      opt_state: the state of a chain or wrapper that holds one, or of a ``flax.nnx.Optimizer``.
-
-    Returns:
-      The :class:`WeightedState`; of arrays, where Flax NNX holds them in variables.
+      opt_state: the state of a chain or wrapper that holds one, or of a ``flax.nnx.Optimizer``;
+        where that holds variables, arrays come back.
 
     Raises:
       ValueError: if there is none, or more than one, or it was restored without its types.

@@ -37,11 +37,12 @@ class About:
       usual: hyperparameters to try it with, in tests and benchmarks.
       variants: others that compute something else, by a word for each.
       signed: whether weights can be negative.
-      random: whether it draws numbers, which are those of the tasks in their order.
+      random: whether it draws numbers for the tasks in their order, so that another order is
+        another draw.
       solver: "convex" if it iterates or inverts a matrix, so that its weights are right to more
         than rounding; "game" if it solves a matrix game; empty if neither.
-      scale_free: whether the shares of the tasks are the same when all losses are in another unit.
-        With ``relative=True`` they are.
+      scale_free: whether the shares of the tasks are the same when all losses are in another unit,
+        without ``relative=True``.
 
     Raises:
       ValueError: if the family is unknown.

@@ -62,10 +62,10 @@ def no_scales(num_tasks: int, dtype=jnp.float32) -> ScalesState:
 def learned_scales(
     statistics: base.Statistics, scales: jax.Array, steps: jax.Array, best: jax.Array
 ) -> ScalesState:
-    """The scales after a gradient step, which ends where its loss has its minimum.
+    """The scales after a gradient step that goes no further than to the minimum of its loss.
 
-    Far from it the slope is an exponential of the distance, so that a step could go so far beyond
-    that its weight becomes zero or infinite. A scale stays where it is while its loss isn't
+    Far from it the slope is an exponential of the distance, so that a plain step could go so far
+    beyond that the weight becomes zero or infinite. A scale stays where it is while its loss isn't
     positive, when there is no minimum, and at zero while its task is unknown.
 
     Args:

@@ -143,9 +143,7 @@ def lookahead_exact(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Game:
-    """The game whose payoff is the losses after a step.
-
-    The fields are arguments of :func:`lookahead_online`.
+    """The game whose payoff is the losses after a step; see :func:`lookahead_online`.
 
     Raises:
       ValueError: if the rate is negative or not finite.

@@ -1,4 +1,4 @@
-"""Weightings around weightings: means of what they see, of what they say, and limits on it."""
+"""Wrappers of a weighting: running means of what it sees or gives, and limits on what it gives."""
 
 from typing import Any, NamedTuple
 
