@@ -122,12 +122,9 @@ def combined(weights: jax.Array, gradients: jax.Array) -> jax.Array:
 
 
 def products(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
-    """Inner products ``[n, m]`` of the rows of two stacked arrays, accumulated in a dtype.
+    """Inner products ``[n, m]`` of the rows of ``x``, ``[n, ...]``, and ``y``, ``[m, ...]``.
 
-    Args:
-      x: ``[n, ...]``.
-      y: ``[m, ...]``, with the same trailing shape.
-      dtype: to accumulate in.
+    They are accumulated in ``dtype``.
     """
     # Contracting all axes at once, instead of flattening first, keeps a sharded leaf in place.
     axes = tuple(range(1, x.ndim))

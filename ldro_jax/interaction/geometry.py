@@ -39,13 +39,8 @@ def in_units(loss_fn: Callable, params: Any, preconditioner: Any) -> tuple[Calla
 
     Its gradients there are ``√P ∇ℓ``, whose plain products are those of the geometry.
 
-    Args:
-      loss_fn: ``(params, ...) -> losses``.
-      params: where to differentiate.
-      preconditioner: the diagonal of P, a pytree like the parameters.
-
     Raises:
-      ValueError: if P isn't like the parameters.
+      ValueError: if P, the preconditioner, isn't like the parameters.
     """
     what = "preconditioner must have the structure and shapes of the parameters"
     scale = jax.tree.map(jnp.sqrt, leaves_lib.like(what, preconditioner, params))

@@ -63,10 +63,7 @@ def sliced_outputs(jaxpr: equations.Program, outputs: Sequence[Any]) -> dict[int
 
     Args:
       jaxpr: a program.
-      outputs: some of its outputs.
-
-    Returns:
-      From the number of such an output among them to where it comes from.
+      outputs: some of its outputs; those that are found are named by their number among these.
     """
     made, used = equations.made_and_used(jaxpr)
 
@@ -125,7 +122,7 @@ def sliced_outputs(jaxpr: equations.Program, outputs: Sequence[Any]) -> dict[int
 def used_up(
     jaxpr: equations.Program, found: Sliced, known: Any, weights: jax.Array | None, dtype: Any
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Uses up the N gradients of such an output.
+    """Uses up the N gradients of an output that comes in slices.
 
     Args:
       jaxpr: the program.
@@ -135,8 +132,8 @@ def used_up(
       dtype: of the products.
 
     Returns:
-      The products of the gradients, ``[N, N]``, and with weights their weighted sum, as it is
-      before it is turned.
+      The products of the gradients, ``[N, N]``, and with weights their weighted sum, not yet
+      turned.
     """
     eqns = [jaxpr.eqns[number] for number in found.sources]
     # The zeros that rows are added to were never made.

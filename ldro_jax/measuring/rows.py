@@ -104,10 +104,8 @@ def sums_of_tasks(
 ) -> tuple[Callable[[jax.Array], jax.Array], Callable[[jax.Array], jax.Array], jax.Array]:
     """How to go from rows to their tasks and back.
 
-    Args:
-      tasks: the task of each row, int32 ``[B]``; ``None`` if row r is of task ``r mod N``.
-      size: B.
-      num_tasks: N.
+    The task of each row is in ``tasks``, int32 ``[B]``; row r is of task ``r mod N`` if that is
+    ``None``.
 
     Returns:
       Sums over the rows of each task, ``[B] -> [N]``; what each row's task has, ``[N] -> [B]``; and

@@ -52,11 +52,9 @@ def hide(tree: Any, trained: Any) -> Any:
 
 
 def merge(part: Any, whole: Any) -> Any:
-    """Puts a tree together again.
+    """Puts a tree together again, with leaves of the ``whole`` in the holes of the part.
 
-    Args:
-      part: with ``None`` or ``optax.MaskedNode`` in the places of frozen parameters.
-      whole: a tree without holes, for the leaves that are frozen.
+    Holes are ``None`` or ``optax.MaskedNode``, in the places of frozen parameters.
     """
 
     def is_hole(leaf):
@@ -81,7 +79,7 @@ def only(
 
     Args:
       optimizer: of Optax.
-      trainable: see :func:`mask`.
+      trainable: which parameters, as :func:`ldro_jax.transform.weighted` takes it.
     """
     parts: dict[Hashable, optax.GradientTransformation]
     parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
@@ -93,7 +91,7 @@ def only(
 
 
 def moved_by(optimizer: optax.GradientTransformation, params: Any) -> Any:
-    """Which parameters an optimizer can move, a tree of bools like the parameters.
+    """Which parameters an optimizer of Optax can move, a tree of bools like the parameters.
 
     It is looked for in the traced update, which computes nothing: what ``optax.set_to_zero`` gives,
     alone or inside ``optax.partition``, ``optax.masked`` or ``optax.transforms.freeze``, depends

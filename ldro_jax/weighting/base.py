@@ -160,32 +160,29 @@ class Weighting(NamedTuple):
 
 
 class LogWeightsState(NamedTuple):
-    """State of the online methods: log-weights, so that no task dies by underflow.
+    """State of the online methods: log-weights ``[N]``, so that no task dies by underflow.
 
-    Attributes:
-      log_weights: ``[N]``, normalised so that the exponentials of those of the known tasks sum to
-        one. An unknown task has the mean weight of the known ones, with which it will begin.
+    The exponentials of those of the known tasks sum to one. An unknown task has the mean weight of
+    the known ones, with which it will begin.
     """
 
     log_weights: jax.Array
 
 
 class SolverState(NamedTuple):
-    """State of methods that solve a problem anew in every step.
+    """State of methods that solve a problem anew in every step: how often that failed, int32.
 
-    Attributes:
-      unsolved: in how many steps the solver ended without a solution, int32. A method with a state
-        of its own has a field of this name, and :func:`ldro_jax.transform.weighted` finds it.
+    A method with a state of its own has a field of this name, which
+    :func:`ldro_jax.transform.weighted` finds.
     """
 
     unsolved: jax.Array
 
 
 class WeightsState(NamedTuple):
-    """State of methods that move weights on the simplex.
+    """State of methods that move weights ``[N]`` on the simplex.
 
-    Attributes:
-      weights: ``[N]``; those of the known tasks sum to one, and an unknown one has their mean.
+    Those of the known tasks sum to one, and an unknown one has their mean.
     """
 
     weights: jax.Array

@@ -17,11 +17,7 @@ from ldro_jax.weighting import about, base, gram
 
 
 class CosinesState(NamedTuple):
-    """State of :func:`gradvac`.
-
-    Attributes:
-      cosines: φ̂, the running means of the cosines, ``[N, N]``.
-    """
+    """State of :func:`gradvac`: φ̂, the running means of the cosines, ``[N, N]``."""
 
     cosines: jax.Array
 

@@ -45,11 +45,7 @@ def imtl_g() -> base.Weighting:
 
 
 class ScalesState(NamedTuple):
-    """State of :func:`imtl_l`.
-
-    Attributes:
-      scales: s, ``[N]``; task i has the weight exp(s_i).
-    """
+    """State of :func:`imtl_l`: s, ``[N]``; task i has the weight exp(s_i)."""
 
     scales: jax.Array
 

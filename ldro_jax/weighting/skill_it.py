@@ -18,10 +18,9 @@ from ldro_jax.weighting import about, base, gram
 
 
 class LossesState(NamedTuple):
-    """State of :func:`skill_it`.
+    """State of :func:`skill_it`: the losses of the last steps, ``[window, N]``.
 
-    Attributes:
-      losses: those of the last steps, ``[window, N]``, the newest first; inf where there was none.
+    The newest come first, and there is inf where there was none.
     """
 
     losses: jax.Array

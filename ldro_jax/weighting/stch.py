@@ -16,11 +16,7 @@ from ldro_jax.weighting import about, base
 
 
 class IdealState(NamedTuple):
-    """State of :func:`stch`.
-
-    Attributes:
-      ideal: z*, the least loss of each task so far, ``[N]``; inf while the task is unknown.
-    """
+    """State of :func:`stch`: z*, the least loss of each task so far, ``[N]``; inf while unknown."""
 
     ideal: jax.Array
 
