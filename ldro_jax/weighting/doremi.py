@@ -33,9 +33,8 @@ def doremi(
     The paper takes the positive part for each token before the mean over a domain's tokens, which
     needs the losses of a reference model on the same tokens: with ``None`` for the references the
     step is told that mean (``excess``, at :func:`ldro_jax.transform.weighted`). With one reference
-    loss for each task the positive part is that of the mean.
-
-    The paper trains a second model with the mean of the weights over all steps.
+    loss for each task the positive part is that of the mean. The paper trains a second model with
+    the mean of the weights over all steps.
 
     Args:
       reference_losses: of a model that was trained before, on all tasks or on each alone, ``[N]``;

@@ -32,7 +32,6 @@ def go4align(num_groups: int, *, risk_lr: optax.ScalarOrSchedule) -> base.Weight
     are those of k-means: the authors' program searches for them from a random start, here they are
     the division with the least sum of squares, which numbers on a line allow to find. The sum of
     the losses is that of the program, too; the paper has their mean, and weights an N-th of these.
-
     The weights sum to what the indicators do, which is N where all losses are the same. The method
     needs positive losses, and the weight of a task whose loss can be made zero grows without limit.
 

@@ -45,9 +45,7 @@ def gradnorm(
 
     d are the gradients' lengths, and r the tasks' losses over their first ones, relative to their
     mean. As in the paper, the steps are taken on the weights, which are then made to sum to N; no
-    weight goes below zero.
-
-    It needs positive losses.
+    weight goes below zero. It needs positive losses.
 
     Args:
       weight_lr: learning rate of the weights.

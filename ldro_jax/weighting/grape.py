@@ -42,9 +42,7 @@ def grape(
     to its size. An adversary z moves to the tasks where it is least, and the weights α to those
     whose gradients help them. In the paper z weighs target tasks and α the domains that are trained
     on; here they are the same tasks. The paper takes a step of both every 100 steps of training;
-    here there is one in each.
-
-    The weights given are α. The method needs positive losses.
+    here there is one in each. The weights given are α. The method needs positive losses.
 
     Args:
       weight_lr: η_α, the learning rate of the weights, γ / μ_α in the paper (1.5 there), in units

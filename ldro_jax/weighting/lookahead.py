@@ -117,9 +117,7 @@ def lookahead_exact(
 
     Right when losses and gradients are measured without noise (small or full-batch problems). On
     minibatches the equilibrium jumps with the noise; use :func:`lookahead_online` there. By default
-    A is measured in every step.
-
-    The state counts the steps in which the equilibrium wasn't found.
+    A is measured in every step. The state counts the steps in which the equilibrium wasn't found.
 
     Args:
       lookahead_lr: λ, as in :func:`lookahead_online`.

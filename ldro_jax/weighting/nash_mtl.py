@@ -24,9 +24,7 @@ def nash_mtl(max_norm: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
     r"""Solves :math:`A w = 1 / w`, and shortens the update to ``max_norm``.
 
     The update of the solution has the length √N whatever the gradients are, N the number of tasks
-    that have one.
-
-    The weights are one over lengths of gradients.
+    that have one. The weights are one over lengths of gradients.
 
     Args:
       max_norm: length of the update at most; inf leaves it at √N.

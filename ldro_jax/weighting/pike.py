@@ -29,9 +29,8 @@ def pike(
     parameters, and b the number of examples of all tasks in a batch. N tasks with b / N examples
     each have batch gradients of the variance :math:`N σ_i^2 / b`, which is what is measured
     (``statistics.noise``). The squared length of the gradient is taken without that variance: the
-    method asks for ``interaction="split"`` by default, which measures both.
-
-    The weighting's ``update`` raises ``ValueError`` if the variance isn't measured.
+    method asks for ``interaction="split"`` by default, which measures both. The weighting's
+    ``update`` raises ``ValueError`` if the variance isn't measured.
 
     Args:
       weight_lr: ζ_1, in units of one over a squared gradient. The paper's number, which doesn't

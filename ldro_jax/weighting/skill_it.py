@@ -46,9 +46,8 @@ def skill_it(
 
     The graph was measured before. In the paper the losses are those of rounds of many steps; here
     every step is one. Its weights before any loss is measured, :math:`∝ \exp(η M 1)`, aren't needed
-    here, where losses are measured before the first step.
-
-    The method needs positive losses: they say how much of each skill is left to learn.
+    here, where losses are measured before the first step. The method needs positive losses: they
+    say how much of each skill is left to learn.
 
     Args:
       weight_lr: η, the learning rate of the weights.

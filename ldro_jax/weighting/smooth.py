@@ -55,9 +55,8 @@ def smooth_lookahead(
 
     The adversary v weighs the losses after the step by :math:`\exp((ℓ − λAw) / σ)`; the weights
     answer with :math:`w ∝ \exp(λ A^⊤ v / τ)`. τ, σ → 0 is Lookahead-DRO (Algorithm 1), τ → ∞ the
-    average loss. Best with means over steps: ``smoothed(smooth_lookahead(…), 0.99)``.
-
-    Each solution begins at the last.
+    average loss. Best with means over steps: ``smoothed(smooth_lookahead(…), 0.99)``. Each solution
+    begins at the last.
 
     Args:
       lookahead_lr: λ, the size of the step that is looked ahead; see
