@@ -210,13 +210,13 @@ def num_tasks(batch: Any) -> int:
     # A scalar has no task axis, and no array has a task axis of size −1.
     sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or -1 in sizes:
-        found = {
+        shapes = {
             jax.tree_util.keystr(path) or "batch": leaf.shape
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
         }
         raise ValueError(
             "Every array of the batch must have the same leading task axis, [task, example, ...], "
-            f"but their shapes are {found}."
+            f"but their shapes are {shapes}."
         )
     return sizes.pop()
 
@@ -233,10 +233,10 @@ def explicit_mesh(x: jax.Array) -> Any:
 def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> jax.Array:
     """Zeros to add up products in, on the explicit mesh of the arrays ``like``, if there is one."""
     meshes = [mesh for x in jax.tree.leaves(like) if (mesh := explicit_mesh(x)) is not None]
-    found = jnp.zeros(shape, dtype)
+    array = jnp.zeros(shape, dtype)
     if not meshes:
-        return found
-    return jax.sharding.reshard(found, NamedSharding(meshes[0], PartitionSpec()))
+        return array
+    return jax.sharding.reshard(array, NamedSharding(meshes[0], PartitionSpec()))
 
 
 def replicated(x: jax.Array) -> jax.Array:

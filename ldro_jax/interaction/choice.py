@@ -154,9 +154,9 @@ def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> 
     )
 
 
-def _crossed(found: Any) -> base.Measured:
+def _crossed(halves: Any) -> base.Measured:
     """The matrix of tasks from that of their halves, ``[2N, 2N]``."""
-    blocks = found.reshape(found.shape[0] // 2, 2, found.shape[1] // 2, 2)
+    blocks = halves.reshape(halves.shape[0] // 2, 2, halves.shape[1] // 2, 2)
     full = blocks.mean(axis=(1, 3))
     # Each half with the other.
     crossed = (blocks[:, 0, :, 1] + blocks[:, 1, :, 0]) / 2
@@ -170,10 +170,10 @@ def _in_halves(batch: Any) -> Any:
         jax.tree_util.keystr(path): leaf.shape[1] for path, leaf in leaves if jnp.ndim(leaf) > 1
     }
     if len(set(counts.values())) > 1:
-        found = ", ".join(f"batch{name} {count}" for name, count in counts.items())
+        listed = ", ".join(f"batch{name} {count}" for name, count in counts.items())
         raise ValueError(
             "interaction='split' halves the examples of each task, the second axis of every leaf, "
-            f"but these aren't as many in all of them: {found}. What is one value for a task must "
+            f"but these aren't as many in all of them: {listed}. What is one value for a task must "
             "be an array [task], such as a key of jax.random.key (not of PRNGKey)."
         )
     return jax.tree.map(_halves, batch)

@@ -30,8 +30,8 @@ def offload() -> base.Interaction:
         num_tasks = base.num_tasks(batch)
 
         def gradient(task_batch):
-            found = jax.grad(loss_fn)(params, task_batch)
-            flat = [base.replicated(leaf).reshape(-1) for leaf in jax.tree.leaves(found)]
+            gradients = jax.grad(loss_fn)(params, task_batch)
+            flat = [base.replicated(leaf).reshape(-1) for leaf in jax.tree.leaves(gradients)]
             return jax.device_put(flat, jax.memory.Space.Host)
 
         dtype = base.statistics_dtype(params)

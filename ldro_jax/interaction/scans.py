@@ -73,5 +73,5 @@ def stacked_outputs(jaxpr: equations.Program, outputs: Sequence[Any]) -> dict[in
             (variable,) = eqn.invars
         return None
 
-    found = {number: source(v) for number, v in enumerate(outputs)}
-    return {number: place for number, place in found.items() if place is not None}
+    places = {number: source(v) for number, v in enumerate(outputs)}
+    return {number: place for number, place in places.items() if place is not None}

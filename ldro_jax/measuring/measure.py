@@ -114,7 +114,7 @@ def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measuremen
     counts, excess = (
         None if x is None else x.reshape(plan.num_tasks, -1) for x in (totals.counts, totals.excess)
     )
-    found = Measurement(
+    measured = Measurement(
         losses,
         counts=None if counts is None else counts.sum(axis=1),
         present=None if counts is None else counts.sum(axis=1) > 0,
@@ -122,21 +122,21 @@ def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measuremen
         auxiliary=totals.auxiliary,
     )
     if way is Way.LAGGED:
-        return found._replace(pullback=pulled)
-    return found._replace(gradients=pulled, preconditioner=preconditioner)
+        return measured._replace(pullback=pulled)
+    return measured._replace(gradients=pulled, preconditioner=preconditioner)
 
 
 def _apart(plan, strategy, losses_of, params, batch) -> Measurement:
     """Losses from one pass over all rows; the matrix, when it is due, from another one."""
-    found, pull = rows_lib.forward(losses_of, params, batch.rows, plan.microbatches)
+    row_losses, pull = rows_lib.forward(losses_of, params, batch.rows, plan.microbatches)
     sums, of_rows, rows = rows_lib.sums_of_tasks(batch.tasks, batch.size, plan.num_tasks)
-    dtype = found.sums.dtype
-    counts = rows if found.counts is None else sums(found.counts)
+    dtype = row_losses.sums.dtype
+    counts = rows if row_losses.counts is None else sums(row_losses.counts)
     each = _divisor(counts, dtype)
     expected = _divisor(rows, dtype) if batch.expected is None else batch.expected
     # What counts in as many rows as are expected.
     share = expected
-    if found.counts is not None:
+    if row_losses.counts is not None:
         share = each * (expected.astype(dtype) / _divisor(rows, dtype))
 
     def pullback(weights):
@@ -155,13 +155,13 @@ def _apart(plan, strategy, losses_of, params, batch) -> Measurement:
         return matrix._replace(noise=matrix.noise * (rows_each / expected_each))
 
     return Measurement(
-        sums(found.sums) / each,
+        sums(row_losses.sums) / each,
         pullback=pullback,
         interaction=interaction,
         present=counts > 0,
         counts=counts,
-        excess=None if found.excess is None else _mean(sums, found.excess, rows),
-        auxiliary=found.auxiliary,
+        excess=None if row_losses.excess is None else _mean(sums, row_losses.excess, rows),
+        auxiliary=row_losses.auxiliary,
     )
 
 
@@ -178,17 +178,17 @@ def _task_loss(losses_of: LossesOf) -> Callable[[Any, Any], tuple[jax.Array, _To
 
     def task_loss(params, taken):
         rows, is_real = taken
-        found = losses_of(params, rows)
+        row_losses = losses_of(params, rows)
 
         def total(values):
             return jnp.sum(jnp.where(is_real, values, 0))
 
-        num_rows = jnp.sum(is_real, dtype=found.sums.dtype)
-        counts = None if found.counts is None else total(found.counts)
-        each = num_rows if counts is None else _divisor(counts, found.sums.dtype)
-        excess = None if found.excess is None else _mean(total, found.excess, num_rows)
-        totals = _Totals(counts, excess, jax.tree.map(jnp.asarray, found.auxiliary))
-        return total(found.sums) / each, totals
+        num_rows = jnp.sum(is_real, dtype=row_losses.sums.dtype)
+        counts = None if row_losses.counts is None else total(row_losses.counts)
+        each = num_rows if counts is None else _divisor(counts, row_losses.sums.dtype)
+        excess = None if row_losses.excess is None else _mean(total, row_losses.excess, num_rows)
+        totals = _Totals(counts, excess, jax.tree.map(jnp.asarray, row_losses.auxiliary))
+        return total(row_losses.sums) / each, totals
 
     return task_loss
 

@@ -35,8 +35,8 @@ def forward(
     """
 
     def apart(params, rows):
-        found = losses_of(params, rows)
-        return found.sums, (found.counts, found.excess, found.auxiliary)
+        losses = losses_of(params, rows)
+        return losses.sums, (losses.counts, losses.excess, losses.auxiliary)
 
     if microbatches == 1:
         sums, pull, rest = jax.vjp(lambda p: apart(p, rows), params, has_aux=True)

@@ -28,22 +28,22 @@ def mask(trainable: Trainable, params: Any) -> Any:
     Raises:
       ValueError: if the tree doesn't fit the parameters, holds something else, or trains nothing.
     """
-    found = trainable
+    bools = trainable
     if callable(trainable):
         with errors.of("trainable"):
-            found = trainable(params)
+            bools = trainable(params)
     expected = "a tree of bools like the parameters, or a function from them to one"
-    leaves = jax.tree.leaves(found)
+    leaves = jax.tree.leaves(bools)
     is_bools = all(isinstance(leaf, (bool, np.bool_)) for leaf in leaves)
-    checks.require(leaves and is_bools, "trainable", expected, found)
+    checks.require(leaves and is_bools, "trainable", expected, bools)
     try:
-        found = jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), found, params)
+        bools = jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), bools, params)
     except (TypeError, ValueError) as error:
         said = errors.first_line(error)
         raise ValueError(f"trainable must be {expected}, but it doesn't fit: {said}") from error
-    if not any(jax.tree.leaves(found)):
+    if not any(jax.tree.leaves(bools)):
         raise ValueError("trainable marks no parameter, so that nothing would be trained.")
-    return found
+    return bools
 
 
 def hide(tree: Any, trained: Any) -> Any:

@@ -70,12 +70,12 @@ def decay_of(optimizer: optax.GradientTransformation, params: Any) -> float:
     def remembered():
         optimizer_ = optax.with_extra_args_support(optimizer)
         ones, state = jax.tree.map(jnp.ones_like, numbers), optimizer_.init(numbers)
-        found = []
+        sums = []
         for gradient in (ones, numbers):
             _, state = optimizer_.update(gradient, state, numbers)
             leaves = jax.tree.leaves(_squares(_running(state)))
-            found.append(jnp.sum(jnp.stack([x.astype(jnp.float32) for x in leaves])))
-        return found[1] / found[0]
+            sums.append(jnp.sum(jnp.stack([x.astype(jnp.float32) for x in leaves])))
+        return sums[1] / sums[0]
 
     with jax.numpy_dtype_promotion("standard"):
         if not _is_corrected(_running(jax.eval_shape(optimizer.init, numbers))):
@@ -100,17 +100,17 @@ def _running(opt_state: Any) -> Any:
     leaves = jax.tree.leaves(
         opt_state, is_leaf=lambda x: is_running(x) or isinstance(x, state_lib.WeightedState)
     )
-    found = [leaf for leaf in leaves if is_running(leaf)]
-    if not found:
+    states = [leaf for leaf in leaves if is_running(leaf)]
+    if not states:
         for fields in ({"nu"}, {"sum_of_squares"}):
             state_lib.check_types(opt_state, fields)
-    if len(found) != 1:
+    if len(states) != 1:
         raise ValueError(
             "The optimizer's geometry needs one set of running squared gradients, as adam, rmsprop "
-            f"and adagrad have it, but its state holds {len(found)}. Use such an optimizer, or the "
-            "plain interaction."
+            f"and adagrad have it, but its state holds {len(states)}. Use such an optimizer, or "
+            "the plain interaction."
         )
-    return found[0]
+    return states[0]
 
 
 def _is_corrected(state: Any) -> bool:

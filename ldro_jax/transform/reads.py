@@ -51,11 +51,11 @@ def check(weighting: base.Weighting, num_tasks: int, dtype: Any) -> None:
     if weighting.uses_interaction:
         return
     try:
-        found = read(weighting, num_tasks, dtype)
+        names = read(weighting, num_tasks, dtype)
     # Computed in NumPy, for steps outside of a jit; or traced by a JAX that isn't known.
     except (*_UNTRACEABLE, equations_lib.UnknownFormError):
         return
-    if "interaction" in found:
+    if "interaction" in names:
         raise ValueError(
             "The weighting reads statistics.interaction, but doesn't say so, and the interaction "
             "would not be measured for it: it must have uses_interaction=True. Pass that to "

@@ -147,16 +147,16 @@ def find_state(opt_state: Any) -> WeightedState:
       ValueError: if there is none, or more than one, or it was restored without its types.
     """
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, WeightedState))
-    found = [leaf for leaf in leaves if isinstance(leaf, WeightedState)]
-    if not found:
+    states = [leaf for leaf in leaves if isinstance(leaf, WeightedState)]
+    if not states:
         check_types(opt_state, _FIELDS)
-    if len(found) != 1:
+    if len(states) != 1:
         raise ValueError(
-            f"Expected one WeightedState in the optimizer state, but found {len(found)}. Was the "
+            f"Expected one WeightedState in the optimizer state, but found {len(states)}. Was the "
             "optimizer built with ldro.transform() or another transformation of this library?"
         )
     return jax.tree.map(
-        lambda x: x.get_value() if _is_variable(x) else x, found[0], is_leaf=_is_variable
+        lambda x: x.get_value() if _is_variable(x) else x, states[0], is_leaf=_is_variable
     )
 
 

@@ -321,17 +321,17 @@ def checked(weighting: Weighting) -> Weighting:
     """
 
     def update(statistics, state):
-        found = weighting.update(statistics, state)
+        returned = weighting.update(statistics, state)
         # Of a function in a factory the factory is what a user knows.
         name = getattr(weighting.update, "__qualname__", checks.called(weighting.update))
         name = f"The weighting {name.split('.<locals>')[0]}"
-        if not (isinstance(found, (tuple, list)) and len(found) == 2):
-            described = "an array" if hasattr(found, "shape") else checks.shown(found)
+        if not (isinstance(returned, (tuple, list)) and len(returned) == 2):
+            described = "an array" if hasattr(returned, "shape") else checks.shown(returned)
             raise ValueError(
                 f"{name} must return a pair, the weights and its next state, but it returned "
                 f"{described}. One without a state is made with weighting.stateless."
             )
-        weights, following = found
+        weights, following = returned
         shape, dtype = getattr(weights, "shape", None), getattr(weights, "dtype", object)
         if shape != statistics.losses.shape or not jnp.issubdtype(dtype, jnp.floating):
             described = checks.shown(weights) if shape is None else f"{dtype}{list(shape)}"
@@ -404,14 +404,14 @@ def numbers_per_task(name: str, values: Any, *, positive: bool = False) -> np.nd
       ValueError: if they aren't finite numbers in one dimension.
     """
     try:
-        found = np.asarray(values)
+        numbers = np.asarray(values)
     except (TypeError, ValueError):  # ragged, or traced
-        found = np.array(None)
-    usable = found.dtype.kind in "iuf" and found.ndim == 1 and found.size
-    usable = usable and np.isfinite(found).all() and (not positive or (found > 0).all())
+        numbers = np.array(None)
+    usable = numbers.dtype.kind in "iuf" and numbers.ndim == 1 and numbers.size
+    usable = usable and np.isfinite(numbers).all() and (not positive or (numbers > 0).all())
     expected = f"one finite{' positive' if positive else ''} number for each task"
     checks.require(usable, name, expected, values)
-    return found.astype(np.float64)
+    return numbers.astype(np.float64)
 
 
 def check_per_task(name: str, values: jax.Array | np.ndarray, num_tasks: int) -> None:

@@ -35,10 +35,10 @@ def imtl_g() -> base.Weighting:
         shortest = jnp.min(jnp.where(lengths > 0, lengths, jnp.inf))
         relative = jnp.where(lengths > 0, shortest / jnp.where(lengths > 0, lengths, 1), 0)
         z, solved = gram.pseudo_solve(gram.cosines(matrix), lengths)
-        found = z * relative
-        total = jnp.sum(found)
-        lost = jnp.abs(total) <= 4 * jnp.finfo(total.dtype).eps * jnp.sum(jnp.abs(found))
-        weights = jnp.where(lost, gram.even(statistics), found / jnp.where(lost, 1, total))
+        solution = z * relative
+        total = jnp.sum(solution)
+        lost = jnp.abs(total) <= 4 * jnp.finfo(total.dtype).eps * jnp.sum(jnp.abs(solution))
+        weights = jnp.where(lost, gram.even(statistics), solution / jnp.where(lost, 1, total))
         return weights, solved & ~(lost & (lengths > 0).any())
 
     return base.solving(weights)

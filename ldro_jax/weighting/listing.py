@@ -112,8 +112,8 @@ def _usual(name: str):
     return registry.create(name, about.usual(name, 2))
 
 
-def _code(found: list[str]) -> str:
-    return " ".join(f"`{name}`" for name in found)
+def _code(methods: list[str]) -> str:
+    return " ".join(f"`{name}`" for name in methods)
 
 
 def _row(*cells: str) -> str:

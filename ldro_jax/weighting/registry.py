@@ -116,10 +116,10 @@ def _traces(method: Named, hyperparameters: dict[str, Any], rate: str) -> bool:
     def weights(value):
         weighting = create(method, hyperparameters | {rate: value})
         statistics = base.nothing_known(num_tasks)
-        found, _ = weighting.update(statistics, weighting.init(num_tasks, jnp.float32))
+        chosen, _ = weighting.update(statistics, weighting.init(num_tasks, jnp.float32))
         if weighting.expected_losses is not None:
-            weighting.expected_losses(statistics, found)
-        return found
+            weighting.expected_losses(statistics, chosen)
+        return chosen
 
     try:
         jax.eval_shape(weights, jax.ShapeDtypeStruct((), jnp.float32))

@@ -81,7 +81,7 @@ def smooth_lookahead(
 
     def update(statistics, state):
         unit = base.mean_loss(statistics) if relative else jnp.ones((), statistics.losses.dtype)
-        found = games.smooth_equilibrium(
+        equilibrium = games.smooth_equilibrium(
             base.above_least(statistics) / unit,
             game.decrease(statistics) / unit,
             column_temperature=base.value_at(temperature, statistics),
@@ -89,8 +89,8 @@ def smooth_lookahead(
             start=state.weights,
             playing=base.known_tasks(statistics),
         )
-        unsolved = base.with_failure(state.unsolved, found.solved)
-        return found.weights, SmoothState(found.weights, unsolved)
+        unsolved = base.with_failure(state.unsolved, equilibrium.solved)
+        return equilibrium.weights, SmoothState(equilibrium.weights, unsolved)
 
     return base.Weighting(
         init,

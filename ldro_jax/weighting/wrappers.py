@@ -197,10 +197,10 @@ def normalized_gradients(weighting: base.Weighting) -> base.Weighting:
         weights = jnp.where(base.known_tasks(statistics), weights, 0)
         lengths = gram.lengths(matrix)
         inverse = gram.inverse_or_zero(lengths)
-        found = weights * inverse * gram.inverse_or_zero(jnp.max(inverse))
-        total = jnp.sum(found)
-        found = found * jnp.where(total != 0, jnp.sum(weights) / jnp.where(total != 0, total, 1), 0)
-        return jnp.where(total != 0, found, weights), state
+        plain = weights * inverse * gram.inverse_or_zero(jnp.max(inverse))
+        total = jnp.sum(plain)
+        plain = plain * jnp.where(total != 0, jnp.sum(weights) / jnp.where(total != 0, total, 1), 0)
+        return jnp.where(total != 0, plain, weights), state
 
     return weighting._replace(update=update, uses_interaction=True, expected_losses=None)
 
