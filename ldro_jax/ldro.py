@@ -88,13 +88,11 @@ def transform(
       interaction: how to measure A; see :mod:`ldro_jax.interaction`.
       lagged: with k = 1, use the matrix of the step before, which saves memory.
       smoothing: decay of the running means of losses and A that the weights are chosen from, such
-        as 0.99; 0 for none. What minibatches measure is noisy, and solving the game every step
-        follows the noise.
+        as 0.99; 0 for none. Solving the game in every step follows the noise of minibatches.
       total: what the weights are made to sum to; one by default.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
-      trainable: the parameters that are trained, where others are frozen, so that A is that of
-        these alone: a tree of bools like the parameters, or a function from them to it.
-        :func:`moved_by` makes one from an optimizer that freezes some.
+      trainable: the parameters that are trained and counted in A, where others are frozen: a tree
+        of bools like them, such as :func:`moved_by` makes, or a function from them to it.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. Its ``update`` is told of the tasks by keyword

@@ -50,14 +50,7 @@ def adam(
     Raises:
       ValueError: if a number is out of range, or the warm-up not shorter than the run.
     """
-    numbers = {
-        "learning_rate": learning_rate,
-        "b1": b1,
-        "b2": b2,
-        "weight_decay": weight_decay,
-    }
-    for name, value in numbers.items():
-        checks.number(name, value, _INTERVALS[name])
+    checks.number("learning_rate", learning_rate, "[0, inf)")
     checks.number("final_learning_rate", final_learning_rate, "[0, inf)")
     if clip_norm is not None:
         checks.number("clip_norm", clip_norm, "(0, inf)")
@@ -72,7 +65,7 @@ def adam(
         0.0, learning_rate, warmup_steps, train_steps, final_learning_rate
     )
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optax.adamw(schedule, b1, b2, weight_decay=weight_decay))
+    return optax.chain(clip, checked(optax.adamw)(schedule, b1, b2, weight_decay=weight_decay))
 
 
 def checked(factory: Callable[..., Any]) -> Callable[..., Any]:

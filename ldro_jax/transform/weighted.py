@@ -76,20 +76,20 @@ def weighted(
                          task side by side.
     ===================  =======================================================================
 
-    With ``preconditioner``, a pytree like the parameters, the interaction is measured in the
-    geometry of the optimizer; see :func:`ldro_jax.ldro.preconditioner`. A weighting that asks for
-    it is told the ``excess``, ``[N]``: by how much each task is worse than a reference.
+    Losses must be means over the examples or tokens of their task, in floating point, and that of
+    an absent task any finite number. Where the loss of one task looks at the rows of others (batch
+    normalisation with an ``axis_name``), ``losses_fn`` is the form: ``vmap`` of ``grad`` doesn't
+    give the gradients of the tasks then. A ``pullback`` may return the gradient in a tuple, as that
+    of ``jax.vjp`` does. In the first three forms ``updates`` is the gradient of whatever belongs to
+    no task (an L2 or a load-balancing term), which is added to the result, or ``None``.
 
-    In the first three ``updates`` is the gradient of whatever belongs to no task (an L2 or a
-    load-balancing term), which is added to the result, or ``None``. In all of them ``present``,
-    bool ``[N]``, may name the tasks that have examples in this batch: an absent one keeps its last
-    loss and adds no gradient. It keeps its last interactions as well, unless those come from an
-    ``interaction_batch`` or ``interaction_fn`` that has examples of it: one whose squared length
-    is exactly zero there had none. Losses must be means over the examples or tokens of
-    their task, in floating point, and that of an absent task any finite number. Where the loss of
-    one task looks at the rows of others (batch normalisation with an ``axis_name``), ``losses_fn``
-    is the form: ``vmap`` of ``grad`` doesn't give the gradients of the tasks then. A ``pullback``
-    may return the gradient in a tuple, as that of ``jax.vjp`` does.
+    With any form may come ``present``, bool ``[N]``, the tasks that have examples in this batch: an
+    absent one keeps its last loss and adds no gradient. It keeps its last interactions as well,
+    unless those come from an ``interaction_batch`` or ``interaction_fn`` that has examples of it:
+    one whose squared length is exactly zero there had none. ``excess``, ``[N]``, says by how much
+    each task is worse than a reference, for weightings that compare with one. ``preconditioner``,
+    like the parameters, measures the interaction in the geometry of the optimizer; see
+    :func:`ldro_jax.ldro.preconditioner`.
 
     A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
     ``nonfinite`` counts the event. One in which the weighting's weights are not finite trains with
@@ -104,9 +104,8 @@ def weighted(
         :data:`ldro_jax.interaction.STRATEGIES`, "split", or an
         :class:`~ldro_jax.interaction.Interaction`; "auto" suits the weighting and the model.
       interaction_interval: k, the interaction is measured in every k-th step, from the first; by
-        default as often as the weighting says (:attr:`Weighting.default_interval`). Ignored by
-        weightings that don't use it. With 1 and a strategy that holds all gradients, the training
-        gradient comes from the same pass.
+        default as often as the weighting says, if it uses it. With 1 and a strategy that holds all
+        gradients, the training gradient comes from the same pass.
       lagged: with an interval of 1, let the weights use the matrix of the step before. The N
         gradients of a parameter, or of a layer that is scanned, can then be freed one by one, which
         saves most of the memory.
@@ -115,12 +114,11 @@ def weighted(
       total: what the weights' absolute values are made to sum to; by default what the method says.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
       trainable: the parameters that are trained, where others are frozen: a tree of bools like the
-        parameters (or a prefix of one), or a function from the parameters to it. Frozen ones count
-        in no interaction, cost no gradient in the forms with ``loss_fn`` and ``losses_fn``, and
-        have updates of zero. Without it, what an optimizer that comes after the weighting leaves
-        as it is (``optax.set_to_zero``) counts like the rest; see
-        :func:`ldro_jax.ldro.moved_by`. An ``interaction_fn`` without arguments has to leave it
-        out itself.
+        parameters (or a prefix of one), or a function from the parameters to it, such as one with
+        :func:`ldro_jax.ldro.moved_by`. Frozen ones count in no interaction, which an
+        ``interaction_fn`` without arguments has to see to itself; they cost no gradient in the
+        forms with ``loss_fn`` and ``losses_fn``, and have updates of zero. Without it, what a later
+        optimizer leaves as it is (``optax.set_to_zero``) counts like the rest.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a :class:`WeightedState`. Other extra
