@@ -119,7 +119,7 @@ def smooth_equilibrium(
     near = _range(gap, columns) < 1
     exponent = jnp.maximum(losses_range / sigma, decrease_range * (1 / tau + 1 / sigma))
     heat = jnp.where(near, 1, jnp.maximum(exponent / 4, 1))
-    # Of the exponents; the last step has squared what it was short of.
+    # That of the exponents. What the last step was short of, Newton's method has squared.
     rounding = 2 * eps * (32 + exponent)
     log_w = jnp.where(near, log_w, even)
     log_v = jnp.where(near, log_v, jax.nn.log_softmax(losses / (sigma * heat) + prior_v))

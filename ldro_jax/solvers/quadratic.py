@@ -125,9 +125,9 @@ def steepest(
     gain, (x, distance, solved), _ = lax.while_loop(
         unfinished, advance, (zero, harmless, jnp.zeros([], jnp.int32))
     )
-    # Within no distance of no gradient there is nothing to search.
+    # Where the mean gradient is zero there is nothing to search.
     solved &= ~unfinished((gain, (x, distance, solved), 0)) | (relative @ mean <= 0)
-    # Exactly as far as it may go.
+    # Stretched to the radius exactly.
     x = x * (radius / jnp.where(distance > 0, distance, 1))
     lost = (gain > 0) & (jnp.min(jnp.where(alive, slope + dot(cosines, x), 0)) < 0)
     x = jnp.where(lost, harmless[0], x)
@@ -191,7 +191,7 @@ def lengths(matrix: jax.Array) -> jax.Array:
     """
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0))
     sizes = jnp.abs(matrix)
-    # Both by more than rounding, which is in units of the pair's longer one.
+    # By more than rounding, which is in units of the pair's longer one.
     longer = jnp.maximum(norms[:, None], norms[None, :])
     rounding = 64 * jnp.finfo(norms.dtype).eps
     too_short = sizes > 1.001 * norms[:, None] * norms[None, :]

@@ -240,8 +240,7 @@ class _Losses(NamedTuple):
 
     @classmethod
     def of(cls, step: forms.Step, state: WeightedState) -> "_Losses":
-        # An absent task counts as well: in the pullback, zero times a loss that is not finite is
-        # NaN.
+        # An absent task's as well: in the pullback, zero times a loss that isn't finite is NaN.
         bad = ~jnp.isfinite(step.losses)
         new = step.present & ~bad
         current = jnp.where(new, step.losses.astype(state.losses.dtype), state.losses)
@@ -319,7 +318,7 @@ def _finished(gradient, step, good):
             f"updates, the gradient of no task, {forms.OF_PARAMETERS}", step.updates, gradient
         )
         gradient = jax.tree.map(lambda g, u: g + u.astype(g.dtype), gradient, updates)
-    # A loss that is not finite makes the whole pullback so, whatever its weight.
+    # A loss that is not finite makes the whole gradient so, whatever its weight.
     return jax.tree.map(lambda g: jnp.where(good, g, 0), gradient)
 
 
@@ -363,6 +362,6 @@ def _with_newcomers(weights, newcomers):
     sizes = jnp.where(newcomers, 0, jnp.abs(weights))
     weighed = (sizes > 0).sum(dtype=weights.dtype)
     mean = jnp.sum(sizes) / jnp.maximum(weighed, 1)
-    # All together weigh what the others did.
+    # All together weigh what the others did before.
     share = weighed / jnp.maximum(weighed + newcomers.sum(dtype=weights.dtype), 1)
     return jnp.where(newcomers.any(), share * jnp.where(newcomers, mean, weights), weights)
