@@ -212,11 +212,8 @@ def _known_experiments() -> str:
 
 def _known_names(error: str) -> str:
     """What could have been meant by a name that gin doesn't know."""
-    pattern = r"Configurable '(\S+)' doesn't have a parameter(?: named '(\w+)')?"
-    if match := re.search(pattern, error):
+    if match := re.search(r"Configurable '(\S+)' doesn't have a parameter", error):
         name = match[1].split(".")[-1]
-        if instead := arguments.moved_in_gin(name, match[2] or ""):
-            return f" {instead}"
         functions = [f for fs in _CONFIGURABLES.values() for f in fs if f.__name__ == name]
         parameters = ", ".join(inspect.signature(functions[0]).parameters) if functions else ""
         return f" Known parameters: {parameters}." if parameters else ""

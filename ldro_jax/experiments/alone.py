@@ -6,9 +6,10 @@ that language alone. :func:`monolingual` trains those models and writes their lo
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -19,6 +20,7 @@ from ldro_jax.experiments import names
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.experiments.arguments import Directories
+from ldro_jax.problems.base import Problem
 from ldro_jax.problems.language_models import LanguageModel
 from ldro_jax.records import files, json_types, results
 from ldro_jax.records import identity as identity_lib
@@ -65,10 +67,9 @@ def monolingual(
         can't be read.
     """
     where = Directories.of(output_dir)
-    checks.instance("schedule", schedule, Schedule, "@Schedule()")
+    compare_lib.check_parts(schedule=schedule, batches=batches)
     schedule = dataclasses.replace(schedule, test="best")
     seed = checks.seed("seed", seed)
-    checks.instance("batches", batches, Batches, "@Batches()")
     model: Any = compare_lib.make_problem(problem, where.data, schedule)
     expected = "a function of data_dir that makes a LanguageModel, such as @language_model"
     checks.require(isinstance(model, LanguageModel), "problem", expected, problem)
@@ -91,26 +92,12 @@ def monolingual(
         placed: Any = program.problem
         alone = program.for_problem(placed.with_corpus(model.corpus.only(index)))
         trial = Trial(dataclasses.replace(_ALONE, name=f"Monolingual {language}"), seed)
-
-        def record(runs, alone=alone.problem):
-            (name,) = alone.task_names
-            metric = alone.metrics[0]
-            return results.Results(
-                f"monolingual {name}",
-                [name],
-                metric.name,
-                metric.higher_is_better,
-                runs,
-                data=alone.identity,
-            )
-
-        (run,) = runs_lib.train_all(
+        experiment = runs_lib.Experiment(
+            folder, schedule, functools.partial(_record, alone.problem)
+        )
+        (run,) = experiment.train(
             {name: (trial, trial)},
-            alone,
-            schedule,
-            folder,
-            record,
-            programs={trial.method.compile_key(): alone},
+            runs_lib.Programs(alone),
             label=f"{index}/{model.num_tasks}",
         )
         if run.stopped is not None:
@@ -134,6 +121,20 @@ def monolingual(
     file = folder / references_lib.FILE
     printing.say(f"The losses of one model for each language are in {file}.")
     return found
+
+
+def _record(problem: Problem, runs: Sequence[results.Run]) -> results.Results:
+    """The record of a model of one language."""
+    (name,) = problem.task_names
+    metric = problem.metrics[0]
+    return results.Results(
+        f"monolingual {name}",
+        [name],
+        metric.name,
+        metric.higher_is_better,
+        runs,
+        data=problem.identity,
+    )
 
 
 def _finished_references(file: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:

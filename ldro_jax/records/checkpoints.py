@@ -13,7 +13,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ldro_jax.records import copies, files, orbax
+from ldro_jax.records import copies, files, kept, orbax
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.runtime import errors, paths, processes
 
@@ -26,14 +26,14 @@ AndThen = Callable[[int, dict[str, Any]], None]
 
 
 class Checkpoints:
-    """Saves and restores one run with Orbax, keeping the newest few and the best.
+    """Saves and restores runs with Orbax, keeping the newest few checkpoints and the best.
 
     Args:
       directory: where to keep them; made if it isn't there. Its name tells it from others that are
         open at the same time.
       keep: how many of the newest to keep.
-      identity: what the runs are known by, see :func:`ldro_jax.training.fingerprint.of`; a
-        checkpoint with another is refused.
+      identity: what the runs are made with, see :func:`ldro_jax.training.fingerprint.of`; a
+        checkpoint with another identity is refused.
     """
 
     def __init__(
@@ -154,13 +154,10 @@ class Checkpoints:
         return None
 
     def restore_best(self, like: Any) -> Any | None:
-        """Restores the checkpoint that the newest one names as the best.
+        """Restores the state that the newest checkpoint names as the best; ``None`` without one.
 
         Args:
           like: a state with the structure, shapes and dtypes to restore.
-
-        Returns:
-          The state; ``None`` if none was named.
 
         Raises:
           OSError: if it can't be read.
@@ -193,7 +190,7 @@ class Checkpoints:
         state, payload, reason, refused = None, {}, "it isn't there", None
         # Whatever a damaged file makes Orbax raise, an older checkpoint is better than none.
         try:
-            payload = self._payload(step)
+            payload = kept.read_payload(self._directory / str(step))
         except Exception as error:
             reason = errors.first_line(error)
         if payload:
@@ -224,14 +221,6 @@ class Checkpoints:
 
     # The manager's own restore has all processes wait for each other at its end, and one that fails
     # before would never come.
-    def _payload(self, step: int) -> dict[str, Any]:
-        folder: Any = self._manager.directory / str(step) / "record"
-        payload = dict(ocp.JsonCheckpointHandler().restore(folder))
-        written = payload.pop("checksum", None)
-        if written != files.checksum(payload):
-            raise ValueError("its record is not what was saved")
-        return payload
-
     def _state(self, step: int, like: Any) -> Any:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         with orbax.reads_come_to_an_end():
@@ -244,13 +233,11 @@ class Checkpoints:
         """The metrics measured otherwise; raises ``OtherRunError`` for one of another run."""
         where = f"The checkpoint of step {step} in {self._directory}"
         changed = identity_lib.check(where, payload["identity"], self._identity)
-        found, ours = payload["structure"], identity_lib.structure(like)
-        if found != ours:
-            name = next(n for n in [*ours, *found] if found.get(n) != ours.get(n))
+        ours = identity_lib.structure(like)
+        for name, was, now in identity_lib.differing(payload["structure"], ours):
             raise identity_lib.OtherRunError(
                 f"{where} was made with another model, optimizer or version of ldro_jax: {name} is "
-                f"{found.get(name, 'not there')} in it, but {ours.get(name, 'not there')} now. "
-                f"{identity_lib.ADVICE}"
+                f"{was or 'not there'} in it, but {now or 'not there'} now. {identity_lib.ADVICE}"
             )
         return changed
 
@@ -272,11 +259,7 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits for the writes under way.
-
-        Raises:
-          OSError: if they fail.
-        """
+        """Waits for the writes under way; raises ``OSError`` if they fail."""
         with paths.clear_errors(self._directory):
             try:
                 self._manager.wait_until_finished()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ldro_jax.runtime import checks, paths
+from ldro_jax.runtime import checks, hashing, paths
 
 _CHECKSUM = "checksum"
 
@@ -17,11 +17,9 @@ class ResultsError(ValueError):
 
 
 def write_json(record: Mapping[str, Any], path: Path) -> None:
-    """Writes a record and its checksum; a reader sees the old file or the whole new one.
+    """Writes a record of plain types and finite numbers, with its checksum.
 
-    Args:
-      record: plain types; numbers are finite.
-      path: the file; missing folders are made.
+    A reader sees the old file or the whole new one; missing folders are made.
     """
     record = {**record, _CHECKSUM: checksum(record)}
     text = json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
@@ -29,27 +27,12 @@ def write_json(record: Mapping[str, Any], path: Path) -> None:
 
 
 def checksum(record: Mapping[str, Any]) -> str:
-    """Identifies a record by its content.
-
-    Args:
-      record: plain types; numbers are finite.
-
-    Returns:
-      16 hexadecimal digits, which don't depend on the order of keys.
-    """
-    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """16 hexadecimal digits of plain types and finite numbers, the same in any order of keys."""
+    return hashing.short(json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Identifies the files of a folder by what is in them.
-
-    Args:
-      folder: with folders in it, or none.
-
-    Returns:
-      64 hexadecimal digits for each file, by its path in the folder.
-    """
+    """SHA-256 of each file in a folder and in the folders in it, by its path in the folder."""
     found = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.is_dir():
@@ -68,10 +51,7 @@ def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
 
     Args:
       path: the file.
-      *formats: format numbers that it may have, where it has one.
-
-    Returns:
-      The record as it was given.
+      *formats: format numbers that it may have; without any, it must have none.
 
     Raises:
       FileNotFoundError: if there is no such file.
