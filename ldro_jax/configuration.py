@@ -80,15 +80,7 @@ def _register() -> None:
 
 @gin.configurable
 def run(experiment: Any = gin.REQUIRED) -> Callable:
-    """The experiment to run; gin files bind it.
-
-    Args:
-      experiment: a function of ``output_dir``, a
-        :class:`~ldro_jax.experiments.arguments.Directories`.
-
-    Returns:
-      The same function.
-    """
+    """The experiment to run, which gin files bind: a function of ``output_dir``."""
     return experiment
 
 
@@ -148,13 +140,9 @@ def text() -> str:
 def explain(error: Exception) -> str:
     """What an error says, beginning with the gin name of the argument that is wrong.
 
-    Args:
-      error: what a function of a gin file raised. gin has appended which function that was; if the
-        message begins with one of its arguments, it gets the name of the function in front.
-
-    Returns:
-      The message, without what gin appended, and with flags in the place of the arguments that
-      the command line has no other name for.
+    gin appends to the error of a function which function that was. If the message begins with one
+    of its arguments, it gets the name of the function in front in place of that. Arguments that are
+    flags on the command line are called so.
     """
     message = _explained(error)
     message = message.replace("output_dir=Directories(…, overwrite=True)", "--overwrite")
@@ -181,14 +169,7 @@ def _explained(error: Exception) -> str:
 
 
 def rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
-    """Turns ``--gin.NAME=VALUE`` into the flag that absl knows.
-
-    Args:
-      argv: the command line.
-
-    Returns:
-      The command line with ``--gin_bindings=NAME=VALUE`` instead.
-    """
+    """The command line with ``--gin_bindings=NAME=VALUE``, which absl knows, for ``--gin.…``."""
     prefix = "--gin."
     return [
         f"--gin_bindings={arg.removeprefix(prefix)}" if arg.startswith(prefix) else arg

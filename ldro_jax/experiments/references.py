@@ -16,10 +16,7 @@ FILE = "references.json"
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:
-    """Reads the losses.
-
-    Args:
-      file: a ``references.json``.
+    """Reads a ``references.json``.
 
     Returns:
       ``vocabulary``, ``eval_length``, ``losses``, from split and language to nats a token, and
@@ -46,11 +43,7 @@ def read(file: pathlib.Path) -> dict[str, Any]:
 
 
 def check(references: Any, methods: Sequence[Method]) -> None:
-    """Checks the references of an experiment before there is any data.
-
-    Args:
-      references: what :func:`load` takes.
-      methods: of the experiment.
+    """Checks what :func:`load` takes before there is any data.
 
     Raises:
       ValueError: if it is something else, or a method needs references and there are none.
@@ -82,7 +75,7 @@ def load(
         anything is written.
 
     Returns:
-      See :func:`read`; ``None`` if there are none.
+      See :func:`read`; ``None`` without references.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -106,19 +99,7 @@ def load(
 
 
 def read_for(file: pathlib.Path, problem: LanguageModel) -> dict[str, Any]:
-    """Reads the losses, and checks that a run can be compared with them.
-
-    Args:
-      file: a ``references.json``.
-      problem: what is trained.
-
-    Returns:
-      See :func:`read`.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is something else, or of other languages or another vocabulary.
-    """
+    """As :func:`read`; raises ``ValueError`` also for other languages or another vocabulary."""
     found = read(file)
     known = {split: set(found["losses"][split]) for split in ("validation", "test")}
     missing = [n for n in problem.task_names if any(n not in names for names in known.values())]
@@ -141,30 +122,14 @@ def read_for(file: pathlib.Path, problem: LanguageModel) -> dict[str, Any]:
 
 
 def validation_losses(found: dict[str, Any] | None, task_names: Sequence[str]) -> dict[str, float]:
-    """Losses on validation.
-
-    Args:
-      found: see :func:`read`; ``None`` if there are none.
-      task_names: whose.
-
-    Returns:
-      By name, in nats a token; empty if there are none.
-    """
+    """Losses of tasks on validation by name, in nats a token; none without references."""
     return {} if found is None else {n: found["losses"]["validation"][n] for n in task_names}
 
 
 def perplexities(
     found: dict[str, Any] | None, task_names: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    """Perplexities of the losses.
-
-    Args:
-      found: see :func:`read`; ``None`` if there are none.
-      task_names: whose.
-
-    Returns:
-      From split and language; empty if there are none.
-    """
+    """Perplexities of tasks by split and name; none without references."""
     if found is None:
         return {}
     return {

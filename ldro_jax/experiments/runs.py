@@ -37,15 +37,12 @@ def list_runs(
     *,
     from_data: Collection[str] = (),
 ) -> tuple[list[Method], dict[str, Trial]]:
-    """The runs of an experiment, each with a name for its files.
+    """The methods of an experiment, and its runs, each with a name for its files.
 
     Args:
       methods: what to compare; a sequence among them (a grid) counts as its elements.
       seeds: a run for each.
       from_data: hyperparameters that the experiment gives the methods that need them.
-
-    Returns:
-      All methods, and the runs by name.
 
     Raises:
       ValueError: if there is nothing to run, something else than a method, a method that lacks a

@@ -20,15 +20,8 @@ CONFIG, RESULTS, REPORT = "config.gin", "results.json", "report.html"
 # All that an experiment writes, in the order in which it is deleted: without the results it doesn't
 # count as finished, and without the configuration not as an experiment.
 _WRITTEN = (
-    RESULTS,
-    REPORT,
-    "figures",
-    "runs",
-    "references.json",
-    "monolingual",
-    "tensorboard",
-    "checkpoints",
-    CONFIG,
+    *(RESULTS, REPORT, "figures", "runs", "references.json"),
+    *("monolingual", "tensorboard", "checkpoints", CONFIG),
 )
 # Lines of two configurations that an error quotes.
 _SHOWN = 4
@@ -61,7 +54,8 @@ class OutputDir:
     def check(self) -> None:
         """Finds out whether an experiment can go there; only reads.
 
-        Whether one that is there is the same is asked of its runs, when the data is known.
+        Whether the experiment that is there is the same is found out from its runs, when the data
+        is known.
 
         Raises:
           FileExistsError: if another process works there, or it holds something that isn't an
@@ -183,12 +177,7 @@ class OutputDir:
 
 
 def finished(directory: pathlib.Path, config_text: str) -> results_lib.Results | None:
-    """The record of an experiment, if it and its report are written and it had this configuration.
-
-    Args:
-      directory: see :attr:`OutputDir.path`.
-      config_text: the resolved configuration.
-    """
+    """The record of an experiment, if it and its report are written for this configuration."""
     if not (directory / REPORT).exists() or _config_of(directory) != _marked(config_text):
         return None
     return _load(directory / RESULTS)
@@ -196,18 +185,10 @@ def finished(directory: pathlib.Path, config_text: str) -> results_lib.Results |
 
 @contextlib.contextmanager
 def going_on(directory: pathlib.Path, config_text: str) -> Iterator[Callable[[], None]]:
-    """What is there may be refused inside, and is compared by its configuration as well.
-
-    Args:
-      directory: see :attr:`OutputDir.path`.
-      config_text: the resolved configuration.
+    """Adds to an ``OtherRunError`` raised inside the lines in which the configurations differ.
 
     Yields:
       A function that writes the configuration, to be called when nothing that is there is refused.
-
-    Raises:
-      OtherRunError: the one that is raised inside, with the lines in which the configurations
-        differ.
     """
 
     def accept():
@@ -227,7 +208,7 @@ def going_on(directory: pathlib.Path, config_text: str) -> Iterator[Callable[[],
 
 
 def _marked(config_text: str) -> str:
-    """The configuration, with what tells it from that of another program."""
+    """The configuration, with a mark that tells it from that of another program."""
     return config_text if MARK in config_text else f"# {MARK}\n{config_text}"
 
 

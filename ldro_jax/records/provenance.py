@@ -12,14 +12,10 @@ import jax
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Versions of the packages that numbers depend on.
+    """Versions of the packages that numbers depend on, and of ``more``, by name.
 
-    Args:
-      *more: names of further packages.
-
-    Returns:
-      Versions by package name, with the commit of what comes from a repository, if it is known;
-      packages that aren't installed are left out.
+    The commit of what comes from a repository is added, if it is known; packages that aren't
+    installed are left out.
     """
     found = {}
     for package in ("ldro-jax", "jax", "jaxlib", "flax", "optax", "numpy", *more):
@@ -45,11 +41,7 @@ def _commit(distribution: importlib.metadata.Distribution) -> str:
 
 
 def device() -> dict[str, Any]:
-    """What the numbers were computed on.
-
-    Returns:
-      Platform, kind and count of the devices, and the number of processor cores.
-    """
+    """Platform, kind and count of the devices, and the number of processor cores."""
     first = jax.devices()[0]
     return {
         "platform": first.platform,

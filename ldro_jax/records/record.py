@@ -164,10 +164,10 @@ class Results:
         return shown.line(self)
 
     def __str__(self):
-        return shown.text(self)
+        return shown.table(self).text()
 
     def _repr_html_(self):
-        return shown.as_html(self)
+        return shown.table(self).html()
 
 
 def summarise_evaluation(

@@ -50,7 +50,7 @@ FORMATS = (1, FORMAT)
 def save_results(
     results: Results, path: str | os.PathLike, more: Mapping[str, Any] | None = None
 ) -> Path:
-    """Writes a record, so that a reader sees either the old file or the whole new one.
+    """Writes a record; a reader sees either the old file or the whole new one.
 
     Args:
       results: the record.
@@ -72,14 +72,7 @@ def to_record(results: Results) -> dict[str, Any]:
 
 
 def run_to_record(run: Run) -> dict[str, Any]:
-    """A run as plain JSON types, for a checkpoint.
-
-    Args:
-      run: the run so far.
-
-    Returns:
-      What `run_from_record` takes.
-    """
+    """A run as plain JSON types, also one that isn't finished; `run_from_record` takes it."""
     tables: dict[tuple[str, ...], list[list[float]]] = {}
     for e in run.evaluations:
         tables.setdefault(tuple(e.per_task), []).append(list(e.per_task.values()))
@@ -104,25 +97,23 @@ def run_to_record(run: Run) -> dict[str, Any]:
 
 
 def run_from_record(record: Mapping[str, Any]) -> Run:
-    """A run from its record.
-
-    Args:
-      record: from `run_to_record`, or one of the runs of a results file.
-
-    Returns:
-      The run; every `null` among its numbers is NaN.
-    """
-    return _run(record)
+    """A run from `run_to_record`; every `null` among its numbers is NaN."""
+    _check_types(record, _RUN_TYPES)
+    stored = arrays.from_text(record["arrays"]) if "arrays" in record else {}
+    parts = {name: _series(name, record, stored) for name in _SERIES}
+    rows = [
+        iter([dict(zip(names, row, strict=True)) for row in stored[f"per_task/{i}"].tolist()])
+        for i, names in enumerate(record.get("per_task", ()))
+    ]
+    table = record["evaluations"]
+    if isinstance(table, dict):
+        table = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    evaluations = [_evaluation(e, rows) for e in table]
+    return Run(**{**_known(Run, record), **parts, "evaluations": evaluations})
 
 
 def load_results(path: str | os.PathLike) -> Results:
-    """Reads a record written by `save_results`.
-
-    Args:
-      path: the file.
-
-    Returns:
-      The record; every `null` among the numbers is NaN.
+    """Reads a record written by `save_results`; every `null` among its numbers is NaN.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -132,7 +123,7 @@ def load_results(path: str | os.PathLike) -> Results:
     try:
         _check_types(record, _RESULTS_TYPES)
         parts = {
-            "runs": [_run(r) for r in record["runs"]],
+            "runs": [run_from_record(run) for run in record["runs"]],
             "references": {k: _numbers(v) for k, v in record.get("references", {}).items()},
             "task_sizes": _numbers(record.get("task_sizes", {})),
         }
@@ -167,21 +158,6 @@ def _check_types(record, types):
             raise TypeError(f"{name} is of type {type(record[name]).__name__}")
 
 
-def _run(record):
-    _check_types(record, _RUN_TYPES)
-    found = arrays.from_text(record["arrays"]) if "arrays" in record else {}
-    parts = {name: _series(name, record, found) for name in _SERIES}
-    rows = [
-        iter([dict(zip(names, row, strict=True)) for row in found[f"per_task/{i}"].tolist()])
-        for i, names in enumerate(record.get("per_task", ()))
-    ]
-    table = record["evaluations"]
-    if isinstance(table, dict):
-        table = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
-    evaluations = [_evaluation(e, rows) for e in table]
-    return Run(**{**_known(Run, record), **parts, "evaluations": evaluations})
-
-
 def _evaluation(record, rows):
     numbers = {"average": _number(record["average"]), "worst": _number(record["worst"])}
     known, tasks = _known(Evaluation, record), record["per_task"]
@@ -189,8 +165,8 @@ def _evaluation(record, rows):
     return Evaluation(**{**known, **numbers, "per_task": per_task})
 
 
-def _series(name, record, found):
-    steps, values = (found.get(f"{name}/{part}") for part in ("steps", "values"))
+def _series(name, record, stored):
+    steps, values = (stored.get(f"{name}/{part}") for part in ("steps", "values"))
     if steps is None and record.get(name):
         steps, values = record[name]["steps"], record[name]["values"]
     if steps is None or not len(steps):

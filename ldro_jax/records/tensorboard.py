@@ -19,10 +19,7 @@ class TensorBoardWriter(contextlib.AbstractContextManager):
     """Writes TensorBoard events; tensorboardX's own writer leaves that to a thread.
 
     They are on disk after :meth:`flush`, which waits for the disk, and otherwise after some
-    seconds, with the next events.
-
-    Args:
-      directory: where the event file goes, a new one.
+    seconds, with the next events. The event file is a new one in the directory.
     """
 
     def __init__(self, directory: pathlib.Path):
@@ -34,13 +31,10 @@ class TensorBoardWriter(contextlib.AbstractContextManager):
         self._event, self._scalars = Event(), []
 
     def write_scalars(self, step: int, names: tuple[str, ...], values: Iterable[float]) -> None:
-        """Writes the scalars of one step.
+        """Writes the scalars of one step, a value for each name.
 
-        Args:
-          step: training steps done.
-          names: of the scalars. Where they are the same object as before, the event of before is
-            filled anew, which takes a third of the time.
-          values: as many.
+        Where the names are the same object as before, the event of before is filled anew, which
+        takes a third of the time.
         """
         if names is not self._names:
             summary = Summary(value=[Summary.Value(tag=name) for name in names])

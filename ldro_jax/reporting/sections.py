@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ldro_jax.records.results import Results
+from ldro_jax.records.shown import count
 from ldro_jax.reporting import diagnostics, sweeps, tables
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import balance, interaction, pareto, style, training
@@ -74,12 +74,12 @@ def of(
 
 def introduction(comparison: Comparison) -> str:
     """What was compared, in a paragraph."""
-    record: Results = comparison.record
-    counts = [_count(len(comparison.methods), "method")]
+    record = comparison.record
+    counts = [count(len(comparison.methods), "method")]
     if comparison.is_sweep:
-        counts.append(_count(len(comparison.settings), "setting"))
-    counts.append(_count(len(record.task_names), "task"))
-    counts.append(_count(len({run.seed for run in record.runs}), "seed"))
+        counts.append(count(len(comparison.settings), "setting"))
+    counts.append(count(len(record.task_names), "task"))
+    counts.append(count(len({run.seed for run in record.runs}), "seed"))
     direction = "higher" if record.higher_is_better else "lower"
     facts = f"{', '.join(counts)}; {record.metric}, {direction} is better."
     return " ".join(filter(None, [record.description.strip(), facts]))
@@ -106,7 +106,7 @@ def conclusion(comparison: Comparison) -> str:
     text = (
         f"{' and '.join(names)} {'has' if len(names) == 1 else 'share'} the best mean worst-task "
         f"{values.metric} ({values.split}): {mean_and_std(best, decimals)} over "
-        f"{_count(best.n, 'seed')}. Against {comparison.baseline.label}"
+        f"{count(best.n, 'seed')}. Against {comparison.baseline.label}"
     )
     for which, name in (("worst", ", on the worst task"), ("average", "; on the average")):
         text += f"{name} – {sorted_out(values.differences(which), values.higher_is_better)}"
@@ -306,7 +306,3 @@ def _numbered(task_names: Sequence[str]) -> Iterator[Section]:
 
 def _figure(name: str, title: str, figure: Any, caption: str, *more: Block) -> Section:
     return Section(title, [Block("picture", Picture(name, figure, caption)), *more])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

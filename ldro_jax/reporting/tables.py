@@ -1,12 +1,12 @@
 """The tables of a report, as texts that a page or a terminal shows."""
 
 import collections
-import dataclasses
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from ldro_jax.records.results import summarise_evaluation
+from ldro_jax.records.shown import Table
 from ldro_jax.reporting import statistics
 from ldro_jax.reporting.comparison import Comparison, Values
 from ldro_jax.reporting.frame import DataFrame, Setting
@@ -14,64 +14,6 @@ from ldro_jax.reporting.statistics import MISSING, Spread, best_places, decimals
 from ldro_jax.reporting.sweeps import RULES, Frontiers, choices
 
 MONOLINGUAL = "Monolingual"
-_WIDTH = 100
-_MIN_NAME = 12
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of texts.
-
-    Attributes:
-      title: what it shows.
-      header: names of the columns.
-      rows: the cells of each row.
-      best: row and column of the cells to mark.
-      text_columns: which columns aren't numbers.
-    """
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    best: Collection[tuple[int, int]] = ()
-    text_columns: Collection[int] = (0,)
-
-    def text(self) -> str:
-        """Aligned lines, the best of a column marked with `*`; long names are cut to fit 100."""
-        marked = [
-            [cell + ("*" if (i, j) in self.best else " ") for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
-        ]
-        lines = [[cell + " " for cell in self.header], *marked]
-        limits = self._limits(lines)
-        lines = [[_cut(cell, limits[j]) for j, cell in enumerate(line)] for line in lines]
-
-        def join(line):
-            cells = zip(line, limits, range(len(line)), strict=True)
-            padded = (c.ljust(w) if j in self.text_columns else c.rjust(w) for c, w, j in cells)
-            return " ".join(padded).rstrip()
-
-        rule = "-" * max(len(join(line)) for line in lines)
-        note = ["* best of its column"] if self.best else []
-        return "\n".join([self.title, join(lines[0]), rule, *map(join, lines[1:]), *note])
-
-    def _limits(self, lines) -> list[int]:
-        """How wide each column is, names only so wide that a line has 100 characters if it can."""
-        widths = [max(len(line[j]) for line in lines) for j in range(len(self.header))]
-        while sum(widths) + len(widths) - 1 > _WIDTH:
-            longest = max(self.text_columns, key=lambda j: widths[j])
-            if widths[longest] <= _MIN_NAME:
-                break
-            widths[longest] -= 1
-        return widths
-
-
-def _cut(text: str, width: int) -> str:
-    """Cuts the middle: settings of one method differ at the end of their names."""
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
 
 
 def of_rows(rows: Sequence[Sequence[str]]) -> Table:

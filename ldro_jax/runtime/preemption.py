@@ -112,12 +112,9 @@ def watch() -> Iterator[Watch]:
 
 
 def wait(arrays: Any) -> None:
-    """Waits for arrays that are being computed, while signals are heeded.
+    """Waits for a pytree of arrays that are being computed, while signals are heeded.
 
     ``jax.block_until_ready`` itself keeps Python from calling their handlers.
-
-    Args:
-      arrays: a pytree of ``jax.Array``.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or all(array.is_ready() for array in jax.tree.leaves(arrays)):

@@ -15,12 +15,12 @@ from types import FrameType
 _WORDS = {signal.SIGINT: "Interrupted.", signal.SIGTERM: "Terminated."}
 if hasattr(signal, "SIGHUP"):
     _WORDS[signal.SIGHUP] = "Hung up."
-# A sentence to say besides.
+# What a signal's line says besides.
 advice = ""
 
 
 def end_at_once() -> None:
-    """Makes them end the process, with one line and the exit status that a shell expects.
+    """Makes the signals end the process, with one line and the exit status that a shell expects.
 
     For the main thread of a program; the library never calls it on import.
     """
