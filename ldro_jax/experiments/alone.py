@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optax
-from absl import logging
 
 from ldro_jax.experiments import compare as compare_lib
 from ldro_jax.experiments import names
@@ -139,15 +138,7 @@ def _record(problem: Problem, runs: Sequence[results.Run]) -> results.Results:
 
 def _finished_references(file: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     """What an earlier start wrote; what can't be read is made again from the models' records."""
-    if not file.exists():
-        return None
-    try:
-        found = references_lib.read(file)
-    except FileNotFoundError:  # another process has just moved it
-        return None
-    except ValueError as error:
-        if processes.is_first():
-            logging.warning("%s It is now %s.", error, paths.move_aside(file))
+    if (found := files.read_or_move_aside(file, references_lib.read)) is None:
         return None
     changed = identity_lib.check(str(file), found.get("identity", {}), identity)
     return None if changed else found

@@ -10,13 +10,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from absl import logging
-
 from ldro_jax.experiments import groups
 from ldro_jax.records import files, results
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.records import kept as kept_lib
-from ldro_jax.runtime import paths, processes
+from ldro_jax.runtime import processes
 from ldro_jax.training import fingerprint
 from ldro_jax.training.engine import Trial
 
@@ -85,20 +83,10 @@ def finished_run(
       OtherRunError: if it is another run, was made with something else, or had more steps; or if a
         metric is to be measured and its parameters aren't kept.
     """
-    if not file.exists():
+    if (found := files.read_or_move_aside(file, _read)) is None:
         return None
+    run, theirs = found
     what = f"The record {file}"
-    try:
-        run = results.load_results(file).runs[0]
-        theirs = files.read_json(file, *results.FORMATS).get("identity", {})
-    except FileNotFoundError:  # another process has just moved it
-        return None
-    except (results.ResultsError, IndexError) as error:
-        reason = str(error) or "it holds no run"
-        logging.warning("%s can't be used, so the run is trained again. %s", what, reason)
-        if processes.is_first():
-            logging.warning("It is now %s.", paths.move_aside(file))
-        return None
     changed = identity_lib.check(what, theirs, identity)
     identity_lib.check_length(what, run.num_steps, num_steps)
     if run.num_steps < num_steps:
@@ -118,6 +106,14 @@ def finished_run(
             f"{identity_lib.ADVICE}"
         )
     return None
+
+
+def _read(file: pathlib.Path) -> tuple[results.Run, dict[str, Any]]:
+    """The one run of a record, and what it was made with."""
+    record = results.load_results(file)
+    if not record.runs:
+        raise results.ResultsError("It holds no run.")
+    return record.runs[0], files.read_json(file, *results.FORMATS).get("identity", {})
 
 
 def _old_names(

@@ -131,11 +131,11 @@ def _position(params: Sequence[float]) -> np.ndarray:
 
 
 def _figure(drawn, points, panels, record):
-    from ldro_jax.reporting import figures
-
-    if not figures.available():
+    try:
+        from ldro_jax.reporting.figures import toy
+    except ImportError:  # without the extra "plots" there is no report either
         return []
-    figure = figures.trajectories(
+    figure = toy.trajectories(
         drawn, np.asarray(points[:-1]), synthetic.OUTLIER, synthetic.OUTLIER, synthetic.RADIUS
     )
     noisy = ", ".join(f"{p.noise:g} in “{p.title}”" for p in panels if p.noise)

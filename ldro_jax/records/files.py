@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ldro_jax.runtime import checks, hashing, paths
+from absl import logging
+
+from ldro_jax.runtime import checks, hashing, paths, processes
 
 _CHECKSUM = "checksum"
+_Read = TypeVar("_Read")
 
 
 class ResultsError(ValueError):
@@ -89,6 +92,22 @@ def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
             f'the experiment again. If you have changed it by hand, take "{_CHECKSUM}" out of it.'
         )
     return record
+
+
+def read_or_move_aside(file: Path, read: Callable[[Path], _Read]) -> _Read | None:
+    """What a function reads from a file; ``None`` if there is none, or what it is can't be used.
+
+    A file for which the function raises ``ValueError`` is moved aside, with a warning.
+    """
+    try:
+        return read(file)
+    except FileNotFoundError:  # or another process has just moved it
+        return None
+    except ValueError as error:
+        logging.warning("%s can't be used, so it is made again. %s", file, error)
+        if processes.is_first():
+            logging.warning("It is now %s.", paths.move_aside(file))
+        return None
 
 
 def _is_whole(record: Mapping[str, Any], written: str) -> bool:

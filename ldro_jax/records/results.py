@@ -26,21 +26,9 @@ import numpy as np
 from ldro_jax.records import arrays
 from ldro_jax.records.files import ResultsError, read_json, write_json
 from ldro_jax.records.json_types import plain
-from ldro_jax.records.record import Evaluation, Results, Run, Series, summarise_evaluation
+from ldro_jax.records.record import Evaluation, Results, Run, Series
+from ldro_jax.records.record import summarise_evaluation as summarise_evaluation
 from ldro_jax.runtime import paths
-
-__all__ = [
-    "Evaluation",
-    "Results",
-    "ResultsError",
-    "Run",
-    "Series",
-    "load_results",
-    "run_from_record",
-    "run_to_record",
-    "save_results",
-    "summarise_evaluation",
-]
 
 FORMAT = 2
 # Those that are read.

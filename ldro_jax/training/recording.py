@@ -100,7 +100,6 @@ class Record:
 
     def extend(
         self,
-        task_names: Sequence[str],
         schedule: Schedule,
         state: TrainState,
         *,
@@ -116,11 +115,10 @@ class Record:
         below zero though the method needs positive losses.
 
         Args:
-          task_names: N names.
           schedule: says when a run without finite losses stops.
           state: after the stretch.
           losses: mean training losses of the stretch, ``[N]``.
-          evaluations: after the stretch.
+          evaluations: after the stretch, of all tasks.
           seconds_per_step: the time of one step so far.
           observed: what the problem observed after each step of the stretch, ``[steps, D]``.
         """
@@ -130,7 +128,7 @@ class Record:
         found, numbers, step, losses = jax.device_get(
             ({n: getattr(weighting, n) for n in _RECORDED}, numbers, state.step, losses)
         )
-        step, before = int(step), self._run
+        step, before, task_names = int(step), self._run, list(evaluations[0].per_task)
         self._run = dataclasses.replace(
             before,
             seconds_per_step=seconds_per_step,
@@ -173,21 +171,16 @@ def _grown(counts: Mapping[str, int], before: Mapping[str, int]) -> dict[str, in
 
 def _warn(who: str, before: results.Run, now: results.Run) -> None:
     """Logs which counts of a record have grown."""
-    for what, counts, earlier in [
-        (
-            "losses that are not finite so far, and steps left out for them",
-            now.nonfinite_losses,
-            before.nonfinite_losses,
-        ),
+    for what, name in [
+        ("losses that are not finite so far, and steps left out for them", "nonfinite_losses"),
         (
             "interactions that could not be measured so far, because a gradient was not finite or "
             "its norm too large or too small",
-            now.unmeasured_interactions,
-            before.unmeasured_interactions,
+            "unmeasured_interactions",
         ),
     ]:
-        if found := _grown(counts, earlier):
-            tasks = ", ".join(f"{name} {n}" for name, n in found.items())
+        if grown := _grown(getattr(now, name), getattr(before, name)):
+            tasks = ", ".join(f"{task} {n}" for task, n in grown.items())
             logging.warning("%s: %s: %s.", who, what, tasks)
     if now.unsolved_steps > before.unsolved_steps:
         logging.warning(
