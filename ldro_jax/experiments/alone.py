@@ -8,8 +8,7 @@ that language alone. :func:`monolingual` trains those models and writes their lo
 import dataclasses
 import functools
 import math
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import optax
@@ -18,8 +17,7 @@ from ldro_jax.experiments import compare as compare_lib
 from ldro_jax.experiments import names
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
-from ldro_jax.experiments.arguments import Directories
-from ldro_jax.problems.base import Problem
+from ldro_jax.experiments.arguments import Directories, Report
 from ldro_jax.problems.language_models import LanguageModel
 from ldro_jax.records import files, json_types, results
 from ldro_jax.records import identity as identity_lib
@@ -61,9 +59,9 @@ def monolingual(
       and language to nats a token, those of the best checkpoint of each.
 
     Raises:
+      OtherRunError: if a ``references.json`` or a model that is there was made with something else.
       RunsStoppedError: if the losses of a model never became finite again.
-      ValueError: if an argument is not what it must be, or a ``references.json`` that is there
-        can't be read.
+      ValueError: if an argument is not what it must be.
     """
     where = Directories.of(output_dir)
     compare_lib.check_parts(schedule=schedule, batches=batches)
@@ -82,8 +80,13 @@ def monolingual(
     identity = fingerprint.of(program, schedule, [Trial(_ALONE, seed)])
     identity["data"] = json_types.plain(model.identity)
     identity["settings"]["train_steps"] = schedule.train_steps
-    if (found := _finished_references(folder / references_lib.FILE, identity)) is not None:
-        return found
+    file = folder / references_lib.FILE
+    # What can't be read is made again from the models' records.
+    references = files.read_or_move_aside(file, references_lib.read)
+    if references is not None:
+        changed = identity_lib.check(str(file), references.get("identity", {}), identity)
+        if not changed:
+            return references
     folder.mkdir(parents=True, exist_ok=True)
     losses: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
     run_names = names.file_names(f"Monolingual-{task}-seed{seed}" for task in model.task_names)
@@ -91,10 +94,9 @@ def monolingual(
         placed: Any = program.problem
         alone = program.for_problem(placed.with_corpus(model.corpus.only(index)))
         trial = Trial(dataclasses.replace(_ALONE, name=f"Monolingual {language}"), seed)
-        experiment = runs_lib.Experiment(
-            folder, schedule, functools.partial(_record, alone.problem)
-        )
-        (run,) = experiment.train(
+        report = Report(f"monolingual {language}")
+        record = functools.partial(compare_lib.make_record, alone.problem, report=report)
+        (run,) = runs_lib.Experiment(folder, schedule, record).train(
             {name: (trial, trial)},
             runs_lib.Programs(alone),
             label=f"{index}/{model.num_tasks}",
@@ -108,37 +110,14 @@ def monolingual(
         best = [e for e in run.evaluations if e.split == "validation" and e.step == tested.step]
         for evaluation in (*best, tested):
             losses[evaluation.split][language] = math.log(evaluation.average)
-    found = {
+    references = {
         "vocabulary": model.corpus.vocabulary,
         "eval_length": model.eval_length,
         "losses": losses,
         "identity": identity,
     }
     if processes.is_first():
-        files.write_json(found, folder / references_lib.FILE)
+        files.write_json(references, file)
     processes.wait_for_all("references")
-    file = folder / references_lib.FILE
     printing.say(f"The losses of one model for each language are in {file}.")
-    return found
-
-
-def _record(problem: Problem, runs: Sequence[results.Run]) -> results.Results:
-    """The record of a model of one language."""
-    (name,) = problem.task_names
-    metric = problem.metrics[0]
-    return results.Results(
-        f"monolingual {name}",
-        [name],
-        metric.name,
-        metric.higher_is_better,
-        runs,
-        data=problem.identity,
-    )
-
-
-def _finished_references(file: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier start wrote; what can't be read is made again from the models' records."""
-    if (found := files.read_or_move_aside(file, references_lib.read)) is None:
-        return None
-    changed = identity_lib.check(str(file), found.get("identity", {}), identity)
-    return None if changed else found
+    return references

@@ -107,18 +107,14 @@ def compare(
             stack.callback(output.close)
             ready = output.claim
         first.check_evaluation()
-        alone = references_lib.load(
+        losses, perplexities = references_lib.load(
             report.references, made, Directories(output_path, where.data, ready=ready)
         )
-        losses = references_lib.validation_losses(alone, made.task_names) or unknown
-        more = {
-            "references": references_lib.perplexities(alone, made.task_names),
-            "task_sizes": _sizes(made),
-        }
         trials = {
-            run_name: (trial, Trial(_resolved(trial.method, made, losses), trial.seed))
+            run_name: (trial, Trial(_resolved(trial.method, made, losses or unknown), trial.seed))
             for run_name, trial in runs_of.items()
         }
+        more = {"references": perplexities, "task_sizes": _sizes(made)}
         experiment = runs_lib.Experiment(
             output_path, schedule, lambda runs: make_record(made, runs, report, **more), kept_text
         )

@@ -98,10 +98,10 @@ def origin(members: Mapping[str, Trial], checkpoints: pathlib.Path) -> Origin | 
 def _begun(checkpoints: pathlib.Path) -> list[_Begun]:
     """The groups that have a checkpoint."""
     paths = sorted(checkpoints.glob("group-*")) if checkpoints.exists() else ()
-    found = ((path, kept.steps_in(path), _noted(path).get("runs")) for path in paths)
+    folders = ((path, kept.steps_in(path), _noted(path).get("runs")) for path in paths)
     return [
         _Begun(path, steps[-1], [identity.key(run) for run in runs])
-        for path, steps, runs in found
+        for path, steps, runs in folders
         if steps and runs
     ]
 

@@ -27,7 +27,7 @@ def file_names(labels: Iterable[str]) -> list[str]:
     a hash tell it from others: so one outside ASCII, whose letters all become ``_``, is named the
     same whatever labels come before it.
     """
-    found: list[str] = []
+    made: list[str] = []
     taken: set[str] = set()
     for label in labels:
         name = re.sub(r"[^A-Za-z0-9._=-]+", "_", label)
@@ -36,5 +36,5 @@ def file_names(labels: Iterable[str]) -> list[str]:
             end = f"-{hashing.short(label, 12)}{seed}"
             name = name[: len(name) - len(seed)][: _LONGEST - len(end)] + end
         taken.add(name.casefold())
-        found.append(name)
-    return found
+        made.append(name)
+    return made

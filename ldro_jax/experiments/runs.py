@@ -229,7 +229,7 @@ class Experiment:
         self,
         runs: Sequence[results.Run],
         config_text: str,
-        sections: Callable[[results.Results], Sequence[tuple[str, str, Any]]] = lambda found: (),
+        sections: Callable[[results.Results], Sequence[tuple[str, str, Any]]] = lambda record: (),
     ) -> results.Results:
         """Writes the record and the report, unless both are there already.
 
@@ -244,23 +244,23 @@ class Experiment:
         Raises:
           RunsStoppedError: naming the runs that ended before their last step.
         """
-        found = self._record(runs)
-        if self._before is not None and _same(found, self._before):
+        record = self._record(runs)
+        if self._before is not None and _same(record, self._before):
             if processes.is_first():
                 printing.say(
                     f"The experiment in {self.output_dir} is finished; look at its report.html."
                 )
         elif processes.is_first():
-            reporting.finish(found, self.output_dir, config_text, sections(found))
+            reporting.finish(record, self.output_dir, config_text, sections(record))
         stopped = [f"{r.method}, seed {r.seed}: {r.stopped}" for r in runs if r.stopped]
         if stopped:
             raise RunsStoppedError("Some runs ended early.\n" + "\n".join(stopped))
-        return found
+        return record
 
 
-def _same(found: results.Results, before: results.Results) -> bool:
+def _same(after: results.Results, before: results.Results) -> bool:
     """Whether two records are the same but for the versions and the device."""
-    records = (dataclasses.replace(x, versions={}, device={}) for x in (found, before))
+    records = (dataclasses.replace(x, versions={}, device={}) for x in (after, before))
     one, other = map(results.to_record, records)
     return one == other
 

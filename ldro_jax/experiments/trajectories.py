@@ -123,7 +123,9 @@ def trajectories(
             paths.setdefault(run.method, np.concatenate([[_position(start)], run.path.values]))
         drawn.append((panel.title, paths))
         runs += done
-    return experiment.report(runs, config_text, lambda found: _figure(drawn, points, panels, found))
+    return experiment.report(
+        runs, config_text, lambda record: _figure(drawn, points, panels, record)
+    )
 
 
 def _position(params: Sequence[float]) -> np.ndarray:

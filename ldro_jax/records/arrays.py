@@ -27,8 +27,8 @@ def from_text(text: str) -> dict[str, np.ndarray]:
     """Reads the arrays that :func:`to_text` wrote; raises ``ValueError`` for any other text."""
     try:
         file = io.BytesIO(base64.b64decode(text, validate=True))
-        with np.load(file, allow_pickle=False) as found:
-            return dict(found)
+        with np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
     except (binascii.Error, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"arrays that can't be read ({error})") from error
 

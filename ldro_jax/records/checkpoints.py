@@ -132,11 +132,11 @@ class Checkpoints:
         for step in reversed(self.steps):
             if step not in self.steps:  # the best of a later one, which couldn't be read
                 continue
-            found = self._read(step, like, and_then)
-            if found is None:
+            read = self._read(step, like, and_then)
+            if read is None:
                 self._move_aside(step)
                 continue
-            best = found[1]["best"]
+            best = read[1]["best"]
             if best not in (None, step) and self._read(best, like) is None:
                 if best in self.steps:
                     self._move_aside(best)
@@ -149,7 +149,7 @@ class Checkpoints:
                 self._move_aside(step)
                 continue
             self._best, self._knows_best = best, True
-            state, payload = found
+            state, payload = read
             return state, payload["record"], self._check(step, payload, like)
         return None
 
@@ -167,23 +167,23 @@ class Checkpoints:
         if self._best is None:
             return None
         self._copies.wait()
-        if (found := self._read(self._best, like)) is None:
+        if (read := self._read(self._best, like)) is None:
             raise OSError(
                 f"The checkpoint of the best step, {self._best}, in {self._directory} can't be "
                 "read any more. Run the same again: it goes back to where the run can go on "
                 "from."
             )
-        return found[0]
+        return read[0]
 
     def _read(
         self, step: int, like: Any, and_then: AndThen = lambda step, record: None
     ) -> tuple[Any, dict[str, Any]] | None:
         """The state and the payload of one checkpoint, or of its copy if it is damaged."""
-        found = self._try(step, like, and_then)
-        if found is None and self._copies.put_back(step):
+        read = self._try(step, like, and_then)
+        if read is None and self._copies.put_back(step):
             self._manager.reload()
-            found = self._try(step, like, and_then)
-        return found
+            read = self._try(step, like, and_then)
+        return read
 
     def _try(self, step: int, like: Any, and_then: AndThen) -> tuple[Any, dict[str, Any]] | None:
         """The state and the payload of one checkpoint, ``None`` if it is damaged anywhere."""

@@ -36,17 +36,17 @@ def checksum(record: Mapping[str, Any]) -> str:
 
 def digests(folder: Path) -> dict[str, str]:
     """SHA-256 of each file in a folder and in the folders in it, by its path in the folder."""
-    found = {}
+    by_path = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.is_dir():
-            found |= {f"{path.name}/{name}": digest for name, digest in digests(path).items()}
+            by_path |= {f"{path.name}/{name}": digest for name, digest in digests(path).items()}
             continue
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while part := file.read(2**20):
                 digest.update(part)
-        found[path.name] = digest.hexdigest()
-    return found
+        by_path[path.name] = digest.hexdigest()
+    return by_path
 
 
 def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
@@ -77,12 +77,12 @@ def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
             f"Expected JSON in {path}; found something else ({error}). The file is damaged or was "
             "copied half-way: copy it again, or run the experiment again."
         ) from error
-    found = type(record).__name__ if not isinstance(record, dict) else record.get("format")
-    if not isinstance(record, dict) or found not in (formats or (None,)):
+    number = type(record).__name__ if not isinstance(record, dict) else record.get("format")
+    if not isinstance(record, dict) or number not in (formats or (None,)):
         expected = " or ".join(map(str, formats)) or None
         raise ResultsError(
-            f"Expected a results file of format {expected} in {path}; found format {found!r}. Read "
-            "it with the version of ldro_jax that wrote it, or run the experiment again."
+            f"Expected a results file of format {expected} in {path}; found format {number!r}. "
+            "Read it with the version of ldro_jax that wrote it, or run the experiment again."
         )
     # A file that was made or mended by hand has none.
     written = record.pop(_CHECKSUM, None)

@@ -47,8 +47,8 @@ class Kept:
 
 def steps_in(folder: pathlib.Path) -> list[int]:
     """The steps that a folder has checkpoints of, in order."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdigit())
+    paths_in = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in paths_in if path.name.isdigit())
 
 
 def newest(output_dir: pathlib.Path) -> Iterator[Kept]:
@@ -112,13 +112,13 @@ def load(
         step = checks.integer("step (a number, 'best' or 'last')", step)
     asked = {"method": method, "seed": seed, "settings": dict(settings or {})}
     there = list(newest(directory))
-    found = [
+    fitting = [
         (checkpoint, index, run)
         for checkpoint in there
         for index, run in enumerate(checkpoint.runs)
         if _fits(run, asked)
     ]
-    runs = {repr(run): run for *_, run in found}
+    runs = {repr(run): run for *_, run in fitting}
     if not runs:
         known = [_described(run) for checkpoint in there for run in checkpoint.runs]
         raise FileNotFoundError(
@@ -131,7 +131,7 @@ def load(
             f"{_described(asked)}: {'; '.join(map(_described, runs.values()))}."
         )
     # One that was trained in several groups has gone on in the last of them.
-    checkpoint, index, _ = max(found, key=lambda one: one[0].step)
+    checkpoint, index, _ = max(fitting, key=lambda one: one[0].step)
     if step != "last":
         checkpoint = _of_step(checkpoint, step)
     params = _params(checkpoint, index)
@@ -222,14 +222,14 @@ def _as_made(params: Any, problem: Any) -> Any:
 
     shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
     # By their names: the fields of a class are in its own order, and dictionaries are sorted.
-    found, expected = _by_name(params), _by_name(shapes)
-    ours, theirs = ({n: list(x.shape) for n, x in part.items()} for part in (expected, found))
+    kept, expected = _by_name(params), _by_name(shapes)
+    ours, theirs = ({n: list(x.shape) for n, x in part.items()} for part in (expected, kept))
     if ours != theirs:
         raise ValueError(
             f"problem must be what was trained, but its parameters have the shapes {ours}, and "
             f"those that are kept {theirs}."
         )
-    return jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in expected])
+    return jax.tree.unflatten(jax.tree.structure(shapes), [kept[name] for name in expected])
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

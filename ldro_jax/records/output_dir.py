@@ -124,8 +124,8 @@ class OutputDir:
                 f"{directory} is in use by {holder}. Wait until it is done, or choose another "
                 "output_dir."
             )
-        found = _config_of(self.path)
-        if (found and MARK not in found) or (found is None and self._has_files()):
+        config = _config_of(self.path)
+        if (config and MARK not in config) or (config is None and self._has_files()):
             raise FileExistsError(
                 f"{directory} holds files, but no experiment (no {CONFIG} of one). Choose another "
                 "output_dir."
@@ -170,8 +170,8 @@ class OutputDir:
             if _flock(lock):
                 return ""
             try:
-                found = json.loads(lock.read())
-                return f"process {found['process']} on {found['host']} since {found['since']}"
+                holder = json.loads(lock.read())
+                return f"process {holder['process']} on {holder['host']} since {holder['since']}"
             except (ValueError, KeyError, TypeError):
                 return "another process"
 
@@ -198,10 +198,10 @@ def going_on(directory: pathlib.Path, config_text: str) -> Iterator[Callable[[],
     try:
         yield accept
     except identity.OtherRunError as error:
-        found, ours = _config_of(directory) or "", _marked(config_text)
-        if found == ours:
+        theirs, ours = _config_of(directory) or "", _marked(config_text)
+        if theirs == ours:
             raise
-        there, now = _differences(found, ours)
+        there, now = _differences(theirs, ours)
         raise identity.OtherRunError(
             f"{error} The configurations differ: {there} there, {now} now."
         ) from error
@@ -219,9 +219,9 @@ def _config_of(directory: pathlib.Path) -> str | None:
         return None
 
 
-def _differences(found: str, ours: str) -> tuple[str, str]:
+def _differences(theirs: str, ours: str) -> tuple[str, str]:
     """The first lines that only one of two texts has."""
-    lines = [[x.strip().removeprefix("# ") for x in text.splitlines()] for text in (found, ours)]
+    lines = [[x.strip().removeprefix("# ") for x in text.splitlines()] for text in (theirs, ours)]
     names = [{x.partition(" = ")[0] for x in mine} for mine in lines]
 
     def only(mine, others):
@@ -249,9 +249,9 @@ def _open_lock(path: pathlib.Path, flags: int) -> Any:
         if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
             raise
     else:
-        found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
-            if _is_trusted(found.st_uid, path.parent):
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            if _is_trusted(status.st_uid, path.parent):
                 return os.fdopen(descriptor, "r+" if flags & os.O_RDWR else "r", encoding="utf-8")
             what = "belongs to another user"
         os.close(descriptor)

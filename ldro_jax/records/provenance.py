@@ -17,15 +17,15 @@ def versions(*more: str) -> dict[str, str]:
     The commit of what comes from a repository is added, if it is known; packages that aren't
     installed are left out.
     """
-    found = {}
+    installed = {}
     for package in ("ldro-jax", "jax", "jaxlib", "flax", "optax", "numpy", *more):
         try:
             distribution = importlib.metadata.distribution(package)
         except importlib.metadata.PackageNotFoundError:
             continue
         commit = _commit(distribution)
-        found[package] = distribution.version + (f" ({commit[:8]})" if commit else "")
-    return found
+        installed[package] = distribution.version + (f" ({commit[:8]})" if commit else "")
+    return installed
 
 
 def _commit(distribution: importlib.metadata.Distribution) -> str:

@@ -70,17 +70,17 @@ def run_to_record(run: Run) -> dict[str, Any]:
         for name in ("step", "split", "metric", "average", "worst", "worst_task")
     }
     columns["per_task"] = [numbers[tuple(e.per_task)] for e in run.evaluations]
-    found = {f"per_task/{i}": np.array(t, np.float64) for i, t in enumerate(tables.values())}
+    stored = {f"per_task/{i}": np.array(t, np.float64) for i, t in enumerate(tables.values())}
     for name in _SERIES:
         if (series := getattr(run, name)) is not None:
-            found |= {f"{name}/steps": series.steps, f"{name}/values": series.values}
+            stored |= {f"{name}/steps": series.steps, f"{name}/values": series.values}
     empty = dataclasses.replace(run, evaluations=(), **dict.fromkeys(_SERIES))
     record = {k: v for k, v in plain(empty).items() if k not in _SERIES}
     return {
         **record,
         "evaluations": columns,
         "per_task": [list(tasks) for tasks in tables],
-        "arrays": arrays.to_text(found),
+        "arrays": arrays.to_text(stored),
     }
 
 

@@ -132,8 +132,8 @@ def table(results: "Results") -> Table:
 def _last(run: "Run", split: str, metric: str) -> "Evaluation | None":
     if run.stopped is not None:
         return None
-    found = [e for e in run.evaluations if (e.split, e.metric) == (split, metric)]
-    return max(found, key=lambda e: e.step, default=None)
+    ours = [e for e in run.evaluations if (e.split, e.metric) == (split, metric)]
+    return max(ours, key=lambda e: e.step, default=None)
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -55,10 +55,8 @@ def integer(name: str, value: Any, *, low: int = 1, high: int | None = None) -> 
         expected = f"an integer from {low} to {high}"
     else:
         expected = "a positive integer" if low == 1 else f"an integer of at least {low}"
-    found = None
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        found = int(value)
-    fits = found is not None and found >= low and (high is None or found <= high)
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    fits = is_integer and low <= int(value) and (high is None or int(value) <= high)
     require(fits, name, expected, value)
     return int(value)
 
@@ -78,10 +76,10 @@ def number(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
       interval: such as ``"[0, 1)"``, which has 0 and not 1.
     """
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    found: Any = value if is_number else float("nan")
+    real: Any = value if is_number else float("nan")
     low, high = (float(end) for end in interval[1:-1].split(","))
-    inside = (low <= found if interval[0] == "[" else low < found) and (
-        found <= high if interval[-1] == "]" else found < high
+    inside = (low <= real if interval[0] == "[" else low < real) and (
+        real <= high if interval[-1] == "]" else real < high
     )
     require(inside, name, f"a number in {interval}", value)
 
@@ -94,9 +92,9 @@ def seed(name: str, value: Any) -> int:
 def seeds(name: str, values: Any) -> list[int]:
     """Python's integers for the seeds of several runs; ``ValueError`` unless each is there once."""
     sequence(name, values, "seeds, such as (0, 1, 2)")
-    found = [seed(name, value) for value in values]
-    require(len(set(found)) == len(found), name, "seeds that are all different", values)
-    return found
+    checked = [seed(name, value) for value in values]
+    require(len(set(checked)) == len(checked), name, "seeds that are all different", values)
+    return checked
 
 
 def flag(name: str, value: Any) -> None:

@@ -74,14 +74,14 @@ def inlined(closed: Program) -> Program:
         for eqn in jaxpr.eqns:
             if eqn.primitive.name in _CALLS:
                 inner = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
-                found = evaluate(
+                outputs = evaluate(
                     getattr(inner, "jaxpr", inner),
                     getattr(inner, "consts", ()),
                     *(read(known, v) for v in eqn.invars),
                 )
             else:
-                found = run(jaxpr, eqn, known)
-            known |= dict(zip(eqn.outvars, found, strict=True))
+                outputs = run(jaxpr, eqn, known)
+            known |= dict(zip(eqn.outvars, outputs, strict=True))
         return [read(known, v) for v in jaxpr.outvars]
 
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
@@ -132,13 +132,13 @@ def made_and_used(jaxpr: Program) -> tuple[dict[Any, int], collections.Counter[A
 
 def needed(jaxpr: Program, outputs: Iterable[Any]) -> list[int]:
     """The numbers of the equations that some variables of a program depend on, in order."""
-    wanted, found = set(variables(outputs)), []
+    wanted, numbers = set(variables(outputs)), []
     for number in reversed(range(len(jaxpr.eqns))):
         eqn = jaxpr.eqns[number]
         if wanted.intersection(eqn.outvars):
             wanted.update(variables(eqn.invars))
-            found.append(number)
-    return found[::-1]
+            numbers.append(number)
+    return numbers[::-1]
 
 
 def depending(jaxpr: Program, inputs: Iterable[Any]) -> list[bool]:

@@ -56,11 +56,11 @@ def check_trained(what: str, tree: Any) -> None:
       tree: parameters or gradients that are trained, or their shapes.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    found = [what + jax.tree_util.keystr(path) for path, leaf in leaves if jnp.iscomplexobj(leaf)]
-    if found:
+    names = [what + jax.tree_util.keystr(path) for path, leaf in leaves if jnp.iscomplexobj(leaf)]
+    if names:
         raise ValueError(
             "A task weighting needs real parameters, because the interaction of complex gradients "
-            f"is not defined here, but these are complex: {', '.join(found)}. Hold the real and "
+            f"is not defined here, but these are complex: {', '.join(names)}. Hold the real and "
             "the imaginary part as two real arrays, and put them together in the loss."
         )
     for path, leaf in leaves:
@@ -88,9 +88,9 @@ def needs_arrays(strategy: Callable) -> Callable:
 
     @functools.wraps(strategy)
     def made(*args, **options):
-        found = strategy(*args, **options)
+        made = strategy(*args, **options)
         names = ("matrix", "gradients", "pullback")
-        return found._replace(**{name: checked(getattr(found, name)) for name in names})
+        return made._replace(**{name: checked(getattr(made, name)) for name in names})
 
     return made
 

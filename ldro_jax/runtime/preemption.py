@@ -76,9 +76,9 @@ def watch() -> Iterator[Watch]:
       With several processes all of them do so from the same step.
     """
     several = jax.process_count() > 1
-    found = _SharedWatch() if several else Watch()
+    watching = _SharedWatch() if several else Watch()
     if threading.current_thread() is not threading.main_thread():
-        yield found
+        yield watching
         return
     earlier: dict[int, Any] = {}
     asked = 0.0
@@ -87,8 +87,8 @@ def watch() -> Iterator[Watch]:
         nonlocal asked
         if several:  # jax heeds SIGTERM alone, and tells the others
             os.kill(os.getpid(), signal.SIGTERM)
-        elif found.number is None:
-            found.number, asked = number, time.monotonic()
+        elif watching.number is None:
+            watching.number, asked = number, time.monotonic()
         elif time.monotonic() - asked < 1:
             pass  # Some send it to the process and to its group, or SIGHUP after SIGTERM.
         elif callable(handler := earlier[number]):
@@ -105,7 +105,7 @@ def watch() -> Iterator[Watch]:
             # Another library's, in C, couldn't be put back.
             if is_ours and handler not in (signal.SIG_IGN, None):
                 earlier[number] = signal.signal(number, ask)
-        yield found
+        yield watching
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)

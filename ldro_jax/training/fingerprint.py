@@ -60,9 +60,9 @@ def of_run(trial: "Trial") -> dict[str, Any]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    found = provenance.versions()
+    installed = provenance.versions()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return {**{name: found[name] for name in _TRACING if name in found}, "python": python}
+    return {**{name: installed[name] for name in _TRACING if name in installed}, "python": python}
 
 
 def exact(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -109,15 +109,15 @@ def _shared(program: "Program") -> dict[str, str]:
             update, params, state, params
         )
     # In the order in which an error looks for what has changed.
-    found = {
+    digests = {
         "loss or model": _loss(program, params),
         "initial parameters": traced.of(_init(problem), jax.random.key(0)),
         "training rows": program.digest_of_rows(),
         "optimizer": optimizer,
     }
     if problem.observe is not None:
-        found["observe"] = traced.of(problem.observe, params)
-    return found
+        digests["observe"] = traced.of(problem.observe, params)
+    return digests
 
 
 def _params(problem: Problem) -> Any:
@@ -154,7 +154,7 @@ def _of_method(program: "Program") -> dict[str, str]:
     rates = {name: jnp.zeros([], float) for name in method.rates()}
     known = base.nothing_known(num_tasks)._replace(known=jnp.ones(num_tasks, bool))
     start = jax.eval_shape(lambda r: program.method.wrapped(r).init(num_tasks, jnp.float32), rates)
-    found = {"weighting": traced.of(weigh, rates, known, start)}
+    digests = {"weighting": traced.of(weigh, rates, known, start)}
     options: list[Any] = [method.sampling]
     if method.uses_interaction:
         # All but "split" and ways of one's own give the same matrix.
@@ -162,19 +162,19 @@ def _of_method(program: "Program") -> dict[str, str]:
         options += ["split" if named == "split" else "exact", method.interval, method.lagged]
         options += [] if isinstance(named, str) else [traced.of_code(named.matrix)]
         options += [traced.of_code(geometry) if callable(geometry) else geometry]
-    found["method"] = traced.of_values(options)
+    digests["method"] = traced.of_values(options)
     if method.uses_excess:
         problem = program.problem_on_one_device
         params, rows = _params(problem), program.row_shapes(program.batches.size)
-        found["row_excess"] = traced.of(problem.row_excess, params, params, rows)
-    return found
+        digests["row_excess"] = traced.of(problem.row_excess, params, params, rows)
+    return digests
 
 
 def _evaluation(program: "Program") -> dict[str, str]:
     problem = program.problem_on_one_device
-    found = problem.evaluation_digests(_params(problem))
+    digests = problem.evaluation_digests(_params(problem))
     directions = {metric.name: str(metric.higher_is_better) for metric in problem.metrics}
-    return {name: f"{found[name]} {directions[name]}" for name in directions}
+    return {name: f"{digests[name]} {directions[name]}" for name in directions}
 
 
 def _choice(program: "Program") -> dict[str, str]:

@@ -75,8 +75,8 @@ class Record:
     def latest(self) -> list[results.Evaluation]:
         """The evaluations of the last step, of all splits and metrics."""
         step = self._measured_at
-        found = itertools.takewhile(lambda e: e.step == step, reversed(self._evaluations))
-        return list(found)[::-1]
+        newest = itertools.takewhile(lambda e: e.step == step, reversed(self._evaluations))
+        return list(newest)[::-1]
 
     @property
     def _measured_at(self) -> int | None:
@@ -125,28 +125,28 @@ class Record:
         weighting = transform.find_state(state.opt_state)
         numbers = diagnostics.diagnose(weighting)
         # Everything at once, as every transfer from a device is a wait.
-        found, numbers, step, losses = jax.device_get(
+        fetched, numbers, step, losses = jax.device_get(
             ({n: getattr(weighting, n) for n in _RECORDED}, numbers, state.step, losses)
         )
-        step, before, task_names = int(step), self._run, list(evaluations[0].per_task)
-        self._run = dataclasses.replace(
-            before,
+        step, task_names, matrix = int(step), list(evaluations[0].per_task), None
+        if fetched["interaction"].any():
+            matrix = results.Series([step], fetched["interaction"][None])
+            self._append("descent", [step], [fetched["descent"]])
+        run = dataclasses.replace(
+            self._run,
             seconds_per_step=seconds_per_step,
-            nonfinite_losses=_counts(task_names, found["nonfinite"]),
-            unmeasured_interactions=_counts(task_names, found["unmeasured"]),
-            negative_losses=_counts(task_names, found["negative"]),
-            unsolved_steps=int(found["unsolved"]),
+            interaction=matrix,
+            nonfinite_losses=_counts(task_names, fetched["nonfinite"]),
+            unmeasured_interactions=_counts(task_names, fetched["unmeasured"]),
+            negative_losses=_counts(task_names, fetched["negative"]),
+            unsolved_steps=int(fetched["unsolved"]),
         )
-        _warn(f"{self.label}, step {step}", before, self._run)
-        streak = int(found["nonfinite_streak"])
-        if stopped := _reason_to_stop(before, self._run, step, streak, schedule):
+        _warn(f"{self.label}, step {step}", self._run, run)
+        streak = int(fetched["nonfinite_streak"])
+        if stopped := _reason_to_stop(self._run, run, step, streak, schedule):
             logging.error("%s: %s", self.label, stopped)
-        self._run = dataclasses.replace(self._run, stopped=stopped, interaction=None)
-        if found["interaction"].any():
-            matrix = results.Series([step], found["interaction"][None])
-            self._run = dataclasses.replace(self._run, interaction=matrix)
-            self._append("descent", [step], [found["descent"]])
-        self._append("weights", [step], [found["weights"]])
+        self._run = dataclasses.replace(run, stopped=stopped)
+        self._append("weights", [step], [fetched["weights"]])
         self._append("losses", [step], [np.asarray(losses)])
         in_order = np.array([numbers[name] for name in diagnostics.NAMES])
         self._append("diagnostics", [step], [in_order])
