@@ -1,7 +1,6 @@
 """The runs of an experiment: listed and checked before anything is written, trained, reported."""
 
 import collections
-import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -103,17 +102,14 @@ class Programs:
           ValueError: if the model, the batches or a method can't be trained on this data.
         """
         self._first.check()
-        checked = {self._first.method.compile_key()}
         for method in methods:
-            if (key := method.compile_key()) not in checked:
-                checked.add(key)
-                try:
-                    self.of(method).check()
-                except Exception as error:
-                    said = errors.reason(error)
-                    raise ValueError(
-                        f"methods: {method.name!r} can't be trained. {said}"
-                    ) from error
+            if method.compile_key() in self._made:
+                continue
+            try:
+                self.of(method).check()
+            except Exception as error:
+                said = errors.reason(error)
+                raise ValueError(f"methods: {method.name!r} can't be trained. {said}") from error
 
 
 class Experiment:
@@ -136,9 +132,7 @@ class Experiment:
     ):
         self.output_dir, self.schedule, self._record = output_dir, schedule, record
         self._config_text = config_text
-        self._before = (
-            None if config_text is None else output_dir_lib.finished(output_dir, config_text)
-        )
+        self._before = output_dir_lib.finished(output_dir, config_text)
 
     def train(
         self,
@@ -169,7 +163,7 @@ class Experiment:
             for name, (recorded, resolved) in trials.items()
         }
         resolved = {name: trial for name, (_, trial) in trials.items()}
-        with self._going_on() as accept:
+        with output_dir_lib.going_on(self.output_dir, self._config_text) as accept:
             finished, old_names = finished_lib.take(
                 identities, resolved, self.schedule.train_steps, self.output_dir
             )
@@ -196,11 +190,6 @@ class Experiment:
                         record = self._record([finished[name]])
                         finished_lib.save_run(record, identities[name], file)
         return [finished[name] for name in trials]
-
-    def _going_on(self) -> contextlib.AbstractContextManager[Callable[[], None]]:
-        if self._config_text is None:
-            return contextlib.nullcontext(lambda: None)
-        return output_dir_lib.going_on(self.output_dir, self._config_text)
 
     def _train(self, group: Mapping[str, Trial], program: Program, done: str) -> list[results.Run]:
         trials = list(group.values())

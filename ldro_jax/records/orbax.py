@@ -50,11 +50,8 @@ def reads_come_to_an_end() -> Iterator[None]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return not _is_of_orbax(record.pathname) and "tensorstore_spec" not in record.getMessage()
-
-
-def _is_of_orbax(path: str) -> bool:
-    return "orbax" in pathlib.Path(path).parts
+    is_of_orbax = "orbax" in pathlib.Path(record.pathname).parts
+    return not is_of_orbax and "tensorstore_spec" not in record.getMessage()
 
 
 # What goes wrong in Orbax's threads and reads is raised as well, and said here in a line.

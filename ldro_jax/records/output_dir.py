@@ -124,15 +124,13 @@ class OutputDir:
                 f"{directory} is in use by {holder}. Wait until it is done, or choose another "
                 "output_dir."
             )
-        config = _config_of(self.path)
-        if (config and MARK not in config) or (config is None and self._has_files()):
+        config = _config_of(directory)
+        has_files = any(not x.name.startswith(paths.TEMPORARY) for x in directory.iterdir())
+        if (config and MARK not in config) or (config is None and has_files):
             raise FileExistsError(
                 f"{directory} holds files, but no experiment (no {CONFIG} of one). Choose another "
                 "output_dir."
             )
-
-    def _has_files(self) -> bool:
-        return any(not path.name.startswith(paths.TEMPORARY) for path in self.path.iterdir())
 
     def _clear(self) -> None:
         for name in _WRITTEN:
@@ -176,30 +174,32 @@ class OutputDir:
                 return "another process"
 
 
-def finished(directory: pathlib.Path, config_text: str) -> results_lib.Results | None:
+def finished(directory: pathlib.Path, config_text: str | None) -> results_lib.Results | None:
     """The record of an experiment, if it and its report are written for this configuration."""
-    if not (directory / REPORT).exists() or _config_of(directory) != _marked(config_text):
+    if config_text is None or _config_of(directory) != _marked(config_text):
         return None
-    return _load(directory / RESULTS)
+    return _load(directory / RESULTS) if (directory / REPORT).exists() else None
 
 
 @contextlib.contextmanager
-def going_on(directory: pathlib.Path, config_text: str) -> Iterator[Callable[[], None]]:
+def going_on(directory: pathlib.Path, config_text: str | None) -> Iterator[Callable[[], None]]:
     """Adds to an ``OtherRunError`` raised inside the lines in which the configurations differ.
 
     Yields:
       A function that writes the configuration, to be called when nothing that is there is refused.
+      Without a configuration the one that is there stays.
     """
+    theirs = _config_of(directory) or ""
+    ours = theirs if config_text is None else _marked(config_text)
 
     def accept():
-        if processes.is_first() and _config_of(directory) != _marked(config_text):
-            paths.write(directory / CONFIG, _marked(config_text))
+        if processes.is_first() and theirs != ours:
+            paths.write(directory / CONFIG, ours)
 
     try:
         yield accept
     except identity.OtherRunError as error:
-        theirs, ours = _config_of(directory) or "", _marked(config_text)
-        if theirs == ours:
+        if (_config_of(directory) or "") == ours:
             raise
         there, now = _differences(theirs, ours)
         raise identity.OtherRunError(
