@@ -69,9 +69,8 @@ def _register() -> None:
     for module, functions in _CONFIGURABLES.items():
         for function in functions:
             gin.external_configurable(function, module=module)
-    # gin would look for a/b.gin in a Python package a as well, before it comes to the search path,
-    # and fails at a mere folder of that name.
-    # And it would read files as the locale says.
+    # gin would look for a/b.gin in a Python package a before it comes to the search path, and fails
+    # at a mere folder of that name. It would also read files in the locale's encoding.
     utf8 = functools.partial(open, encoding="utf-8-sig")
     gin_config._FILE_READERS = [(utf8, os.path.isfile)]
     for path in _ROOTS:

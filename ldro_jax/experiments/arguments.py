@@ -77,5 +77,5 @@ class Directories:
 
     @classmethod
     def of(cls, given: "str | os.PathLike | Directories") -> "Directories":
-        """Those of an experiment that is given them, or the one to write to alone."""
+        """What is given, or an object with that directory as its ``output``."""
         return given if isinstance(given, Directories) else cls(given)

@@ -39,10 +39,10 @@ def compare(
     """Trains a problem with several methods and seeds, and reports how they compare.
 
     A run that is finished is kept in ``runs/``, and one that was interrupted goes on from its
-    newest checkpoint, so the same call after an interruption ends with the same numbers. What
-    changes no number of theirs may be another the next time: more seeds and methods, or fewer, more
-    steps, the layout, the report's name and choice, and metrics. Anything else, down to a number in
-    the optimizer's closure, is refused.
+    newest checkpoint, so the same call after an interruption ends with the same numbers. The next
+    call may have other seeds, methods, metrics and report, another layout, and more steps, as these
+    change no number of the runs that are there. Anything else that is different, down to a number
+    in the optimizer's closure, is refused.
 
     Args:
       problem: what is trained; or a function of ``data_dir`` that makes it.

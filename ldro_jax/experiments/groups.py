@@ -30,7 +30,7 @@ class _Begun(NamedTuple):
 
     @property
     def order(self) -> tuple[int, int]:
-        """The greatest has what was trained last."""
+        """Of several groups with the same run, the greatest trained it last."""
         return self.step, -len(self.keys)
 
 

@@ -149,7 +149,7 @@ class Experiment:
         Args:
           trials: by name, each run as it is recorded, and with what only the data can tell.
           programs: of their methods.
-          together: how many runs to train at a time.
+          together: the most runs to train at a time.
           label: for the progress bar; by default how many runs are finished.
 
         Returns:
@@ -265,7 +265,7 @@ def _halves(group: Mapping[str, Trial]) -> tuple[dict[str, Trial], ...]:
 
 
 class _Bar(tqdm.tqdm):
-    """A progress bar whose lines are printed as far as somebody listens."""
+    """A progress bar whose lines never fail the program."""
 
     @classmethod
     def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:

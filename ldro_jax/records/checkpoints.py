@@ -19,7 +19,7 @@ from ldro_jax.runtime import errors, paths, processes
 
 
 class RefusedError(ValueError):
-    """What belongs to a checkpoint is as it was written, but can't be gone on from."""
+    """A checkpoint is as it was written, but what belongs to it can't go on from there."""
 
 
 AndThen = Callable[[int, dict[str, Any]], None]
@@ -50,10 +50,10 @@ class Checkpoints:
             # Which to delete is decided in _prune: Orbax would count the best among the newest.
             max_to_keep=None,
             create=True,
-            # What a killed process was writing. In a bucket Orbax would take all that isn't a
-            # checkpoint for that, such as one that was moved aside.
+            # That is, what a killed process was writing. In a bucket Orbax would also delete what
+            # isn't a checkpoint, such as one that was moved aside.
             cleanup_tmp_directories=not paths.is_remote(self._directory),
-            # Under one name jax lets a process wait for the others but once at a time.
+            # Processes can wait for each other under one name only once at a time.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=self._directory.name
             ),

@@ -95,7 +95,7 @@ def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
 
 
 def read_or_move_aside(file: Path, read: Callable[[Path], _Read]) -> _Read | None:
-    """What a function reads from a file; ``None`` if there is none, or what it is can't be used.
+    """What a function reads from a file; ``None`` if there is no file, or it can't be used.
 
     A file for which the function raises ``ValueError`` is moved aside, with a warning.
     """

@@ -1,4 +1,4 @@
-"""What tells data, models and training states from others that may have the same names."""
+"""Whether data, programs and states are those that a record or a checkpoint was made with."""
 
 import json
 import re

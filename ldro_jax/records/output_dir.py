@@ -23,7 +23,7 @@ _WRITTEN = (
     *(RESULTS, REPORT, "figures", "runs", "references.json"),
     *("monolingual", "tensorboard", "checkpoints", CONFIG),
 )
-# Lines of two configurations that an error quotes.
+# How many lines an error quotes of each of two configurations.
 _SHOWN = 4
 _LOCK = f"{paths.TEMPORARY}lock"
 # What a file must have to be the configuration of an experiment, and not of some other program.
@@ -99,7 +99,7 @@ class OutputDir:
                 results = self.path / RESULTS
                 if results.exists() and _load(results) is None:
                     paths.move_aside(results)
-                # One that is empty was cut off by an earlier version of this program.
+                # An empty one was cut off by an earlier version of this program.
                 if not _config_of(self.path):
                     paths.write(self.path / CONFIG, self._config_text)
             except OSError as error:

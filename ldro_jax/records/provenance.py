@@ -32,7 +32,7 @@ def _commit(distribution: importlib.metadata.Distribution) -> str:
     source = json.loads(distribution.read_text("direct_url.json") or "{}")
     if "vcs_info" in source:
         return source["vcs_info"]["commit_id"]
-    # What pip clones to be edited stands at a commit, and not at a branch.
+    # A clone that pip made for an editable installation is at a commit, not on a branch.
     folders = [distribution.locate_file(""), urllib.parse.urlparse(source.get("url", "")).path]
     for head in (pathlib.Path(str(folder)) / ".git" / "HEAD" for folder in folders if folder):
         if head.is_file() and re.fullmatch(r"[0-9a-f]{40}\s*", text := head.read_text()):

@@ -11,12 +11,12 @@ import numpy as np
 from ldro_jax.records.json_types import plain
 
 if TYPE_CHECKING:
-    from ldro_jax.records.record import Evaluation, Results, Run
+    from ldro_jax.records.results import Evaluation, Results, Run
 
 _SPLITS = ("test", "validation", "train")
-# Of a sweep the report has all.
+# Settings in the table of a sweep; its report has all.
 _MOST = 20
-# Of a line and, at least, of a name in it.
+# Characters of a line, and those that a name in it keeps at least.
 _WIDTH, _MIN_NAME = 100, 12
 
 

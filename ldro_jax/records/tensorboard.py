@@ -24,7 +24,7 @@ class TensorBoardWriter(contextlib.AbstractContextManager):
 
     def __init__(self, directory: pathlib.Path):
         directory_check(str(directory))
-        # The rest of its name are the second and the machine.
+        # The rest of its name is the time and the machine.
         self._writer = EventsWriter(str(directory / "events"), f".{uuid.uuid4().hex}")
         self._flushed = time.monotonic()
         self._names: tuple[str, ...] | None = None
@@ -33,8 +33,8 @@ class TensorBoardWriter(contextlib.AbstractContextManager):
     def write_scalars(self, step: int, names: tuple[str, ...], values: Iterable[float]) -> None:
         """Writes the scalars of one step, a value for each name.
 
-        Where the names are the same object as before, the event of before is filled anew, which
-        takes a third of the time.
+        If the names are the same object as in the last call, its event is filled anew, which takes
+        a third of the time.
         """
         if names is not self._names:
             summary = Summary(value=[Summary.Value(tag=name) for name in names])

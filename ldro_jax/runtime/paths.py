@@ -80,7 +80,7 @@ def write(path: pathlib.Path, content: bytes | str) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        # That of a full disk names no file.
+        # The error of a full disk names no file.
         if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)
         raise

@@ -46,7 +46,7 @@ class Watch:
         return self.number is not None
 
     def error(self, message: str) -> PreemptedError:
-        """What to raise when the state is saved."""
+        """The error to raise when the state is saved."""
         return PreemptedError(message, self.number or signal.SIGTERM)
 
 
@@ -54,8 +54,8 @@ class _SharedWatch(Watch):
     """All processes say yes from the same question on.
 
     jax's own handler of SIGTERM tells the other processes. They agree on the next number that none
-    of them has asked about, and jax says yes to that alone. Steps don't serve, as they begin anew
-    with every run.
+    of them has asked about, and jax says yes to that number alone. Questions are numbered and not
+    steps, which begin anew with every run.
     """
 
     def __call__(self, step: int) -> bool:
@@ -68,7 +68,7 @@ class _SharedWatch(Watch):
 def watch() -> Iterator[Watch]:
     """Notices SIGTERM and SIGHUP while a run is trained; one more ends the process.
 
-    A signal that is ignored, as ``nohup`` has it for SIGHUP, stays so. Outside the main thread
+    A signal that is ignored stays so, such as SIGHUP under ``nohup``. Outside the main thread
     Python handles no signals, and nothing is noticed.
 
     Yields:
@@ -102,7 +102,7 @@ def watch() -> Iterator[Watch]:
         for number in _SIGNALS:
             handler = signal.getsignal(number)
             is_ours = not (several and number == signal.SIGTERM)
-            # Another library's, in C, couldn't be put back.
+            # The handler of a library in C is None, and couldn't be put back.
             if is_ours and handler not in (signal.SIG_IGN, None):
                 earlier[number] = signal.signal(number, ask)
         yield watching

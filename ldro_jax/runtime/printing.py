@@ -46,7 +46,7 @@ def open_all() -> None:
 
 
 def _silence(stream: Any) -> None:
-    """Has the rest of a broken stream vanish, or Python's last flush would fail the program."""
+    """Sends the rest of a broken stream nowhere: Python's last flush would fail the program."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

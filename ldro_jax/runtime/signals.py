@@ -2,7 +2,7 @@
 
 Python would raise an exception wherever the program is: inside an import, which may swallow it, or
 in a callback of a C++ library, which may crash. What an experiment writes is whole at any time, so
-the program can end at once. :mod:`ldro_jax.runtime.preemption` takes the latter two over where
+the program can end at once. :mod:`ldro_jax.runtime.preemption` handles SIGTERM and SIGHUP while
 there is something to save.
 """
 
@@ -25,7 +25,7 @@ def end_at_once() -> None:
     For the main thread of a program; the library never calls it on import.
     """
     for number in _WORDS:
-        # As nohup has it for SIGHUP, and a shell for what runs in the background.
+        # nohup has SIGHUP ignored, and a shell has Ctrl-C ignored in the background.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end)
 

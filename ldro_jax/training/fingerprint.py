@@ -26,7 +26,7 @@ from ldro_jax.weighting import base
 if TYPE_CHECKING:
     from ldro_jax.training.engine import Program, Trial
 
-# With another version of these, the same program may have other equations.
+# With another version of these packages, the same program may have other equations.
 _TRACING = ("flax", "jax", "ldro-jax", "optax")
 
 
@@ -93,7 +93,7 @@ def _settings(program: "Program", schedule: Schedule) -> dict[str, Any]:
 def _once(
     program: "Program", key: Any, make: Callable[["Program"], dict[str, str]]
 ) -> dict[str, str]:
-    """Makes digests once for all programs that share them, those of other methods included."""
+    """Makes digests once for all programs that share them, of whatever method."""
     if key not in program.digests:
         program.digests[key] = make(program)
     return program.digests[key]
@@ -188,7 +188,7 @@ def _choice(program: "Program") -> dict[str, str]:
 
 def of_source(problem: Problem) -> str:
     """The digest of the first rows of each task from the host, where drawing them costs nothing."""
-    # Others know their rows without drawing some, and say in their identity what they are.
+    # A problem that knows its shapes without drawing rows tells what they are in its identity.
     if type(problem).row_shapes is not Problem.row_shapes:
         return traced.of_values(type(problem).__name__)
     source = problem.source(0)

@@ -18,9 +18,9 @@ from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
 from ldro_jax.transform import diagnostics
 
-# What a record has of every evaluation, beside the evaluations themselves.
+# The series that grow with each evaluation, beside the evaluations themselves.
 _SERIES = ("weights", "losses", "diagnostics", "descent", "path")
-# What it takes from the state of a weighting.
+# What a record takes from the state of a weighting.
 _RECORDED = (
     *("weights", "interaction", "descent", "nonfinite", "nonfinite_streak"),
     *("negative", "unmeasured", "unsolved"),
@@ -38,13 +38,7 @@ def empty_run(trial: Trial, schedule: Schedule) -> results.Run:
 
 
 class Record:
-    """The record of a run that is being trained.
-
-    To extend it takes the same time however long it is.
-
-    Args:
-      run: the record so far.
-    """
+    """The record of a run that is being trained; to extend it takes the same time at any length."""
 
     def __init__(self, run: results.Run):
         self._run = run
@@ -87,9 +81,9 @@ class Record:
         return self._values[name][-1]
 
     def go_on(self, schedule: Schedule, state: TrainState) -> None:
-        """Takes the length of the run, which may be longer than it was, after the step of a state.
+        """Takes the length of the run from a schedule, after the step of a state.
 
-        What counts as stopped at the end of the run may still recover where it isn't the end.
+        What counted as stopped at the end of a shorter run may still recover.
         """
         run = dataclasses.replace(self._run, num_steps=schedule.train_steps)
         if run.stopped is not None and self._measured_at == int(state.step):
@@ -124,7 +118,7 @@ class Record:
         """
         weighting = transform.find_state(state.opt_state)
         numbers = diagnostics.diagnose(weighting)
-        # Everything at once, as every transfer from a device is a wait.
+        # Everything at once, as each transfer from a device waits for it.
         fetched, numbers, step, losses = jax.device_get(
             ({n: getattr(weighting, n) for n in _RECORDED}, numbers, state.step, losses)
         )
