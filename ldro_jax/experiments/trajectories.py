@@ -137,9 +137,8 @@ def _figure(drawn, points, panels, record):
         from ldro_jax.reporting.figures import toy
     except ImportError:  # without the extra "plots" there is no report either
         return []
-    figure = toy.trajectories(
-        drawn, np.asarray(points[:-1]), synthetic.OUTLIER, synthetic.OUTLIER, synthetic.RADIUS
-    )
+    task_points = np.asarray(points[:-1])
+    figure = toy.trajectories(drawn, task_points, synthetic.OUTLIER, synthetic.RADIUS)
     noisy = ", ".join(f"{p.noise:g} in “{p.title}”" for p in panels if p.noise)
     # The seeds of a method stand one after the other, and the first of them counts.
     lasts = {run.method: run.evaluations[-1] for run in reversed(record.runs)}

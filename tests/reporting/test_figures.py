@@ -264,7 +264,7 @@ def test_looks_are_distinct_and_skip_reserved_colours():
 def test_trajectories_draw_every_panel():
     path = np.stack([np.linspace(-2, -0.3, 9), np.linspace(1, 0, 9)], axis=1)
     panels = [("a", {"Average": path}), ("b", {"L-DRO": path, "L-DRO online": path + 0.1})]
-    figure = toy.trajectories(panels, path[:3], [1, 0], [1, 0], 1.25)
+    figure = toy.trajectories(panels, path[:3], [1, 0], 1.25)
     figure.canvas.draw()
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     assert {"L-DRO online", "outlier task", "start"} <= set(texts(figure.legends[0]))

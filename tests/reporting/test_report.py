@@ -125,7 +125,7 @@ def test_extra_sections_take_figures_and_html(made_up, tmp_path):
     path = np.array([[-2.0, 1.0], [-1.0, 0.0]])
     from ldro_jax.reporting.figures import toy
 
-    figure = toy.trajectories([("t", {"A": path})], path, [1, 0], [1, 0], 1.25)
+    figure = toy.trajectories([("t", {"A": path})], path, [1, 0], 1.25)
     extra = [("Toy problem", "A caption.", figure), ("Toy problem", "Another.", "<b>table</b>")]
     record = made_up.results([made_up.run("A", 0, [0.1, 0.2])])
     page = read(reporting.write_report(record, tmp_path, config_text="", extra_sections=extra))
