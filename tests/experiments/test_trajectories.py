@@ -1,6 +1,7 @@
 """Figure 2 of the paper, from the configuration that reproduces it."""
 
 import pathlib
+import sys
 
 import gin
 import jax
@@ -90,6 +91,17 @@ def test_the_path_is_that_of_the_parameters(record):
         outlier = np.sum((run.path.values[499::500] - np.array([1.0, 0.0])) ** 2, axis=1)
         expected = [e.per_task["outlier"] for e in run.evaluations]
         np.testing.assert_allclose(outlier, expected, rtol=1e-4)
+
+
+def test_without_matplotlib_there_is_no_figure(record, monkeypatch):
+    from ldro_jax.reporting import figures
+
+    panels = [trajectories.Panel("a", [tiny.AVERAGE])]
+    drawn = [("a", {"Average": np.zeros((2, 2))})]
+    assert len(trajectories._figure(drawn, np.zeros((3, 2)), panels, record[0])) == 1
+    monkeypatch.delattr(figures, "toy")
+    monkeypatch.setitem(sys.modules, "ldro_jax.reporting.figures.toy", None)
+    assert trajectories._figure(drawn, np.zeros((3, 2)), panels, record[0]) == []
 
 
 def test_the_record_is_complete(record):

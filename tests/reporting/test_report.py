@@ -12,7 +12,7 @@ import pytest
 from ldro_jax import reporting
 from ldro_jax.records.compact import compact
 from ldro_jax.records.results import Run, load_results, save_results
-from ldro_jax.reporting import figures, sections
+from ldro_jax.reporting import sections
 from ldro_jax.reporting.comparison import compare
 from ldro_jax.runtime import paths
 
@@ -123,7 +123,9 @@ def test_everything_from_the_record_is_escaped(made_up, tmp_path):
 
 def test_extra_sections_take_figures_and_html(made_up, tmp_path):
     path = np.array([[-2.0, 1.0], [-1.0, 0.0]])
-    figure = figures.trajectories([("t", {"A": path})], path, [1, 0], [1, 0], 1.25)
+    from ldro_jax.reporting.figures import toy
+
+    figure = toy.trajectories([("t", {"A": path})], path, [1, 0], 1.25)
     extra = [("Toy problem", "A caption.", figure), ("Toy problem", "Another.", "<b>table</b>")]
     record = made_up.results([made_up.run("A", 0, [0.1, 0.2])])
     page = read(reporting.write_report(record, tmp_path, config_text="", extra_sections=extra))
