@@ -52,12 +52,9 @@ def as_functions(model: Any) -> Functions:
         modules; or a pair of functions as :class:`Functions` has them. It is called as
         ``model(inputs)``, in training and evaluation alike.
 
-    Returns:
-      The functions. Both raise ``UnsupportedError``, a ``ValueError``, if a call of the model needs
-      random numbers or changes anything.
-
     Raises:
-      ValueError: if it is something else.
+      ValueError: if it is something else. The functions raise ``UnsupportedError`` if a call of the
+        model needs random numbers or changes anything.
     """
     if isinstance(model, nn.Module):
         return _linen(model)
@@ -150,7 +147,7 @@ def _checked(
 
         jax.eval_shape(once, params, inputs)
         has_others, assigned = seen[0]
-        # A call that is jitted or rematerialised assigns all variables that it is given.
+        # A call that is jitted or rematerialised assigns all variables, changed or not.
         if assigned and (moved := _moved(make, call, inputs)):
             raise _unsupported(model, f"changes {', '.join(moved)} in a call")
         if has_others and _depends_on_making(call, keys, params, inputs):
