@@ -213,14 +213,14 @@ class ArrayProblem(base.Problem):
         return {**{name: array[where] for name, array in arrays.items()}, "task": tasks}
 
     def _traced_outputs(self) -> Any:
-        """The shapes of the outputs for one row; the model may not be made for such inputs."""
+        """The shapes of the outputs for one row; checks the model."""
         inputs: Any = self._splits["train"].inputs[:1]
         try:
             params = jax.eval_shape(self.init, jax.random.key(0))
             outputs = jax.eval_shape(self.apply, params, inputs)
         except models.UnsupportedError:
             raise
-        except Exception as error:
+        except Exception as error:  # whatever a model says that isn't made for these inputs
             raise ValueError(
                 f"model must take inputs of the shape {inputs.shape[1:]}, but it doesn't "
                 f"({errors.first_line(error)})."
