@@ -53,9 +53,6 @@ def from_arrays(
       validation: examples of the same tasks to choose by.
       test: examples of the same tasks to report on.
 
-    Returns:
-      The problem.
-
     Raises:
       ValueError: if the arrays don't fit together, something is of another kind, or the model has
         something besides parameters (see :func:`ldro_jax.problems.models.as_functions`).

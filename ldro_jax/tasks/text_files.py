@@ -24,13 +24,13 @@ def languages(data_dir: str | pathlib.Path) -> tuple[str, ...]:
             f"There is no directory {folder}. Expected one that holds "
             "<language>/train.txt and <language>/validation.txt (or .txt.gz) for each language."
         )
-    found = sorted(f.name for f in folder.iterdir() if f.is_dir() and _existing(f, "train"))
-    if not found:
+    names = sorted(f.name for f in folder.iterdir() if f.is_dir() and _existing(f, "train"))
+    if not names:
         raise FileNotFoundError(
             f"There is no language in {folder}: expected directories with a train.txt or "
             "train.txt.gz, named by the language."
         )
-    return tuple(found)
+    return tuple(names)
 
 
 def check_paths(**values: Any) -> None:
@@ -57,10 +57,9 @@ def find(data_dir: str | pathlib.Path, language: str, split: str) -> pathlib.Pat
         raise FileNotFoundError(f"There is no language {language!r} in {data_dir}. Found: {known}.")
     files = _existing(folder, split)
     if len(files) != 1:
-        found = "both of them" if files else "neither"
         raise FileNotFoundError(
             f"Expected {folder}/{split}.txt or {split}.txt.gz, a line for each document; found "
-            f"{found}."
+            f"{'both of them' if files else 'neither'}."
         )
     return files[0]
 

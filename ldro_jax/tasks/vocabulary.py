@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax.runtime import paths
+from ldro_jax.runtime import checks, paths
 from ldro_jax.tasks import text_files
 
 # seqio pads with 0, whatever a model says; the other marks are where T5 has them.
 _MARKS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-_FIXED_IDS = 3 + 256
-# The smallest vocabulary to train.
-MIN_SIZE = _FIXED_IDS + 1
+# The smallest vocabulary to train: one piece besides the marks and the bytes.
+MIN_SIZE = 3 + 256 + 1
 
 
 def load(path: str | os.PathLike | None, *, extra_ids: int = 0) -> Any:
@@ -122,19 +121,14 @@ def train_sentencepiece(
         small for the text.
     """
     sentencepiece = _module("sentencepiece")
-    if vocab_size <= _FIXED_IDS:
-        raise ValueError(
-            f"vocab_size must be more than {_FIXED_IDS} (the marks and the bytes), but it is "
-            f"{vocab_size}."
-        )
+    checks.integer("vocab_size", vocab_size, low=MIN_SIZE)
     path = pathlib.Path(output).expanduser()
     path = path if path.suffix == ".model" else path.with_name(f"{path.name}.model")
     _require_writable(path)
     # Sorted, as the order of the lines can decide ties.
     names = sorted(set(languages or text_files.languages(data_dir)))
-    lines: list[str] = []
-    for name in names:
-        lines += sample_lines(data_dir, name, max_bytes=bytes_per_language, seed=seed)
+    options = {"max_bytes": bytes_per_language, "seed": seed}
+    lines = [line for name in names for line in sample_lines(data_dir, name, **options)]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
