@@ -110,15 +110,12 @@ class LanguageModel(base.Problem):
 
     def row_losses(self, params: Any, rows: jax.Array) -> jax.Array:
         """Mean loss of the tokens of each row, in nats."""
-        return self._token_losses(params, rows).mean(axis=1)
+        return self._functions.apply(params, rows).mean(axis=1)
 
     @override
     def row_excess(self, params: Any, reference: Any, rows: jax.Array) -> jax.Array:
-        excess = self._token_losses(params, rows) - self._token_losses(reference, rows)
-        return jnp.maximum(excess, 0).mean(axis=1)
-
-    def _token_losses(self, params: Any, rows: jax.Array) -> jax.Array:
-        return self._functions.apply(params, rows)
+        losses, theirs = (self._functions.apply(p, rows) for p in (params, reference))
+        return jnp.maximum(losses - theirs, 0).mean(axis=1)
 
     @override
     def source(self, seed: int) -> Source:

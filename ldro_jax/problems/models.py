@@ -131,7 +131,7 @@ def _checked(
     """
     checked = False
 
-    def check(inputs):
+    def check_call(inputs):
         nonlocal checked
         if checked:
             return
@@ -157,11 +157,11 @@ def _checked(
         checked = True
 
     def init(key, inputs):
-        check(inputs)
+        check_call(inputs)
         return make(key, inputs)
 
     def apply(params, inputs):
-        check(inputs)
+        check_call(inputs)
         # Traced alone: the parameters that are made here are not used.
         return call(jax.random.key(0), inputs, params, inputs).outputs
 
