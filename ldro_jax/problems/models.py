@@ -37,7 +37,7 @@ class UnsupportedError(ValueError):
 
 
 class _Call(NamedTuple):
-    """What a call of a model gives, and its variables besides parameters around it, by name."""
+    """Outputs of a call of a model, and its variables other than parameters before and after it."""
 
     outputs: Any
     before: dict[str, jax.Array]
@@ -176,7 +176,7 @@ def _named(variables: Any) -> dict[str, jax.Array]:
 
 
 def _moved(make: Callable[..., Any], call: Callable[..., _Call], inputs: Any) -> list[str]:
-    """The names of the variables that have other values after a call, for inputs of such shapes."""
+    """Names of the variables that a call changes, for made-up inputs of these shapes."""
 
     def drawn(key, x):
         is_float = jnp.issubdtype(x.dtype, jnp.floating)
@@ -200,7 +200,7 @@ def _moved(make: Callable[..., Any], call: Callable[..., _Call], inputs: Any) ->
 
 
 def _depends_on_making(call: Callable[..., _Call], keys: jax.Array, params: Any, inputs: Any):
-    """Whether two models of the same parameters, made in different ways, give different outputs."""
+    """Whether models of the same parameters, made with different keys, give different outputs."""
     different = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((2, *jnp.shape(x)), jnp.result_type(x)), inputs
     )

@@ -143,7 +143,7 @@ def seqio_task(data_dir: str | pathlib.Path, language: str, vocab: Any) -> Any:
 
 
 def _safe(language: str) -> str:
-    """The name of a directory without what seqio doesn't take in names; no two have the same."""
+    """A directory's name in characters that seqio takes; different ones stay different."""
     return re.sub(r"\W", lambda c: "." if c[0] == "-" else f"#{ord(c[0]):x}#", language)
 
 

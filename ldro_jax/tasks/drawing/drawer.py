@@ -128,9 +128,9 @@ class Drawer:
     def expected(self, tasks: Any) -> Any:
         """How many rows of each task a batch has, or has on average if it is drawn at random.
 
-        A row counts ``w_i`` over its task's number here, so that a task counts by its weight w
-        whatever its rows: with probabilities q the gradient is that of the weighted loss in
-        expectation, however the weights have moved since q was set.
+        The weight of a row is ``w_i`` divided by this number for its task, so that a task counts by
+        its weight whatever its rows: with probabilities q the gradient is that of the weighted loss
+        in expectation, however the weights have moved since q was set.
 
         Args:
           tasks: the task of each row of the batch, ``[B]``, a NumPy or JAX array.

@@ -36,7 +36,7 @@ def stretch(drawer: Drawer, key: jax.Array, start: jax.typing.ArrayLike, num_ste
 def _balanced(key, start, num_steps: int, sizes: np.ndarray, batch_size: int) -> Draw:
     """Where N doesn't divide the batch, the tasks take turns in having one row more.
 
-    None has ever drawn over one more than another.
+    No task is ever more than one row ahead of another.
     """
     num_tasks = sizes.size
     share, extra = divmod(batch_size, num_tasks)
