@@ -94,14 +94,11 @@ class ArrayProblem(base.Problem):
     Args:
       task_names: N names.
       splits: ``train``, ``validation`` and ``test``.
-      model: from prepared inputs to outputs.
+      model: the model.
       loss: see :func:`from_arrays`.
       metrics: see :func:`from_arrays`.
       prepare: from inputs as they are stored, ``[R, ...]``, to those of the model; applied on the
         device, so that images can be stored as bytes.
-
-    Attributes:
-      output_shapes: of what the model gives for one row, ``[1, ...]``.
     """
 
     def __init__(
@@ -131,7 +128,7 @@ class ArrayProblem(base.Problem):
             lambda arrays, key, step, tasks, indices: self._rows(arrays, tasks, indices),
         )
         self._evaluate = jax.jit(self._task_values, static_argnums=2)
-        self.output_shapes = self._traced_outputs()
+        self._check_model()
 
     @override
     def init(self, key: jax.Array) -> Any:
@@ -209,22 +206,21 @@ class ArrayProblem(base.Problem):
         where = jnp.asarray(self._splits["train"].starts, jnp.int32)[tasks] + indices
         return {**{name: array[where] for name, array in arrays.items()}, "task": tasks}
 
-    def _traced_outputs(self) -> Any:
-        """The shapes of the outputs for one row; checks the model."""
+    def _check_model(self) -> None:
         inputs: Any = self._splits["train"].inputs[:1]
         try:
             params = jax.eval_shape(self.init, jax.random.key(0))
             outputs = jax.eval_shape(self.apply, params, inputs)
         except models.UnsupportedError:
             raise
-        except Exception as error:  # whatever a model says that isn't made for these inputs
+        # Whatever the model says, it isn't made for these inputs.
+        except Exception as error:
             raise ValueError(
                 f"model must take inputs of the shape {inputs.shape[1:]}, but it doesn't "
                 f"({errors.first_line(error)})."
             ) from error
         if not jax.tree.leaves(outputs):
             raise ValueError("model must give outputs, but it gives none.")
-        return outputs
 
     def _task_values(self, params, arrays, split):
         """The values of each metric, each task measured on its own rows alone, ``[N]``."""
@@ -274,23 +270,23 @@ class ArrayProblem(base.Problem):
 def _value(
     measure: MetricFunction, outputs: Any, rows: dict[str, jax.Array], count: jax.Array
 ) -> jax.Array:
-    """The value of a metric for one task's rows, of which there are ``count``."""
+    """What a metric says of one task's rows, of which there are ``count``."""
     size, name = len(rows["task"]), checks.called(measure)
     with errors.of(f"metrics: {name}"):
         given = measure(outputs, rows)
     try:
-        values = jnp.asarray(given)
+        found = jnp.asarray(given)
     except (TypeError, ValueError):  # text, a dictionary, or nothing
-        values = None
-    if values is None or values.shape not in ((), (size,)) or jnp.iscomplexobj(values):
-        described = checks.shown(given) if values is None else f"{values.dtype}{list(values.shape)}"
+        found = None
+    if found is None or found.shape not in ((), (size,)) or jnp.iscomplexobj(found):
+        described = checks.shown(given) if found is None else f"{found.dtype}{list(found.shape)}"
         raise ValueError(
             "metrics must give one real number for each row of a task, a shape of "
             f"{[size]}, or one for all of them, but {name} gives {described}."
         )
-    values = values.astype(jnp.float32)
+    found = found.astype(jnp.float32)
     # XLA multiplies by the inverse of a number that it knows, and n · (1/n) may be less than 1.
-    return jnp.sum(values) / count.astype(jnp.float32) if values.ndim else values
+    return jnp.sum(found) / count.astype(jnp.float32) if found.ndim else found
 
 
 class ShuffledRows(Source):
@@ -353,24 +349,24 @@ def _checked_pair(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
     return inputs, targets
 
 
-def _numbers(name: str, part: str, given: Any) -> np.ndarray:
-    """An array of finite numbers that JAX can hold, of whatever is given."""
-    # NumPy would lose the masks of a list of masked arrays.
-    for each in given if isinstance(given, (list, tuple)) else [given]:
+def _numbers(name: str, part: str, array: Any) -> np.ndarray:
+    """The array that something is, checked."""
+    # Of a list of them NumPy would keep no mask.
+    parts = array if isinstance(array, (list, tuple)) else [array]
+    for each in parts:
         checks.on_device(name, part, each)
     try:
-        array = np.asarray(given)
+        found = np.asarray(array)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{name} must have {part} that are one array, but they can't be made one "
             f"({errors.first_line(error)})."
         ) from error
-    # NumPy doesn't know what it is.
-    is_bfloat16 = array.dtype.name == "bfloat16"
-    if not is_bfloat16 and (array.dtype.kind not in "biuf" or array.itemsize > 8):
-        raise ValueError(f"{name} must have {part} that are numbers, but they are {array.dtype}.")
-    comparable = array.astype(np.float32) if is_bfloat16 else array
-    if array.dtype.kind not in "biu" and not np.isfinite(comparable).all():
+    is_small = found.dtype.name == "bfloat16"
+    if not (is_small or (found.dtype.kind in "biuf" and found.itemsize <= 8)):
+        raise ValueError(f"{name} must have {part} that are numbers, but they are {found.dtype}.")
+    numbers = found.astype(np.float32) if is_small else found
+    if found.dtype.kind not in "biu" and not np.isfinite(numbers).all():
         raise ValueError(f"{name} must have {part} that are finite, but some are NaN or infinite.")
-    checks.on_device(name, part, array)
-    return array
+    checks.on_device(name, part, found)
+    return found

@@ -94,9 +94,15 @@ def from_data(data: MultitaskData, model: models.Functions) -> ArrayProblem:
     problem = ArrayProblem(
         data.task_names, splits, model, cross_entropy, metrics, prepare=data.prepare
     )
-    shape = problem.output_shapes.shape
-    if shape != (1, data.num_classes):
-        raise ValueError(
-            f"model must give {data.num_classes} logits for each input, but it gives {shape[1:]}."
-        )
+    _check_logits(problem, data)
     return problem
+
+
+def _check_logits(problem: ArrayProblem, data: MultitaskData) -> None:
+    params = jax.eval_shape(problem.init, jax.random.key(0))
+    logits = jax.eval_shape(problem.apply, params, data.train.inputs[:1])
+    if logits.shape != (1, data.num_classes):
+        raise ValueError(
+            f"model must give {data.num_classes} logits for each input, but it gives "
+            f"{logits.shape[1:]}."
+        )

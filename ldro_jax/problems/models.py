@@ -37,7 +37,7 @@ class UnsupportedError(ValueError):
 
 
 class _Call(NamedTuple):
-    """Outputs of a call of a model, and its variables other than parameters before and after it."""
+    """What a call of a model gives, and its variables besides parameters around it, by name."""
 
     outputs: Any
     before: dict[str, jax.Array]
@@ -52,9 +52,12 @@ def as_functions(model: Any) -> Functions:
         modules; or a pair of functions as :class:`Functions` has them. It is called as
         ``model(inputs)``, in training and evaluation alike.
 
+    Returns:
+      The functions. Both raise ``UnsupportedError``, a ``ValueError``, if a call of the model needs
+      random numbers or changes anything.
+
     Raises:
-      ValueError: if it is something else. The functions raise ``UnsupportedError`` if a call of the
-        model needs random numbers or changes anything.
+      ValueError: if it is something else.
     """
     if isinstance(model, nn.Module):
         return _linen(model)
@@ -131,7 +134,7 @@ def _checked(
     """
     checked = False
 
-    def check_call(inputs):
+    def check(inputs):
         nonlocal checked
         if checked:
             return
@@ -147,7 +150,7 @@ def _checked(
 
         jax.eval_shape(once, params, inputs)
         has_others, assigned = seen[0]
-        # A call that is jitted or rematerialised assigns all variables, changed or not.
+        # A call that is jitted or rematerialised assigns all variables that it is given.
         if assigned and (moved := _moved(make, call, inputs)):
             raise _unsupported(model, f"changes {', '.join(moved)} in a call")
         if has_others and _depends_on_making(call, keys, params, inputs):
@@ -157,11 +160,11 @@ def _checked(
         checked = True
 
     def init(key, inputs):
-        check_call(inputs)
+        check(inputs)
         return make(key, inputs)
 
     def apply(params, inputs):
-        check_call(inputs)
+        check(inputs)
         # Traced alone: the parameters that are made here are not used.
         return call(jax.random.key(0), inputs, params, inputs).outputs
 
@@ -176,7 +179,7 @@ def _named(variables: Any) -> dict[str, jax.Array]:
 
 
 def _moved(make: Callable[..., Any], call: Callable[..., _Call], inputs: Any) -> list[str]:
-    """Names of the variables that a call changes, for made-up inputs of these shapes."""
+    """The names of the variables that have other values after a call, for inputs of such shapes."""
 
     def drawn(key, x):
         is_float = jnp.issubdtype(x.dtype, jnp.floating)
@@ -200,7 +203,7 @@ def _moved(make: Callable[..., Any], call: Callable[..., _Call], inputs: Any) ->
 
 
 def _depends_on_making(call: Callable[..., _Call], keys: jax.Array, params: Any, inputs: Any):
-    """Whether models of the same parameters, made with different keys, give different outputs."""
+    """Whether two models of the same parameters, made in different ways, give different outputs."""
     different = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((2, *jnp.shape(x)), jnp.result_type(x)), inputs
     )
