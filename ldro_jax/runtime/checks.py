@@ -123,6 +123,18 @@ def sequence(name: str, value: Any, of: str) -> None:
     require(is_sequence and len(value), name, f"a list of {of}", value)
 
 
+def names(name: str, values: Any, example: str) -> None:
+    """Raises ``ValueError`` unless the values are a list of names, each once.
+
+    Args:
+      example: of such names, as a gin file has them.
+    """
+    sequence(name, values, f"names, such as {example}")
+    for value in values:
+        text(name, value)
+    require(len(set(values)) == len(values), name, "a list of names that all differ", values)
+
+
 def instance(name: str, value: Any, kind: type, example: str) -> None:
     """Raises ``ValueError`` unless the value is of a class.
 

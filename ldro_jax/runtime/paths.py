@@ -5,6 +5,7 @@ A path in cloud storage has the methods of a ``pathlib.Path`` that an output dir
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import pathlib
@@ -84,6 +85,16 @@ def write(path: pathlib.Path, content: bytes | str) -> None:
         if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Identifies a file by what is in it, in 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        # hashlib.file_digest needs more than a file in cloud storage has.
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def move_aside(path: pathlib.Path) -> pathlib.Path:
