@@ -38,13 +38,13 @@ class LDROModel(models.BaseTransformerModel):
     """
 
     def __init__(self, *args, **kwargs):
-        stock = self._stock()
+        stock = inheritance.stock(type(self), LDROModel)
         if stock.loss_fn is not models.BaseTransformerModel.loss_fn:
             raise TypeError(
                 f"{stock.__name__} has a loss_fn of its own, but {type(self).__name__} trains on "
                 "the cross-entropy of t5x.models.BaseTransformerModel. Train it with T5X's trainer."
             )
-        inheritance.check(stock, _METHODS)
+        inheritance.refuse_lost_bindings(stock, _METHODS)
         super().__init__(*args, **kwargs, **inheritance.missing(stock, args, kwargs))
         if self._loss_normalizing_factor is not None:
             raise ValueError(
@@ -53,10 +53,6 @@ class LDROModel(models.BaseTransformerModel):
                 f"{type(self).__name__}.loss_normalizing_factor = None, or set "
                 "LOSS_NORMALIZING_FACTOR = None in a file of T5X's own kind."
             )
-
-    @classmethod
-    def _stock(cls):
-        return next(parent for parent in cls.__mro__ if not issubclass(parent, LDROModel))
 
     def predict_batch_with_aux(self, *args, **kwargs) -> Any:
         """T5X's: decodes, with gin's bindings for T5X's method."""
@@ -67,7 +63,8 @@ class LDROModel(models.BaseTransformerModel):
         return self._inherited("score_batch", args, kwargs)
 
     def _inherited(self, name, args, kwargs):
-        method, args = getattr(self._stock(), name), (self, *args)
+        stock = inheritance.stock(type(self), LDROModel)
+        method, args = getattr(stock, name), (self, *args)
         return method(*args, **kwargs, **inheritance.missing(method, args, kwargs))
 
     def row_losses(
@@ -111,10 +108,7 @@ class LDROModel(models.BaseTransformerModel):
 
 
 class LDRODecoderOnlyModel(LDROModel, models.DecoderOnlyModel):
-    """A ``t5x.models.DecoderOnlyModel`` for training with L-DRO, also as a prefix language model.
-
-    See :class:`LDROModel`.
-    """
+    """A ``t5x.models.DecoderOnlyModel``, prefix language models too; see :class:`LDROModel`."""
 
     def get_initial_variables(self, *args, **kwargs) -> Any:
         """T5X's: the parameters, and the names of their axes."""
@@ -125,35 +119,20 @@ class LDRODecoderOnlyModel(LDROModel, models.DecoderOnlyModel):
 
 
 class LDROEncoderDecoderModel(LDROModel, models.EncoderDecoderModel):
-    """A ``t5x.models.EncoderDecoderModel``, as of T5 1.1, mT5 and ByT5, for training with L-DRO.
-
-    See :class:`LDROModel`.
-    """
+    """A ``t5x.models.EncoderDecoderModel``, as of T5 1.1, mT5 and ByT5; see :class:`LDROModel`."""
 
 
 def token_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Which tokens count in the loss.
-
-    Args:
-      batch: features ``[R, L]``.
-
-    Returns:
-      ``[R, L]`` float32, 1 for a target token and 0 for padding or a prefix.
-    """
+    """Which tokens count, float32 ``[R, L]``: 1 for a target, 0 for padding or a prefix."""
     weights = batch.get("decoder_loss_weights")
     weights = batch["decoder_target_tokens"] > 0 if weights is None else weights
     return weights.astype(jnp.float32)
 
 
 def row_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """How many tokens of each row count in the loss.
+    """How many tokens of each row count in the loss, float32 ``[R]``.
 
-    Args:
-      batch: features ``[R, L]``.
-
-    Returns:
-      ``[R]`` float32, the sum of :func:`token_weights`; NaN if one of them is negative, since a
-      mean over such tokens is none.
+    NaN where one of the :func:`token_weights` is negative, since a mean over such tokens is none.
     """
     weights = token_weights(batch)
     return jnp.where((weights < 0).any(axis=1), jnp.nan, weights.sum(axis=1))

@@ -103,10 +103,7 @@ def _span_corruption(documents, lengths, vocabulary):
 
 
 def span_sizes(lengths: Mapping[str, int]) -> tuple[int, int, int]:
-    """How span corruption fills inputs and targets.
-
-    Args:
-      lengths: of ``inputs`` and ``targets``, in tokens, sentinels and the end among them.
+    """How span corruption fills inputs and targets of some lengths, sentinels and end among them.
 
     Returns:
       Numbers of tokens of text in a row, of tokens among them that are left out, and of spans.

@@ -21,7 +21,8 @@ from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax import measuring, transform
-from ldro_jax.t5x import drawing, dropout, evaluation, frozen, inheritance, tasks
+from ldro_jax.measuring.trained import merge
+from ldro_jax.t5x import drawing, dropout, evaluation, run_file, tasks
 from ldro_jax.t5x.model import LDROModel, row_tokens
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 
@@ -69,11 +70,9 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         interaction_rows: int | None = None,
         **kwargs,
     ):
-        inheritance.check(trainer_lib.Trainer)
-        kwargs |= inheritance.missing(trainer_lib.Trainer, (), kwargs)
         super().__init__(**kwargs)
         self._task_names = tuple(task_names)
-        self._model_dir, self._began = kwargs["summary_dir"], False
+        self._began = False
         self._drawn: drawing.DrawnRows | None = None
         _check(self._model, self._train_state, self._task_names, checkpoint_cfg)
         (axes,) = self._partitioner.data_partition_spec
@@ -112,24 +111,15 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         return NamedSharding(self._partitioner.mesh, spec)
 
     def train(self, batch_iter: Any, num_steps: int, start_step: int | None = None) -> Any:
-        """T5X's: takes steps.
+        """T5X's: takes ``num_steps`` steps after the first ``start_step``; the summary, a future.
 
-        Args:
-          batch_iter: of batches.
-          num_steps: how many.
-          start_step: number of steps taken before.
-
-        Returns:
-          The summary, a future.
-
-        Raises:
-          ValueError: if the rows of the first batch don't belong to the tasks.
+        Raises ``ValueError`` if the rows of the first batch don't belong to the tasks.
         """
         if not self._began:
             first = next(batch_iter)
             tasks.check_rows(first, self._task_names)
-            if self._model_dir is not None:
-                tasks.save_names(self._model_dir, self._task_names)
+            if self._run_dir is not None and jax.process_index() == 0:
+                run_file.save_tasks(self._run_dir, self._task_names)
             self._drawn, self._began = drawing.inside(batch_iter), True
             batch_iter = itertools.chain([first], batch_iter)
         summary = super().train(batch_iter, num_steps, start_step)
@@ -152,7 +142,7 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         trained = self._model.optimizer_def.trained(state.params)
 
         def losses_of(params, rows):
-            whole, features = frozen.merge(params, state.params), rows["features"]
+            whole, features = merge(params, state.params), rows["features"]
             keys = dropout.row_keys(rng, rows["number"])
             sums, metrics = self._model.row_losses(whole, features, keys)
             return measuring.RowLosses(sums, row_tokens(features), auxiliary=metrics)
