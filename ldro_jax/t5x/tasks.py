@@ -68,10 +68,7 @@ def read(batch: Mapping[str, Any], names: Sequence[str]) -> measuring.Batch:
         # Of a task that is never drawn there is no row to count.
         drawn = drawn._replace(expected=jnp.where(expected > 0, expected, 1))
     if apart:
-        # The tasks have a row each as often as they all can.
-        whole = size - size % num_tasks
-        apart = {name: x[:whole] for name, x in apart.items()}
-        drawn = drawn._replace(measured=numbered(apart, whole, first=size))
+        drawn = drawn._replace(measured=numbered(apart, size, first=size))
     if SHARE in batch or size % num_tasks:
         known = batch[MARK][:, None] == marks(names, num_tasks)[None]
         task = jnp.argmax(known, axis=1).astype(jnp.int32)
