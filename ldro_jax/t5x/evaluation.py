@@ -76,7 +76,7 @@ def get_datasets(
     """The split of each task, for ``train.train_eval_get_dataset_fn``.
 
     Each row is there once, on one of the shards. The last batch is filled with rows that have no
-    tokens, so that all shards have as many batches. There is none of the mixture as a whole.
+    tokens, so that all shards have as many batches. The mixture as a whole has no batches.
 
     Args:
       cfg: T5X's.
@@ -129,16 +129,16 @@ def get_datasets(
 
 
 class Evaluating(trainer_lib.BaseTrainer):
-    """What a trainer of T5X gets, so that its evaluation is by the token.
+    """Makes a trainer of T5X that it is put before evaluate by the token.
 
-    The summaries of each task, ``training_eval/TASK``, get ``ldro/tokens``, the number of target
-    tokens, ``ldro/batches``, ``ldro/nats_per_token``, their cross entropy without z-loss, label
-    smoothing and normalising factor, and ``ldro/perplexity``. So do T5X's own losses there, but for
-    z-loss. ``ldro_eval`` has the mean of ``nats_per_token`` over tasks, ``average_loss``, and the
-    largest, ``worst_loss``: infinite if one is not finite. All of it is on disk when an evaluation
-    is over, and with it ``ldro_run.json``: the tokens, devices and versions.
-
-    Actions of T5X, such as early stopping, find the two as metrics of a task ``ldro_eval``.
+    The summaries of each task, ``training_eval/TASK``, get the number of target tokens,
+    ``ldro/tokens``, and of batches, ``ldro/batches``; the cross entropy of a token,
+    ``ldro/nats_per_token``, without z-loss, label smoothing and normalising factor; and
+    ``ldro/perplexity``. T5X's own losses there are also without the latter two. ``ldro_eval`` has
+    the mean of ``nats_per_token`` over tasks, ``average_loss``, and the largest, ``worst_loss``:
+    infinite if one is not finite. Actions of T5X, such as early stopping, find them as metrics of a
+    task of that name. When an evaluation is over, all of it is on disk, and with it
+    ``ldro_run.json``: the tokens, devices and versions.
 
     Args:
       **kwargs: those of the trainer that it is put before; gin's bindings for that class count for
