@@ -1,8 +1,5 @@
 """The newest checkpoint of a run, looked at before T5X restores it: one line if it can't be."""
 
-import ldro_jax.t5x.installed  # noqa: F401
-
-# isort: split
 import json
 import os
 import re

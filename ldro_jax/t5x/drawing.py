@@ -4,9 +4,6 @@
 rows a batch has, and :class:`TaskRows` reads them.
 """
 
-import ldro_jax.t5x.installed  # noqa: F401
-
-# isort: split
 import dataclasses
 import io
 import json
@@ -71,12 +68,12 @@ class TaskRows(Source):
         start, parts = self._kept[task]
         while parts and start + _length(parts[0]) <= first:
             start += _length(parts.pop(0))
+        self._kept[task] = start, parts
         known = start + sum(_length(part) for part in parts)
         while known < end:
             read = next(self._iterators[task])
             parts.append({name: x.numpy() for name, x in read.items()})
             known += _length(parts[-1])
-        self._kept[task] = start, parts
         return {name: x[first - start : end - start] for name, x in _joined(parts).items()}
 
     def record(self) -> dict[str, np.ndarray]:

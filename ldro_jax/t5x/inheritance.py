@@ -1,8 +1,5 @@
 """Bindings of gin for a class of T5X, also for a subclass of it, which gin would leave without."""
 
-import ldro_jax.t5x.installed  # noqa: F401
-
-# isort: split
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence

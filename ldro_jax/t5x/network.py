@@ -34,21 +34,19 @@ class DecoderNetwork(nn.Module):
         self,
         decoder_input_tokens: jax.Array,
         decoder_target_tokens: jax.Array,
-        decoder_segment_ids: jax.Array | None = None,
-        decoder_positions: jax.Array | None = None,
-        decoder_causal_attention: jax.Array | None = None,
         *,
-        enable_dropout: bool = True,
+        decoder_causal_attention: jax.Array | None = None,
         decode: bool = False,
-        **decoding: Any,
+        prefill: bool = False,
+        **others: Any,
     ) -> jax.Array:
         """Logits of every token, float32 ``[B, L, V]``, from the target tokens, int32 ``[B, L]``.
 
         T5X's other arguments have no effect: inputs are the targets moved by one, and there is no
         dropout. Raises ``NotImplementedError`` for decoding and for prefixes.
         """
-        del decoder_input_tokens, decoder_segment_ids, decoder_positions, enable_dropout
-        if decode or decoding.get("prefill") or decoder_causal_attention is not None:
+        del decoder_input_tokens, others
+        if decode or prefill or decoder_causal_attention is not None:
             raise NotImplementedError(
                 "ldro_jax's decoder can't decode or take prefixes. Choose a network of T5X's own "
                 "(gin_configs/t5x/models/t5x_base.gin)."

@@ -5,9 +5,6 @@ References:
   Xue et al., *mT5*, NAACL 2021; Xue et al., *ByT5*, TACL 2022.
 """
 
-import ldro_jax.t5x.installed  # noqa: F401
-
-# isort: split
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

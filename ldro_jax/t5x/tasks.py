@@ -5,9 +5,6 @@ it, so that rows of T5X's own mixtures, which hold several tasks each, are never
 ones.
 """
 
-import ldro_jax.t5x.installed  # noqa: F401
-
-# isort: split
 import functools
 import zlib
 from collections.abc import Mapping, Sequence
