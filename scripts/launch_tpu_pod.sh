@@ -205,8 +205,8 @@ create() {
   if [[ "$dry_run" == true ]]; then
     tpu_vm describe "$name" '--format=value(state)'
   else
-    # That it fails is how one learns that there is no such slice; where gcloud has another reason,
-    # the command after this one gives it.
+    # It fails where there is no such slice. Where it fails for another reason, the next command
+    # says which.
     state="$(tpu_vm describe "$name" '--format=value(state)' 2>/dev/null || true)"
   fi
   case "$state" in

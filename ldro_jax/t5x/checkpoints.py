@@ -32,7 +32,7 @@ def check_newest(model_dir: str, num_tasks: int, *, read: bool = True) -> None:
         return
     newest = f"{model_dir}/checkpoint_{steps[-1]}"
     if tf.io.gfile.exists(f"{newest}/checkpoint"):
-        # Of T5X without Orbax; WeightedOptimizer looks at it when it is restored.
+        # Written without Orbax. WeightedOptimizer looks at it when it is restored.
         return
     try:
         shapes = _shapes(newest, read)

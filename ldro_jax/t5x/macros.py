@@ -8,7 +8,7 @@ from absl import logging
 
 from ldro_jax.t5x import gin_text
 
-# Of two names: LOOKAHED_LR has 0.96 of LOOKAHEAD_LR, EVAL_BATCH_SIZE 0.8 of BATCH_SIZE.
+# Similarity by difflib: LOOKAHED_LR and LOOKAHEAD_LR 0.96, EVAL_BATCH_SIZE and BATCH_SIZE 0.8.
 _ALIKE = 0.9
 
 

@@ -43,7 +43,7 @@ def sections(record: Results, runs: Sequence[Summaries]) -> list[tuple[str, str,
     The runs have the order of the record that was made of them.
     """
     rows = [["run", "split", "evaluated on", "best step", "its checkpoint", "parameters"]]
-    # Of each run the record ends with its best evaluation.
+    # The evaluations of a run end with its best one.
     for label, run, read in zip(_labels(record), runs, record.runs, strict=True):
         step = read.evaluations[-1].step
         kept = "there" if run.has_checkpoint(step) else "not there"

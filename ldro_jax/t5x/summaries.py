@@ -61,7 +61,7 @@ class Summaries:
             return False
         if self.file.whole is not None:
             return self.file.whole
-        # Of a run before this was written down.
+        # An older version did not write it down.
         return max(self.file.batches.values()) < steps
 
     @property
@@ -79,8 +79,8 @@ class Summaries:
         """Number of parameters of the model, if T5X has written it down."""
         file = paths.make(self.model_dir) / "model-info.txt"
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-        found = re.search(r"Total number of parameters: (\d+)", text)
-        return int(found[1]) if found else None
+        match = re.search(r"Total number of parameters: (\d+)", text)
+        return int(match[1]) if match else None
 
 
 def read(model_dir: str) -> Summaries:
@@ -130,7 +130,7 @@ def _losses(model_dir: str) -> dict[str, dict[int, float]]:
     losses = {}
     for name in sorted(path.name for path in folder.iterdir()) if folder.exists() else []:
         written = scalars(f"{folder}/{name}")
-        # Of T5X's own trainer: a mean over padding as well.
+        # T5X's own trainer gives a mean over padding as well.
         per_place = written.get("cross_ent_loss_per_all_target_tokens", {})
         counted = written.get("non_padding_fraction/loss_weights", {})
         own = {

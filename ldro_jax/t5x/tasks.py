@@ -62,7 +62,7 @@ def read(batch: Mapping[str, Any], names: Sequence[str]) -> measuring.Batch:
     apart = {k.removeprefix(MEASURED): x for k, x in batch.items() if k.startswith(MEASURED)}
     if SHARE in batch:
         expected = batch[SHARE][0] * size
-        # Of a task that is never drawn there is no row to count.
+        # A task that is never drawn has no rows to count.
         drawn = drawn._replace(expected=jnp.where(expected > 0, expected, 1))
     if apart:
         drawn = drawn._replace(measured=numbered(apart, size, first=size))
