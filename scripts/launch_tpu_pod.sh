@@ -111,25 +111,18 @@ set_option() {
 }
 
 check_options() {
-  case "$trainer" in
-    native | t5x) ;;
-    *) usage_error "--trainer must be native or t5x, but it is $trainer." ;;
-  esac
-  case "$action" in
-    all | create | install | run | follow | delete) ;;
-    *) usage_error "There is no action $action." ;;
-  esac
+  [[ "$trainer" =~ ^(native|t5x)$ ]] ||
+    usage_error "--trainer must be native or t5x, but it is $trainer."
+  [[ "$action" =~ ^(all|create|install|run|follow|delete)$ ]] ||
+    usage_error "There is no action $action."
   [[ -n "$name" ]] || usage_error "--name is missing, the name of the slice."
   # gcloud would take another form for a user or a path.
   [[ "$name" =~ ^[a-z][-a-z0-9]*$ ]] ||
     usage_error "--name must be lower-case letters, digits and hyphens, but it is $name."
   [[ -n "$zone" ]] || usage_error "--zone is missing, the zone of the slice."
-  case "$action" in
-    all | create) [[ -n "$type" ]] || usage_error "--type is missing, such as v4-128." ;;
-  esac
-  case "$action" in
-    all | run) check_arguments ;;
-  esac
+  [[ ! "$action" =~ ^(all|create)$ || -n "$type" ]] ||
+    usage_error "--type is missing, such as v4-128."
+  [[ ! "$action" =~ ^(all|run)$ ]] || check_arguments
 }
 
 check_arguments() {
