@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.training import common_utils
 from t5x import losses as losses_lib
 from t5x import models
 
@@ -81,30 +79,23 @@ class LDROModel(models.BaseTransformerModel):
           ``[R]`` in nats, float32, and T5X's training metrics.
         """
         logits = self._compute_logits(params, batch, dropout_rng)
-        vocab_size = logits.shape[-1]
-        confidence = 1.0 - self._label_smoothing
-        low = self._label_smoothing / max(vocab_size - 1, 1)
-        targets = common_utils.onehot(
-            batch["decoder_target_tokens"], vocab_size, on_value=confidence, off_value=low
-        )
-        losses, z_losses = losses_lib.cross_entropy_with_logits(
-            logits, targets, z_loss=self._z_loss
-        )
-        if self._label_smoothing:
-            # The loss of the best prediction is zero, as in T5X's own loss.
-            entropy = -confidence * np.log(confidence) - self._label_smoothing * np.log(low)
-            losses = losses - entropy
-        weights = token_weights(batch)
-        losses, z_losses = losses * weights, z_losses * weights
+        targets, weights = batch["decoder_target_tokens"], token_weights(batch)
+
+        def loss_of_row(logits, targets, weights):
+            return losses_lib.compute_weighted_cross_entropy(
+                logits, targets, weights, self._label_smoothing, self._z_loss
+            )
+
+        losses, z_losses, _ = jax.vmap(loss_of_row)(logits, targets, weights)
         metrics = self._compute_metrics(
             logits=logits,
-            targets=batch["decoder_target_tokens"],
+            targets=targets,
             mask=weights,
             loss=losses.sum(),
             z_loss=z_losses.sum(),
             segment_ids=_segments(batch),
         )
-        return losses.sum(axis=1), metrics
+        return losses, metrics
 
 
 class LDRODecoderOnlyModel(LDROModel, models.DecoderOnlyModel):
