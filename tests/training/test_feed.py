@@ -53,7 +53,9 @@ def batch(program, probabilities=UNIFORM):
 def test_every_device_gets_its_rows_of_the_same_batch(make):
     programs = [make(layout) for layout in (EIGHT, tiny.ONE)]
     (found, draw, _), (one, *_) = map(batch, programs)
-    jax.tree.map(np.testing.assert_array_equal, found, one)
+    # More rows may be measured than on one device, to fill all of them up; see below.
+    both = (drawn._replace(measured=None) for drawn in (found, one))
+    jax.tree.map(np.testing.assert_array_equal, *both)
     for array in jax.tree.leaves(found.rows):
         assert array.sharding.spec == PartitionSpec("data")
         shapes = {shard.data.shape for shard in array.addressable_shards}
