@@ -37,9 +37,9 @@ class Batch(NamedTuple):
       tasks: the task of each row, int32 ``[B]``; ``None`` if row r is of task ``r mod N``.
       expected: how many rows of each task a batch has, ``[N]``: as many as this one where no chance
         decides that, and as many as random batches have on average; ``None`` for those of this one.
-      measured: rows to measure the interaction on, arrays ``[M, ...]``, row r of task ``r mod N``,
-        or a function without arguments that makes them when they are needed; ``None`` if those of
-        ``rows`` serve for it.
+      measured: rows to measure the interaction on, arrays ``[M, ...]``, row r of task ``r mod N``
+        (those after the last full turn only fill up), or a function without arguments that makes
+        them when they are needed; ``None`` if those of ``rows`` serve for it.
       by_task: where the rows of each task are among ``rows``, if these serve for it, int32
         ``[N, E]``, filled up with −1, or a function that makes it; ``None`` if row r is of task
         ``r mod N``.

@@ -89,7 +89,9 @@ def by_task(plan: Plan, batch: Batch, limit: int | None = None) -> tuple[Any, ja
         where = where() if callable(where) else where
     size = jax.tree.leaves(rows)[0].shape[0]
     if where is None:
-        where = jnp.arange(size, dtype=jnp.int32).reshape(-1, plan.num_tasks).T
+        # Rows beyond the last full turn of the tasks only fill up.
+        each = size // plan.num_tasks
+        where = jnp.arange(each * plan.num_tasks, dtype=jnp.int32).reshape(each, plan.num_tasks).T
     where = where[:, :limit]
     where = jnp.pad(where, ((0, 0), (0, -where.shape[1] % plan.filled_to)), constant_values=-1)
     taken = jax.tree.map(lambda array: array[jnp.maximum(where, 0)], rows)

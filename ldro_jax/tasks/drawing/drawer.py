@@ -57,7 +57,7 @@ class Drawer:
         :meth:`following` gives them.
 
     Raises:
-      ValueError: if no batch can be drawn so.
+      ValueError: if the sampler is unknown, or needs ``sizes``.
     """
 
     sampler: str
@@ -70,10 +70,6 @@ class Drawer:
 
     def __post_init__(self):
         checks.one_of("sampler", self.sampler, ("balanced", "uniform", "probabilities"))
-        least = self.num_tasks if self.sampler == "balanced" else 1
-        if self.size < least:
-            what = ", a row of each task," if least > 1 else ","
-            raise ValueError(f"size must be at least {least}{what} but it is {self.size}.")
         if self.sampler == "uniform" and self.sizes is None:
             raise ValueError(
                 "sampler must be 'balanced' for tasks without a number of rows, but it is "
