@@ -160,7 +160,8 @@ def test_the_tests_run_with_the_flag():
 @pytest.mark.heavy
 def test_every_strategy_is_right_without_the_flag(run_python):
     program = f"""
-import jax, oracles, problems
+import jax
+from helpers import oracles, problems
 from ldro_jax import interaction
 problem = problems.transformer(**{SHAPES})
 expected = oracles.gram(*problem)
