@@ -115,11 +115,15 @@ def assert_is_a_plain_loop(method, sampler, batch_size, *, measured_rows=None, *
     assert (np.ptp(weights) > 0.01) == (method is not tiny.AVERAGE)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [tiny.AVERAGE, GROUP_DRO, EVERY, EVERY_THIRD],
-    ids=["average", "group DRO", "L-DRO, every step", "L-DRO, every third"],
-)
+METHODS = {
+    "average": tiny.AVERAGE,
+    "group DRO": GROUP_DRO,
+    "L-DRO, every step": EVERY,
+    "L-DRO, every third": EVERY_THIRD,
+}
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_balanced_steps_are_a_plain_loop(method):
     # Ten rows of three tasks: they take turns in having four.
     assert {int(n) for row in draws("balanced", 10)[0].tasks for n in np.bincount(row)} == {3, 4}
@@ -131,7 +135,7 @@ def test_batches_in_parts_are_a_plain_loop():
     assert_is_a_plain_loop(EVERY_THIRD, "balanced", 10, measured_rows=2, **options)
 
 
-@pytest.mark.parametrize("method", [tiny.AVERAGE, GROUP_DRO, EVERY, EVERY_THIRD], ids=str)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_plain_random_steps_with_an_absent_task_are_a_plain_loop(method):
     drawn, measured = draws("uniform", 2)
     # Two rows of three tasks: one is always absent, but the interaction is measured on every one,
