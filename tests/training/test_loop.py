@@ -98,9 +98,7 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(engine, name, whole,
 @pytest.mark.parametrize(
     ("engine", "name"), [("stacked", "Average"), ("meshed", "L-DRO"), ("meshed", "drawn")]
 )
-def test_a_damaged_checkpoint_costs_time_but_changes_nothing(
-    engine, name, whole, tmp_path, caplog
-):
+def test_a_damaged_checkpoint_costs_time_but_changes_nothing(engine, name, whole, tmp_path, caplog):
     found = program(engine, name)
     with pytest.raises(KeyboardInterrupt):
         tiny.train(found, tmp_path / "pieces", progress=tiny.Progress(stop_after=3))
