@@ -86,6 +86,11 @@ _PROGRAMS = (
     *("cagrad", "doge", "famo", "go4align", "gradnorm", "lookahead_online", "nash_mtl", "pcgrad"),
     *("random_loss", "skill_it", "smooth_lookahead", "smoothed", "uncertainty"),
 )
+# Each method that computes weights from a Gram matrix, without the variants and the wrappers.
+_OF_GRAM = (
+    *("aligned_mtl", "cagrad", "config", "db_mtl", "dualproj", "fairgrad", "gradvac", "imtl_g"),
+    *("krum", "mgda", "modo", "nash_mtl", "pcgrad", "sdmgrad", "upgrad"),
+)
 # That every method can be computed in float64 shows where it is traced.
 _FLOAT64_OF_KINDS = ("*-float32", *(f"{kind}-float64" for kind in _KINDS))
 # The solvers are compiled for each size and type. One without freedom, a few tasks, and many.
@@ -238,6 +243,11 @@ _CASES = {
     "weighting/test_battery.py::test_works_sharded_over_devices": _PROGRAMS,
     "weighting/test_grape_pike_go4align.py::test_groups_are_the_best_of_all": (
         *("float32-*", "float64-2"),
+    ),
+    "weighting/test_known_gradients.py::test_a_task_that_comes_late_takes_part_at_once": _OF_GRAM,
+    "weighting/test_known_gradients.py::"
+    "test_the_known_tasks_have_the_weights_of_a_problem_without_the_others": (
+        tuple(f"{name}-*" for name in _OF_GRAM)
     ),
     "weighting/test_known_losses.py::"
     "test_the_known_tasks_have_the_weights_of_a_problem_without_the_others": ("*-unknown1",),
