@@ -159,11 +159,11 @@ _CASES = {
     "tasks/test_streaming.py::test_a_resumed_stream_goes_on_as_if_it_had_not_stopped": ("0", "151"),
     "test_meshes.py::test_the_digits_of_one_device": (
         "AxisType.Explicit-auto-examples-2-False",
-        "AxisType.Explicit-jacrev-parameters and tasks-2-False",
         "AxisType.Explicit-layerwise-parameters and tasks-1-False",
         "AxisType.Explicit-split-parameters and tasks-2-False",
         "AxisType.Explicit-vmap-parameters and tasks-1-True",
     ),
+    "test_meshes.py::test_other_forms_on_an_explicit_mesh": ("layout", "stacked"),
     "training/test_geometry.py::test_the_interaction_is_that_of_the_geometry": (
         *("1-stacked", "2-meshed"),
     ),
