@@ -1,7 +1,6 @@
 """Configuration of all tests: strict numerics, 8 CPU devices, and XLA flags that are known good."""
 
 import atexit
-import base64
 import collections
 import fnmatch
 import functools
@@ -16,6 +15,7 @@ import tempfile
 
 import jax
 import pytest
+from helpers import pictures
 from jax._src import compiler
 
 from ldro_jax.runtime import xla_flags
@@ -376,17 +376,11 @@ def dtype(request):
         yield request.param
 
 
-# The smallest PNG file.
-_PIXEL = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
-)
-
-
 @pytest.fixture
 def unpainted(monkeypatch):
     """Figures are drawn, but none is made a picture, which takes longest in a report."""
-    figure = pytest.importorskip("matplotlib.figure")
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, file, **options: file.write(_PIXEL))
+    pytest.importorskip("matplotlib")
+    pictures.leave_out(monkeypatch)
 
 
 @pytest.fixture
