@@ -43,6 +43,8 @@ if not hasattr(jax, "enable_x64"):  # before jax 0.8
 
     jax.enable_x64 = experimental.enable_x64
 jax.config.update("jax_platforms", "cpu")
+# Nobody looks into what is lowered for where it comes from.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 # A silent promotion or broadcast is how a [N] vector becomes a wrong [N, N] matrix.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -300,7 +302,12 @@ gc.set_threshold(200_000, 50, 100)
 # where heavy tests are run.
 _OPTIMISED = ("interaction/test_strategies.py", "test_xla_flags.py")
 _OPTIMISED_WITH_HEAVY = ("games/", "interaction/", "models/", "solvers/")
-_WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False}
+_OPTIONS = (
+    # Compiling takes about 60 % longer with MLIR.
+    ("xla_cpu_use_fusion_emitters", False),
+    # And half as long again in many pieces, each of which has a cost of its own.
+    ("xla_cpu_parallel_codegen_split_count", 1),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -313,29 +320,28 @@ def _compile_quickly(request):
         return
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
-        if _can_do_without_mlir():
-            _do_without_mlir(patch)
+        _compile_with(patch, [option for option in _OPTIONS if _is_known(*option)])
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache
-def _can_do_without_mlir():
-    """Whether this jaxlib has emitters besides those of MLIR, as releases before 0.12 do."""
+def _is_known(name, value):
+    """Whether this jaxlib has an option, as releases before 0.12 have emitters besides MLIR's."""
     try:
-        jax.jit(lambda: 0, compiler_options=_WITHOUT_MLIR).lower().compile()
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return hasattr(compiler, "get_compile_options")
 
 
-def _do_without_mlir(patch):
-    # Compiling takes about 60 % longer with MLIR. In XLA_FLAGS it would hold for all tests.
+def _compile_with(patch, options):
+    # In XLA_FLAGS they would hold for all tests.
     original = compiler.get_compile_options
 
-    def get_compile_options(*args, **options):
-        found = original(*args, **options)
-        found.env_option_overrides += list(_WITHOUT_MLIR.items())
+    def get_compile_options(*args, **more):
+        found = original(*args, **more)
+        found.env_option_overrides += options
         return found
 
     patch.setattr(compiler, "get_compile_options", get_compile_options)
