@@ -21,7 +21,7 @@ def in_losses_dtype(problem, dtype):
 def one_step(tx, problem, form, params=None, **extra):
     params = problem.params if params is None else params
     updates, arguments = problems.form_arguments(form, problem, params)
-    return tx.update(updates, tx.init(params), params, **(arguments | extra))
+    return problems.update(tx, updates, tx.init(params), params, **(arguments | extra))
 
 
 @pytest.mark.parametrize("form", problems.FORMS)
@@ -94,7 +94,8 @@ def test_half_precision_losses_of_full_precision_gradients(dtype):
     gradients, arguments = problems.form_arguments("stacked", problem, problem.params)
     arguments["losses"] = arguments["losses"].astype(jnp.bfloat16)
     tx = transform.weighted(weighting.group_dro(1.0), 5)
-    update, state = tx.update(gradients, tx.init(problem.params), problem.params, **arguments)
+    state = tx.init(problem.params)
+    update, state = problems.update(tx, gradients, state, problem.params, **arguments)
     assert state.weights.dtype == dtype
     expected = jax.tree.map(
         lambda g: np.einsum(
