@@ -17,9 +17,10 @@ from ldro_jax.models.cnn import CNN
 from ldro_jax.problems import classifiers, models
 from ldro_jax.runtime import xla_flags
 from ldro_jax.tasks import base, cifar100
-from ldro_jax.training.engine import Batches, Trial
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.engine import Trial
 from ldro_jax.training.method import Method
-from ldro_jax.training.stacked import StackedProgram
+from ldro_jax.training.stacked import StackedEngine, StackedProgram
 
 NUM_TASKS, NUM_CLASSES, BATCH_SIZE = 20, 100, 128
 # Measured by the paper on its larger network (appendix C).
@@ -107,7 +108,7 @@ def main():
     problem = classifiers.from_data(random_data(), model)
     optimizer = optax.sgd(0.025, momentum=0.9, nesterov=True)
     programs = {
-        name: StackedProgram(problem, optimizer, Batches(BATCH_SIZE), method)
+        name: StackedEngine(problem, optimizer, Batches(BATCH_SIZE)).program(method)
         for name, method in METHODS.items()
     }
     timed = {name: stretch(p, METHODS[name], args.steps) for name, p in programs.items()}

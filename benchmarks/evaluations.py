@@ -20,10 +20,11 @@ import tqdm
 
 from ldro_jax import problems
 from ldro_jax.training import loop
-from ldro_jax.training.engine import Batches, Trial
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.engine import Trial
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
-from ldro_jax.training.stacked import StackedProgram
+from ldro_jax.training.stacked import StackedEngine
 
 INTERVAL = 10
 
@@ -86,7 +87,9 @@ def main():
     timing.print_machine()
     rates = {"lookahead_lr": 0.01, "weight_lr": 0.1}
     method = Method("L-DRO", "lookahead_online", rates, interaction_interval=INTERVAL)
-    program = StackedProgram(linear(args.tasks), optax.sgd(1e-3), Batches(4 * args.tasks), method)
+    program = StackedEngine(linear(args.tasks), optax.sgd(1e-3), Batches(4 * args.tasks)).program(
+        method
+    )
     trials = [Trial(method, seed) for seed in range(args.runs)]
     for run in (trained, bare):
         run(program, trials, 3)

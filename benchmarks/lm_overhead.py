@@ -24,8 +24,8 @@ from ldro_jax.models.decoder import Decoder
 from ldro_jax.problems import LanguageModel
 from ldro_jax.runtime import xla_flags
 from ldro_jax.tasks import sequences
-from ldro_jax.training.engine import Batches
-from ldro_jax.training.meshed import MeshedProgram
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.meshed import MeshedEngine, MeshedProgram
 from ldro_jax.training.method import Method
 from ldro_jax.training.prefetch import prefetched
 
@@ -129,7 +129,9 @@ def main():
         corpus = random_corpus(num_tasks, args.vocab)
         problem = LanguageModel(corpus, make_model, length=args.length)
         programs = {
-            name: MeshedProgram(problem, OPTIMIZER(), Batches(batch_size, layout=layout), method)
+            name: MeshedEngine(problem, OPTIMIZER(), Batches(batch_size, layout=layout)).program(
+                method
+            )
             for name, method in METHODS.items()
         }
         first = programs[timing.BASELINE]

@@ -44,8 +44,8 @@ def main():
     from ldro_jax.models.decoder import Decoder
     from ldro_jax.problems import LanguageModel
     from ldro_jax.tasks import sequences
-    from ldro_jax.training.engine import Batches
-    from ldro_jax.training.meshed import MeshedProgram
+    from ldro_jax.training.batches import Batches
+    from ldro_jax.training.meshed import MeshedEngine
     from ldro_jax.training.method import Method
 
     configuration._register()
@@ -60,7 +60,9 @@ def main():
     problem = LanguageModel(corpus, gin.get_configurable(Decoder), length=args.length)
     optimizer = optimizers.adam(3e-4, warmup_steps=10_000, train_steps=300_000)
     programs = {
-        method.name: MeshedProgram(problem, optimizer, Batches(args.batch, layout=layout), method)
+        method.name: MeshedEngine(problem, optimizer, Batches(args.batch, layout=layout)).program(
+            method
+        )
         for method in (Method("average loss", "average"), ldro)
     }
     first = programs["average loss"]

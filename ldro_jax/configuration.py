@@ -24,7 +24,7 @@ from ldro_jax.problems import classification, language_model
 from ldro_jax.tasks import cifar100, digits, mc4
 from ldro_jax.tasks import synthetic as synthetic_tasks
 from ldro_jax.tasks import text as text_tasks
-from ldro_jax.training import engine, method, schedule
+from ldro_jax.training import batches, method, schedule
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent
 # Where gin_configs/ lies in a clone, and where in an installed package.
@@ -50,7 +50,7 @@ _CONFIGURABLES = {
         schedule.Schedule,
         schedule.epochs,
         sharding.Layout,
-        engine.Batches,
+        batches.Batches,
     ],
 }
 

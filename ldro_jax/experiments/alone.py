@@ -23,8 +23,9 @@ from ldro_jax.records import files, json_types, results
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.runtime import checks, paths, printing, processes
 from ldro_jax.training import fingerprint
-from ldro_jax.training.engine import Batches, Trial
-from ldro_jax.training.meshed import MeshedProgram
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.engine import Trial
+from ldro_jax.training.meshed import MeshedEngine
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
 
@@ -71,7 +72,7 @@ def monolingual(
     expected = "a function of data_dir that makes a LanguageModel, such as @language_model"
     checks.require(isinstance(model, LanguageModel), "problem", expected, problem)
     first = model.with_corpus(model.corpus.only(0))
-    program = MeshedProgram(first, optimizer, batches, _ALONE)
+    program = MeshedEngine(first, optimizer, batches).program(_ALONE)
     program.check()
     program.check_evaluation()
     if where.ready is not None:

@@ -18,11 +18,12 @@ from ldro_jax.problems.base import Problem
 from ldro_jax.records import outline, provenance, results
 from ldro_jax.records import output_dir as output_dir_lib
 from ldro_jax.runtime import checks, paths
-from ldro_jax.training.engine import Batches, Program, Trial
-from ldro_jax.training.meshed import MeshedProgram
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.engine import Program, Trial
+from ldro_jax.training.meshed import MeshedEngine, MeshedProgram
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
-from ldro_jax.training.stacked import StackedProgram
+from ldro_jax.training.stacked import StackedEngine
 
 
 def compare(
@@ -97,7 +98,7 @@ def compare(
             seeds=list(seeds),
             schedule=schedule,
             batches=batches,
-            **({"frozen": first.frozen} if first.frozen else {}),
+            **({"frozen": first.engine.frozen} if first.engine.frozen else {}),
         )
         kept_text = config_text
         if ready is None:
@@ -164,8 +165,8 @@ def make_program(
       ValueError: if something doesn't fit.
     """
     if batches.layout is None and problem.on_device is not None and jax.process_count() == 1:
-        return StackedProgram(problem, optimizer, batches, method)
-    return MeshedProgram(problem, optimizer, batches, method)
+        return StackedEngine(problem, optimizer, batches).program(method)
+    return MeshedEngine(problem, optimizer, batches).program(method)
 
 
 def make_record(

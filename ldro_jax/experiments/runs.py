@@ -92,7 +92,7 @@ class Programs:
         """The program that trains a method."""
         key = method.compile_key()
         if key not in self._made:
-            self._made[key] = self._first.for_method(method)
+            self._made[key] = self._first.engine.program(method)
         return self._made[key]
 
     def check(self, methods: Iterable[Method]) -> None:

@@ -15,10 +15,10 @@ from ldro_jax.records import results
 from ldro_jax.runtime import checks
 from ldro_jax.runtime import paths as paths_lib
 from ldro_jax.tasks import synthetic
-from ldro_jax.training.engine import Batches
+from ldro_jax.training.batches import Batches
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
-from ldro_jax.training.stacked import StackedProgram
+from ldro_jax.training.stacked import StackedEngine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ def trajectories(
     programs_of = []
     for panel in panels:
         noisy = PointTasks(points, start=start, noise=panel.noise)
-        first = StackedProgram(noisy, optimizer, batches, runs_lib.AVERAGE)
+        first = StackedEngine(noisy, optimizer, batches).program(runs_lib.AVERAGE)
         first.check_evaluation()
         programs_of.append(runs_lib.Programs(first))
         programs_of[-1].check(panel.methods)

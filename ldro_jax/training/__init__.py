@@ -7,7 +7,7 @@ from ldro_jax.runtime import extras
 extras.need("flax")
 
 from ldro_jax.sharding import Layout
-from ldro_jax.training.engine import Batches
+from ldro_jax.training.batches import Batches
 from ldro_jax.training.method import Method, grid
 from ldro_jax.training.schedule import Schedule, epochs
 

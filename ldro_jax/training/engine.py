@@ -1,14 +1,15 @@
-"""How runs are trained: what both engines have in common, and what the loop asks of them.
+"""What trains runs: what the two engines have in common, and what the loop asks of them.
 
-There are two, because the difference is real. :mod:`~ldro_jax.training.stacked` keeps the data on
+:mod:`~ldro_jax.training.stacked` keeps the data on
 one device, takes a whole stretch of steps as one compiled program, and trains several runs in it.
 :mod:`~ldro_jax.training.meshed` takes one run step by step on rows from the host, with its state
 spread over a mesh of devices and several processes.
+
+An :class:`Engine` has a problem on its devices, a :class:`Program` trains it with one method, and a
+:class:`Session` holds the states of the runs that are being trained.
 """
 
 import abc
-import copy
-import dataclasses
 import functools
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -26,10 +27,9 @@ from ldro_jax.measuring import Plan
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks, errors
-from ldro_jax.sharding import Layout
-from ldro_jax.tasks import drawing
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import step as step_lib
+from ldro_jax.training.batches import Batches
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
@@ -37,7 +37,7 @@ from ldro_jax.transform import preconditioner
 
 
 class Trial(NamedTuple):
-    """What tells one run from others of the same program.
+    """One run: a method and a seed.
 
     Attributes:
       method: with its own rates.
@@ -48,72 +48,13 @@ class Trial(NamedTuple):
     seed: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Batches:
-    """How batches are drawn, taken in parts, and spread over devices.
-
-    Attributes:
-      size: rows of all tasks in a batch, B.
-      sampler: ``"balanced"``, the same number of rows from every task, or ``"uniform"``, plain
-        random batches. Either way a task counts by its weight, not by its rows: the average loss is
-        the mean of the tasks' mean losses, and ``weighting.erm`` the mean over all rows. Random
-        batches hold few rows of a small task or none, so a row of it counts for many and gradients
-        are noisier. A method with ``sampling="weights"`` draws rows by its weights instead.
-      microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
-        of them.
-      interaction_rows: measure the interaction on so many rows of each task; by default on those
-        of the batch. More than these are drawn apart, when they are needed.
-      layout: how to use several devices, which one run at a time is then trained on, with rows from
-        the host. Where it isn't given, data that fits on a device is held there, and runs that
-        differ in rates and seeds alone are trained together.
-      runs_together: how many runs to train at a time, as one program; halved while they don't fit
-        into memory. By default all that can be on an accelerator, and one on CPU, where it makes no
-        difference to the speed.
-
-    Raises:
-      ValueError: if one of these isn't what it must be.
-    """
-
-    size: int
-    sampler: str = "balanced"
-    microbatches: int = 1
-    interaction_rows: int | None = None
-    layout: Layout | None = None
-    runs_together: int | None = None
-
-    def __post_init__(self):
-        # Numbers of NumPy would be other text in a configuration.
-        object.__setattr__(self, "size", checks.integer("size", self.size))
-        checks.one_of("sampler", self.sampler, drawing.SAMPLERS)
-        checks.integer("microbatches", self.microbatches)
-        if self.interaction_rows is not None:
-            checks.integer("interaction_rows", self.interaction_rows)
-        if self.layout is not None:
-            checks.instance("layout", self.layout, Layout, "@Layout()")
-        if self.runs_together is not None:
-            checks.integer("runs_together", self.runs_together)
-
-    def check(self, num_tasks: int, data_size: int) -> None:
-        """Raises ``ValueError`` unless the devices can take them in ``data_size`` parts."""
-        if self.sampler == "balanced" and self.size < num_tasks:
-            raise ValueError(
-                f"Batches.size must be at least {num_tasks}, a row of each task, but it is "
-                f"{self.size}."
-            )
-        if self.size % (self.microbatches * data_size):
-            raise ValueError(
-                f"Batches.size must be a multiple of microbatches × the mesh's data axis, "
-                f"{self.microbatches} × {data_size}, but it is {self.size}."
-            )
-
-
 class Session(abc.ABC):
     """R runs that are being trained together.
 
     Attributes:
-      states: a pytree of arrays, all that a checkpoint keeps of them.
+      states: the training states, a pytree of arrays as checkpoints hold them.
       step: number of steps taken.
-      identity: what they must begin with again to go on, besides the problem's own.
+      identity: what the source says of its data; a checkpoint is refused where this differs.
       source: where the rows come from, if it has a state to be saved.
     """
 
@@ -124,7 +65,7 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def advance(self, until: int, preempted: Callable[[int], bool], progress: Any) -> float:
-        """Takes steps until there are so many, or fewer where ``preempted`` says so of a number.
+        """Trains up to step ``until``, or stops earlier when ``preempted(step)`` is true.
 
         Shows them on ``progress``, a tqdm bar over the steps of all runs. Returns the seconds of
         one step of one run, without compilation; NaN if they aren't known.
@@ -136,14 +77,14 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def state(self, index: int, states: Any = None) -> TrainState:
-        """The state of one run, out of ``states`` or its own."""
+        """The state of one run, by default out of :attr:`states`."""
 
     def observed(self, index: int) -> np.ndarray | None:
-        """What the problem observed of one run in the last stretch, ``[steps, D]``, if anything."""
+        """What ``problem.observe`` gave of a run in the last stretch, ``[steps, D]``."""
         del index
 
     def record(self) -> dict[str, Any]:
-        """All that a checkpoint keeps besides ``states``, as JSON can hold it."""
+        """What a checkpoint keeps besides ``states``, in JSON types."""
         return {}
 
     @abc.abstractmethod
@@ -151,45 +92,38 @@ class Session(abc.ABC):
         """Goes on from a checkpoint's states and :meth:`record`."""
 
     def load_some(self, states: Any, record: Mapping[str, Any], chosen: Sequence[int]) -> None:
-        """Goes on from a checkpoint of more runs, as NumPy arrays; ``chosen`` are these."""
+        """Goes on from a checkpoint of more runs than these, which are its ``chosen`` ones."""
         raise NotImplementedError
 
     def renew_source(self) -> Source | None:
-        """Puts the source at its beginning. Returns it, if it has a state to restore."""
+        """Puts the source back to its first row. Returns it if it has a state to restore."""
         return None
 
 
-class Program(abc.ABC):
-    """A problem and a method, compiled once for all rates and seeds.
+class Engine(abc.ABC):
+    """A problem on the devices that train it, with the optimizer and the batches: all but a method.
 
     Args:
       problem: what is trained.
       optimizer: the Optax optimizer to chain after the weighting.
       batches: how they are drawn.
-      method: how to weigh the tasks; any whose :meth:`Method.compile_key` is the same can be
-        trained.
 
     Attributes:
+      source_problem: the problem without what :meth:`Problem.on` arranges for a mesh.
       rows_from: where rows come from, as an error tells one engine from the other.
       trained: which parameters the optimizer moves, a tree of bools; ``None`` if all.
-      digests: those that programs of all methods have in common; see
-        :mod:`~ldro_jax.training.fingerprint`.
+      digests: a cache of what :mod:`~ldro_jax.training.fingerprint` has traced.
 
     Raises:
-      ValueError: if a setting of the method or of the batches is out of range.
+      ValueError: if one of these isn't what it must be.
     """
 
     rows_from: str
 
-    def __init__(
-        self,
-        problem: Problem,
-        optimizer: optax.GradientTransformation,
-        batches: Batches,
-        method: Method,
-    ):
+    def __init__(self, problem: Problem, optimizer: optax.GradientTransformation, batches: Batches):
         checks.instance("optimizer", optimizer, optax.GradientTransformation, "@optax.sgd()")
-        self.problem, self.batches, self.optimizer = problem, batches, optimizer
+        self.problem = self.source_problem = problem
+        self.optimizer, self.batches = optimizer, batches
         self.digests: dict[Any, dict[str, str]] = {}
         with errors.of("init"):
             shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
@@ -203,79 +137,6 @@ class Program(abc.ABC):
             raise ValueError("optimizer leaves every parameter as it is, so nothing would train.")
         _check_floating(shapes, moved)
         self.trained = None if all(jax.tree.leaves(moved)) else moved
-        self._set_method(method)
-
-    def for_method(self, method: Method) -> "Program":
-        """A program of another method, which shares all that doesn't depend on the method."""
-        other = copy.copy(self)
-        other._set_method(method)
-        return other
-
-    def _set_method(self, method: Method) -> None:
-        self.method = method
-        if method.uses_excess and self.problem.reference is None:
-            raise ValueError(
-                f"{method.name} compares each row with a reference model, which this problem "
-                "doesn't have. Use problem.with_reference(params), or give the method one "
-                "reference loss for each task."
-            )
-        self._tx({})
-
-    def _train_step(self, multiple: int = 1) -> Callable:
-        """The function that takes one step, which both engines jit."""
-        return step_lib.train_step(
-            self.problem.row_losses,
-            self._tx,
-            self.plan(multiple),
-            geometry=self._geometry(),
-            row_excess=self.problem.row_excess if self.method.uses_excess else None,
-            trained=self.trained,
-        )
-
-    def plan(self, multiple: int = 1) -> Plan:
-        """How steps measure. Raises ``ValueError`` if there are too few rows to halve.
-
-        The number of rows of a task is filled up to a ``multiple``.
-        """
-        method, strategy = self.method, self._strategy()
-        rows = _interaction_rows(method, self.batches)
-        measured = rows or _rows_of_a_task(self.batches, self.problem.num_tasks)
-        if method.uses_interaction and measured < strategy.multiple:
-            raise ValueError(
-                f"interaction='split' halves the rows of each task, but {method.name} "
-                f"measures the interaction on {measured}. Use a larger Batches.size or "
-                "Batches.interaction_rows=2."
-            )
-        return Plan(
-            self.problem.num_tasks,
-            strategy,
-            interval=method.interval if method.uses_interaction else None,
-            lagged=method.lagged,
-            microbatches=self.batches.microbatches,
-            rows=rows,
-            multiple=multiple,
-        )
-
-    def _strategy(self) -> Interaction:
-        if self.method.named_strategy == "split":
-            # The losses of rows are plain means.
-            return interaction.split(fused=True)
-        return self.method.strategy
-
-    def _geometry(self) -> Callable[[Any], Any] | None:
-        """From the optimizer's state to what the interaction is measured with, if anything."""
-        geometry = self.method.geometry
-        if not self.method.uses_interaction or geometry == "euclidean":
-            return None
-        if callable(geometry):
-            return functools.partial(_measured_with, geometry)
-        shapes = jax.eval_shape(self.problem.init, jax.random.key(0))
-        decay = preconditioner.decay_of(self.optimizer, shapes)
-        return functools.partial(preconditioner.preconditioner, decay=decay)
-
-    def _tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
-        weighting = self.method.transform(self.problem.num_tasks, rates, trainable=self.trained)
-        return optax.chain(weighting, self.optimizer)
 
     @property
     def frozen(self) -> list[str]:
@@ -283,20 +144,93 @@ class Program(abc.ABC):
         leaves = jax.tree_util.tree_leaves_with_path(self.trained)
         return [jax.tree_util.keystr(path) for path, moves in leaves if not moves]
 
-    @property
-    def rows_apart(self) -> int | None:
-        """Rows of each task that are drawn for the interaction, if those of a batch don't serve."""
-        method, batches = self.method, self.batches
-        few = _rows_of_a_task(batches, self.problem.num_tasks)
-        rows = _interaction_rows(method, batches)
-        # Random rows need not hold every task.
-        balanced = batches.sampler == "balanced" and method.sampling == "uniform"
-        if not method.uses_interaction or (balanced and (rows or few) <= few):
-            return None
-        return rows or few
+    @abc.abstractmethod
+    def program(self, method: Method) -> "Program":
+        """The program of a method. Raises ``ValueError`` if it doesn't fit the problem."""
 
-    def _check_losses(self, params: Any, rows: Any) -> None:
-        """Checks the shape of the problem's losses, for shapes of rows ``[R, ...]``."""
+    @abc.abstractmethod
+    def row_shapes(self, size: int) -> Any:
+        """The shapes of so many rows, a pytree of ``jax.ShapeDtypeStruct``."""
+
+    @abc.abstractmethod
+    def digest_of_rows(self) -> str:
+        """A digest of the training rows."""
+
+
+class Program(abc.ABC):
+    """An engine with a method, compiled once for all rates and seeds.
+
+    Args:
+      engine: what is trained, and on what.
+      method: how to weigh the tasks; any whose :meth:`Method.compile_key` is the same can be
+        trained.
+
+    Attributes:
+      problem: the engine's.
+      batches: the engine's.
+      rows_apart: rows of each task that are drawn for the interaction, if those of a batch don't
+        serve.
+
+    Raises:
+      ValueError: if a setting of the method is out of range, or its batches have too few rows.
+    """
+
+    def __init__(self, engine: Engine, method: Method):
+        self.engine, self.method = engine, method
+        self.problem, self.batches = engine.problem, engine.batches
+        if method.uses_excess and self.problem.reference is None:
+            raise ValueError(
+                f"{method.name} compares each row with a reference model, which this problem "
+                "doesn't have. Use problem.with_reference(params), or give the method one "
+                "reference loss for each task."
+            )
+        self.rows_apart = self.batches.rows_apart(method, self.problem.num_tasks)
+        self.tx({})
+
+    def tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
+        """The weighting with some rates, and the optimizer after it."""
+        num_tasks, trainable = self.problem.num_tasks, self.engine.trained
+        weighting = self.method.transform(num_tasks, rates, trainable=trainable)
+        return optax.chain(weighting, self.engine.optimizer)
+
+    def step_function(self, plan: Plan) -> Callable:
+        """The function that takes one step, which both engines jit."""
+        problem, method, optimizer = self.problem, self.method, self.engine.optimizer
+        return step_lib.train_step(
+            problem.row_losses,
+            self.tx,
+            plan,
+            geometry=_geometry(method, problem, optimizer) if method.uses_interaction else None,
+            row_excess=problem.row_excess if method.uses_excess else None,
+            trained=self.engine.trained,
+        )
+
+    def make_plan(self, strategy: Interaction, multiple: int = 1) -> Plan:
+        """How steps measure. Raises ``ValueError`` if there are too few rows to halve.
+
+        The number of rows of a task is filled up to a ``multiple``.
+        """
+        method, batches, num_tasks = self.method, self.batches, self.problem.num_tasks
+        rows = batches.measured_rows(method)
+        measured = rows or batches.rows_of_a_task(num_tasks)
+        if method.uses_interaction and measured < strategy.multiple:
+            raise ValueError(
+                f"interaction='split' halves the rows of each task, but {method.name} "
+                f"measures the interaction on {measured}. Use a larger Batches.size or "
+                "Batches.interaction_rows=2."
+            )
+        return Plan(
+            num_tasks,
+            strategy,
+            interval=method.interval if method.uses_interaction else None,
+            lagged=method.lagged,
+            microbatches=batches.microbatches,
+            rows=rows,
+            multiple=multiple,
+        )
+
+    def check_losses(self, params: Any, rows: Any) -> None:
+        """Checks the losses of a batch, given shapes of parameters and rows ``[R, ...]``."""
         size = self.batches.size
         with errors.of("row_losses"):
             found = jax.eval_shape(self.problem.row_losses, params, rows)
@@ -320,19 +254,6 @@ class Program(abc.ABC):
                 "which means over rows and weights are rounded. Compute the loss from "
                 "outputs.astype(float32); the model may stay as it is."
             )
-
-    @property
-    def problem_on_one_device(self) -> Problem:
-        """The problem without what :meth:`Problem.on` arranges."""
-        return self.problem
-
-    @abc.abstractmethod
-    def row_shapes(self, size: int) -> Any:
-        """The shapes of so many rows, a pytree of ``jax.ShapeDtypeStruct``."""
-
-    @abc.abstractmethod
-    def digest_of_rows(self) -> str:
-        """What tells the training rows from others that the problem calls by the same names."""
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -394,13 +315,23 @@ class Program(abc.ABC):
         return found
 
 
-def _interaction_rows(method: Method, batches: Batches) -> int | None:
-    return method.interaction_rows or batches.interaction_rows
+def strategy_on_one_device(method: Method) -> Interaction:
+    """How a method measures the interaction where nothing is spread over devices."""
+    # The losses of rows are plain means.
+    return interaction.split(fused=True) if method.named_strategy == "split" else method.strategy
 
 
-def _rows_of_a_task(batches: Batches, num_tasks: int) -> int:
-    """Rows of each task in a batch that is balanced, or what comes near to it."""
-    return max(batches.size // num_tasks, 1)
+def _geometry(
+    method: Method, problem: Problem, optimizer: optax.GradientTransformation
+) -> Callable[[Any], Any] | None:
+    """From the optimizer's state to what the interaction is measured with, if anything."""
+    if method.geometry == "euclidean":
+        return None
+    if callable(method.geometry):
+        return functools.partial(_measured_with, method.geometry)
+    shapes = jax.eval_shape(problem.init, jax.random.key(0))
+    decay = preconditioner.decay_of(optimizer, shapes)
+    return functools.partial(preconditioner.preconditioner, decay=decay)
 
 
 def _check_floating(shapes: Any, moved: Any) -> None:

@@ -14,7 +14,7 @@ from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks
 from ldro_jax.tasks import drawing
 from ldro_jax.tasks.source import Source
-from ldro_jax.training.engine import Batches
+from ldro_jax.training.batches import Batches
 from ldro_jax.training.method import Method
 
 

@@ -82,8 +82,8 @@ def _settings(program: "Program", schedule: Schedule) -> dict[str, Any]:
         "sampler": batches.sampler,
         "microbatches": batches.microbatches,
         "interaction_rows": None if own else batches.interaction_rows,
-        "trainable": {"frozen": program.frozen},
-        "layout": program.rows_from,
+        "trainable": {"frozen": program.engine.frozen},
+        "layout": program.engine.rows_from,
         "eval_interval": schedule.eval_interval,
         "test": schedule.test,
         "max_nonfinite_steps": schedule.max_nonfinite_steps,
@@ -94,25 +94,25 @@ def _once(
     program: "Program", key: Any, make: Callable[["Program"], dict[str, str]]
 ) -> dict[str, str]:
     """Makes digests once for all programs that share them, of whatever method."""
-    if key not in program.digests:
-        program.digests[key] = make(program)
-    return program.digests[key]
+    if key not in program.engine.digests:
+        program.engine.digests[key] = make(program)
+    return program.engine.digests[key]
 
 
 def _shared(program: "Program") -> dict[str, str]:
-    problem = program.problem_on_one_device
+    problem = program.engine.source_problem
     with jax.numpy_dtype_promotion("standard"):
         params = _params(problem)
-        state = jax.eval_shape(program.optimizer.init, params)
-        update = optax.with_extra_args_support(program.optimizer).update
-        optimizer = traced.of(program.optimizer.init, params) + traced.of(
+        state = jax.eval_shape(program.engine.optimizer.init, params)
+        update = optax.with_extra_args_support(program.engine.optimizer).update
+        optimizer = traced.of(program.engine.optimizer.init, params) + traced.of(
             update, params, state, params
         )
     # In the order in which an error looks for what has changed.
     digests = {
         "loss or model": _loss(program, params),
         "initial parameters": traced.of(_init(problem), jax.random.key(0)),
-        "training rows": program.digest_of_rows(),
+        "training rows": program.engine.digest_of_rows(),
         "optimizer": optimizer,
     }
     if problem.observe is not None:
@@ -130,7 +130,7 @@ def _init(problem: Problem) -> Callable[[jax.Array], Any]:
 
 def _loss(program: "Program", params: Any) -> str:
     """Of the losses of rows and their gradient, which may have a rule of its own."""
-    problem, trained = program.problem_on_one_device, program.trained
+    problem, trained = program.engine.source_problem, program.engine.trained
 
     def total(part, whole, rows):
         losses_of = problem.row_losses
@@ -140,7 +140,7 @@ def _loss(program: "Program", params: Any) -> str:
         return losses.sum(), losses
 
     part = params if trained is None else trained_lib.hide(params, trained)
-    rows = program.row_shapes(program.batches.size)
+    rows = program.engine.row_shapes(program.batches.size)
     return traced.of(jax.value_and_grad(total, has_aux=True), part, params, rows)
 
 
@@ -164,14 +164,14 @@ def _of_method(program: "Program") -> dict[str, str]:
         options += [traced.of_code(geometry) if callable(geometry) else geometry]
     digests["method"] = traced.of_values(options)
     if method.uses_excess:
-        problem = program.problem_on_one_device
-        params, rows = _params(problem), program.row_shapes(program.batches.size)
+        problem = program.engine.source_problem
+        params, rows = _params(problem), program.engine.row_shapes(program.batches.size)
         digests["row_excess"] = traced.of(problem.row_excess, params, params, rows)
     return digests
 
 
 def _evaluation(program: "Program") -> dict[str, str]:
-    problem = program.problem_on_one_device
+    problem = program.engine.source_problem
     digests = problem.evaluation_digests(_params(problem))
     directions = {metric.name: str(metric.higher_is_better) for metric in problem.metrics}
     return {name: f"{digests[name]} {directions[name]}" for name in directions}

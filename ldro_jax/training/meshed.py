@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from typing_extensions import override
 
 from ldro_jax import interaction, sharding, transform
-from ldro_jax.measuring import Batch, trained
+from ldro_jax.measuring import Batch, Plan, trained
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import preemption
 from ldro_jax.tasks import drawing
@@ -28,6 +28,8 @@ from ldro_jax.tasks.source import Source
 from ldro_jax.training import engine, fingerprint
 from ldro_jax.training import feed as feed_lib
 from ldro_jax.training import step as step_lib
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.engine import Trial, strategy_on_one_device
 from ldro_jax.training.method import Method
 from ldro_jax.training.prefetch import prefetched
 from ldro_jax.training.schedule import Schedule
@@ -38,107 +40,135 @@ _QUEUED_STEPS = 32
 _DRAWN_AHEAD = 4
 
 
-class MeshedProgram(engine.Program):
-    """A problem and a method, compiled once for all rates and seeds; see the module.
+class MeshedEngine(engine.Engine):
+    """A mesh of devices, with rows from the host; see the module.
 
     Args:
       problem: what is trained.
       optimizer: the Optax optimizer to chain after the weighting.
       batches: how they are drawn, and their layout on the devices.
-      method: how to weigh the tasks.
+
+    Attributes:
+      mesh: the devices.
+      rules: which axis of the mesh each logical axis of the parameters is spread over.
 
     Raises:
-      ValueError: if the batch doesn't fit the tasks or the mesh, or a setting is out of range.
+      ValueError: if the batch doesn't fit the tasks or the mesh.
     """
 
     rows_from = "a Layout, with rows from the host"
 
-    def __init__(
-        self,
-        problem: Problem,
-        optimizer: optax.GradientTransformation,
-        batches: engine.Batches,
-        method: Method,
-    ):
+    def __init__(self, problem: Problem, optimizer: optax.GradientTransformation, batches: Batches):
         layout = batches.layout or sharding.Layout()
-        self.mesh = layout.mesh()
-        self._data_size = self.mesh.shape["data"]
-        batches.check(problem.num_tasks, self._data_size)
-        self._replicated = NamedSharding(self.mesh, PartitionSpec())
-        self._rules = layout.rules()
-        self._on_one_device = problem
-        problem = problem.on(self.mesh, batches.size)
-        super().__init__(problem, optimizer, batches, method)
+        self.mesh, self.rules = layout.mesh(), layout.rules()
+        batches.check(problem.num_tasks, self.mesh.shape["data"])
+        super().__init__(problem.on(self.mesh, batches.size), optimizer, batches)
+        self.source_problem = problem
 
-    @property
     @override
-    def problem_on_one_device(self) -> Problem:
-        return self._on_one_device
+    def program(self, method: Method) -> "MeshedProgram":
+        return MeshedProgram(self, method)
+
+    def for_problem(self, problem: Problem) -> "MeshedEngine":
+        """The engine for other data of the model in :attr:`problem`."""
+        other = copy.copy(self)
+        other.problem = problem
+        return other
 
     @override
     def row_shapes(self, size: int) -> Any:
-        rows = self.feed.abstract_batch().rows
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), rows)
+        rows = self.problem.row_shapes()
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), rows)
 
     @override
     def digest_of_rows(self) -> str:
-        return fingerprint.of_source(self._on_one_device)
+        return fingerprint.of_source(self.source_problem)
+
+
+class _Compiled(NamedTuple):
+    """What of a program depends on the model and the method alone.
+
+    Attributes:
+      plan: how the step measures.
+      shapes: of the state.
+      shardings: of the state.
+      init: ``key -> state``, jitted.
+      step: ``(rates, state, batch) -> (state, losses [N])``, jitted.
+    """
+
+    plan: Plan
+    shapes: step_lib.TrainState
+    shardings: step_lib.TrainState
+    init: Any
+    step: Any
+
+
+class MeshedProgram(engine.Program):
+    """What trains a method on a mesh of devices; see the module.
+
+    Args:
+      engine: the devices and what is trained on them.
+      method: how to weigh the tasks.
+
+    Attributes:
+      shardings: of the state, a pytree of ``NamedSharding``.
+      feed: what draws and places batches.
+
+    Raises:
+      ValueError: if a setting is out of range.
+    """
+
+    engine: MeshedEngine
+
+    def __init__(self, engine: MeshedEngine, method: Method, compiled: "_Compiled | None" = None):
+        super().__init__(engine, method)
+        self.mesh = engine.mesh
+        self._compiled = compiled or self._compile()
+        self.plan, self.shardings = self._compiled.plan, self._compiled.shardings
+        self.feed = feed_lib.Feed(self.problem, self.batches, method, engine.mesh, self.rows_apart)
+        self._reference = None
+        if method.uses_excess:
+            self._reference = jax.device_put(self.problem.reference, self.shardings.params)
 
     def for_problem(self, problem: Problem) -> "MeshedProgram":
         """The program for other data of the model in :attr:`problem`; it compiles nothing anew."""
-        other = copy.copy(self)
-        other.problem = problem
-        other.feed, other._reference = other._make_feed(), other._place_reference()
-        return other
+        return MeshedProgram(self.engine.for_problem(problem), self.method, self._compiled)
 
-    def _place_reference(self) -> Any:
-        if not self.method.uses_excess:
-            return None
-        return jax.device_put(self.problem.reference, self.shardings.params)
-
-    def _make_feed(self) -> feed_lib.Feed:
-        return feed_lib.Feed(self.problem, self.batches, self.method, self.mesh, self.rows_apart)
-
-    @override
-    def _set_method(self, method: Method) -> None:
-        super()._set_method(method)
-        self.feed = self._make_feed()
+    def _compile(self) -> "_Compiled":
         boxed = jax.eval_shape(self._boxed_state, jax.random.key(0))
-        self._shapes = meta.unbox(boxed)
-        self.shardings = sharding.shardings(boxed, self.mesh, self._rules)
-        self._init = jax.jit(
-            lambda key: meta.unbox(self._boxed_state(key)), out_shardings=self.shardings
-        )
-        self._reference = self._place_reference()
-        self._step = jax.jit(
-            self._train_step(multiple=self._data_size),
-            donate_argnums=1,
-            out_shardings=(self.shardings, self._replicated),
+        shardings = sharding.shardings(boxed, self.mesh, self.engine.rules)
+        plan = self.make_plan(self._strategy(shardings.params), multiple=self.mesh.shape["data"])
+        return _Compiled(
+            plan,
+            meta.unbox(boxed),
+            shardings,
+            jax.jit(lambda key: meta.unbox(self._boxed_state(key)), out_shardings=shardings),
+            jax.jit(
+                self.step_function(plan),
+                donate_argnums=1,
+                out_shardings=(shardings, NamedSharding(self.mesh, PartitionSpec())),
+            ),
         )
 
-    @override
-    def _strategy(self) -> interaction.Interaction:
+    def _strategy(self, shardings: Any) -> interaction.Interaction:
         named = self.method.named_strategy
         if self.mesh.size == 1 or not isinstance(named, str):
-            return super()._strategy()
-        shardings = self.shardings.params
-        if self.trained is not None:
-            shardings = trained.hide(shardings, self.trained)
+            return strategy_on_one_device(self.method)
+        if self.engine.trained is not None:
+            shardings = trained.hide(shardings, self.engine.trained)
         found = interaction.auto(shardings)
         return interaction.split(found) if named == "split" else found
 
     def _boxed_state(self, key):
         params = self.problem.init(key)
-        return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx({}).init(params))
+        return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self.tx({}).init(params))
 
     @override
     def init(self, seed: int) -> step_lib.TrainState:
-        return self._init(jax.random.key(seed))
+        return self._compiled.init(jax.random.key(seed))
 
     @override
-    def start(
-        self, trials: Sequence[engine.Trial], schedule: Schedule | None = None
-    ) -> "MeshedSession":
+    def start(self, trials: Sequence[Trial], schedule: Schedule | None = None) -> "MeshedSession":
         del schedule
         (trial,) = trials
         return MeshedSession(self, trial)
@@ -149,25 +179,25 @@ class MeshedProgram(engine.Program):
         Returns the new state and the losses of the tasks, ``[N]``, not waited for.
         """
         rates = {k: np.asarray(v, np.float32) for k, v in method.rates().items()}
-        return self._step(rates, state, batch._replace(reference=self._reference))
+        return self._compiled.step(rates, state, batch._replace(reference=self._reference))
 
     @override
     def abstract_state(self) -> step_lib.TrainState:
         return jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-            self._shapes,
+            self._compiled.shapes,
             self.shardings,
         )
 
     def lower(self) -> Any:
         """The lowered training step for its shapes alone, to look at its memory and its cost."""
-        return self._step.lower(*self._abstract_arguments())
+        return self._compiled.step.lower(*self._abstract_arguments())
 
     @override
     def check(self) -> None:
         arguments = self._abstract_arguments()
-        self._check_losses(arguments[1].params, arguments[2].rows)
-        jax.eval_shape(self._step, *arguments)
+        self.check_losses(arguments[1].params, arguments[2].rows)
+        jax.eval_shape(self._compiled.step, *arguments)
 
     def _abstract_arguments(self) -> tuple[Any, ...]:
         """Shapes of the rates, the state and the batch of a step."""
@@ -187,7 +217,7 @@ def _queue_length(began: float, timed: int) -> int:
 class MeshedSession(engine.Session):
     """One run of a program, which draws its rows a few steps ahead."""
 
-    def __init__(self, program: MeshedProgram, trial: engine.Trial):
+    def __init__(self, program: MeshedProgram, trial: Trial):
         self._program, self._trial = program, trial
         self._source = program.problem.source(trial.seed)
         program.feed.check_source(self._source)

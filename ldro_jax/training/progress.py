@@ -1,4 +1,4 @@
-"""How far some runs are, and how that is saved beside their training states and found again."""
+"""The records of runs so far, and how they are saved and restored with the training states."""
 
 import contextlib
 import dataclasses
@@ -24,12 +24,12 @@ _TRIED: set[type] = set()
 
 
 class Origin(NamedTuple):
-    """Checkpoints of more runs, which some of them can go on from.
+    """Checkpoints of a larger group of runs, from which some of them go on.
 
     Attributes:
-      directory: where they are.
-      runs: what all runs that they hold are known by.
-      chosen: where among these are those that go on.
+      directory: where the checkpoints are.
+      runs: the fingerprints of all runs of the group.
+      chosen: the places in ``runs`` of those that go on.
     """
 
     directory: pathlib.Path
@@ -39,12 +39,12 @@ class Origin(NamedTuple):
 
 @dataclasses.dataclass
 class Progress:
-    """What runs are besides their training states.
+    """The records of runs that are being trained together.
 
     Attributes:
-      records: of each run.
-      best_score: on validation, so far.
-      best_step: where that was.
+      records: one for each run.
+      best_score: the best score on validation so far.
+      best_step: the step that had it.
     """
 
     records: list[recording.Record]
@@ -63,7 +63,7 @@ class Progress:
 
     @property
     def is_going(self) -> bool:
-        """Whether a run hasn't ended early."""
+        """Whether at least one run hasn't ended early."""
         return any(record.stopped is None for record in self.records)
 
     def improves(self, score: float, step: int) -> bool:
@@ -88,7 +88,7 @@ class Progress:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Progress":
-        """What :meth:`record` gave."""
+        """Restores what :meth:`record` gave."""
         score = record["best_score"]
         return cls(
             [recording.Record(results.run_from_record(run)) for run in record["runs"]],
@@ -105,7 +105,7 @@ class Saved:
         self._places = directory / _SOURCE
 
     def save(self, session: Session, now: Progress) -> None:
-        """Saves the states, the source's and how far the runs are."""
+        """Saves the training states, the state of the source, and the records."""
         record = {**now.record(), "session": session.record()}
         if session.source is not None:
             # Before the checkpoint of the same step, which can't do without.
@@ -130,7 +130,11 @@ class Saved:
         return place
 
     def restore(self, session: Session) -> tuple[Progress, list[str]] | None:
-        """How far the runs are, and the metrics that are measured otherwise now."""
+        """Restores the newest good checkpoint.
+
+        Returns the progress and the names of metrics that are measured otherwise now; ``None`` if
+        there is no checkpoint.
+        """
 
         def restore_source(step, record):
             source, place = session.renew_source(), self._places / str(step)

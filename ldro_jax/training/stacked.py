@@ -24,24 +24,29 @@ from ldro_jax.runtime import preemption
 from ldro_jax.tasks import drawing
 from ldro_jax.training import engine, stretches
 from ldro_jax.training import step as step_lib
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.engine import Trial, strategy_on_one_device
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.stretches import Means, Stretch
 
 
-class StackedProgram(engine.Program):
-    """A problem and a method, compiled once for all rates and seeds; see the module.
+class StackedEngine(engine.Engine):
+    """One device, which holds the data; see the module.
 
     Args:
       problem: what is trained; it has its rows on the device.
       optimizer: the Optax optimizer to chain after the weighting.
       batches: how they are drawn.
-      method: how to weigh the tasks.
       together: how runs are trained together, ``"vmap"`` or ``"map"``; by default what suits the
         backend.
 
+    Attributes:
+      data: the rows.
+      arrays: those of the data, and the reference parameters, on the device.
+
     Raises:
-      ValueError: if a setting is out of range, or needs the other engine.
+      ValueError: if a setting is out of range.
     """
 
     rows_from = "None, with rows from the device"
@@ -50,29 +55,63 @@ class StackedProgram(engine.Program):
         self,
         problem: Problem,
         optimizer: optax.GradientTransformation,
-        batches: engine.Batches,
-        method: Method,
+        batches: Batches,
         *,
         together: str | None = None,
     ):
+        batches.check(problem.num_tasks, 1)
+        super().__init__(problem, optimizer, batches)
         if together is None:
             together = "map" if jax.default_backend() == "cpu" else "vmap"
-        self._together = {"vmap": stretches.vmapped, "map": stretches.mapped}[together]
-        batches.check(problem.num_tasks, 1)
+        self.together = {"vmap": stretches.vmapped, "map": stretches.mapped}[together]
         assert problem.on_device is not None
-        self._data: OnDevice = problem.on_device
-        self._arrays = jax.device_put((self._data.arrays, problem.reference))
-        self._make_params = jax.jit(lambda key: meta.unbox(problem.init(key)))
-        super().__init__(problem, optimizer, batches, method)
+        self.data: OnDevice = problem.on_device
+        self.arrays = jax.device_put((self.data.arrays, problem.reference))
+        self.init_params = jax.jit(lambda key: meta.unbox(problem.init(key)))
 
     @override
-    def _set_method(self, method: Method) -> None:
+    def program(self, method: Method) -> "StackedProgram":
+        return StackedProgram(self, method)
+
+    @override
+    def row_shapes(self, size: int) -> Any:
+        return jax.eval_shape(self.data.take, *self._to_take(size))
+
+    @override
+    def digest_of_rows(self) -> str:
+        taken = traced.of(self.data.take, *self._to_take(self.batches.size))
+        if "content" in self.problem.identity:
+            return taken
+        return taken + traced.of_values(self.data.sizes, jax.tree.leaves(self.data.arrays))
+
+    def _to_take(self, size: int) -> tuple[Any, ...]:
+        """Shapes of what ``take`` is given for so many rows."""
+        tasks = jax.ShapeDtypeStruct((size,), jnp.int32)
+        key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
+        return self.data.arrays, key, step, tasks, tasks
+
+
+class StackedProgram(engine.Program):
+    """What trains runs of one method on one device, with all their data there; see the module.
+
+    Args:
+      engine: the device and its data.
+      method: how to weigh the tasks.
+
+    Raises:
+      ValueError: if a setting is out of range, or needs the other engine.
+    """
+
+    engine: StackedEngine
+
+    def __init__(self, engine: StackedEngine, method: Method):
+        super().__init__(engine, method)
         if method.sampling != "uniform":
             raise ValueError(
                 f"sampling must be 'uniform' for data on the device, but it is "
                 f"{method.sampling!r}. Pass layout=Layout() to train on rows from the host."
             )
-        super()._set_method(method)
+        self.plan = self.make_plan(strategy_on_one_device(method))
         self._stretches: dict[tuple[int, Stretch], Callable] = {}
 
     def check_rows(self, num_steps: int) -> None:
@@ -86,43 +125,24 @@ class StackedProgram(engine.Program):
 
     @override
     def init(self, seed: int) -> step_lib.TrainState:
-        params = self._make_params(jax.random.key(seed))
-        return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self._tx({}).init(params))
+        params = self.engine.init_params(jax.random.key(seed))
+        return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self.tx({}).init(params))
 
     @override
     def abstract_state(self) -> step_lib.TrainState:
         return jax.eval_shape(lambda: self.init(0))
 
     @override
-    def row_shapes(self, size: int) -> Any:
-        return jax.eval_shape(self._data.take, *self._to_take(size))
-
-    @override
-    def digest_of_rows(self) -> str:
-        taken = traced.of(self._data.take, *self._to_take(self.batches.size))
-        if "content" in self.problem.identity:
-            return taken
-        return taken + traced.of_values(self._data.sizes, jax.tree.leaves(self._data.arrays))
-
-    def _to_take(self, size: int) -> tuple[Any, ...]:
-        """Shapes of what ``take`` is given for so many rows."""
-        tasks = jax.ShapeDtypeStruct((size,), jnp.int32)
-        key, step = jax.eval_shape(lambda: jax.random.key(0)), jax.ShapeDtypeStruct((), jnp.int32)
-        return self._data.arrays, key, step, tasks, tasks
-
-    @override
     def check(self) -> None:
         state = self.abstract_state()
-        self._check_losses(state.params, self.row_shapes(self.batches.size))
+        self.check_losses(state.params, self.engine.row_shapes(self.batches.size))
         rates = {name: jnp.zeros([], float) for name in self.method.rates()}
         means = Means.none((self.problem.num_tasks,))
         key = jax.random.key(0)
-        jax.eval_shape(self.stretch(Stretch(1, 1)), rates, state, means, key, 1, self._arrays)
+        jax.eval_shape(self.stretch(Stretch(1, 1)), rates, state, means, key, 1, self.engine.arrays)
 
     @override
-    def start(
-        self, trials: Sequence[engine.Trial], schedule: Schedule | None = None
-    ) -> "StackedSession":
+    def start(self, trials: Sequence[Trial], schedule: Schedule | None = None) -> "StackedSession":
         if schedule is not None:
             self.check_rows(schedule.train_steps)
         states = jax.tree.map(lambda *x: jnp.stack(x), *(self.init(t.seed) for t in trials))
@@ -135,13 +155,13 @@ class StackedProgram(engine.Program):
         observed)``, with the number of blocks to take, and what was observed ``[steps, D]``, where
         steps that weren't taken are zero.
         """
-        batches, sizes, num_tasks = self.batches, self._data.sizes, self.problem.num_tasks
+        batches, data, num_tasks = self.batches, self.engine.data, self.problem.num_tasks
         drawer = drawing.Drawer(
-            batches.sampler, batches.size, np.zeros(num_tasks, np.int64), sizes=sizes
+            batches.sampler, batches.size, np.zeros(num_tasks, np.int64), sizes=data.sizes
         )
         interval, rows_apart = self.method.interval, self.rows_apart
         observe = self.problem.observe or (lambda params: ())
-        step = self._train_step()
+        step = self.step_function(self.plan)
 
         def stretch(rates, state, means, key, blocks, arrays_and_reference):
             arrays, reference = arrays_and_reference
@@ -157,7 +177,7 @@ class StackedProgram(engine.Program):
                 state, means = carry
 
                 def take(draw):
-                    return self._data.take(arrays, key, state.step, draw.tasks, draw.indices)
+                    return data.take(arrays, key, state.step, draw.tasks, draw.indices)
 
                 def measured():
                     now = jax.tree.map(lambda x: x[state.step // interval - first], apart)
@@ -192,7 +212,7 @@ class StackedProgram(engine.Program):
 
         return stretch
 
-    def settings(self, trials: Sequence[engine.Trial]) -> tuple[dict[str, jax.Array], jax.Array]:
+    def settings(self, trials: Sequence[Trial]) -> tuple[dict[str, jax.Array], jax.Array]:
         """Rates and keys of R runs, each ``[R]``."""
         values = [trial.method.rates() for trial in trials]
         rates = {
@@ -221,10 +241,10 @@ class StackedProgram(engine.Program):
         size = size or Stretch(num_steps, 1)
         so_far = means or Means.none((len(keys), self.problem.num_tasks))
         blocks = jnp.asarray(num_steps // size.block, jnp.int32)
-        arguments: Any = (rates, states, so_far, keys, blocks, self._arrays)
+        arguments: Any = (rates, states, so_far, keys, blocks, self.engine.arrays)
         key = (len(keys), size)
         if key not in self._stretches:
-            jitted = jax.jit(self._together(self.stretch(size)), donate_argnums=(1, 2))
+            jitted = jax.jit(self.engine.together(self.stretch(size)), donate_argnums=(1, 2))
             self._stretches[key] = jitted.lower(*arguments).compile()
         began = time.perf_counter()
         states, found, seen = self._stretches[key](*arguments)
@@ -246,7 +266,7 @@ class StackedSession(engine.Session):
     def __init__(
         self,
         program: StackedProgram,
-        trials: Sequence[engine.Trial],
+        trials: Sequence[Trial],
         states: step_lib.TrainState,
         size: Stretch | None,
     ):

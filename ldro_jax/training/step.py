@@ -62,16 +62,15 @@ def train_step(
     def step(rates, state, batch):
         params = state.params
         preconditioner = None if geometry is None else geometry(state.opt_state)
-        if trained is not None:
-            params = trained_lib.hide(params, trained)
-            preconditioner = trained_lib.hide(preconditioner, trained)
 
         def losses_of(params, rows):
-            if trained is not None:
-                params = trained_lib.merge(params, state.params)
             excess = row_excess and row_excess(params, batch.reference, rows)
             return measuring.RowLosses(row_losses(params, rows), excess=excess)
 
+        if trained is not None:
+            params = trained_lib.hide(params, trained)
+            preconditioner = trained_lib.hide(preconditioner, trained)
+            losses_of = trained_lib.of_part(losses_of, state.params)
         measured = measuring.measure(plan, losses_of, params, batch, preconditioner)
         updates, opt_state = make_tx(rates).update(
             measured.gradients, state.opt_state, state.params, **measured.statistics

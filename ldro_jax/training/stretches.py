@@ -1,8 +1,4 @@
-"""Stretches of steps as compiled programs: their sizes, and how runs are put into one.
-
-How many steps are taken is known when the program is called. So a stretch can be taken in parts of
-some seconds, with signals heeded in between, by one program and with the same numbers to the bit.
-"""
+"""Stretches of steps as compiled programs: their sizes, and how several runs share one."""
 
 import math
 from typing import NamedTuple
@@ -21,11 +17,11 @@ _LONGEST_BLOCK, _MOST_STEPS = 8, 10_000
 class Stretch(NamedTuple):
     """The size of a compiled program, which takes any number of blocks of steps up to its own.
 
-    How many is known when it is called, so that a stretch can be taken in parts of some seconds,
-    with signals heeded in between, without another program and with the same numbers to the bit.
+    How many is an argument of the program. So a stretch can be taken in parts of some seconds, with
+    signals heeded in between, and its numbers stay the same to the bit.
 
     Attributes:
-      steps: for how many it draws, a multiple of ``block``.
+      steps: how many steps it draws batches for, a multiple of ``block``.
       block: steps that are always taken together. Accelerators are asked after each block whether
         there is another, which takes some of them as long as a small kernel.
     """
@@ -35,7 +31,7 @@ class Stretch(NamedTuple):
 
     @classmethod
     def of(cls, schedule: Schedule) -> "Stretch":
-        """That of a schedule, a function of it alone."""
+        """The size that suits a schedule, on which alone it depends: a resumed run has the same."""
         interval = min(schedule.eval_interval, schedule.train_steps)
         whole = math.gcd(interval, schedule.train_steps)
         block = max(n for n in range(1, _LONGEST_BLOCK + 1) if whole % n == 0)
@@ -43,11 +39,11 @@ class Stretch(NamedTuple):
 
 
 class Means(NamedTuple):
-    """Of losses, over the steps in which they were finite.
+    """Mean losses over the steps in which they were finite.
 
     Attributes:
       values: ``[N]``; zero before the first.
-      counts: of these steps, int32 ``[N]``.
+      counts: the number of these steps, int32 ``[N]``.
     """
 
     values: jax.Array
@@ -55,7 +51,7 @@ class Means(NamedTuple):
 
     @classmethod
     def none(cls, shape: tuple[int, ...]) -> "Means":
-        """Of no steps."""
+        """Before the first step."""
         return cls(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32))
 
     def including(self, losses: jax.Array) -> "Means":

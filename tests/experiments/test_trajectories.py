@@ -17,9 +17,10 @@ from ldro_jax.experiments.arguments import Directories, Report
 from ldro_jax.problems.toy import PointTasks
 from ldro_jax.records import results
 from ldro_jax.tasks import synthetic as tasks
-from ldro_jax.training.engine import Batches, Trial
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.engine import Trial
 from ldro_jax.training.method import Method
-from ldro_jax.training.stacked import StackedProgram
+from ldro_jax.training.stacked import StackedEngine
 
 _FILE = pathlib.Path(__file__).parents[2] / "gin_configs" / "experiments" / "synthetic.gin"
 
@@ -71,7 +72,7 @@ def test_under_noise_the_online_weights_jump_less():
     def jumps(method):
         points = tasks.points()
         problem = PointTasks(points, start=(1.0, 1.2), noise=0.1)
-        a_program = StackedProgram(problem, optax.sgd(0.01), Batches(len(points)), method)
+        a_program = StackedEngine(problem, optax.sgd(0.01), Batches(len(points))).program(method)
         trials = [Trial(method, 0)]
         states, weights = a_program.start(trials).states, []
         settings = a_program.settings(trials)
@@ -122,7 +123,9 @@ def test_the_record_is_complete(record):
 def program(noise=0.0, **options):
     points = tasks.points()
     problem = PointTasks(points, start=(1.0, 1.2), noise=noise)
-    return StackedProgram(problem, optax.sgd(0.01), Batches(len(points)), tiny.AVERAGE, **options)
+    return StackedEngine(problem, optax.sgd(0.01), Batches(len(points)), **options).program(
+        tiny.AVERAGE
+    )
 
 
 def test_a_path_is_gradient_descent_on_the_average():

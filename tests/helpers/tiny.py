@@ -15,11 +15,12 @@ from ldro_jax.problems import base as base_problem
 from ldro_jax.sharding import Layout
 from ldro_jax.tasks import base
 from ldro_jax.training import loop
-from ldro_jax.training.engine import Batches, Trial
-from ldro_jax.training.meshed import MeshedProgram
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.engine import Trial
+from ldro_jax.training.meshed import MeshedEngine
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
-from ldro_jax.training.stacked import StackedProgram
+from ldro_jax.training.stacked import StackedEngine
 
 NAMES = ("left", "middle", "right")
 BATCH_SIZE = 24
@@ -106,25 +107,23 @@ def stacked(
     method=AVERAGE, a_problem=None, *, optimizer=None, learning_rate=0.5, together=None, **options
 ):
     """A program of the engine for one device; the options are those of its batches."""
-    return StackedProgram(
+    return StackedEngine(
         a_problem or problem(),
         optimizer or optax.sgd(learning_rate, momentum=0.9),
         batches(**options),
-        method,
         together=together,
-    )
+    ).program(method)
 
 
 def meshed(
     method=AVERAGE, a_problem=None, *, optimizer=None, learning_rate=0.5, layout=ONE, **options
 ):
     """The same of the engine for a mesh of devices."""
-    return MeshedProgram(
+    return MeshedEngine(
         a_problem or problem(),
         optimizer or optax.sgd(learning_rate, momentum=0.9),
         batches(layout=layout, **options),
-        method,
-    )
+    ).program(method)
 
 
 class Progress:

@@ -15,8 +15,8 @@ from helpers import tiny
 from ldro_jax import problems
 from ldro_jax.models import cross_entropy, decoder
 from ldro_jax.tasks import sequences
-from ldro_jax.training.engine import Batches
-from ldro_jax.training.meshed import MeshedProgram
+from ldro_jax.training.batches import Batches
+from ldro_jax.training.meshed import MeshedEngine
 from ldro_jax.training.method import Method
 
 VOCAB_SIZE, LENGTH, BATCH_SIZE = 61, 8, 16
@@ -141,13 +141,12 @@ def make_program(
     method, a_problem=None, *, optimizer=None, layout=tiny.ONE, batch_size=BATCH_SIZE, **options
 ):
     """What an experiment calls: everything is compiled anew."""
-    return MeshedProgram(
+    return MeshedEngine(
         a_problem or problem(),
         # Adam's bias correction breaks JAX's strict promotion.
         optimizer or optax.sgd(0.3, momentum=0.9),
         Batches(batch_size, layout=layout, **options),
-        method,
-    )
+    ).program(method)
 
 
 _PROGRAMS: dict[Any, Any] = {}
@@ -160,7 +159,7 @@ def program(method=AVERAGE, layout=tiny.ONE):
         first = _PROGRAMS.get(layout)
         if first is None:
             first = _PROGRAMS[layout] = make_program(method, layout=layout)
-        _PROGRAMS[key] = first.for_method(method)
+        _PROGRAMS[key] = first.engine.program(method)
     return _PROGRAMS[key]
 
 

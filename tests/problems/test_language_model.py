@@ -97,7 +97,9 @@ def test_a_program_serves_another_language_without_compiling():
     second = other.evaluate(params, "test")["perplexity"]
     assert first.shape == second.shape == (1,) and first != second
     assert other.problem._evaluate._cache_size() == compiled == 1
-    assert other._step is program._step and program.problem.task_names == whole.task_names[:1]
+    assert (
+        other._compiled is program._compiled and program.problem.task_names == whole.task_names[:1]
+    )
 
 
 def test_a_corpus_tells_itself_from_others():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import tiny
 
-from ldro_jax.training.engine import Batches
+from ldro_jax.training.batches import Batches
 
 ENGINES = {"stacked": tiny.stacked, "meshed": tiny.meshed}
 
@@ -121,7 +121,7 @@ def test_all_methods_start_from_the_same_parameters_and_seeds_differ(make):
     program = make()
     start = program.init(3).params
     for method in tiny.METHODS[1:]:
-        other = program.for_method(method).init(3).params
+        other = program.engine.program(method).init(3).params
         jax.tree.map(np.testing.assert_array_equal, start, other)
     kernel = start["Dense_0"]["kernel"]
     assert not np.array_equal(kernel, program.init(4).params["Dense_0"]["kernel"])
@@ -136,7 +136,7 @@ def test_all_methods_see_the_same_batches(make, tmp_path):
     program = make()
     schedule = tiny.schedule(20, 10, 20)
     run, average = (
-        tiny.train(program.for_method(method), tmp_path / method.name, schedule)
+        tiny.train(program.engine.program(method), tmp_path / method.name, schedule)
         for method in (frozen, tiny.AVERAGE)
     )
     np.testing.assert_allclose(run.losses.values, average.losses.values, rtol=1e-4)

@@ -194,7 +194,7 @@ def test_evaluation_does_not_depend_on_the_layout(split, model):
 
 def peak(layout, model, method):
     """Temporary memory of a step on each device, in bytes."""
-    return program(layout, model, method)._step.memory_analysis().temp_size_in_bytes
+    return program(layout, model, method)._compiled.step.memory_analysis().temp_size_in_bytes
 
 
 # Of the average loss's step on the same mesh. Measured with jaxlib 0.10.2: RATIO, 1.5, 1.0 and 0.8.
@@ -224,7 +224,7 @@ def test_the_gradients_of_the_tasks_are_split_over_the_data_axis():
     def task_loss(params, tokens):
         return a_program.problem.row_losses(params, tokens).mean()
 
-    gradients_of = jax.jit(a_program._strategy().gradients, static_argnums=0)
+    gradients_of = jax.jit(a_program.plan.strategy.gradients, static_argnums=0)
     _, gradients = gradients_of(task_loss, a_program.init(0).params, rows)
     # The embedding is [128, 16], over model along the vocabulary, and the kernel [16, 16].
     assert shapes(gradients) == {"embedding": (N, 64, 4), "kernel": (N, 4, 8)}

@@ -22,7 +22,7 @@ from ldro_jax.experiments import compare
 from ldro_jax.records import results
 from ldro_jax.runtime import processes
 from ldro_jax.training import progress as progress_lib
-from ldro_jax.training.engine import Batches
+from ldro_jax.training.batches import Batches
 from ldro_jax.training.meshed import MeshedProgram
 from ldro_jax.training.stacked import StackedProgram
 

@@ -9,6 +9,7 @@ from helpers import tiny, tiny_lm
 from ldro_jax import transform, weighting
 from ldro_jax.training import Method
 from ldro_jax.training.engine import Trial
+from ldro_jax.training.meshed import MeshedProgram
 
 ETA, SHARE, ONE = 2.0, 0.01, jnp.ones([])
 DOREMI = Method("DoReMi", "doremi", {"reference_losses": None, "weight_lr": ETA, "share": SHARE})
@@ -46,7 +47,7 @@ def test_the_positive_part_is_taken_row_by_row(make, microbatches):
 
 def first_rows(program, session):
     """The rows of the first step."""
-    if isinstance(program, tiny.MeshedProgram):
+    if isinstance(program, MeshedProgram):
         draw, _ = program.feed.drawer(program.method, 0).next()
         rows = program.problem.source(0).rows(draw.tasks, draw.indices)
         return rows, draw.tasks

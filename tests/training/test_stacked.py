@@ -322,7 +322,7 @@ def test_the_gradients_of_halves_serve_for_the_training_gradient(size, geometry)
     states = []
     for method in (named, apart):
         program = tiny.stacked(method, size=size, optimizer=optax.rmsprop(0.1))
-        in_one = program.plan().way(Batch(np.zeros(size))) == Way.ONE_PASS
+        in_one = program.plan.way(Batch(np.zeros(size))) == Way.ONE_PASS
         assert in_one == (method is named and size == 24)
         session = program.start([Trial(method, SEED)])
         session.advance(STEPS, lambda step: False, tiny.Progress())

@@ -1,0 +1,84 @@
+"""How batches are drawn, and how many rows of each task are in them."""
+
+import dataclasses
+
+from ldro_jax.runtime import checks
+from ldro_jax.sharding import Layout
+from ldro_jax.tasks import drawing
+from ldro_jax.training.method import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """How batches are drawn, taken in parts, and spread over devices.
+
+    Attributes:
+      size: rows of all tasks in a batch, B.
+      sampler: ``"balanced"``, the same number of rows from every task, or ``"uniform"``, plain
+        random batches. Either way a task counts by its weight, not by its rows: the average loss is
+        the mean of the tasks' mean losses, and ``weighting.erm`` the mean over all rows. Random
+        batches hold few rows of a small task or none, so a row of it counts for many and gradients
+        are noisier. A method with ``sampling="weights"`` draws rows by its weights instead.
+      microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
+        of them.
+      interaction_rows: measure the interaction on so many rows of each task; by default on those
+        of the batch. More than these are drawn apart, when they are needed.
+      layout: how to use several devices, which one run at a time is then trained on, with rows from
+        the host. Where it isn't given, data that fits on a device is held there, and runs that
+        differ in rates and seeds alone are trained together.
+      runs_together: how many runs to train at a time, as one program; halved while they don't fit
+        into memory. By default all that can be on an accelerator, and one on CPU, where it makes no
+        difference to the speed.
+
+    Raises:
+      ValueError: if one of these isn't what it must be.
+    """
+
+    size: int
+    sampler: str = "balanced"
+    microbatches: int = 1
+    interaction_rows: int | None = None
+    layout: Layout | None = None
+    runs_together: int | None = None
+
+    def __post_init__(self):
+        # Numbers of NumPy would be other text in a configuration.
+        object.__setattr__(self, "size", checks.integer("size", self.size))
+        checks.one_of("sampler", self.sampler, drawing.SAMPLERS)
+        checks.integer("microbatches", self.microbatches)
+        if self.interaction_rows is not None:
+            checks.integer("interaction_rows", self.interaction_rows)
+        if self.layout is not None:
+            checks.instance("layout", self.layout, Layout, "@Layout()")
+        if self.runs_together is not None:
+            checks.integer("runs_together", self.runs_together)
+
+    def check(self, num_tasks: int, data_size: int) -> None:
+        """Raises ``ValueError`` unless the devices can take them in ``data_size`` parts."""
+        if self.sampler == "balanced" and self.size < num_tasks:
+            raise ValueError(
+                f"Batches.size must be at least {num_tasks}, a row of each task, but it is "
+                f"{self.size}."
+            )
+        if self.size % (self.microbatches * data_size):
+            raise ValueError(
+                f"Batches.size must be a multiple of microbatches × the mesh's data axis, "
+                f"{self.microbatches} × {data_size}, but it is {self.size}."
+            )
+
+    def rows_of_a_task(self, num_tasks: int) -> int:
+        """Rows of each task in a batch that is balanced, or what comes near to it."""
+        return max(self.size // num_tasks, 1)
+
+    def measured_rows(self, method: Method) -> int | None:
+        """On how many rows of each task a method measures the interaction, if that is given."""
+        return method.interaction_rows or self.interaction_rows
+
+    def rows_apart(self, method: Method, num_tasks: int) -> int | None:
+        """Rows of each task to draw for the interaction, if those of a batch don't serve."""
+        few, rows = self.rows_of_a_task(num_tasks), self.measured_rows(method)
+        # Random rows need not hold every task.
+        is_balanced = self.sampler == "balanced" and method.sampling == "uniform"
+        if not method.uses_interaction or (is_balanced and (rows or few) <= few):
+            return None
+        return rows or few
