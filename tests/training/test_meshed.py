@@ -54,7 +54,7 @@ def made(layout, model, method="L-DRO", num_tasks=N):
 def program(*of):
     """The same, whose step is compiled here, for its memory analysis."""
     found = made(*of)
-    found._step = found.lower().compile()
+    found._compiled = found._compiled._replace(step=found.lower().compile())
     return found
 
 
