@@ -23,20 +23,14 @@ from ldro_jax.training.method import Method
 from ldro_jax.training.stacked import StackedEngine, StackedProgram
 
 NUM_TASKS, NUM_CLASSES, BATCH_SIZE = 20, 100, 128
-BASELINE = "average loss"
 # Measured by the paper on its larger network (appendix C).
 PAPER = {"L-DRO, k = 100": 1.06, "PCGrad": 1.36}
 MODELS = {
     "small": {},
     "large": {"filters": (160, 160, 160), "features": (320, 320)},
 }
-_RATES = {"lookahead_lr": 0.1, "weight_lr": 0.01}
 METHODS = {
-    BASELINE: Method("Average", "average"),
-    **{
-        f"L-DRO, k = {k}": Method("L-DRO", "lookahead_online", _RATES, interaction_interval=k)
-        for k in (1000, 100, 10, 1)
-    },
+    **timing.trainer_methods(),
     "PCGrad": Method("PCGrad", "pcgrad", interaction_interval=1),
 }
 
@@ -122,22 +116,13 @@ def main():
         timed["PyTorch, average loss"] = torch_stretch(args.steps)
     for run in timed.values():
         run()  # compiles, and takes the measurement that comes at step 0
-    table = timing.paired_ratios(timed, BASELINE, args.rounds)
-    memory = {
-        name: compiled.memory_analysis().temp_size_in_bytes
-        for name, p in programs.items()
-        for compiled in p.compiled()
-    }
-    print(f"{'step':24}{'steps/s':>9}{'ratio':>9}{'±':>7}{'paper':>7}{'temporary':>12}{'ratio':>7}")
-    for name, (milliseconds, ratio, error) in table.items():
-        paper = f"{PAPER[name]:.2f}" if name in PAPER else "–"
-        row = (
-            f"{name:24}{1e3 * args.steps / milliseconds:>9.2f}{ratio:>8.3f}×{error:>7.3f}{paper:>7}"
-        )
-        if name in memory:
-            share = memory[name] / memory[BASELINE]
-            row += f"{memory[name] / 1e6:>9.1f} MB{share:>6.2f}×"
-        print(row)
+    timing.print_table(
+        timing.paired_ratios(timed, timing.BASELINE, args.rounds),
+        "steps/s",
+        lambda milliseconds: f"{1e3 * args.steps / milliseconds:.2f}",
+        {name: program.compiled()[0] for name, program in programs.items()},
+        paper=PAPER,
+    )
 
 
 if __name__ == "__main__":

@@ -29,18 +29,12 @@ from ldro_jax.training.meshed import MeshedEngine, MeshedProgram
 from ldro_jax.training.method import Method
 from ldro_jax.training.prefetch import prefetched
 
-BASELINE = "average loss"
 # Measured by the paper at N = 40 on its TPU (appendix C).
 PAPER = {"L-DRO, k = 1000": 1.55}
-_RATES = {"lookahead_lr": 0.1, "weight_lr": 0.01}
 METHODS = {
-    BASELINE: Method("Average", "average"),
-    **{
-        f"L-DRO, k = {k}": Method("L-DRO", "lookahead_online", _RATES, interaction_interval=k)
-        for k in (1000, 100, 10, 1)
-    },
+    **timing.trainer_methods(),
     "L-DRO, k = 1, lagged": Method(
-        "L-DRO", "lookahead_online", _RATES, interaction_interval=1, lagged=True
+        "L-DRO", "lookahead_online", timing.RATES, interaction_interval=1, lagged=True
     ),
 }
 OPTIMIZER = functools.partial(optimizers.adam, 1e-3, warmup_steps=100, train_steps=10_000)
@@ -140,7 +134,7 @@ def main():
             )
             for name, method in METHODS.items()
         }
-        first = programs[BASELINE]
+        first = programs[timing.BASELINE]
         size = sum(leaf.size for leaf in jax.tree.leaves(first.init(0).params))
         print(
             f"\nN = {num_tasks}, {batch_size} × {args.length} tokens, {args.layers} "
@@ -151,25 +145,17 @@ def main():
         if args.data * args.model == 1:
             model = make_model(vocab_size=args.vocab)
             timed["bare"] = bare(model, batch_size, args.length, args.steps)
-        memory = {
-            name: program.lower().compile().memory_analysis().temp_size_in_bytes
-            for name, program in programs.items()
-        }
+        compiled = {name: program.lower().compile() for name, program in programs.items()}
         for run in timed.values():
             run()  # compiles, and takes the measurement that comes at step 0
-        table = timing.paired_ratios(timed, BASELINE, args.rounds)
-        print(
-            f"{'step':24}{'tokens/s':>10}{'ratio':>9}{'±':>7}{'paper':>7}{'temporary':>12}"
-            f"{'ratio':>7}"
+        tokens = args.steps * batch_size * args.length
+        timing.print_table(
+            timing.paired_ratios(timed, timing.BASELINE, args.rounds),
+            "tokens/s",
+            lambda milliseconds, tokens=tokens: f"{1e3 * tokens / milliseconds:.0f}",
+            compiled,
+            paper=PAPER,
         )
-        for name, (milliseconds, ratio, error) in table.items():
-            speed = 1e3 * args.steps * batch_size * args.length / milliseconds
-            paper = f"{PAPER[name]:.2f}" if name in PAPER else "–"
-            row = f"{name:24}{speed:>10.0f}{ratio:>8.3f}×{error:>7.3f}{paper:>7}"
-            if name in memory:
-                share = memory[name] / memory[BASELINE]
-                row += f"{memory[name] / 1e6:>9.1f} MB{share:>6.2f}×"
-            print(row)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def _ldro(interval, **options):
 
 
 WEIGHTINGS = {
-    "average loss": transform.weighted(weighting.average(), NUM_TASKS),
+    timing.BASELINE: transform.weighted(weighting.average(), NUM_TASKS),
     "L-DRO, k = 100": _ldro(100),
     "L-DRO, k = 10": _ldro(10),
     "L-DRO, k = 1": _ldro(1),
@@ -98,7 +98,7 @@ def main():
     )
     optimizer = optax.sgd(0.01)
     programs = {"plain Optax": (plain_step(optimizer), optimizer)}
-    weightings, baseline = WEIGHTINGS, "average loss"
+    weightings, baseline = WEIGHTINGS, timing.BASELINE
     if args.methods:
         weightings, programs, baseline = every_method(), {}, "lookahead_online"
     for name, transformation in weightings.items():
@@ -111,14 +111,7 @@ def main():
         compiled[name] = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, batch).compile()
         timed[name] = _stepper(compiled[name], carry, batch)
     table = timing.paired_ratios(timed, baseline, args.rounds)
-    plain = compiled[baseline].memory_analysis().temp_size_in_bytes
-    print(f"{'step':24}{'ms':>9}{'ratio':>9}{'±':>7}{'temporary':>12}{'ratio':>7}")
-    for name, (milliseconds, ratio, spread) in table.items():
-        memory = compiled[name].memory_analysis().temp_size_in_bytes
-        print(
-            f"{name:24}{milliseconds:>9.1f}{ratio:>8.3f}×{spread:>7.3f}"
-            f"{memory / 1e6:>9.1f} MB{memory / plain:>6.2f}×"
-        )
+    timing.print_table(table, "ms", "{:.1f}".format, compiled, baseline)
 
 
 if __name__ == "__main__":

@@ -45,15 +45,15 @@ def made_up_run(number, num_tasks, num_evaluations):
         "descent": np.cumsum(rng.random(size=shape), axis=0),
         "diagnostics": rng.random(size=(num_evaluations, 4)),
     }
-    found = {name: results.Series(steps, np.float32(array)) for name, array in series.items()}
-    found["interaction"] = results.Series(steps[-1:], np.float32(gradients @ gradients.T)[None])
+    series = {name: results.Series(steps, np.float32(array)) for name, array in series.items()}
+    series["interaction"] = results.Series(steps[-1:], np.float32(gradients @ gradients.T)[None])
     return results.Run(
         METHODS[method],
         seed,
         int(steps[-1]),
         seconds_per_step=0.002 + 1e-5 * rng.random(),
         evaluations=evaluations,
-        **found,
+        **series,
     )
 
 

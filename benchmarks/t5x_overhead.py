@@ -135,11 +135,10 @@ def main():
         f"\nN = {args.tasks}, {len(tokens)} × {args.length} tokens, {size / 1e6:.1f}M parameters, "
         "Adam, 4 data × 2 model devices."
     )
-    memory, timed = {}, {}
+    compiled, timed = {}, {}
     for name, trainer in trainers.items():
         trainer.compile_train(batch)
-        compiled = trainer._compiled_train_step
-        memory[name] = compiled.memory_analysis().temp_size_in_bytes
+        compiled[name] = trainer._compiled_train_step
 
         def stretch(trainer=trainer):
             trainer.train(iter([batch] * args.steps), args.steps).result()
@@ -147,13 +146,7 @@ def main():
         stretch()  # takes the measurement that comes at step 0
         timed[name] = stretch
     table = timing.paired_ratios(timed, BASELINE, args.rounds)
-    print(f"{'step':24}{'ms':>8}{'ratio':>9}{'±':>7}{'temporary':>12}{'ratio':>7}")
-    for name, (milliseconds, ratio, error) in table.items():
-        share = memory[name] / memory[BASELINE]
-        print(
-            f"{name:24}{milliseconds / args.steps:>8.0f}{ratio:>8.3f}×{error:>7.3f}"
-            f"{memory[name] / 1e6:>9.1f} MB{share:>6.2f}×"
-        )
+    timing.print_table(table, "ms", lambda ms: f"{ms / args.steps:.0f}", compiled, BASELINE)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,31 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
 import jax
+
+from ldro_jax.training.method import Method
+
+BASELINE = "average loss"
+RATES = {"lookahead_lr": 0.1, "weight_lr": 0.01}
+
+
+def trainer_methods() -> dict[str, Method]:
+    """The trainer's average loss, and L-DRO with several intervals k."""
+    methods = {BASELINE: Method("Average", "average")}
+    for k in (1000, 100, 10, 1):
+        ldro = Method("L-DRO", "lookahead_online", RATES, interaction_interval=k)
+        methods[f"L-DRO, k = {k}"] = ldro
+    return methods
 
 
 def paired_ratios(
     programs: dict[str, Callable[[], None]], baseline: str, rounds: int
 ) -> dict[str, tuple[float, float, float]]:
-    """Times programs in turn.
+    """Times programs in turn, each a function that takes one step and waits for it.
 
-    Args:
-      programs: for each name a function that takes one step and waits for it.
-      baseline: the program whose time is 1.
-      rounds: how many steps each takes; a multiple of the interval of what happens now and then.
+    Where something happens now and then, the rounds are a multiple of its interval.
 
     Returns:
       For each name the mean milliseconds of a step, its ratio to the baseline's, and the standard
@@ -42,6 +54,30 @@ def paired_ratios(
         mean = statistics.mean(own)
         table[name] = (1e3 * mean, mean / base, error / base)
     return table
+
+
+def print_table(
+    table: Mapping[str, tuple[float, float, float]],
+    unit: str,
+    speed: Callable[[float], str],
+    compiled: Mapping[str, Any],
+    baseline: str = BASELINE,
+    paper: Mapping[str, float] | None = None,
+) -> None:
+    """Prints the table of :func:`paired_ratios`, with the memory of the programs that are known.
+
+    ``speed`` is from milliseconds to what is printed; ``paper`` has ratios of the paper, by name.
+    """
+    memory = {n: c.memory_analysis().temp_size_in_bytes for n, c in compiled.items()}
+    papers = "" if paper is None else f"{'paper':>7}"
+    print(f"{'step':24}{unit:>10}{'ratio':>9}{'±':>7}{papers}{'temporary':>12}{'ratio':>7}")
+    for name, (milliseconds, ratio, error) in table.items():
+        row = f"{name:24}{speed(milliseconds):>10}{ratio:>8.3f}×{error:>7.3f}"
+        if paper is not None:
+            row += f"{paper[name]:>7.2f}" if name in paper else f"{'–':>7}"
+        if name in memory:
+            row += f"{memory[name] / 1e6:>9.1f} MB{memory[name] / memory[baseline]:>6.2f}×"
+        print(row)
 
 
 def arguments(

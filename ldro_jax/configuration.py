@@ -69,9 +69,8 @@ def _register() -> None:
     for module, functions in _CONFIGURABLES.items():
         for function in functions:
             gin.external_configurable(function, module=module)
-    # gin would look for a/b.gin in a Python package a as well, before it comes to the search path,
-    # and fails at a mere folder of that name.
-    # And it would read files as the locale says.
+    # gin would look for a/b.gin in a Python package a before it comes to the search path, and fails
+    # at a mere folder of that name. It would also read files in the locale's encoding.
     utf8 = functools.partial(open, encoding="utf-8-sig")
     gin_config._FILE_READERS = [(utf8, os.path.isfile)]
     for path in _ROOTS:
@@ -80,15 +79,7 @@ def _register() -> None:
 
 @gin.configurable
 def run(experiment: Any = gin.REQUIRED) -> Callable:
-    """The experiment to run; gin files bind it.
-
-    Args:
-      experiment: a function of ``output_dir``, a
-        :class:`~ldro_jax.experiments.arguments.Directories`.
-
-    Returns:
-      The same function.
-    """
+    """The experiment to run, which gin files bind: a function of ``output_dir``."""
     return experiment
 
 
@@ -148,13 +139,9 @@ def text() -> str:
 def explain(error: Exception) -> str:
     """What an error says, beginning with the gin name of the argument that is wrong.
 
-    Args:
-      error: what a function of a gin file raised. gin has appended which function that was; if the
-        message begins with one of its arguments, it gets the name of the function in front.
-
-    Returns:
-      The message, without what gin appended, and with flags in the place of the arguments that
-      the command line has no other name for.
+    gin appends to the error of a function which function that was. If the message begins with one
+    of its arguments, it gets the name of the function in front in place of that. Arguments that are
+    flags on the command line are called so.
     """
     message = _explained(error)
     message = message.replace("output_dir=Directories(…, overwrite=True)", "--overwrite")
@@ -181,14 +168,7 @@ def _explained(error: Exception) -> str:
 
 
 def rewrite_gin_flags(argv: Sequence[str]) -> list[str]:
-    """Turns ``--gin.NAME=VALUE`` into the flag that absl knows.
-
-    Args:
-      argv: the command line.
-
-    Returns:
-      The command line with ``--gin_bindings=NAME=VALUE`` instead.
-    """
+    """The command line with ``--gin_bindings=NAME=VALUE``, which absl knows, for ``--gin.…``."""
     prefix = "--gin."
     return [
         f"--gin_bindings={arg.removeprefix(prefix)}" if arg.startswith(prefix) else arg
@@ -212,11 +192,8 @@ def _known_experiments() -> str:
 
 def _known_names(error: str) -> str:
     """What could have been meant by a name that gin doesn't know."""
-    pattern = r"Configurable '(\S+)' doesn't have a parameter(?: named '(\w+)')?"
-    if match := re.search(pattern, error):
+    if match := re.search(r"Configurable '(\S+)' doesn't have a parameter", error):
         name = match[1].split(".")[-1]
-        if instead := arguments.moved_in_gin(name, match[2] or ""):
-            return f" {instead}"
         functions = [f for fs in _CONFIGURABLES.values() for f in fs if f.__name__ == name]
         parameters = ", ".join(inspect.signature(functions[0]).parameters) if functions else ""
         return f" Known parameters: {parameters}." if parameters else ""

@@ -88,17 +88,18 @@ def transform(
       interaction: how to measure A; see :mod:`ldro_jax.interaction`.
       lagged: with k = 1, use the matrix of the step before, which saves memory.
       smoothing: decay of the running means of losses and A that the weights are chosen from, such
-        as 0.99; 0 for none. What minibatches measure is noisy, and solving the game every step
-        follows the noise.
+        as 0.99; 0 for none. Solving the game in every step follows the noise of minibatches.
       total: what the weights are made to sum to; one by default.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
-      trainable: the parameters that are trained, where others are frozen, so that A is that of
-        these alone: a tree of bools like the parameters, or a function from them to it.
-        :func:`moved_by` makes one from an optimizer that freezes some.
+      trainable: the parameters that are trained and counted in A, where others are frozen: a tree
+        of bools like them, such as :func:`moved_by` makes, or a function from them to it.
 
     Returns:
-      An ``optax.GradientTransformationExtraArgs``. Its ``update`` takes task statistics in one of
-      four forms, listed at :func:`ldro_jax.transform.weighted`.
+      An ``optax.GradientTransformationExtraArgs``. Its ``update`` is told of the tasks by keyword
+      arguments: ``loss_fn`` and ``batch`` (and ``interaction_batch``); or ``losses_fn`` (and
+      ``interaction_fn``); or ``losses`` and ``pullback`` (and ``interaction_fn``); or ``losses``,
+      with the stacked task gradients as ``updates``. With any of them may come ``present``,
+      ``excess`` and ``preconditioner``. :func:`ldro_jax.transform.weighted` says what each must be.
 
     Raises:
       TypeError: if ``num_tasks`` is not a Python integer.
@@ -185,12 +186,6 @@ def transform(
 def weights(opt_state: Any) -> jax.Array:
     """The task weights of the last step, ``[N]``, wherever the transformation sits in a chain.
 
-    Args:
-      opt_state: the optimizer's state.
-
-    Returns:
-      ``[N]``, summing to one.
-
     Raises:
       ValueError: if the state holds no weighting, or more than one.
     """
@@ -200,12 +195,6 @@ def weights(opt_state: Any) -> jax.Array:
 def interaction(opt_state: Any) -> jax.Array:
     """The last interaction matrix ``⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros before the first.
 
-    Args:
-      opt_state: the optimizer's state.
-
-    Returns:
-      ``[N, N]``.
-
     Raises:
       ValueError: if the state holds no weighting, or more than one.
     """
@@ -214,12 +203,6 @@ def interaction(opt_state: Any) -> jax.Array:
 
 def losses(opt_state: Any) -> jax.Array:
     """The last finite loss of each task, ``[N]``; zeros before the first step.
-
-    Args:
-      opt_state: the optimizer's state.
-
-    Returns:
-      ``[N]``.
 
     Raises:
       ValueError: if the state holds no weighting, or more than one.

@@ -47,7 +47,7 @@ _OVERWRITE = flags.DEFINE_bool(
     "Delete what an earlier run left in output_dir, when everything else is found to be right.",
 )
 
-# Of absl's own help, the exit status is 1, and an installed script shows other modules' flags.
+# absl's own help exits with status 1, and shows flags of other modules in an installed script.
 _HELP = {"--help", "-help", "--helpshort", "-h", "-?"}
 
 
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     """Runs the experiment; errors that a user can mend are one line, without a traceback."""
     if len(argv) > 1:
         raise app.UsageError(f"Unexpected arguments: {' '.join(argv[1:])}")
-    # They take seconds, in which a signal must already be heeded.
+    # These imports take seconds, in which a signal must already be heeded.
     from ldro_jax import configuration
     from ldro_jax.runtime import preemption, xla_flags
 

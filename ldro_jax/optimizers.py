@@ -47,20 +47,10 @@ def adam(
       weight_decay: decoupled weight decay.
       clip_norm: largest global norm of a gradient; ``None`` for any.
 
-    Returns:
-      An ``optax.GradientTransformation``, to be chained after a weighting.
-
     Raises:
       ValueError: if a number is out of range, or the warm-up not shorter than the run.
     """
-    numbers = {
-        "learning_rate": learning_rate,
-        "b1": b1,
-        "b2": b2,
-        "weight_decay": weight_decay,
-    }
-    for name, value in numbers.items():
-        checks.number(name, value, _INTERVALS[name])
+    checks.number("learning_rate", learning_rate, "[0, inf)")
     checks.number("final_learning_rate", final_learning_rate, "[0, inf)")
     if clip_norm is not None:
         checks.number("clip_norm", clip_norm, "(0, inf)")
@@ -75,18 +65,15 @@ def adam(
         0.0, learning_rate, warmup_steps, train_steps, final_learning_rate
     )
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, optax.adamw(schedule, b1, b2, weight_decay=weight_decay))
+    return optax.chain(clip, checked(optax.adamw)(schedule, b1, b2, weight_decay=weight_decay))
 
 
 def checked(factory: Callable[..., Any]) -> Callable[..., Any]:
     """One of Optax's optimizers or schedules, whose arguments are checked first.
 
-    Args:
-      factory: such as ``optax.sgd``.
-
-    Returns:
-      A function of the same name and arguments. It raises ``ValueError`` for a number out of
-      range, where Optax would raise while training or not at all. Rates may be schedules.
+    It has the same name and arguments as the factory, such as ``optax.sgd``. It raises
+    ``ValueError`` for a number out of range, where Optax would raise while training or not at all.
+    Rates may be schedules.
     """
     signature = inspect.signature(factory)
 

@@ -78,22 +78,19 @@ class Layout:
 
 
 def shardings(boxed: Any, mesh: Mesh, rules: list[tuple[str, str | None]]) -> Any:
-    """The sharding of each array of a training state.
+    """The ``NamedSharding`` of each array of a training state.
 
     Args:
       boxed: shapes, boxed by Flax where they have logical axes.
       mesh: the devices.
       rules: see :meth:`Layout.rules`.
 
-    Returns:
-      A ``NamedSharding`` for each array.
-
     Raises:
       ValueError: if a parameter can't be split evenly.
     """
-    found = spmd.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
+    split = spmd.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
     leaves = jax.tree_util.tree_leaves_with_path(meta.unbox(boxed))
-    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(found), strict=True):
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(split), strict=True):
         for size, axis in zip(leaf.shape, sharding.spec, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise ValueError(
@@ -102,4 +99,4 @@ def shardings(boxed: Any, mesh: Mesh, rules: list[tuple[str, str | None]]) -> An
                     f"{mesh.shape[axis]} devices of the mesh axis {axis!r}. Choose another mesh or "
                     "other model sizes."
                 )
-    return found
+    return split

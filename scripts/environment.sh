@@ -1,7 +1,7 @@
 # Sourced by the other scripts: a virtual environment with ldro-jax in it.
 #
-# With PYTHON=python3.13, say, it is one of that interpreter's own, in .venv-3.13, made where there is
-# none. Otherwise it is the environment that is active, or .venv. $LDRO_JAX_VENV is another place.
+# It is the environment that is active, or .venv, which is made where there is none. PYTHON=python3.13,
+# say, takes .venv-3.13, made with that interpreter. $LDRO_JAX_VENV is another place for either.
 # Needs Python 3.11 or newer, and pip's access to a package index.
 
 # Usage: use_environment EXTRAS

@@ -111,25 +111,18 @@ set_option() {
 }
 
 check_options() {
-  case "$trainer" in
-    native | t5x) ;;
-    *) usage_error "--trainer must be native or t5x, but it is $trainer." ;;
-  esac
-  case "$action" in
-    all | create | install | run | follow | delete) ;;
-    *) usage_error "There is no action $action." ;;
-  esac
+  [[ "$trainer" =~ ^(native|t5x)$ ]] ||
+    usage_error "--trainer must be native or t5x, but it is $trainer."
+  [[ "$action" =~ ^(all|create|install|run|follow|delete)$ ]] ||
+    usage_error "There is no action $action."
   [[ -n "$name" ]] || usage_error "--name is missing, the name of the slice."
   # gcloud would take another form for a user or a path.
   [[ "$name" =~ ^[a-z][-a-z0-9]*$ ]] ||
     usage_error "--name must be lower-case letters, digits and hyphens, but it is $name."
   [[ -n "$zone" ]] || usage_error "--zone is missing, the zone of the slice."
-  case "$action" in
-    all | create) [[ -n "$type" ]] || usage_error "--type is missing, such as v4-128." ;;
-  esac
-  case "$action" in
-    all | run) check_arguments ;;
-  esac
+  [[ ! "$action" =~ ^(all|create)$ || -n "$type" ]] ||
+    usage_error "--type is missing, such as v4-128."
+  [[ ! "$action" =~ ^(all|run)$ ]] || check_arguments
 }
 
 check_arguments() {
@@ -205,8 +198,8 @@ create() {
   if [[ "$dry_run" == true ]]; then
     tpu_vm describe "$name" '--format=value(state)'
   else
-    # That it fails is how one learns that there is no such slice; where gcloud has another reason,
-    # the command after this one gives it.
+    # It fails where there is no such slice. Where it fails for another reason, the next command
+    # says which.
     state="$(tpu_vm describe "$name" '--format=value(state)' 2>/dev/null || true)"
   fi
   case "$state" in

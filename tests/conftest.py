@@ -1,6 +1,8 @@
 """Configuration of all tests: strict numerics, 8 CPU devices, and XLA flags that are known good."""
 
 import atexit
+import collections
+import fnmatch
 import functools
 import gc
 import itertools
@@ -13,6 +15,7 @@ import tempfile
 
 import jax
 import pytest
+from helpers import pictures
 from jax._src import compiler
 
 from ldro_jax.runtime import xla_flags
@@ -40,6 +43,8 @@ if not hasattr(jax, "enable_x64"):  # before jax 0.8
 
     jax.enable_x64 = experimental.enable_x64
 jax.config.update("jax_platforms", "cpu")
+# Nobody looks into what is lowered for where it comes from.
+jax.config.update("jax_traceback_in_locations_limit", 0)
 # A silent promotion or broadcast is how a [N] vector becomes a wrong [N, N] matrix.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -78,8 +83,29 @@ _KINDS = (
     *("group_dro", "lookahead_exact", "lookahead_online", "mgda", "nash_mtl", "pcgrad", "pike"),
     *("random_loss", "skill_it", "smooth_lookahead", "smoothed", "uncertainty"),
 )
+# Of those the ones whose states or programs are of a kind of their own.
+_PROGRAMS = (
+    *("cagrad", "doge", "famo", "go4align", "gradnorm", "lookahead_online", "nash_mtl", "pcgrad"),
+    *("random_loss", "skill_it", "smooth_lookahead", "smoothed", "uncertainty"),
+)
+# Each method that computes weights from a Gram matrix, without the variants and the wrappers.
+_OF_GRAM = (
+    *("aligned_mtl", "cagrad", "config", "db_mtl", "dualproj", "fairgrad", "gradvac", "imtl_g"),
+    *("krum", "mgda", "modo", "nash_mtl", "pcgrad", "sdmgrad", "upgrad"),
+)
+# That every method can be computed in float64 shows where it is traced.
+_FLOAT64_OF_KINDS = ("*-float32", *(f"{kind}-float64" for kind in _KINDS))
+# The solvers are compiled for each size and type. One without freedom, a few tasks, and many.
+_SIZES = ("*-1-float32*", "*-5-float32*", "*-64-float32*", "*-5-float64*")
+# Each strategy, each model by two, and both types.
+_STRATEGIES = (
+    *("float32-mlp-*", "float32-*-columns", "float32-*-layerwise", "float32-*-scan"),
+    *("float32-tied-vmap", "float64-mlp-layerwise", "float64-mlp-scan"),
+)
+# Those that share no code: all gradients at once, one after the other, in tiles, by layers.
+_WAYS = ("columns", "layerwise", "scan", "tiled 3")
 # Of these tests, by default, the named cases alone, each of which goes another way; the others,
-# which differ in size, type or method, are heavy.
+# which differ in size, type or method, are heavy. A name may be a pattern of many.
 _CASES = {
     "experiments/test_compare.py::test_a_run_that_never_recovers_does_not_stop_the_others": (
         *("stacked-best", "meshed-always"),
@@ -98,46 +124,88 @@ _CASES = {
     ),
     "games/test_games.py::test_small_games_with_known_solutions": ("float32",),
     "games/test_games.py::test_value_and_entropy_agree_with_the_oracle": (
-        *("1-float32", "5-float32", "5-float64", "20-float32"),
+        *("1-0-float32", "5-0-float32", "5-0-float64", "20-0-float32"),
+    ),
+    "games/test_games.py::test_value_and_entropy_agree_with_the_oracle_for_a_hundred_tasks": (
+        "lookahead_1",
     ),
     "games/test_games.py::test_weights_are_on_the_simplex_and_the_certificate_is_honest": (
         *("1-float32", "5-float32", "5-float64", "20-float32"),
     ),
+    "interaction/test_strategies.py::test_a_transformer": ("scan",),
+    "interaction/test_strategies.py::test_bfloat16_parameters": _WAYS,
+    "interaction/test_strategies.py::test_equals_a_loop_of_gradients": _STRATEGIES,
+    "interaction/test_strategies.py::test_heads_do_not_interact": _WAYS,
     "interaction/test_strategies.py::test_sharded": (
         *("columns-True", "jacrev-True", "layerwise-False", "scan-True", "vmap-False"),
     ),
+    "models/test_decoder.py::test_a_new_model_knows_nothing": ("True",),
     "models/test_decoder.py::test_gradients_of_all_tasks_at_once_are_those_of_each": (
         *("False-None", "True-3"),
     ),
     "reporting/test_report.py::test_the_committed_records_make_a_page": ("cifar100",),
+    **{
+        f"solvers/test_solvers.py::test_{name}": _SIZES
+        for name in (
+            "above_is_a_nonnegative_least_squares_problem",
+            "balance_solves_its_equation",
+            "min_norm_is_the_shortest_combination",
+            "no_update_within_the_radius_helps_the_worst_task_more",
+            "on_simplex_satisfies_the_conditions_of_optimality",
+        )
+    },
+    "reporting/test_figures.py::test_no_name_crosses_a_point_a_bar_or_another_name": (
+        *("eight tasks-interaction_matrix", "eight tasks-weights_over_time", "forty tasks-*"),
+        *("one task-average_vs_worst", "one task-pareto_frontiers", "sweep-*"),
+    ),
+    "tasks/test_streaming.py::test_a_resumed_stream_goes_on_as_if_it_had_not_stopped": ("0", "151"),
     "test_meshes.py::test_the_digits_of_one_device": (
         "AxisType.Explicit-auto-examples-2-False",
-        "AxisType.Explicit-jacrev-parameters and tasks-2-False",
         "AxisType.Explicit-layerwise-parameters and tasks-1-False",
         "AxisType.Explicit-split-parameters and tasks-2-False",
         "AxisType.Explicit-vmap-parameters and tasks-1-True",
     ),
+    "test_meshes.py::test_other_forms_on_an_explicit_mesh": ("layout", "stacked"),
+    "training/test_geometry.py::test_the_interaction_is_that_of_the_geometry": (
+        *("1-stacked", "2-meshed"),
+    ),
+    "training/test_geometry.py::test_with_its_own_decay": ("stacked",),
     "training/test_loop.py::test_a_run_learns_and_repeats_itself": (
         *("stacked-Group DRO", "stacked-L-DRO exact", "meshed-L-DRO"),
     ),
     "training/test_meshed.py::test_every_layout_trains_the_same": (
-        *("data-scanned-options0", "data and model-plain-options1", "data-bigram-options4"),
-        *("data-images, uneven-options7", "data-images, in parts-options10"),
+        *("data and model-scanned-options0", "data-bigram-options5"),
+        *("data-images, uneven-options8", "data-images, in parts-options11"),
     ),
     "training/test_objective.py::test_balanced_batches_train_on_the_weighted_loss": (
+        *("stacked-4", "meshed-64"),
+    ),
+    "training/test_objective.py::test_rows_drawn_by_probabilities_count_by_the_weights": (
+        *("4-*", "256-(5, 7, 12)"),
+    ),
+    "training/test_objective.py::test_tasks_that_take_turns_count_by_their_weights": (
         *("stacked-4", "meshed-64"),
     ),
     "training/test_objective.py::test_plain_random_batches_train_on_the_weighted_loss": (
         *("(980, 20)-stacked-256", "(980, 20)-meshed-4", "(5, 7, 12)-stacked-4"),
     ),
+    "training/test_reference.py::test_the_positive_part_is_taken_row_by_row": (
+        *("1-stacked", "2-meshed"),
+    ),
     "training/test_sources.py::test_a_damaged_state_of_a_source_is_known_by_its_checksum": (
         *("a digit", "gone"),
+    ),
+    "training/test_sources.py::test_rows_that_change_are_refused_and_nothing_saved_is_lost": (
+        *("another dtype", "masked", "nothing", "other keys", "too few"),
     ),
     "training/test_stacked.py::test_balanced_steps_are_a_plain_loop": (
         *("group DRO", "L-DRO, every third"),
     ),
     "training/test_stacked.py::test_fewer_rows_can_be_asked_for_and_halved": (
         *("1-meshed", "2-stacked"),
+    ),
+    "training/test_stacked.py::test_plain_random_steps_with_an_absent_task_are_a_plain_loop": (
+        *("group DRO", "L-DRO, every third"),
     ),
     "training/test_stacked.py::test_the_gradients_of_halves_serve_for_the_training_gradient": (
         *("euclidean-21", "optimizer-24"),
@@ -148,22 +216,58 @@ _CASES = {
     "training/test_step.py::test_balanced_steps_are_a_plain_loop": (
         *("images", "group DRO", "L-DRO, scanned layers"),
     ),
+    "transform/test_failures.py::test_a_loss_below_zero_is_counted_and_moves_no_weight": (
+        *("famo", "gradnorm", "q_ffl"),
+    ),
+    "transform/test_failures.py::test_a_step_with_a_bad_loss_changes_nothing": (
+        *("1-forward", "1-tasks", "2-layout", "2-stacked"),
+    ),
+    "transform/test_state.py::test_compiles_once_and_keeps_its_types": (
+        *("float32-*", "float64-tasks-2"),
+    ),
+    "transform/test_state.py::test_one_and_eight_devices_agree": (
+        *("1-AxisType.Auto", "3-AxisType.Explicit"),
+    ),
+    "transform/test_weighted.py::test_any_strategy_does": (
+        *("auto", "columns", "layerwise", "scan"),
+    ),
     "transform/test_trainable.py::test_trains_as_if_they_were_constants": (
         *("layout-vmap-2-False", "tasks-split-2-False", "tasks-layerwise-1-True"),
         "stacked-vmap-1-True",
     ),
-    "weighting/test_battery.py::test_a_step_that_donates_its_state": _KINDS,
+    "weighting/test_battery.py::test_a_step_that_donates_its_state": _PROGRAMS,
+    "weighting/test_battery.py::test_follows_a_permutation_of_the_tasks": _FLOAT64_OF_KINDS,
     "weighting/test_battery.py::test_jit_equals_eager_and_compiles_once": _KINDS,
-    "weighting/test_battery.py::test_vmaps": _KINDS,
-    "weighting/test_battery.py::test_works_sharded_over_devices": _KINDS,
+    "weighting/test_battery.py::test_vmaps": _PROGRAMS,
+    "weighting/test_battery.py::test_weights_are_finite_and_sum_to_what_they_should": (
+        _FLOAT64_OF_KINDS
+    ),
+    "weighting/test_battery.py::test_works_sharded_over_devices": _PROGRAMS,
+    "weighting/test_grape_pike_go4align.py::test_groups_are_the_best_of_all": (
+        *("float32-*", "float64-2"),
+    ),
+    "weighting/test_known_gradients.py::test_a_task_that_comes_late_takes_part_at_once": _OF_GRAM,
+    "weighting/test_known_gradients.py::"
+    "test_the_known_tasks_have_the_weights_of_a_problem_without_the_others": (
+        tuple(f"{name}-*" for name in _OF_GRAM)
+    ),
+    "weighting/test_known_losses.py::"
+    "test_the_known_tasks_have_the_weights_of_a_problem_without_the_others": ("*-unknown1",),
+    "weighting/test_registry.py::test_every_door_has_the_same_default": (
+        *("lookahead_exact", "lookahead_online"),
+    ),
 }
+
+
+def _is_named(case, names):
+    return any(fnmatch.fnmatchcase(case, name) for name in names)
 
 
 def _is_heavy(item):
     test, _, case = item.nodeid.removeprefix("tests/").partition("[")
     if "float64" in case and test.startswith(_FLOAT32):
         return True
-    return case[:-1] not in _CASES.get(test, [case[:-1]])
+    return test in _CASES and not _is_named(case[:-1], _CASES[test])
 
 
 # Files of few tests that take long, which otherwise one process would still be at when the others
@@ -173,11 +277,15 @@ _FIRST = ("test_examples.py", "faults/", "experiments/", "test_meshes.py", "test
 
 def pytest_collection_modifyitems(config, items):
     """Marks what is quick and goes through most of the library, and what takes long."""
-    ids = {item.nodeid.removeprefix("tests/") for item in items}
-    named = {f"{test}[{case}]" for test, cases in _CASES.items() for case in cases}
-    of_whole_suite = config.args_source is config.ArgsSource.TESTPATHS
-    if of_whole_suite and named - ids:
-        raise pytest.UsageError(f"tests/conftest.py names cases that aren't there: {named - ids}")
+    if config.args_source is config.ArgsSource.TESTPATHS:
+        cases = collections.defaultdict(list)
+        for item in items:
+            test, _, case = item.nodeid.removeprefix("tests/").partition("[")
+            cases[test].append(case[:-1])
+        named = [(test, name) for test, names in _CASES.items() for name in names]
+        lost = [pair for pair in named if not fnmatch.filter(cases[pair[0]], pair[1])]
+        if lost:
+            raise pytest.UsageError(f"tests/conftest.py names cases that aren't there: {lost}")
     for item in items:
         if _is_heavy(item):
             item.add_marker(pytest.mark.heavy)
@@ -194,7 +302,12 @@ gc.set_threshold(200_000, 50, 100)
 # where heavy tests are run.
 _OPTIMISED = ("interaction/test_strategies.py", "test_xla_flags.py")
 _OPTIMISED_WITH_HEAVY = ("games/", "interaction/", "models/", "solvers/")
-_WITHOUT_MLIR = {"xla_cpu_use_fusion_emitters": False}
+_OPTIONS = (
+    # Compiling takes about 60 % longer with MLIR.
+    ("xla_cpu_use_fusion_emitters", False),
+    # And half as long again in many pieces, each of which has a cost of its own.
+    ("xla_cpu_parallel_codegen_split_count", 1),
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -207,29 +320,28 @@ def _compile_quickly(request):
         return
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
-        if _can_do_without_mlir():
-            _do_without_mlir(patch)
+        _compile_with(patch, [option for option in _OPTIONS if _is_known(*option)])
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache
-def _can_do_without_mlir():
-    """Whether this jaxlib has emitters besides those of MLIR, as releases before 0.12 do."""
+def _is_known(name, value):
+    """Whether this jaxlib has an option, as releases before 0.12 have emitters besides MLIR's."""
     try:
-        jax.jit(lambda: 0, compiler_options=_WITHOUT_MLIR).lower().compile()
+        jax.jit(lambda: 0, compiler_options={name: value}).lower().compile()
     except jax.errors.JaxRuntimeError:
         return False
     return hasattr(compiler, "get_compile_options")
 
 
-def _do_without_mlir(patch):
-    # Compiling takes about 60 % longer with MLIR. In XLA_FLAGS it would hold for all tests.
+def _compile_with(patch, options):
+    # In XLA_FLAGS they would hold for all tests.
     original = compiler.get_compile_options
 
-    def get_compile_options(*args, **options):
-        found = original(*args, **options)
-        found.env_option_overrides += list(_WITHOUT_MLIR.items())
+    def get_compile_options(*args, **more):
+        found = original(*args, **more)
+        found.env_option_overrides += options
         return found
 
     patch.setattr(compiler, "get_compile_options", get_compile_options)
@@ -268,6 +380,13 @@ def dtype(request):
     """The test runs in float32, and once more in float64 with JAX's x64 mode."""
     with jax.enable_x64(request.param == "float64"):
         yield request.param
+
+
+@pytest.fixture
+def unpainted(monkeypatch):
+    """Figures are drawn, but none is made a picture, which takes longest in a report."""
+    pytest.importorskip("matplotlib")
+    pictures.leave_out(monkeypatch)
 
 
 @pytest.fixture

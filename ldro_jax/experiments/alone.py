@@ -6,19 +6,18 @@ that language alone. :func:`monolingual` trains those models and writes their lo
 """
 
 import dataclasses
+import functools
 import math
-import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import optax
-from absl import logging
 
 from ldro_jax.experiments import compare as compare_lib
 from ldro_jax.experiments import names
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
-from ldro_jax.experiments.arguments import Directories
+from ldro_jax.experiments.arguments import Directories, Report
 from ldro_jax.problems.language_models import LanguageModel
 from ldro_jax.records import files, json_types, results
 from ldro_jax.records import identity as identity_lib
@@ -61,15 +60,14 @@ def monolingual(
       and language to nats a token, those of the best checkpoint of each.
 
     Raises:
+      OtherRunError: if a ``references.json`` or a model that is there was made with something else.
       RunsStoppedError: if the losses of a model never became finite again.
-      ValueError: if an argument is not what it must be, or a ``references.json`` that is there
-        can't be read.
+      ValueError: if an argument is not what it must be.
     """
     where = Directories.of(output_dir)
-    checks.instance("schedule", schedule, Schedule, "@Schedule()")
+    compare_lib.check_parts(schedule=schedule, batches=batches)
     schedule = dataclasses.replace(schedule, test="best")
     seed = checks.seed("seed", seed)
-    checks.instance("batches", batches, Batches, "@Batches()")
     model: Any = compare_lib.make_problem(problem, where.data, schedule)
     expected = "a function of data_dir that makes a LanguageModel, such as @language_model"
     checks.require(isinstance(model, LanguageModel), "problem", expected, problem)
@@ -83,8 +81,13 @@ def monolingual(
     identity = fingerprint.of(program, schedule, [Trial(_ALONE, seed)])
     identity["data"] = json_types.plain(model.identity)
     identity["settings"]["train_steps"] = schedule.train_steps
-    if (found := _finished_references(folder / references_lib.FILE, identity)) is not None:
-        return found
+    file = folder / references_lib.FILE
+    # What can't be read is made again from the models' records.
+    references = files.read_or_move_aside(file, references_lib.read)
+    if references is not None:
+        changed = identity_lib.check(str(file), references.get("identity", {}), identity)
+        if not changed:
+            return references
     folder.mkdir(parents=True, exist_ok=True)
     losses: dict[str, dict[str, float]] = {"validation": {}, "test": {}}
     run_names = names.file_names(f"Monolingual-{task}-seed{seed}" for task in model.task_names)
@@ -92,26 +95,11 @@ def monolingual(
         placed: Any = program.problem
         alone = program.for_problem(placed.with_corpus(model.corpus.only(index)))
         trial = Trial(dataclasses.replace(_ALONE, name=f"Monolingual {language}"), seed)
-
-        def record(runs, alone=alone.problem):
-            (name,) = alone.task_names
-            metric = alone.metrics[0]
-            return results.Results(
-                f"monolingual {name}",
-                [name],
-                metric.name,
-                metric.higher_is_better,
-                runs,
-                data=alone.identity,
-            )
-
-        (run,) = runs_lib.train_all(
+        report = Report(f"monolingual {language}")
+        record = functools.partial(compare_lib.make_record, alone.problem, report=report)
+        (run,) = runs_lib.Experiment(folder, schedule, record).train(
             {name: (trial, trial)},
-            alone,
-            schedule,
-            folder,
-            record,
-            programs={trial.method.compile_key(): alone},
+            runs_lib.Programs(alone),
             label=f"{index}/{model.num_tasks}",
         )
         if run.stopped is not None:
@@ -123,31 +111,14 @@ def monolingual(
         best = [e for e in run.evaluations if e.split == "validation" and e.step == tested.step]
         for evaluation in (*best, tested):
             losses[evaluation.split][language] = math.log(evaluation.average)
-    found = {
+    references = {
         "vocabulary": model.corpus.vocabulary,
         "eval_length": model.eval_length,
         "losses": losses,
         "identity": identity,
     }
     if processes.is_first():
-        files.write_json(found, folder / references_lib.FILE)
+        files.write_json(references, file)
     processes.wait_for_all("references")
-    file = folder / references_lib.FILE
     printing.say(f"The losses of one model for each language are in {file}.")
-    return found
-
-
-def _finished_references(file: pathlib.Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier start wrote; what can't be read is made again from the models' records."""
-    if not file.exists():
-        return None
-    try:
-        found = references_lib.read(file)
-    except FileNotFoundError:  # another process has just moved it
-        return None
-    except ValueError as error:
-        if processes.is_first():
-            logging.warning("%s It is now %s.", error, paths.move_aside(file))
-        return None
-    changed = identity_lib.check(str(file), found.get("identity", {}), identity)
-    return None if changed else found
+    return references

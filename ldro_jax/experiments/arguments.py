@@ -1,29 +1,11 @@
-"""What experiments are given in one piece, and where it was before."""
+"""What experiments are given in one piece."""
 
 import dataclasses
-import functools
-import inspect
 import os
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from ldro_jax.runtime import checks
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-# Arguments that `compare` had before, and where they are now.
-MOVED = {
-    "batch_size": "Batches.size",
-    **{
-        name: f"Batches.{name}"
-        for name in ("sampler", "microbatches", "interaction_rows", "layout", "runs_together")
-    },
-    **{name: f"Report.{name}" for name in ("name", "description", "select_by", "references")},
-    "data_dir": "Directories.data",
-    **{name: f"Directories.{name}" for name in ("config_text", "overwrite", "ready")},
-}
-_ARGUMENTS = {"Batches": "batches", "Report": "report", "Directories": "output_dir"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,43 +77,5 @@ class Directories:
 
     @classmethod
     def of(cls, given: "str | os.PathLike | Directories") -> "Directories":
-        """Those of an experiment that is given them, or the one to write to alone."""
+        """What is given, or an object with that directory as its ``output``."""
         return given if isinstance(given, Directories) else cls(given)
-
-
-def moved(name: str) -> str:
-    """Where an argument of before is now, as a sentence; empty if there was none of that name."""
-    if name == "trainable":
-        return "trainable belongs to the optimizer now: optimizer=ldro.only(optimizer, trainable)."
-    if name not in MOVED:
-        return ""
-    owner, field = MOVED[name].split(".")
-    example = f"{_ARGUMENTS[owner]}={owner}({field}=…)"
-    return f"{name} is {MOVED[name]} now: write {example}."
-
-
-def moved_in_gin(function: str, name: str) -> str:
-    """The same for gin files and the command line, where a function doesn't have a parameter."""
-    if function not in ("compare", "monolingual", "trajectories") or name not in MOVED:
-        return ""
-    owner, field = MOVED[name].split(".")
-    if owner == "Directories":
-        flag = {"data": "--data_dir", "overwrite": "--overwrite"}.get(field)
-        return f"That is the flag {flag}." if flag else ""
-    scope = "alone/" if function == "monolingual" else ""
-    return f"{name} is {scope}{MOVED[name]} now."
-
-
-def without_old_names(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """The function, which says of arguments of before what to write instead."""
-
-    @functools.wraps(function)
-    def called(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        for name in kwargs:
-            if instead := moved(name):
-                raise ValueError(instead)
-        return function(*args, **kwargs)
-
-    # What gin looks at.
-    called.__signature__ = inspect.signature(function)  # pyright: ignore[reportAttributeAccessIssue]
-    return called

@@ -10,16 +10,14 @@ import jax
 import numpy as np
 import optax
 
-from ldro_jax import reporting, weighting
-from ldro_jax.experiments import arguments
-from ldro_jax.experiments import finished as finished_lib
+from ldro_jax import weighting
 from ldro_jax.experiments import references as references_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.experiments.arguments import Directories, Report
 from ldro_jax.problems.base import Problem
 from ldro_jax.records import outline, provenance, results
 from ldro_jax.records import output_dir as output_dir_lib
-from ldro_jax.runtime import checks, paths, processes
+from ldro_jax.runtime import checks, paths
 from ldro_jax.training.batches import Batches
 from ldro_jax.training.engine import Program, Trial
 from ldro_jax.training.meshed import MeshedEngine, MeshedProgram
@@ -28,7 +26,6 @@ from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.stacked import StackedEngine
 
 
-@arguments.without_old_names
 def compare(
     problem: Problem | Callable[..., Problem],
     methods: Sequence[Method | Sequence[Method]],
@@ -43,10 +40,10 @@ def compare(
     """Trains a problem with several methods and seeds, and reports how they compare.
 
     A run that is finished is kept in ``runs/``, and one that was interrupted goes on from its
-    newest checkpoint, so the same call after an interruption ends with the same numbers. What
-    changes no number of theirs may be another the next time: more seeds and methods, or fewer, more
-    steps, the layout, the report's name and choice, and metrics. Anything else, down to a number in
-    the optimizer's closure, is refused.
+    newest checkpoint, so the same call after an interruption ends with the same numbers. The next
+    call may have other seeds, methods, metrics and report, another layout, and more steps, as these
+    change no number of the runs that are there. Anything else that is different, down to a number
+    in the optimizer's closure, is refused.
 
     Args:
       problem: what is trained; or a function of ``data_dir`` that makes it.
@@ -83,9 +80,7 @@ def compare(
         have the same name.
     """
     where = Directories.of(output_dir)
-    checks.instance("schedule", schedule, Schedule, "@Schedule()")
-    checks.instance("batches", batches, Batches, "@Batches()")
-    checks.instance("report", report, Report, "@Report()")
+    check_parts(schedule=schedule, batches=batches, report=report)
     settings, runs_of = runs_lib.list_runs(methods, seeds, from_data=weighting.FROM_DATA)
     references_lib.check(report.references, settings)
     made = make_problem(problem, where.data, schedule)
@@ -93,7 +88,8 @@ def compare(
     together = _together(first, schedule, len(runs_of))
     # Those with references are made again when these are known.
     unknown = dict.fromkeys(made.task_names, 0.0)
-    programs = runs_lib.programs_of([_resolved(m, made, unknown) for m in settings], first)
+    programs = runs_lib.Programs(first)
+    programs.check([_resolved(method, made, unknown) for method in settings])
     output_path, ready = paths.absolute(where.output), where.ready
     with contextlib.ExitStack() as stack:
         config_text = where.config_text or _configuration(
@@ -112,61 +108,34 @@ def compare(
             stack.callback(output.close)
             ready = output.claim
         first.check_evaluation()
-        alone = references_lib.load(
+        losses, perplexities = references_lib.load(
             report.references, made, Directories(output_path, where.data, ready=ready)
         )
-        losses = references_lib.validation_losses(alone, made.task_names) or unknown
-
-        def record(runs):
-            return make_record(
-                made,
-                runs,
-                report,
-                references=references_lib.perplexities(alone, made.task_names),
-                task_sizes=_sizes(made),
-            )
-
         trials = {
-            run_name: (trial, Trial(_resolved(trial.method, made, losses), trial.seed))
+            run_name: (trial, Trial(_resolved(trial.method, made, losses or unknown), trial.seed))
             for run_name, trial in runs_of.items()
         }
-        before = output_dir_lib.finished(output_path, kept_text)
-        with output_dir_lib.going_on(output_path, kept_text) as accepted:
-            found = record(
-                runs_lib.train_all(
-                    trials,
-                    first,
-                    schedule,
-                    output_path,
-                    record,
-                    programs=programs,
-                    together=together,
-                    accepted=accepted,
-                )
-            )
-        if finished_lib.same(found, before):
-            finished_lib.say(output_path)
-        elif processes.is_first():
-            reporting.finish(found, output_path, config_text)
-    runs_lib.require_complete(found)
-    return found
+        more = {"references": perplexities, "task_sizes": _sizes(made)}
+        experiment = runs_lib.Experiment(
+            output_path, schedule, lambda runs: make_record(made, runs, report, **more), kept_text
+        )
+        return experiment.report(experiment.train(trials, programs, together=together), config_text)
+
+
+def check_parts(**parts: Any) -> None:
+    """Raises ``ValueError`` unless a schedule, batches and a report are of their classes."""
+    kinds = {"schedule": Schedule, "batches": Batches, "report": Report}
+    for name, part in parts.items():
+        checks.instance(name, part, kinds[name], f"@{kinds[name].__name__}()")
 
 
 def make_problem(
     problem: Problem | Callable[..., Problem], data_dir: str | None, schedule: Schedule
 ) -> Problem:
-    """A problem, made if it isn't yet.
-
-    Args:
-      problem: what is trained; or a function of ``data_dir`` that makes it.
-      data_dir: passed to it.
-      schedule: says what is to be measured.
-
-    Returns:
-      The problem.
+    """The problem, made with ``data_dir`` if it is a function.
 
     Raises:
-      ValueError: if it isn't one, or lacks a split that is to be measured.
+      ValueError: if it isn't a problem, or lacks a split that the schedule has measured.
     """
     if callable(problem):
         checks.function("problem", problem, "data_dir", example="@classification")
@@ -192,15 +161,6 @@ def make_program(
 ) -> Program:
     """The program of the engine that suits a problem.
 
-    Args:
-      problem: what is trained.
-      optimizer: chained after the weighting.
-      batches: how they are drawn.
-      method: how to weigh the tasks.
-
-    Returns:
-      The program.
-
     Raises:
       ValueError: if something doesn't fit.
     """
@@ -212,17 +172,7 @@ def make_program(
 def make_record(
     problem: Problem, runs: Sequence[results.Run], report: Report, **more: Any
 ) -> results.Results:
-    """The record of some runs of a problem on this machine.
-
-    Args:
-      problem: what was trained.
-      runs: what came out.
-      report: name, description, and what selects settings.
-      **more: further fields of the record.
-
-    Returns:
-      The record.
-    """
+    """The record of some runs of a problem on this machine, with ``more`` of its fields."""
     return results.Results(
         experiment=report.name,
         description=report.description,

@@ -1,19 +1,19 @@
 """Which runs are trained together, and which checkpoints each can go on from.
 
 Runs that are trained together have their checkpoints in one folder, which says whose they are. So
-the next start finds the state of a run whatever group it is then trained in: one of the same runs,
-one of some of them, or alone; and whatever their names are then.
+the next start finds the state of a run whatever group it is then trained in (the same runs, some of
+them, or the run alone), and whatever the runs are called then.
 """
 
 import collections
-import hashlib
 import itertools
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ldro_jax.records import files, identity
+from ldro_jax.records import files, identity, kept
+from ldro_jax.runtime import hashing
 from ldro_jax.training import fingerprint
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.progress import Origin
@@ -22,7 +22,7 @@ _FILE = "runs.json"
 
 
 class _Begun(NamedTuple):
-    """Runs that have checkpoints in one folder: the newest step, and a text for each."""
+    """Runs that have checkpoints in one folder: its newest step, and the key of each run."""
 
     folder: pathlib.Path
     step: int
@@ -30,7 +30,7 @@ class _Begun(NamedTuple):
 
     @property
     def order(self) -> tuple[int, int]:
-        """The greatest has what was trained last."""
+        """Of several groups with the same run, the greatest trained it last."""
         return self.step, -len(self.keys)
 
 
@@ -38,12 +38,11 @@ def folder(members: Mapping[str, Trial]) -> str:
     """The folder for the checkpoints of some runs, by their names."""
     if len(members) == 1:
         return next(iter(members))
-    text = "\n".join(map(_key, members.values()))
-    return "group-" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    return "group-" + hashing.short("\n".join(map(_key, members.values())))
 
 
 def note(members: Mapping[str, Trial], checkpoints: pathlib.Path) -> None:
-    """Writes into the folder of a group whose checkpoints these are."""
+    """Writes into the folder of a group which runs its checkpoints are of."""
     if len(members) > 1:
         runs = [fingerprint.of_run(trial) for trial in members.values()]
         noted = {"names": list(members), "runs": runs}
@@ -51,7 +50,7 @@ def note(members: Mapping[str, Trial], checkpoints: pathlib.Path) -> None:
 
 
 def names_in(path: pathlib.Path) -> list[str]:
-    """The names that the runs of a group had; none for a folder that is damaged, or of one run."""
+    """The names that the runs of a group had; none if its file is damaged, or it is of one run."""
     return _noted(path).get("names", [])
 
 
@@ -62,7 +61,7 @@ def split(
 
     Args:
       trials: the runs that aren't finished, by name.
-      size: how many to train together at most.
+      size: the most runs in a group.
       checkpoints: where the folders of earlier groups are.
 
     Returns:
@@ -75,8 +74,8 @@ def split(
     for name, trial in trials.items():
         key = _key(trial)
         homes = [group for group in begun if key in group.keys]
-        if (step := _newest(checkpoints / name)) is not None:
-            homes.append(_Begun(checkpoints / name, step, [key]))
+        if steps := kept.steps_in(checkpoints / name):
+            homes.append(_Begun(checkpoints / name, steps[-1], [key]))
         home = max(homes, key=lambda group: group.order).folder if homes else None
         sharing.setdefault((trial.method.compile_key(), home), {})[name] = trial
     return collections.deque(
@@ -85,12 +84,7 @@ def split(
 
 
 def origin(members: Mapping[str, Trial], checkpoints: pathlib.Path) -> Origin | None:
-    """The newest checkpoints of another group that holds some runs.
-
-    Args:
-      members: the runs.
-      checkpoints: where the folders of earlier groups are.
-    """
+    """The checkpoints of the group, other than these runs' own, that trained all of them last."""
     mine = [_key(trial) for trial in members.values()]
     others = (group for group in _begun(checkpoints) if group.folder.name != folder(members))
     holding = [group for group in others if set(mine) <= set(group.keys)]
@@ -104,11 +98,11 @@ def origin(members: Mapping[str, Trial], checkpoints: pathlib.Path) -> Origin | 
 def _begun(checkpoints: pathlib.Path) -> list[_Begun]:
     """The groups that have a checkpoint."""
     paths = sorted(checkpoints.glob("group-*")) if checkpoints.exists() else ()
-    found = ((path, _newest(path), _noted(path).get("runs")) for path in paths)
+    folders = ((path, kept.steps_in(path), _noted(path).get("runs")) for path in paths)
     return [
-        _Begun(path, step, [identity.key(run) for run in runs])
-        for path, step, runs in found
-        if step is not None and runs
+        _Begun(path, steps[-1], [identity.key(run) for run in runs])
+        for path, steps, runs in folders
+        if steps and runs
     ]
 
 
@@ -116,17 +110,11 @@ def _noted(path: pathlib.Path) -> dict[str, Any]:
     try:
         return files.read_json(path / _FILE)
     except (OSError, files.ResultsError):
-        return {}  # one that is damaged: its runs begin anew in other groups
+        return {}  # the runs of a damaged one begin anew in other groups
 
 
 def _key(trial: Trial) -> str:
     return identity.key(fingerprint.of_run(trial))
-
-
-def _newest(path: pathlib.Path) -> int | None:
-    """The newest step that a folder has a checkpoint of."""
-    steps = (int(x.name) for x in path.iterdir() if x.name.isdigit()) if path.exists() else ()
-    return max(steps, default=None)
 
 
 def _chunks(items: Iterable, size: int) -> Iterator[tuple]:

@@ -16,10 +16,7 @@ FILE = "references.json"
 
 
 def read(file: pathlib.Path) -> dict[str, Any]:
-    """Reads the losses.
-
-    Args:
-      file: a ``references.json``.
+    """Reads a ``references.json``.
 
     Returns:
       ``vocabulary``, ``eval_length``, ``losses``, from split and language to nats a token, and
@@ -30,10 +27,10 @@ def read(file: pathlib.Path) -> dict[str, Any]:
       ValueError: if it is something else.
     """
     try:
-        found = files.read_json(file)
+        references = files.read_json(file)
         for split in ("validation", "test"):
-            [float(loss) for loss in found["losses"][split].values()]
-        return found
+            [float(loss) for loss in references["losses"][split].values()]
+        return references
     except FileNotFoundError:
         raise FileNotFoundError(
             f"There is no file {file}. Expected the {FILE} that the experiment monolingual writes."
@@ -46,11 +43,7 @@ def read(file: pathlib.Path) -> dict[str, Any]:
 
 
 def check(references: Any, methods: Sequence[Method]) -> None:
-    """Checks the references of an experiment before there is any data.
-
-    Args:
-      references: what :func:`load` takes.
-      methods: of the experiment.
+    """Checks what :func:`load` takes before there is any data.
 
     Raises:
       ValueError: if it is something else, or a method needs references and there are none.
@@ -72,7 +65,7 @@ def load(
     references: str | Callable[..., Any] | None,
     problem: Problem,
     where: Directories,
-) -> dict[str, Any] | None:
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Reads the references of an experiment, or makes them.
 
     Args:
@@ -82,7 +75,8 @@ def load(
         anything is written.
 
     Returns:
-      See :func:`read`; ``None`` if there are none.
+      Losses on validation by task, in nats a token, and perplexities by split and task; both empty
+      without references.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -91,83 +85,45 @@ def load(
     ready = where.ready or (lambda: None)
     if references is None:
         ready()
-        return None
+        return {}, {}
     expected = "None for a problem that isn't a language model"
     checks.require(isinstance(problem, LanguageModel), "Report.references", expected, references)
     assert isinstance(problem, LanguageModel)
-    if not callable(references):
-        found = read_for(paths.make(references).expanduser(), problem)
+    if callable(references):
+        folder = paths.absolute(where.output) / "monolingual"
+        # It calls ready, since its own arguments are to be checked before that as well.
+        references(output_dir=Directories(folder, where.data, ready=ready))
+        losses = _read_for(folder / FILE, problem)
+    else:
+        losses = _read_for(paths.make(references).expanduser(), problem)
         ready()
-        return found
-    folder = paths.absolute(where.output) / "monolingual"
-    # It calls ready, since its own arguments are to be checked before that as well.
-    references(output_dir=Directories(folder, where.data, ready=ready))
-    return read_for(folder / FILE, problem)
+    return losses["validation"], {
+        split: {name: float(perplexity.perplexity(loss)) for name, loss in by_name.items()}
+        for split, by_name in losses.items()
+    }
 
 
-def read_for(file: pathlib.Path, problem: LanguageModel) -> dict[str, Any]:
-    """Reads the losses, and checks that a run can be compared with them.
-
-    Args:
-      file: a ``references.json``.
-      problem: what is trained.
-
-    Returns:
-      See :func:`read`.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is something else, or of other languages or another vocabulary.
-    """
-    found = read(file)
-    known = {split: set(found["losses"][split]) for split in ("validation", "test")}
-    missing = [n for n in problem.task_names if any(n not in names for names in known.values())]
+def _read_for(file: pathlib.Path, problem: LanguageModel) -> dict[str, dict[str, float]]:
+    """The losses of the problem's tasks by split, if models of this problem can be compared."""
+    references = read(file)
+    splits = {split: references["losses"][split] for split in ("validation", "test")}
+    missing = [name for name in problem.task_names if any(name not in x for x in splits.values())]
     if missing:
         raise ValueError(
             f"{file} has no losses for {', '.join(missing)}, but for "
-            f"{', '.join(sorted(known['test']))}. Train the models of the languages that are "
+            f"{', '.join(sorted(splits['test']))}. Train the models of the languages that are "
             "missing, or leave them out of this run."
         )
     for what, ours in [
         ("vocabulary", problem.corpus.vocabulary),
         ("eval_length", problem.eval_length),
     ]:
-        if found.get(what) != ours:
+        if references.get(what) != ours:
             raise ValueError(
-                f"The losses in {file} were measured with another {what}, {found.get(what)}, than "
-                f"this run's, {ours}, so they can't be compared."
+                f"The losses in {file} were measured with another {what}, {references.get(what)}, "
+                f"than this run's, {ours}, so they can't be compared."
             )
-    return found
-
-
-def validation_losses(found: dict[str, Any] | None, task_names: Sequence[str]) -> dict[str, float]:
-    """Losses on validation.
-
-    Args:
-      found: see :func:`read`; ``None`` if there are none.
-      task_names: whose.
-
-    Returns:
-      By name, in nats a token; empty if there are none.
-    """
-    return {} if found is None else {n: found["losses"]["validation"][n] for n in task_names}
-
-
-def perplexities(
-    found: dict[str, Any] | None, task_names: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Perplexities of the losses.
-
-    Args:
-      found: see :func:`read`; ``None`` if there are none.
-      task_names: whose.
-
-    Returns:
-      From split and language; empty if there are none.
-    """
-    if found is None:
-        return {}
     return {
-        split: {name: float(perplexity.perplexity([losses[name]])[0]) for name in task_names}
-        for split, losses in found["losses"].items()
+        split: {name: losses[name] for name in problem.task_names}
+        for split, losses in splits.items()
     }

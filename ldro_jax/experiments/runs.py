@@ -1,4 +1,4 @@
-"""The runs of an experiment: listed and checked before anything is written, and trained."""
+"""The runs of an experiment: listed and checked before anything is written, trained, reported."""
 
 import collections
 import dataclasses
@@ -10,12 +10,13 @@ import jax
 import tqdm
 from absl import logging
 
-from ldro_jax import weighting
+from ldro_jax import reporting, weighting
 from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import groups, names
+from ldro_jax.records import output_dir as output_dir_lib
 from ldro_jax.records import results
 from ldro_jax.runtime import checks, errors, printing, processes
-from ldro_jax.training import loop, recording
+from ldro_jax.training import fingerprint, loop, recording
 from ldro_jax.training.engine import Program, Trial
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
@@ -29,35 +30,18 @@ class RunsStoppedError(RuntimeError):
     """Some runs of an experiment ended before their last step."""
 
 
-def require_complete(record: results.Results) -> None:
-    """Raises ``RunsStoppedError`` if a run of a record ended before its last step.
-
-    Args:
-      record: of an experiment.
-
-    Raises:
-      RunsStoppedError: naming all of them.
-    """
-    stopped = [f"{r.method}, seed {r.seed}: {r.stopped}" for r in record.runs if r.stopped]
-    if stopped:
-        raise RunsStoppedError("Some runs ended early.\n" + "\n".join(stopped))
-
-
 def list_runs(
     methods: Sequence[Method | Sequence[Method]],
     seeds: Sequence[int],
     *,
     from_data: Collection[str] = (),
 ) -> tuple[list[Method], dict[str, Trial]]:
-    """The runs of an experiment, each with a name for its files.
+    """The methods of an experiment, and its runs, each with a name for its files.
 
     Args:
       methods: what to compare; a sequence among them (a grid) counts as its elements.
       seeds: a run for each.
       from_data: hyperparameters that the experiment gives the methods that need them.
-
-    Returns:
-      All methods, and the runs by name.
 
     Raises:
       ValueError: if there is nothing to run, something else than a method, a method that lacks a
@@ -93,132 +77,195 @@ def list_runs(
     return settings, dict(zip(names.file_names(runs_of), runs_of.values(), strict=True))
 
 
-def programs_of(settings: Iterable[Method], first: Program) -> dict[tuple[Any, ...], Program]:
-    """The programs that some methods need, each traced, so that what doesn't fit is found at once.
+class Programs:
+    """The programs of an experiment, one for all methods with the same ``compile_key()``.
 
     Args:
-      settings: the methods.
-      first: a program of any method for the same model and data.
-
-    Returns:
-      Programs by :meth:`Method.compile_key`.
-
-    Raises:
-      ValueError: if a method can't be trained on this data.
+      first: the program of any method, for the model and the data of the experiment.
     """
-    first.check()
-    programs = {}
-    for method in settings:
-        if (key := method.compile_key()) not in programs:
+
+    def __init__(self, first: Program):
+        self._first = first
+        self._made = {first.method.compile_key(): first}
+
+    def of(self, method: Method) -> Program:
+        """The program that trains a method."""
+        key = method.compile_key()
+        if key not in self._made:
+            self._made[key] = self._first.engine.program(method)
+        return self._made[key]
+
+    def check(self, methods: Iterable[Method]) -> None:
+        """Traces the programs of some methods, so that what doesn't fit is found at once.
+
+        Raises:
+          ValueError: if the model, the batches or a method can't be trained on this data.
+        """
+        self._first.check()
+        for method in methods:
+            if method.compile_key() in self._made:
+                continue
             try:
-                programs[key] = first.engine.program(method)
-                programs[key].check()
+                self.of(method).check()
             except Exception as error:
                 said = errors.reason(error)
                 raise ValueError(f"methods: {method.name!r} can't be trained. {said}") from error
-    return programs
 
 
-def train_all(
-    trials: Mapping[str, tuple[Trial, Trial]],
-    first: Program,
-    schedule: Schedule,
-    output_dir: pathlib.Path,
-    record: Callable[[Sequence[results.Run]], results.Results],
-    *,
-    programs: dict[tuple[Any, ...], Program],
-    together: int = 1,
-    label: str | None = None,
-    accepted: Callable[[], None] | None = None,
-) -> list[results.Run]:
-    """Trains all runs of an experiment that an earlier start hasn't finished.
-
-    What is there of these runs is compared with what they are now before anything is trained.
+class Experiment:
+    """Where some runs go and how they are recorded.
 
     Args:
-      trials: by name, each run as it is recorded, and with what only the data can tell.
-      first: a program of any method.
+      output_dir: for their records and checkpoints, and the report.
       schedule: lengths and intervals.
-      output_dir: where their records and checkpoints are.
       record: makes the record of some runs.
-      programs: those that are made already, by :meth:`Method.compile_key`.
-      together: how many runs to train at a time.
-      label: for the progress bar; by default how many runs are finished.
-      accepted: called when nothing that is there is refused, and before anything is trained.
-
-    Returns:
-      The runs, in the order of their names.
-
-    Raises:
-      OtherRunError: if a record or a checkpoint was made with something else.
+      config_text: the configuration that ``config.gin`` holds in the end; without it the file is
+        left as it is.
     """
-    files = {name: output_dir / "runs" / f"{name}.json" for name in trials}
-    for _, trial in trials.values():
-        if (key := trial.method.compile_key()) not in programs:
-            programs[key] = first.engine.program(trial.method)
-    program_of = {n: programs[t.method.compile_key()] for n, (_, t) in trials.items()}
-    finished, identities = finished_lib.take(trials, program_of, schedule, output_dir, accepted)
-    left = {name: trial for name, (_, trial) in trials.items() if name not in finished}
-    waiting = groups.split(left, together, output_dir / "checkpoints")
-    while waiting:
-        group = waiting.popleft()
-        key = next(iter(group.values())).method.compile_key()
-        done = label or f"{len(finished)}/{len(trials)}"
-        try:
-            runs = _train(group, programs[key], schedule, output_dir, done)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
-                raise
-            half = len(group) // 2
-            logging.warning(
-                "%d runs at a time don't fit into memory, so it goes on with %d.",
-                len(group),
-                len(group) - half,
+
+    def __init__(
+        self,
+        output_dir: pathlib.Path,
+        schedule: Schedule,
+        record: Callable[[Sequence[results.Run]], results.Results],
+        config_text: str | None = None,
+    ):
+        self.output_dir, self.schedule, self._record = output_dir, schedule, record
+        self._config_text = config_text
+        self._before = output_dir_lib.finished(output_dir, config_text)
+
+    def train(
+        self,
+        trials: Mapping[str, tuple[Trial, Trial]],
+        programs: Programs,
+        *,
+        together: int = 1,
+        label: str | None = None,
+    ) -> list[results.Run]:
+        """Trains all runs that an earlier start hasn't finished.
+
+        What is there of these runs is compared with what they are now before anything is trained.
+
+        Args:
+          trials: by name, each run as it is recorded, and with what only the data can tell.
+          programs: of their methods.
+          together: the most runs to train at a time.
+          label: for the progress bar; by default how many runs are finished.
+
+        Returns:
+          The runs, in the order of their names.
+
+        Raises:
+          OtherRunError: if a record or a checkpoint was made with something else.
+        """
+        identities = {
+            name: fingerprint.of(programs.of(resolved.method), self.schedule, [recorded])
+            for name, (recorded, resolved) in trials.items()
+        }
+        resolved = {name: trial for name, (_, trial) in trials.items()}
+        with output_dir_lib.going_on(self.output_dir, self._config_text) as accept:
+            finished, old_names = finished_lib.take(
+                identities, resolved, self.schedule.train_steps, self.output_dir
             )
-            members = list(group)
-            for part in (members[half:], members[:half]):
-                waiting.appendleft({n: group[n] for n in part})
-            continue
-        for name, run in zip(group, runs, strict=True):
-            settings = trials[name][0].method.settings()
-            finished[name] = dataclasses.replace(run, hyperparameters=settings)
+            accept()
+            finished_lib.rename(self.output_dir, old_names)
+            left = {name: trial for name, trial in resolved.items() if name not in finished}
+            waiting = groups.split(left, together, self.output_dir / "checkpoints")
+            while waiting:
+                group = waiting.popleft()
+                program = programs.of(next(iter(group.values())).method)
+                done = label or f"{len(finished)}/{len(trials)}"
+                try:
+                    runs = self._train(group, program, done)
+                except jax.errors.JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
+                        raise
+                    waiting.extendleft(_halves(group))
+                    continue
+                for name, run in zip(group, runs, strict=True):
+                    settings = trials[name][0].method.settings()
+                    finished[name] = dataclasses.replace(run, hyperparameters=settings)
+                    if processes.is_first():
+                        file = self.output_dir / "runs" / f"{name}.json"
+                        record = self._record([finished[name]])
+                        finished_lib.save_run(record, identities[name], file)
+        return [finished[name] for name in trials]
+
+    def _train(self, group: Mapping[str, Trial], program: Program, done: str) -> list[results.Run]:
+        trials = list(group.values())
+        first = f"{trials[0].method.name}, seed {trials[0].seed}"
+        label = f"[{done}] {first}" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+        total = self.schedule.train_steps * len(group)
+        folder = self.output_dir / "checkpoints"
+        groups.note(group, folder)
+        stacked = isinstance(program, StackedProgram)
+        is_shown = printing.is_terminal()
+        with _Bar(total=total, desc=label, unit="step", disable=not is_shown) as progress:
+            runs = loop.train(
+                program,
+                trials,
+                self.schedule,
+                checkpoint_dir=folder / groups.folder(group),
+                tensorboard_dirs=[self.output_dir / "tensorboard" / name for name in group],
+                progress=progress,
+                origin=groups.origin(group, folder) if stacked else None,
+            )
+        if not is_shown and processes.is_first():
+            printing.say(f"{label}: {recording.progress_text(recording.Record(runs[-1]))}")
+        return runs
+
+    def report(
+        self,
+        runs: Sequence[results.Run],
+        config_text: str,
+        sections: Callable[[results.Results], Sequence[tuple[str, str, Any]]] = lambda record: (),
+    ) -> results.Results:
+        """Writes the record and the report, unless both are there already.
+
+        Args:
+          runs: all runs of the experiment.
+          config_text: the configuration as the report shows it.
+          sections: makes further sections of the report from the record.
+
+        Returns:
+          The record.
+
+        Raises:
+          RunsStoppedError: naming the runs that ended before their last step.
+        """
+        record = self._record(runs)
+        if self._before is not None and _same(record, self._before):
             if processes.is_first():
-                finished_lib.save_run(record([finished[name]]), identities[name], files[name])
-    return [finished[name] for name in trials]
+                printing.say(
+                    f"The experiment in {self.output_dir} is finished; look at its report.html."
+                )
+        elif processes.is_first():
+            reporting.finish(record, self.output_dir, config_text, sections(record))
+        stopped = [f"{r.method}, seed {r.seed}: {r.stopped}" for r in runs if r.stopped]
+        if stopped:
+            raise RunsStoppedError("Some runs ended early.\n" + "\n".join(stopped))
+        return record
 
 
-def _train(
-    group: Mapping[str, Trial],
-    program: Program,
-    schedule: Schedule,
-    output_dir: pathlib.Path,
-    done: str,
-) -> list[results.Run]:
-    trials = list(group.values())
-    first = f"{trials[0].method.name}, seed {trials[0].seed}"
-    label = f"[{done}] {first}" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
-    total = schedule.train_steps * len(group)
-    folder = output_dir / "checkpoints"
-    groups.note(group, folder)
-    stacked = isinstance(program, StackedProgram)
-    is_shown = printing.is_terminal()
-    with _Bar(total=total, desc=label, unit="step", disable=not is_shown) as progress:
-        runs = loop.train(
-            program,
-            trials,
-            schedule,
-            checkpoint_dir=folder / groups.folder(group),
-            tensorboard_dirs=[output_dir / "tensorboard" / name for name in group],
-            progress=progress,
-            origin=groups.origin(group, folder) if stacked else None,
-        )
-    if not is_shown and processes.is_first():
-        printing.say(f"{label}: {recording.progress_text(recording.Record(runs[-1]))}")
-    return runs
+def _same(after: results.Results, before: results.Results) -> bool:
+    """Whether two records are the same but for the versions and the device."""
+    records = (dataclasses.replace(x, versions={}, device={}) for x in (after, before))
+    one, other = map(results.to_record, records)
+    return one == other
+
+
+def _halves(group: Mapping[str, Trial]) -> tuple[dict[str, Trial], ...]:
+    """The runs of a group that doesn't fit into memory, in two groups, the last runs first."""
+    members, half = list(group.items()), len(group) // 2
+    logging.warning(
+        "%d runs at a time don't fit into memory, so it goes on with %d.",
+        *(len(members), len(members) - half),
+    )
+    return dict(members[half:]), dict(members[:half])
 
 
 class _Bar(tqdm.tqdm):
-    """A progress bar whose lines are printed as far as somebody listens."""
+    """A progress bar whose lines never fail the program."""
 
     @classmethod
     def write(cls, s: str, file: Any = None, end: str = "\n", nolock: bool = False) -> None:

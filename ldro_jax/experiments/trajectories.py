@@ -7,13 +7,10 @@ import jax
 import numpy as np
 import optax
 
-from ldro_jax import reporting
 from ldro_jax.experiments import compare, names
-from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.experiments.arguments import Directories, Report
 from ldro_jax.problems.toy import PointTasks
-from ldro_jax.records import output_dir as output_dir_lib
 from ldro_jax.records import results
 from ldro_jax.runtime import checks
 from ldro_jax.runtime import paths as paths_lib
@@ -83,8 +80,7 @@ def trajectories(
     if jax.process_count() > 1:
         raise ValueError("This experiment needs one process, but there are several.")
     where = Directories.of(output_dir)
-    checks.instance("report", report, Report, "@Report()")
-    checks.instance("schedule", schedule, Schedule, "@Schedule()")
+    compare.check_parts(report=report, schedule=schedule)
     checks.sequence("panels", panels, "panels, such as [@a/Panel()]")
     for panel in panels:
         checks.instance("panels", panel, Panel, "@a/Panel()")
@@ -98,32 +94,26 @@ def trajectories(
     trials_of = [{next(files): trial for trial in trials.values()} for trials in trials_of]
     batches = Batches(len(points))
     problem = compare.make_problem(PointTasks(points, start=start), None, schedule)
-    prepared = []
+    programs_of = []
     for panel in panels:
         noisy = PointTasks(points, start=start, noise=panel.noise)
         first = StackedEngine(noisy, optimizer, batches).program(runs_lib.AVERAGE)
         first.check_evaluation()
-        prepared.append((panel, first, runs_lib.programs_of(panel.methods, first)))
+        programs_of.append(runs_lib.Programs(first))
+        programs_of[-1].check(panel.methods)
     if where.ready is not None:
         where.ready()
-    folder, config_text = paths_lib.absolute(where.output), where.config_text or ""
-
-    def record(runs):
-        return compare.make_record(problem, runs, report)
-
+    config_text = where.config_text or ""
+    experiment = runs_lib.Experiment(
+        paths_lib.absolute(where.output),
+        schedule,
+        lambda runs: compare.make_record(problem, runs, report),
+        config_text,
+    )
     runs, drawn = [], []
-    before = output_dir_lib.finished(folder, config_text)
-    for (panel, first, programs), trials in zip(prepared, trials_of, strict=True):
-        with output_dir_lib.going_on(folder, config_text) as accepted:
-            done = runs_lib.train_all(
-                {run: (trial, trial) for run, trial in trials.items()},
-                first,
-                schedule,
-                folder,
-                record,
-                programs=programs,
-                accepted=accepted,
-            )
+    for panel, programs, trials in zip(panels, programs_of, trials_of, strict=True):
+        pairs = {name: (trial, trial) for name, trial in trials.items()}
+        done = experiment.train(pairs, programs)
         # All seeds of a method one after the other.
         order = [method.name for method in panel.methods]
         done.sort(key=lambda run: order.index(run.method))
@@ -133,13 +123,9 @@ def trajectories(
             paths.setdefault(run.method, np.concatenate([[_position(start)], run.path.values]))
         drawn.append((panel.title, paths))
         runs += done
-    found = record(runs)
-    if finished_lib.same(found, before):
-        finished_lib.say(folder)
-    else:
-        reporting.finish(found, folder, config_text, _figure(drawn, points, panels, found))
-    runs_lib.require_complete(found)
-    return found
+    return experiment.report(
+        runs, config_text, lambda record: _figure(drawn, points, panels, record)
+    )
 
 
 def _position(params: Sequence[float]) -> np.ndarray:
@@ -147,24 +133,20 @@ def _position(params: Sequence[float]) -> np.ndarray:
 
 
 def _figure(drawn, points, panels, record):
-    from ldro_jax.reporting import figures
-
-    if not figures.available():
+    try:
+        from ldro_jax.reporting.figures import toy
+    except ImportError:  # without the extra "plots" there is no report either
         return []
-    figure = figures.trajectories(
-        drawn, np.asarray(points[:-1]), synthetic.OUTLIER, synthetic.OUTLIER, synthetic.RADIUS
-    )
+    task_points = np.asarray(points[:-1])
+    figure = toy.trajectories(drawn, task_points, synthetic.OUTLIER, synthetic.RADIUS)
     noisy = ", ".join(f"{p.noise:g} in “{p.title}”" for p in panels if p.noise)
-    ends = []
-    firsts = {}
-    for run in record.runs:
-        firsts.setdefault(run.method, run)
-    for run in firsts.values():
-        last = run.evaluations[-1]
-        ends.append(
-            f"{run.method} ends at an outlier loss of {last.per_task['outlier']:.4g} "
-            f"and a mean loss of {last.average:.3g}"
-        )
+    # The seeds of a method stand one after the other, and the first of them counts.
+    lasts = {run.method: run.evaluations[-1] for run in reversed(record.runs)}
+    ends = [
+        f"{method} ends at an outlier loss of {last.per_task['outlier']:.4g} "
+        f"and a mean loss of {last.average:.3g}"
+        for method, last in reversed(lasts.items())
+    ]
     caption = (
         "Paths of the model over the plane of the tasks, from the same start. It can't enter the "
         f"grey disc around the outlier. Noise on losses and gradients: {noisy or 'none'}. "

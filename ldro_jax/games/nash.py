@@ -123,16 +123,16 @@ def max_entropy_nash(payoff: jax.Array, playing: jax.Array | None = None) -> Equ
         scaled = shifted / jnp.where(scale > 0, scale, 1)
         scaled = jnp.where(relevant, scaled, jnp.maximum(scaled, -1))
 
-        found = face.optimal_face(scaled)
-        used, tight = found.w > found.z, found.v > 10 * found.s
-        inside = found.w / jnp.sum(found.w)
+        point = face.optimal_face(scaled)
+        used, tight = point.w > point.z, point.v > 10 * point.s
+        inside = point.w / jnp.sum(point.w)
         value = jnp.max(scaled @ inside)
         weights, shortfall = entropy.maximise_entropy(scaled - value, inside, used, tight)
         if playing is not None:
             weights = jnp.where(playing, weights, 0)
             weights = weights / jnp.sum(weights)
         best_row = jnp.max(shifted @ weights)
-        gap = best_row - jnp.min(shifted.T @ (found.v / jnp.sum(found.v)))
+        gap = best_row - jnp.min(shifted.T @ (point.v / jnp.sum(point.v)))
         tolerance = float(jnp.finfo(payoff.dtype).eps) ** 0.8 * jnp.ptp(payoff)
         solved = (gap <= tolerance) & (shortfall <= _ENTROPY_TOLERANCE)
     finite = jnp.all(jnp.isfinite(payoff))

@@ -64,7 +64,6 @@ def smooth_equilibrium(
     dtype = losses.dtype
     count = decrease.shape[1]
     eps = jnp.finfo(dtype).eps
-    # At lower temperatures rounding decides: the equilibrium there is as near to the game's own.
     rows = jnp.ones(losses.shape, bool) if playing is None else playing
     columns = jnp.ones(count, bool) if playing is None else playing
     losses_range = _range(losses, rows)
@@ -72,37 +71,18 @@ def smooth_equilibrium(
     decrease = jnp.where(rows[:, None] & columns[None, :], decrease, 0)
     losses = jnp.where(rows, losses, jnp.min(jnp.where(rows, losses, jnp.inf)))
     prior_v, prior_w = (jnp.where(x, 0, _NONE).astype(dtype) for x in (rows, columns))
+    game = _Game(losses, decrease, prior_w, prior_v)
+    # At lower temperatures rounding decides: the equilibrium there is as near to the game's own.
     lowest = max(2**13 * eps, 1e-5) * jnp.maximum(losses_range, decrease_range)
     tau, sigma = (
         jnp.maximum(jnp.asarray(t, dtype), lowest) for t in (column_temperature, row_temperature)
     )
 
-    def dot(a, b):
-        return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
-
     def advance(carry):
         log_w, log_v, heat, _, step = carry
         t, s = tau * heat, sigma * heat
         w, v = jnp.exp(log_w), jnp.exp(log_v)
-        # What log w and log v are short of, each up to a constant.
-        pull = dot(decrease.T, v)
-        short_w = pull / t + prior_w - log_w
-        short_v = (losses - dot(decrease, w)) / s + prior_v - log_v
-        short_w, short_v = short_w - w @ short_w, short_v - v @ short_v
-        # The rows' changes eliminated, and those of w times their root as unknowns: the matrix is
-        # then one plus something positive.
-        root = jnp.sqrt(w)
-        centred = (decrease - pull[None, :]) * root[None, :]
-        matrix = dot(centred.T, v[:, None] * centred) / (s * t) + jnp.eye(count, dtype=dtype)
-        target = root * short_w + dot(centred.T, v * short_v) / t
-        factor = jax.scipy.linalg.cho_factor(matrix)
-        both = jax.scipy.linalg.cho_solve(factor, jnp.stack([target, root], axis=1))
-        x = both[:, 0] - both[:, 1] * (root @ both[:, 0]) / (root @ both[:, 1])
-        change_v = short_v - dot(centred, x) / s
-        change_v = change_v - v @ change_v
-        # The same of w, from the equation that has no division by a root that may vanish.
-        change_w = short_w + dot((decrease - pull[None, :]).T, v * change_v) / t
-        change_w = change_w - w @ change_w
+        change_w, change_v = game.newton((w, v), (log_w, log_v), t, s)
         small = 16 * eps / count
         size = jnp.maximum(
             jnp.max(jnp.where(w > small, jnp.abs(change_w), 0)),
@@ -132,14 +112,14 @@ def smooth_equilibrium(
     if start is not None:
         log_w = jnp.log(jnp.maximum(start, jnp.finfo(dtype).tiny))
         log_w = jax.nn.log_softmax(jnp.where(columns, log_w, _NONE))
-    log_v = jax.nn.log_softmax((losses - dot(decrease, jnp.exp(log_w))) / sigma + prior_v)
+    log_v = jax.nn.log_softmax((losses - _dot(decrease, jnp.exp(log_w))) / sigma + prior_v)
     # Hot players hardly move from the even strategies: from there on they are cooled, unless the
     # start is near the solution already.
-    gap = dot(decrease.T, jnp.exp(log_v)) / tau - log_w
+    gap = _dot(decrease.T, jnp.exp(log_v)) / tau - log_w
     near = _range(gap, columns) < 1
     exponent = jnp.maximum(losses_range / sigma, decrease_range * (1 / tau + 1 / sigma))
     heat = jnp.where(near, 1, jnp.maximum(exponent / 4, 1))
-    # Of the exponents; the last step has squared what it was short of.
+    # That of the exponents. What the last step was short of, Newton's method has squared.
     rounding = 2 * eps * (32 + exponent)
     log_w = jnp.where(near, log_w, even)
     log_v = jnp.where(near, log_v, jax.nn.log_softmax(losses / (sigma * heat) + prior_v))
@@ -147,6 +127,44 @@ def smooth_equilibrium(
     log_w, log_v, _, size, steps = lax.while_loop(unfinished, advance, carry)
     w, v = jnp.where(columns, jnp.exp(log_w), 0), jnp.where(rows, jnp.exp(log_v), 0)
     return SmoothEquilibrium(w, v, steps, size <= rounding)
+
+
+class _Game(NamedTuple):
+    """ℓ, B, and the logarithms of u for w and for v, up to a constant."""
+
+    losses: jax.Array
+    decrease: jax.Array
+    prior_w: jax.Array
+    prior_v: jax.Array
+
+    def newton(self, strategies, logs, tau, sigma):
+        """The Newton step of log w and log v at these temperatures."""
+        losses, decrease, prior_w, prior_v = self
+        (w, v), (log_w, log_v) = strategies, logs
+        # What log w and log v are short of, each up to a constant.
+        pull = _dot(decrease.T, v)
+        short_w = pull / tau + prior_w - log_w
+        short_v = (losses - _dot(decrease, w)) / sigma + prior_v - log_v
+        short_w, short_v = short_w - w @ short_w, short_v - v @ short_v
+        # The rows' changes eliminated, and those of w times their root as unknowns: the matrix is
+        # then one plus something positive.
+        root = jnp.sqrt(w)
+        centred = (decrease - pull[None, :]) * root[None, :]
+        curvature = _dot(centred.T, v[:, None] * centred) / (sigma * tau)
+        matrix = curvature + jnp.eye(w.size, dtype=w.dtype)
+        target = root * short_w + _dot(centred.T, v * short_v) / tau
+        factor = jax.scipy.linalg.cho_factor(matrix)
+        both = jax.scipy.linalg.cho_solve(factor, jnp.stack([target, root], axis=1))
+        x = both[:, 0] - both[:, 1] * (root @ both[:, 0]) / (root @ both[:, 1])
+        change_v = short_v - _dot(centred, x) / sigma
+        change_v = change_v - v @ change_v
+        # The same of w, from the equation that has no division by a root that may vanish.
+        change_w = short_w + _dot((decrease - pull[None, :]).T, v * change_v) / tau
+        return change_w - w @ change_w, change_v
+
+
+def _dot(a, b):
+    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
 
 
 def _range(values, counted):

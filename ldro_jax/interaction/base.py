@@ -23,12 +23,10 @@ LossFn = Callable[[Any, Any], jax.Array]
 
 
 class Measured(NamedTuple):
-    """An interaction matrix, and how noisy the gradients were.
+    """An interaction matrix ``[N, N]``, and how noisy the gradients were.
 
-    Attributes:
-      matrix: ``[N, N]``.
-      noise: an estimate of the variance of each task's minibatch gradient, the sum over the
-        parameters, ``[N]``.
+    The noise is an estimate of the variance of each task's minibatch gradient, the sum over the
+    parameters, ``[N]``.
     """
 
     matrix: jax.Array
@@ -36,11 +34,11 @@ class Measured(NamedTuple):
 
 
 class Pulled(NamedTuple):
-    """A training gradient and an interaction matrix from one backward pass.
+    """What one backward pass gives besides the losses.
 
     Attributes:
       gradient: of the weighted loss, like the parameters.
-      matrix: ``[N, N]``.
+      matrix: the interaction, ``[N, N]``.
     """
 
     gradient: Any
@@ -103,14 +101,9 @@ def gram(left: Any, right: Any | None = None) -> jax.Array:
 
 
 def combined(weights: jax.Array, gradients: jax.Array) -> jax.Array:
-    """The weighted sum of the gradients of a parameter.
+    """The weighted sum of the gradients ``[n, ...]`` of a parameter, in their dtype.
 
-    Args:
-      weights: ``[n]``.
-      gradients: ``[n, ...]``.
-
-    Returns:
-      ``[...]``, in the gradients' dtype; summed in the wider of both.
+    It is summed in the wider of the weights' and the gradients' dtype.
     """
     dtype = np.promote_types(weights.dtype, gradients.dtype)
     where: Any = {}
@@ -129,15 +122,9 @@ def combined(weights: jax.Array, gradients: jax.Array) -> jax.Array:
 
 
 def products(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
-    """Inner products of the rows of two stacked arrays.
+    """Inner products ``[n, m]`` of the rows of ``x``, ``[n, ...]``, and ``y``, ``[m, ...]``.
 
-    Args:
-      x: ``[n, ...]``.
-      y: ``[m, ...]``, with the same trailing shape.
-      dtype: to accumulate in.
-
-    Returns:
-      ``[n, m]``.
+    They are accumulated in ``dtype``.
     """
     # Contracting all axes at once, instead of flattening first, keeps a sharded leaf in place.
     axes = tuple(range(1, x.ndim))
@@ -157,14 +144,6 @@ def products_by_slices(x: jax.Array, y: jax.Array, dtype: Any) -> jax.Array:
     """The same as :func:`products`, summed over slices that fit a processor's cache.
 
     XLA:CPU multiplies a few very long rows more slowly than the same rows in slices.
-
-    Args:
-      x: ``[n, ...]``.
-      y: ``[m, ...]``, with the same trailing shape.
-      dtype: to accumulate in.
-
-    Returns:
-      ``[n, m]``.
     """
     x, y = (array.reshape(array.shape[0], -1) for array in (x, y))
     whole, rest = divmod(x.shape[1], _SLICE)
@@ -217,26 +196,13 @@ def refreshed(
 
 
 def statistics_dtype(tree: Any) -> Any:
-    """Dtype for losses, weights and interactions: float32, or wider if the tree has a wider leaf.
-
-    Args:
-      tree: parameters or gradients.
-
-    Returns:
-      A NumPy dtype.
-    """
+    """Dtype for losses, weights and interactions: float32, or that of a wider leaf of the tree."""
     dtypes = (leaf.dtype for leaf in jax.tree.leaves(tree))
     return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
 
 def num_tasks(batch: Any) -> int:
-    """Size of the leading task axis of a batch.
-
-    Args:
-      batch: a pytree of arrays ``[task, example, ...]``.
-
-    Returns:
-      N.
+    """N, the size of the leading task axis of a batch of arrays ``[task, example, ...]``.
 
     Raises:
       ValueError: if there is no array, or their leading axes differ.
@@ -244,57 +210,37 @@ def num_tasks(batch: Any) -> int:
     # A scalar has no task axis, and no array has a task axis of size −1.
     sizes = {leaf.shape[0] if leaf.ndim else -1 for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or -1 in sizes:
-        found = {
+        shapes = {
             jax.tree_util.keystr(path) or "batch": leaf.shape
             for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
         }
         raise ValueError(
             "Every array of the batch must have the same leading task axis, [task, example, ...], "
-            f"but their shapes are {found}."
+            f"but their shapes are {shapes}."
         )
     return sizes.pop()
 
 
 def explicit_mesh(x: jax.Array) -> Any:
-    """The mesh that the type of an array names, with axes of the type ``Explicit``.
+    """The abstract mesh that the type of an array names, with axes of the type ``Explicit``.
 
-    Args:
-      x: an array, traced or not.
-
-    Returns:
-      An abstract mesh; ``None`` if there is none, or the compiler decides where the array lies.
+    ``None`` if there is none, or the compiler decides where the array lies.
     """
     mesh = jax.typeof(x).sharding.mesh
     return mesh if any(kind == AxisType.Explicit for kind in mesh.axis_types) else None
 
 
 def zeros(shape: tuple[int, ...], dtype: Any, like: Any) -> jax.Array:
-    """Zeros to add up products in, on the explicit mesh of some arrays if they lie on one.
-
-    Args:
-      shape: of the zeros.
-      dtype: of the zeros.
-      like: a pytree of these arrays.
-
-    Returns:
-      The array.
-    """
+    """Zeros to add up products in, on the explicit mesh of the arrays ``like``, if there is one."""
     meshes = [mesh for x in jax.tree.leaves(like) if (mesh := explicit_mesh(x)) is not None]
-    found = jnp.zeros(shape, dtype)
+    array = jnp.zeros(shape, dtype)
     if not meshes:
-        return found
-    return jax.sharding.reshard(found, NamedSharding(meshes[0], PartitionSpec()))
+        return array
+    return jax.sharding.reshard(array, NamedSharding(meshes[0], PartitionSpec()))
 
 
 def replicated(x: jax.Array) -> jax.Array:
-    """An array with all of it on each device, where an explicit mesh holds it otherwise.
-
-    Args:
-      x: an array.
-
-    Returns:
-      It, or a copy.
-    """
+    """An array with all of it on each device, where an explicit mesh holds it otherwise."""
     mesh = explicit_mesh(x)
     if mesh is None or not any(jax.typeof(x).sharding.spec):
         return x
@@ -302,13 +248,10 @@ def replicated(x: jax.Array) -> jax.Array:
 
 
 def whole_tasks(tree: Any) -> Any:
-    """Arrays that can be taken apart into tasks, where an explicit mesh has split them over tasks.
+    """Arrays ``[task, ...]`` that can be taken apart into tasks.
 
-    Args:
-      tree: arrays ``[task, ...]``.
-
-    Returns:
-      The same; what was split over the tasks is split along the next axis instead, if that can be.
+    What an explicit mesh has split over the tasks is split along the next axis instead, if that can
+    be.
     """
 
     def whole(x):
@@ -326,16 +269,9 @@ def whole_tasks(tree: Any) -> Any:
 
 
 def over_data(leaf: Any, sharding: NamedSharding) -> NamedSharding:
-    """The sharding of a parameter's gradient, split over the data axis as well where it can be.
+    """The sharding of a parameter's gradient, split over the mesh axis ``data`` as well.
 
-    That is on the first axis that ``data`` divides and that isn't split yet.
-
-    Args:
-      leaf: the gradient or its shape.
-      sharding: of the parameter.
-
-    Returns:
-      The sharding of the gradient.
+    That is on the first axis that ``data`` divides and that isn't split yet, if there is one.
     """
     mesh = sharding.mesh
     spec = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ldro_jax.interaction import base, slices
 from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
-from ldro_jax.interaction.layerwise import held, layerwise, saves
+from ldro_jax.interaction.layerwise import held, layerwise
 from ldro_jax.interaction.offload import offload
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
@@ -41,9 +41,6 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
       strategy: a key of ``STRATEGIES``, ``"auto"``, ``"split"``, or an
         :class:`~ldro_jax.interaction.base.Interaction`.
 
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
-
     Raises:
       ValueError: if there is no strategy of that name.
     """
@@ -65,9 +62,6 @@ def auto(shardings: Any = None) -> base.Interaction:
       shardings: of the parameters, a pytree of ``NamedSharding``, if they are spread over a mesh.
         Gradients are then taken one task after another, or with ``lagged`` layer by layer, and
         split over the mesh axis ``data`` as well.
-
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
     def constrain(gradient):
@@ -93,7 +87,7 @@ def auto(shardings: Any = None) -> base.Interaction:
 
     def pullback(loss_fn, params, batch, *, has_aux=False):
         loss = (lambda *both: loss_fn(*both)[0]) if has_aux else loss_fn
-        apart = shardings is not None and not _has_layers(loss, params, batch)
+        apart = shardings is not None and _held(loss, params, batch, layers=True) is None
         if not apart and not _slow_under_vmap(loss, params, batch):
             # Layers that aren't scanned are used up leaf by leaf.
             assert by_layers.pullback is not None
@@ -115,27 +109,24 @@ def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> 
 
     The squared length of a minibatch's gradient is that of the true one and its variance, which can
     be many times as much: lookahead then sees tasks that only help themselves. Two halves have
-    noise of their own, so that the mean of their inner product over minibatches is the true
-    squared length. An entry of the diagonal can be negative; methods take that for a gradient of
-    zero. Entries between tasks have no such bias and stay as they are.
+    noise of their own, so that the mean of their inner product over minibatches is the true squared
+    length. An entry of the diagonal can be negative; methods take that for a gradient of zero.
+    Entries between tasks have no such bias and stay as they are. What the diagonal loses is an
+    estimate of the variance of each task's gradient, which comes with the matrix.
 
-    What the diagonal loses is an estimate of the variance of each task's gradient, which comes with
-    the matrix.
+    It takes up to twice the memory for gradients and about one and a half times the time, and needs
+    an even number of examples of each task. In a batch each leaf is ``[task, example, ...]``, or
+    ``[task]`` where there is one value for all examples of a task, which both halves get. So a key
+    of each task must be of ``jax.random.key``, an array ``[task]``: the numbers of a
+    ``jax.random.PRNGKey``, ``[task, 2]``, would be cut in half, and so would features
+    ``[task, feature]``. Leaves that don't agree on the number of examples are refused; two numbers
+    beside two examples can't be told apart.
 
     Args:
       strategy: how to measure the interaction of the 2N halves.
       fused: with an ``interaction_interval`` of 1, take the training gradient from the same pass,
         as the mean of those of the halves. Only for losses that are plain means over the examples:
         of two masked halves the mean isn't that of the whole. The trainer sees to it by itself.
-
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`. It takes up to twice the memory for
-      gradients and about one and a half times the time, and needs an even number of examples of
-      each task. In a batch each leaf is ``[task, example, ...]``, or ``[task]`` where there is one
-      value for all examples of a task, which both halves get. So a key of each task must be of
-      ``jax.random.key``, an array ``[task]``: the numbers of a ``jax.random.PRNGKey``, ``[task,
-      2]``, would be cut in half, and so would features ``[task, feature]``. Leaves that don't agree
-      on the number of examples are refused; two numbers beside two examples can't be told apart.
 
     Raises:
       ValueError: if ``fused`` is asked of a strategy that never holds all gradients.
@@ -163,9 +154,9 @@ def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> 
     )
 
 
-def _crossed(found: Any) -> base.Measured:
+def _crossed(halves: Any) -> base.Measured:
     """The matrix of tasks from that of their halves, ``[2N, 2N]``."""
-    blocks = found.reshape(found.shape[0] // 2, 2, found.shape[1] // 2, 2)
+    blocks = halves.reshape(halves.shape[0] // 2, 2, halves.shape[1] // 2, 2)
     full = blocks.mean(axis=(1, 3))
     # Each half with the other.
     crossed = (blocks[:, 0, :, 1] + blocks[:, 1, :, 0]) / 2
@@ -179,10 +170,10 @@ def _in_halves(batch: Any) -> Any:
         jax.tree_util.keystr(path): leaf.shape[1] for path, leaf in leaves if jnp.ndim(leaf) > 1
     }
     if len(set(counts.values())) > 1:
-        found = ", ".join(f"batch{name} {count}" for name, count in counts.items())
+        listed = ", ".join(f"batch{name} {count}" for name, count in counts.items())
         raise ValueError(
             "interaction='split' halves the examples of each task, the second axis of every leaf, "
-            f"but these aren't as many in all of them: {found}. What is one value for a task must "
+            f"but these aren't as many in all of them: {listed}. What is one value for a task must "
             "be an array [task], such as a key of jax.random.key (not of PRNGKey)."
         )
     return jax.tree.map(_halves, batch)
@@ -207,20 +198,17 @@ def _halves(leaf: jax.Array) -> jax.Array:
 
 
 def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
-    """Name of the strategy that suits a problem.
+    """Name of the strategy that suits a problem, a key of ``STRATEGIES``.
 
     ``layerwise`` if layers are scanned, or dense and large; otherwise ``vmap``. ``tiled`` if the N
-    gradients that they hold at a time would take too much memory. On CPU, ``scan`` for a
-    loss with convolutions if its N gradients fit, because XLA:CPU is slow at their batched weight
-    gradients. Where a newer JAX traces programs in a form that isn't known, there are no layers.
+    gradients that they hold at a time would take too much memory. On CPU, ``scan`` for a loss with
+    convolutions if its N gradients fit, because XLA:CPU is slow at their batched weight gradients.
+    Where a newer JAX traces programs in a form that isn't known, there are no layers.
 
     Args:
       loss_fn: ``(params, task_batch) -> scalar``.
       params: arrays or their shapes.
       batch: arrays or their shapes, ``[task, example, ...]``.
-
-    Returns:
-      A key of ``STRATEGIES``.
     """
     leaves_lib.check_arrays("params", params)
     num_tasks = base.num_tasks(batch)
@@ -230,23 +218,19 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
         return "scan"
     # The gradients of small parameters aren't worth slicing.
     is_large = max(leaf.size for leaf in jax.tree.leaves(params)) > slices.size()
-    finds = saves if is_large else _has_layers
-    most, in_parts = num_tasks * max(sizes), False
-    with contextlib.suppress(equations.UnknownFormError):
-        if in_parts := finds(loss_fn, params, batch):
-            most = held(loss_fn, params, batch)
-    if most > limit:
+    in_parts = _held(loss_fn, params, batch, layers=not is_large)
+    if (num_tasks * max(sizes) if in_parts is None else in_parts) > limit:
         return "tiled"
-    return "layerwise" if in_parts else "vmap"
+    return "vmap" if in_parts is None else "layerwise"
 
 
-def _has_layers(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
-    """Whether gradients are known to come layer by layer out of a scan."""
-    if not _has("scan", loss_fn, params, batch):
-        return False
+def _held(loss_fn: base.LossFn, params: Any, batch: Any, *, layers: bool) -> int | None:
+    """What :func:`.layerwise.held` says; ``None`` as well where the program can't be read."""
+    if layers and not _has("scan", loss_fn, params, batch):
+        return None
     with contextlib.suppress(equations.UnknownFormError):
-        return saves(loss_fn, params, batch, layers=True)
-    return False
+        return held(loss_fn, params, batch, layers=layers)
+    return None
 
 
 def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:

@@ -13,9 +13,6 @@ def columns() -> base.Interaction:
     Work: N forward-mode passes over the batch, each about twice a forward pass, and one backward
     pass. Memory: one gradient. Needs a loss that forward mode can differentiate: not one with a
     ``jax.custom_vjp``.
-
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
     def matrix(loss_fn, params, batch):

@@ -17,15 +17,12 @@ from ldro_jax.runtime import leaves as leaves_lib
 
 
 def preconditioned(strategy: base.Interaction, preconditioner: Any) -> base.Interaction:
-    """Measures ``⟨∇ℓ_i, P ∇ℓ_j⟩``.
+    """Measures ``⟨∇ℓ_i, P ∇ℓ_j⟩``; without stacked gradients if there is a P.
 
     Args:
       strategy: how to measure inner products.
       preconditioner: the diagonal of P, not negative, a pytree like the parameters; ``None`` for
         the plain products.
-
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`, without gradients if there is a P.
     """
     checks.instance("strategy", strategy, base.Interaction, "interaction.get('vmap')")
     if preconditioner is None:
@@ -38,20 +35,12 @@ def preconditioned(strategy: base.Interaction, preconditioner: Any) -> base.Inte
 
 
 def in_units(loss_fn: Callable, params: Any, preconditioner: Any) -> tuple[Callable, Any]:
-    """A loss as a function of an offset of the parameters in units of √P, and no offset.
+    """A loss as a function of an offset of the parameters in units of √P, and the offset zero.
 
     Its gradients there are ``√P ∇ℓ``, whose plain products are those of the geometry.
 
-    Args:
-      loss_fn: ``(params, ...) -> losses``.
-      params: where to differentiate.
-      preconditioner: the diagonal of P, a pytree like the parameters.
-
-    Returns:
-      ``(offset, ...) -> losses``, and the offset zero.
-
     Raises:
-      ValueError: if P isn't like the parameters.
+      ValueError: if P, the preconditioner, isn't like the parameters.
     """
     what = "preconditioner must have the structure and shapes of the parameters"
     scale = jax.tree.map(jnp.sqrt, leaves_lib.like(what, preconditioner, params))
@@ -64,15 +53,7 @@ def in_units(loss_fn: Callable, params: Any, preconditioner: Any) -> tuple[Calla
 
 
 def scaled(gradients: Any, preconditioner: Any) -> Any:
-    """Stacked gradients ``[N, ...]`` in units of √P.
-
-    Args:
-      gradients: a pytree.
-      preconditioner: the diagonal of P, a pytree like the parameters; ``None`` for no such unit.
-
-    Returns:
-      A pytree like ``gradients``.
-    """
+    """Stacked gradients ``[N, ...]`` in units of √P; as they are where P is ``None``."""
     if preconditioner is None:
         return gradients
     return jax.tree.map(

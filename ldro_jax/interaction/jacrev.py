@@ -11,14 +11,7 @@ from ldro_jax.runtime import leaves
 
 
 def jacobian_gram(losses_fn: Callable[[Any], jax.Array], params: Any) -> jax.Array:
-    """Gram matrix of the Jacobian of a loss vector.
-
-    Args:
-      losses_fn: ``params -> losses [N]``.
-      params: where to differentiate.
-
-    Returns:
-      ``[N, N]``.
+    """Gram matrix ``[N, N]`` of the Jacobian of a loss vector, ``params -> losses [N]``.
 
     Raises:
       ValueError: if a leaf of the parameters isn't an array.
@@ -42,9 +35,6 @@ def jacrev() -> base.Interaction:
     Work: N backward passes over the batch. Memory: N gradients. The reference that the other
     strategies are tested against, and the only one for a loss vector whose tasks don't own rows of
     the batch.
-
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
     def matrix(loss_fn, params, batch):

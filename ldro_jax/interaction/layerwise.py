@@ -68,9 +68,9 @@ class _Program(NamedTuple):
             return gradients
         whole = self.shardings[leaf]
         spec = [*whole.spec, *[None] * self.leaves[leaf].aval.ndim]
-        if (found := self.stacked.get(leaf)) is not None:
-            axes = sorted(set(found.order[1:]) - {0})
-            spec = [spec[found.order.index(axis) - 1] for axis in axes]
+        if (output := self.stacked.get(leaf)) is not None:
+            axes = sorted(set(output.order[1:]) - {0})
+            spec = [spec[output.order.index(axis) - 1] for axis in axes]
         shape = jax.ShapeDtypeStruct(gradients.shape[1:], gradients.dtype)
         spec = PartitionSpec(*spec[: len(shape.shape)])
         split = base.over_data(shape, NamedSharding(whole.mesh, spec))
@@ -105,45 +105,31 @@ def layerwise(shardings: Any = None) -> base.Interaction:
     return base.Interaction(matrix, pullback=pullback)
 
 
-def held(loss_fn: base.LossFn, params: Any, batch: Any) -> int:
+def held(loss_fn: base.LossFn, params: Any, batch: Any, *, layers: bool = False) -> int | None:
     """Bytes of the N gradients that :func:`layerwise` holds at a time, for the largest parameter.
+
+    ``None`` where no gradient comes in parts, so that nothing is saved. Parts are the layers of a
+    scan, and unless ``layers`` are looked for alone the slices of a product.
 
     Args:
       loss_fn: ``(params, task_batch) -> scalar``.
       params: arrays or their shapes.
       batch: arrays or their shapes, ``[task, example, ...]``.
-
-    Returns:
-      The bytes.
+      layers: whether slices don't count.
     """
     program = _traced(loss_fn, params, batch)
+    in_slices = not layers and any(each.pieces > 1 for each in program.sliced.values())
+    if not program.stacked and not in_slices:
+        return None
     sizes = [0]
     for number, leaf in enumerate(program.leaves):
         size = leaf.aval.size * leaf.aval.dtype.itemsize
-        if (found := program.stacked.get(number)) is not None:
-            size //= found.length
+        if number in program.stacked:
+            size //= program.stacked[number].length
         elif number in program.sliced:
             size //= program.sliced[number].pieces
         sizes.append(size)
     return max(sizes)
-
-
-def saves(loss_fn: base.LossFn, params: Any, batch: Any, *, layers: bool = False) -> bool:
-    """Whether there are gradients that come in parts: layers of a scan, slices of a product.
-
-    Args:
-      loss_fn: ``(params, task_batch) -> scalar``.
-      params: arrays or their shapes.
-      batch: arrays or their shapes, ``[task, example, ...]``.
-      layers: look for layers alone.
-
-    Returns:
-      Whether :func:`layerwise` holds less than ``vmap``.
-    """
-    program = _traced(loss_fn, params, batch)
-    if layers or program.stacked:
-        return bool(program.stacked)
-    return any(found.pieces > 1 for found in program.sliced.values())
 
 
 def _traced(loss_fn, params, batch, shardings=None, has_aux=False) -> _Program:
@@ -182,10 +168,10 @@ def _used_up(
         known |= dict(zip(eqn.outvars, equations.run(jaxpr, eqn, known), strict=True))
     losses = [equations.read(known, output) for output in outputs]
     # A sum of several sources is made when the last of them could be.
-    last = {max(found.sources): leaf for leaf, found in program.sliced.items()}
-    left_out = {number for found in stacked.values() for number in found.turned}
-    for found in program.sliced.values():
-        left_out |= {*found.between, *found.sources} - {max(found.sources)}
+    last = {max(output.sources): leaf for leaf, output in program.sliced.items()}
+    left_out = {number for output in stacked.values() for number in output.turned}
+    for output in program.sliced.values():
+        left_out |= {*output.between, *output.sources} - {max(output.sources)}
 
     def pull(weights):
         values, total = dict(known), jnp.zeros((losses[0].size,) * 2, dtype)
@@ -194,24 +180,24 @@ def _used_up(
             if number in forward or number in left_out:
                 continue
             if (leaf := last.get(number)) is not None:
-                found = program.sliced[leaf]
-                products, summed = slices.used_up(jaxpr, found, values, weights, dtype)
+                output = program.sliced[leaf]
+                products, summed = slices.used_up(jaxpr, output, values, weights, dtype)
                 total += products
                 if summed is not None:
-                    leaves[leaf] = _turned(jaxpr, found, summed[None])
+                    leaves[leaf] = _turned(jaxpr, output, summed[None])
                 continue
-            here = {leaf: found for leaf, found in stacked.items() if found.scan == number}
+            here = {leaf: output for leaf, output in stacked.items() if output.scan == number}
             if not here:
                 values |= dict(zip(eqn.outvars, equations.run(jaxpr, eqn, values), strict=True))
                 continue
             inputs = [equations.read(values, v) for v in eqn.invars]
             products, sums, others = _scanned(program, eqn, inputs, here, weights, dtype)
             total += products
-            gone = {found.place for found in here.values()}
+            gone = {output.place for output in here.values()}
             kept = [v for place, v in enumerate(eqn.outvars) if place not in gone]
             values |= dict(zip(kept, others, strict=True))
-            for (leaf, found), summed in zip(here.items(), sums, strict=False):
-                leaves[leaf] = _turned(jaxpr, found, jnp.expand_dims(summed, found.axis + 1))
+            for (leaf, output), summed in zip(here.items(), sums, strict=False):
+                leaves[leaf] = _turned(jaxpr, output, jnp.expand_dims(summed, output.axis + 1))
         for leaf, variable in enumerate(program.leaves):
             if leaf not in stacked and leaf not in program.sliced:
                 gradients = program.placed(equations.read(values, variable), leaf)
@@ -235,15 +221,15 @@ def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, d
     body, num_consts, num_carry, options = equations.scan(eqn)
     carried = num_consts + num_carry
     constants, first, rows = inputs[:num_consts], inputs[num_consts:carried], inputs[carried:]
-    gone = {found.place for found in stacked.values()}
+    gone = {output.place for output in stacked.values()}
     count = program.closed.jaxpr.outvars[0].aval.size
 
     def step(carry, row):
         state, total = carry
         outputs = body(*constants, *state, *row)
         sums = []
-        for leaf, found in stacked.items():
-            gradients = program.placed(jnp.moveaxis(outputs[found.place], found.axis, 0), leaf)
+        for leaf, output in stacked.items():
+            gradients = program.placed(jnp.moveaxis(outputs[output.place], output.axis, 0), leaf)
             total += base.gram(gradients).astype(dtype)
             if weights is not None:
                 sums.append(base.combined(weights, gradients))
@@ -259,9 +245,9 @@ def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, d
     return total, sums, [*last, *others]
 
 
-def _turned(jaxpr: equations.Program, found: Any, value: jax.Array) -> jax.Array:
+def _turned(jaxpr: equations.Program, output: Any, value: jax.Array) -> jax.Array:
     """A sum over the tasks, turned and converted as the gradients of each would have been."""
-    for number in reversed(found.turned):
+    for number in reversed(output.turned):
         eqn = jaxpr.eqns[number]
         if eqn.primitive.name == "transpose":
             value = jnp.transpose(value, eqn.params["permutation"])

@@ -18,11 +18,8 @@ def offload() -> base.Interaction:
     slice. For models on one device whose N gradients fit the host alone; over a mesh ``scan``
     splits them.
 
-    The paper names this way and leaves it untried. Here it was run on CPU only, where the memory
-    of the host is that of the device.
-
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
+    The paper names this way and leaves it untried. Here it was run on CPU only, where the memory of
+    the host is that of the device.
 
     Raises:
       ValueError: when it is traced, if the default device can't use pinned memory of the host.
@@ -33,8 +30,8 @@ def offload() -> base.Interaction:
         num_tasks = base.num_tasks(batch)
 
         def gradient(task_batch):
-            found = jax.grad(loss_fn)(params, task_batch)
-            flat = [base.replicated(leaf).reshape(-1) for leaf in jax.tree.leaves(found)]
+            gradients = jax.grad(loss_fn)(params, task_batch)
+            flat = [base.replicated(leaf).reshape(-1) for leaf in jax.tree.leaves(gradients)]
             return jax.device_put(flat, jax.memory.Space.Host)
 
         dtype = base.statistics_dtype(params)

@@ -24,9 +24,6 @@ def scan(
         dtype by default.
       constrain: applied to each task's gradient before it is stored, for instance
         ``lambda g: jax.lax.with_sharding_constraint(g, shardings)``.
-
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
     """
     if constrain is not None:
         checks.function("constrain", constrain, example="gradient -> gradient")

@@ -49,10 +49,7 @@ def stacked_outputs(jaxpr: equations.Program, outputs: Sequence[Any]) -> dict[in
 
     Args:
       jaxpr: a program.
-      outputs: some of its outputs.
-
-    Returns:
-      From the number of such an output among them to where it comes from.
+      outputs: some of its outputs; those that are found are named by their number among these.
     """
     made, used = equations.made_and_used(jaxpr)
 
@@ -76,5 +73,5 @@ def stacked_outputs(jaxpr: equations.Program, outputs: Sequence[Any]) -> dict[in
             (variable,) = eqn.invars
         return None
 
-    found = {number: source(v) for number, v in enumerate(outputs)}
-    return {number: place for number, place in found.items() if place is not None}
+    places = {number: source(v) for number, v in enumerate(outputs)}
+    return {number: place for number, place in places.items() if place is not None}

@@ -59,14 +59,11 @@ def size() -> int:
 
 
 def sliced_outputs(jaxpr: equations.Program, outputs: Sequence[Any]) -> dict[int, Sliced]:
-    """Which outputs can be made slice by slice, and are needed nowhere else.
+    """Which outputs ``[N, ...]`` can be made slice by slice, and are needed nowhere else.
 
     Args:
       jaxpr: a program.
-      outputs: some of its outputs, ``[N, ...]``.
-
-    Returns:
-      From the number of such an output among them to where it comes from.
+      outputs: some of its outputs; those that are found are named by their number among these.
     """
     made, used = equations.made_and_used(jaxpr)
 
@@ -113,38 +110,39 @@ def sliced_outputs(jaxpr: equations.Program, outputs: Sequence[Any]) -> dict[int
                 break
             turned.append(number)
             (variable,) = eqn.invars
-        if (found := terms(variable)) is None:
+        if (parts := terms(variable)) is None:
             return None
-        pieces = _pieces([jaxpr.eqns[number] for number in found[0]])
-        return Sliced(tuple(found[0]), (*turned, *found[1]), tuple(turned), pieces)
+        sources, sums = parts
+        pieces = _pieces([jaxpr.eqns[number] for number in sources])
+        return Sliced(tuple(sources), (*turned, *sums), tuple(turned), pieces)
 
-    found = {number: source(v) for number, v in enumerate(outputs)}
-    return {number: place for number, place in found.items() if place is not None}
+    sources = {number: source(v) for number, v in enumerate(outputs)}
+    return {number: place for number, place in sources.items() if place is not None}
 
 
 def used_up(
-    jaxpr: equations.Program, found: Sliced, known: Any, weights: jax.Array | None, dtype: Any
+    jaxpr: equations.Program, output: Sliced, known: Any, weights: jax.Array | None, dtype: Any
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Uses up the N gradients of such an output.
+    """Uses up the N gradients of an output that comes in slices.
 
     Args:
       jaxpr: the program.
-      found: the output.
+      output: the output.
       known: the values of its variables so far.
       weights: of the tasks, ``[N]``, or ``None``.
       dtype: of the products.
 
     Returns:
-      The products of the gradients, ``[N, N]``, and with weights their weighted sum, as it is
-      before it is turned.
+      The products of the gradients, ``[N, N]``, and with weights their weighted sum, not yet
+      turned.
     """
-    eqns = [jaxpr.eqns[number] for number in found.sources]
+    eqns = [jaxpr.eqns[number] for number in output.sources]
     # The zeros that rows are added to were never made.
     inputs = [
         [equations.read(known, v) for v in eqn.invars[not _is_product(eqn) :]] for eqn in eqns
     ]
     shape: Any = eqns[0].outvars[0].aval.shape  # pyright: ignore
-    width = shape[1] // found.pieces
+    width = shape[1] // output.pieces
 
     def step(total, start):
         parts = (_part(*each, start, width) for each in zip(eqns, inputs, strict=True))
@@ -153,7 +151,7 @@ def used_up(
         return total + base.gram(gradients).astype(dtype), summed
 
     total = jnp.zeros((shape[0],) * 2, dtype)
-    starts = width * jnp.arange(found.pieces, dtype=jnp.int32)
+    starts = width * jnp.arange(output.pieces, dtype=jnp.int32)
     total, summed = lax.scan(step, total, starts)
     return total, None if summed is None else summed.reshape(shape[1:])
 

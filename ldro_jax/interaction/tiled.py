@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ldro_jax.interaction import base
-from ldro_jax.runtime import leaves
+from ldro_jax.runtime import checks, leaves
 
 
 @leaves.needs_arrays
@@ -17,14 +17,10 @@ def tiled(tile_size: int = 1) -> base.Interaction:
     Args:
       tile_size: number of tasks to a tile. It need not divide the number of tasks.
 
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
-
     Raises:
       ValueError: if the tile size is not a positive integer.
     """
-    if not isinstance(tile_size, int) or tile_size < 1:
-        raise ValueError(f"tile_size must be a positive integer, but it is {tile_size!r}.")
+    tile_size = checks.integer("tile_size", tile_size)
 
     def matrix(loss_fn, params, batch):
         num_tasks = base.num_tasks(batch)

@@ -13,9 +13,6 @@ def vmap() -> base.Interaction:
     Work: one backward pass over the batch. Memory: N times the largest parameter, since each leaf's
     N gradients are freed before the next are needed; N times the whole model if one leaf is most of
     it.
-
-    Returns:
-      The :class:`~ldro_jax.interaction.base.Interaction`.
     """
 
     def gradients(loss_fn, params, batch, *, has_aux=False):

@@ -1,8 +1,8 @@
 """How a step measures losses, gradient and interaction.
 
-:class:`Plan` decides which way a step goes, and :func:`measure` goes it, for the transformation
-that is chained before an optimizer and for both trainers. What a problem is to it, is a
-:class:`Batch` of rows and a function that says of rows :class:`RowLosses`.
+:class:`Plan` decides which way a step goes and :func:`measure` goes that way, for the
+transformation that is chained before an optimizer and for both trainers. A problem enters as a
+:class:`Batch` of rows and a function from parameters and rows to their :class:`RowLosses`.
 """
 
 from ldro_jax.measuring.batch import Batch, Grouped, LossesOf, RowLosses

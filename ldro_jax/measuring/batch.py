@@ -1,4 +1,4 @@
-"""What a step is measured on: rows that belong to tasks, and what a model says of them."""
+"""What a step measures on: rows that belong to tasks, and the losses of a model on them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import jax
 
 
 class RowLosses(NamedTuple):
-    """What a model says of some rows.
+    """The losses of a model on some rows.
 
     Attributes:
       sums: the loss of each row, ``[R]``, summed over what is counted in it. Where a row has labels
@@ -41,9 +41,9 @@ class Batch(NamedTuple):
       expected: how many rows of each task a batch has, ``[N]``: as many as this one where no chance
         decides that, and as many as random batches have on average; ``None`` for those of this one.
         Of rows with labels of several tasks, how much counts of each task.
-      measured: rows to measure the interaction on, arrays ``[M, ...]``, row r of task ``r mod N``,
-        or a function without arguments that makes them when they are needed; ``None`` if those of
-        ``rows`` serve for it.
+      measured: rows to measure the interaction on, arrays ``[M, ...]``, row r of task ``r mod N``
+        (those after the last full turn only fill up), or a function without arguments that makes
+        them when they are needed; ``None`` if those of ``rows`` serve for it.
       by_task: where the rows of each task are among ``rows``, if these serve for it, int32
         ``[N, E]``, filled up with −1, or a function that makes it; ``None`` if row r is of task
         ``r mod N``.

@@ -1,4 +1,4 @@
-"""What one step measures: losses of the tasks, and how to get their gradient and interaction."""
+"""Measures one step: the losses of the tasks, and how to get their gradient and interaction."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from ldro_jax.measuring.plan import Plan, Way
 
 
 class Measurement(NamedTuple):
-    """What one batch says.
+    """What was measured on one batch.
 
     Attributes:
       losses: ``[N]``; from one pass ``[N × parts]``, where a strategy takes tasks in parts.
@@ -25,9 +25,9 @@ class Measurement(NamedTuple):
       preconditioner: what the products of ``gradients`` are still to be measured with, if anything.
       present: which tasks have something that counts in the batch, bool ``[N]``; ``None`` for all.
       counts: how much counts of each task, ``[N]``: what the model counts, or rows; ``None`` where
-        these are in every batch as many.
-      excess: the mean over the rows of each task, ``[N]``, where the model says it.
-      auxiliary: what the model gave besides, stacked along a leading axis of the parts it was given
+        that is the same in every batch.
+      excess: the mean over the rows of each task, ``[N]``, where the model gives it.
+      auxiliary: what else the model gave, stacked along a leading axis of the parts it was given
         the batch in: microbatches, or tasks or parts of tasks.
     """
 
@@ -61,7 +61,7 @@ def measure(
     batch: Batch | Grouped,
     preconditioner: Any = None,
 ) -> Measurement:
-    """Measures one step, in the way of its plan.
+    """Measures one step, in the way that its plan decides.
 
     The loss of a task is the mean over all that counts in its rows. The training gradient is
     ``Σ_r w_t(r) / n_t(r) ∇loss_r`` over the rows r, where t(r) is the task of row r and n_i is how
@@ -77,14 +77,11 @@ def measure(
 
     Args:
       plan: how steps measure.
-      losses_of: ``(params, rows) -> RowLosses``; or for :class:`Grouped` examples ``(params,
-        examples of one task) -> scalar``, their mean loss.
+      losses_of: ``(params, rows) -> RowLosses``; or for :class:`Grouped` examples
+        ``(params, examples of one task) -> scalar``, their mean loss.
       params: what is differentiated.
       batch: of the step.
       preconditioner: what the interaction is measured with, a pytree like the parameters.
-
-    Returns:
-      The :class:`Measurement`.
 
     Raises:
       ValueError: if microbatches don't divide the rows, or the losses of :class:`Grouped` examples
@@ -117,7 +114,7 @@ def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measuremen
     counts, excess = (
         None if x is None else x.reshape(plan.num_tasks, -1) for x in (totals.counts, totals.excess)
     )
-    found = Measurement(
+    measured = Measurement(
         losses,
         counts=None if counts is None else counts.sum(axis=1),
         present=None if counts is None else counts.sum(axis=1) > 0,
@@ -125,21 +122,21 @@ def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measuremen
         auxiliary=totals.auxiliary,
     )
     if way is Way.LAGGED:
-        return found._replace(pullback=pulled)
-    return found._replace(gradients=pulled, preconditioner=preconditioner)
+        return measured._replace(pullback=pulled)
+    return measured._replace(gradients=pulled, preconditioner=preconditioner)
 
 
 def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurement:
     """Losses from one pass over all rows; the matrix, when it is due, from another one."""
-    found, pull = rows_lib.forward(losses_of, params, batch.rows, plan.microbatches, batch.key)
-    tasks = rows_lib.tasks_of(found, batch.tasks, plan.num_tasks)
-    sums, rows, dtype = tasks.sums, tasks.rows, found.sums.dtype
-    counts = rows if found.counts is None else sums(found.counts)
+    row_losses, pull = rows_lib.forward(losses_of, params, batch.rows, plan.microbatches, batch.key)
+    tasks = rows_lib.tasks_of(row_losses, batch.tasks, plan.num_tasks)
+    sums, rows, dtype = tasks.sums, tasks.rows, row_losses.sums.dtype
+    counts = rows if row_losses.counts is None else sums(row_losses.counts)
     each = _divisor(counts, dtype)
     expected = _divisor(rows, dtype) if batch.expected is None else batch.expected
     # What counts in as many rows as are expected.
     share = expected
-    if found.counts is not None:
+    if row_losses.counts is not None:
         share = each * (expected.astype(dtype) / _divisor(rows, dtype))
 
     def pullback(weights):
@@ -148,7 +145,7 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
     def interaction():
         if plan.whole:
             matrix, rows_each = _of_the_whole(
-                plan, losses_of, params, batch, _Pass(found, pull, tasks), preconditioner
+                plan, losses_of, params, batch, _Pass(row_losses, pull, tasks), preconditioner
             )
         else:
             matrix, rows_each = by_task()
@@ -165,13 +162,13 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
         return matrix, is_real.sum(axis=1)
 
     return Measurement(
-        sums(found.sums) / each,
+        sums(row_losses.sums) / each,
         pullback=pullback,
         interaction=interaction,
         present=counts > 0,
         counts=counts,
-        excess=None if found.excess is None else _mean(sums, found.excess, rows),
-        auxiliary=found.auxiliary,
+        excess=None if row_losses.excess is None else _mean(sums, row_losses.excess, rows),
+        auxiliary=row_losses.auxiliary,
     )
 
 
@@ -237,17 +234,17 @@ def _task_loss(losses_of: LossesOf) -> Callable[[Any, Any], tuple[jax.Array, _To
 
     def task_loss(params, taken):
         rows, is_real = taken
-        found = losses_of(params, rows)
+        row_losses = losses_of(params, rows)
 
         def total(values):
             return jnp.sum(jnp.where(is_real, values, 0))
 
-        num_rows = jnp.sum(is_real, dtype=found.sums.dtype)
-        counts = None if found.counts is None else total(found.counts)
-        each = num_rows if counts is None else _divisor(counts, found.sums.dtype)
-        excess = None if found.excess is None else _mean(total, found.excess, num_rows)
-        totals = _Totals(counts, excess, jax.tree.map(jnp.asarray, found.auxiliary))
-        return total(found.sums) / each, totals
+        num_rows = jnp.sum(is_real, dtype=row_losses.sums.dtype)
+        counts = None if row_losses.counts is None else total(row_losses.counts)
+        each = num_rows if counts is None else _divisor(counts, row_losses.sums.dtype)
+        excess = None if row_losses.excess is None else _mean(total, row_losses.excess, num_rows)
+        totals = _Totals(counts, excess, jax.tree.map(jnp.asarray, row_losses.auxiliary))
+        return total(row_losses.sums) / each, totals
 
     return task_loss
 
@@ -267,15 +264,9 @@ def _divisor(counts: jax.Array, dtype: Any) -> jax.Array:
 def differentiated(
     losses_fn: Callable[[Any], jax.Array], params: Any, dtype: Any
 ) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
-    """Losses of the tasks, and their pullback.
+    """Losses ``[N]`` of the tasks, and their pullback, ``weights [N] -> gradient``.
 
-    Args:
-      losses_fn: ``params -> losses [N]``.
-      params: where to differentiate.
-      dtype: of the weights.
-
-    Returns:
-      The losses, in a dtype as wide as that of the weights, and ``weights [N] -> gradient``.
+    The losses are in a dtype as wide as that of the weights.
 
     Raises:
       ValueError: if the losses aren't floating-point numbers.

@@ -95,9 +95,6 @@ class Plan:
         Args:
           batch: of the step, or its shapes.
           preconditioned: whether the interaction is measured in the geometry of the optimizer.
-
-        Returns:
-          The :class:`Way`.
         """
         if self.whole or not self.every_step or self.microbatches > 1:
             return Way.APART

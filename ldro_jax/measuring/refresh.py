@@ -1,4 +1,4 @@
-"""The interaction matrix of a step: measured when it is due, and which tasks it couldn't be for."""
+"""The interaction matrix of a step: measured when it is due, as far as it can be."""
 
 import functools
 import operator
@@ -18,8 +18,8 @@ class Matrix(NamedTuple):
 
     Attributes:
       values: the matrix and the noise.
-      ever: the tasks whose interactions have been measured, bool ``[N]``.
-      unmeasured: those whose interactions should have been in this step, and could not be, bool
+      ever: the tasks whose interactions have been measured in some step, bool ``[N]``.
+      unmeasured: those whose interactions were due in this step and could not be measured, bool
         ``[N]``; see :func:`~ldro_jax.interaction.base.refreshed`.
     """
 
@@ -34,7 +34,7 @@ class Matrix(NamedTuple):
         return cls(values, state.measured, jnp.zeros_like(state.measured))
 
 
-def measure(
+def if_due(
     matrix_fn: Callable[[], jax.Array | interaction_base.Measured] | None,
     last: Matrix,
     present: jax.Array,
@@ -43,19 +43,16 @@ def measure(
     from_batch: bool = True,
     needs_noise: bool = False,
 ) -> Matrix:
-    """The interaction matrix of this step, and which tasks could not be measured.
+    """The interaction matrix of this step, measured if that is due.
 
     Args:
       matrix_fn: measures it, ``() -> [N, N]`` or with the noise, or ``None`` if there is no way to.
-      last: what was measured last.
+      last: what was measured last. Its noise stays where the strategy doesn't measure it.
       present: the tasks that are in the batch, bool ``[N]``.
-      due: whether to measure it, bool; ``None`` in every step.
+      due: bool; ``None`` in every step.
       from_batch: whether it is measured on that batch. Otherwise it may be measured for absent
         tasks too: those whose squared length isn't exactly zero.
       needs_noise: whether the weighting uses the noise.
-
-    Returns:
-      The :class:`Matrix`; its noise stays as it is where the strategy doesn't measure it.
 
     Raises:
       ValueError: if there is no way to measure the matrix or the noise that is needed, or one of
@@ -70,39 +67,43 @@ def measure(
         )
 
     def fresh():
-        found = matrix_fn()
-        plain = not isinstance(found, interaction_base.Measured)
-        if plain and needs_noise:
+        given = matrix_fn()
+        has_noise = isinstance(given, interaction_base.Measured)
+        if needs_noise and not has_noise:
             raise ValueError(
                 "This weighting uses the variance of the gradients, which was not measured. Use "
                 "interaction='split' with loss_fn and batch, or return an interaction.Measured "
                 "from interaction_fn."
             )
-        found = (found, old.noise) if plain else found
-        try:
-            found = interaction_base.Measured(*map(jnp.asarray, found))
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"interaction_fn must return the Gram matrix, {list(old.matrix.shape)}, but it "
-                f"returned {checks.shown(found[0])}."
-            ) from error
-        for what, new, like in zip(("matrix", "noise"), found, old, strict=True):
-            if new.shape != like.shape:
-                raise ValueError(
-                    f"The interaction {what} must have shape {like.shape}, but it has {new.shape}."
-                )
-        matrix, noise = (x.astype(old.noise.dtype) for x in found)
+        matrix, noise = _arrays(given if has_noise else (given, old.noise), old)
         # Without its noise a square may vanish.
-        squares = jnp.diagonal(matrix) + (0 if plain else noise)
+        squares = jnp.diagonal(matrix) + (noise if has_noise else 0)
         known = present if from_batch else present | (squares != 0)
         matrix, unmeasured = interaction_base.refreshed(old.matrix, matrix, known, squares)
-        taken = known & ~unmeasured & jnp.isfinite(noise)
-        measured = interaction_base.Measured(matrix, jnp.where(taken, noise, old.noise))
-        return measured, unmeasured, known & ~unmeasured
+        measured = known & ~unmeasured
+        noise = jnp.where(measured & jnp.isfinite(noise), noise, old.noise)
+        return interaction_base.Measured(matrix, noise), unmeasured, measured
 
     none = jnp.zeros_like(present)
-    values, unmeasured, taken = _if_due(due, fresh, (old, none, none))
-    return Matrix(values, last.ever | taken, unmeasured)
+    values, unmeasured, measured = _cond(due, fresh, (old, none, none))
+    return Matrix(values, last.ever | measured, unmeasured)
+
+
+def _arrays(given: tuple, old: interaction_base.Measured) -> list[jax.Array]:
+    """The matrix and the noise as arrays like the old ones."""
+    try:
+        arrays = [jnp.asarray(each) for each in given]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"interaction_fn must return the Gram matrix, {list(old.matrix.shape)}, but it "
+            f"returned {checks.shown(given[0])}."
+        ) from error
+    for what, new, like in zip(("matrix", "noise"), arrays, old, strict=True):
+        if new.shape != like.shape:
+            raise ValueError(
+                f"The interaction {what} must have shape {like.shape}, but it has {new.shape}."
+            )
+    return [each.astype(old.noise.dtype) for each in arrays]
 
 
 def unless_underflow(
@@ -113,15 +114,12 @@ def unless_underflow(
     The matrix alone can't tell such a step from one in which all tasks have converged.
 
     Args:
-      new: of this step.
+      new: of this step, measured if ``due``, which is ``None`` in every step.
       last: of the step before.
       gradient: of the weighted loss.
       present: the tasks that were measured, bool ``[N]``.
-      due: whether they were measured in this step, bool; ``None`` if in every step.
+      due: bool.
       good: whether all losses of this step are finite, bool.
-
-    Returns:
-      The :class:`Matrix`.
     """
     no = jnp.zeros([], bool)
 
@@ -132,7 +130,7 @@ def unless_underflow(
     squares = jnp.diagonal(new.values.matrix) + new.values.noise
     suspect = ~(present & (squares != 0)).any()
     # Nested, since under vmap a condition that differs between the runs costs as if always true.
-    lost = _if_due(due, lambda: _if_due(suspect, any_nonzero, no), no)
+    lost = _cond(due, lambda: _cond(suspect, any_nonzero, no), no)
     lost &= good & ~new.unmeasured.any()
     values, ever = jax.tree.map(
         functools.partial(jnp.where, lost), (last.values, last.ever), (new.values, new.ever)
@@ -140,7 +138,8 @@ def unless_underflow(
     return Matrix(values, ever, new.unmeasured | (lost & present))
 
 
-def _if_due(due, true_fun, otherwise):
+def _cond(due, true_fun, otherwise):
+    """What a function gives if that is due, always where ``due`` is ``None``."""
     if due is None:
         return true_fun()
     if not isinstance(due, core.Tracer):

@@ -41,8 +41,8 @@ def forward(
     """
 
     def apart(params, rows, *keys):
-        found = losses_of(params, rows, *keys)
-        return found.sums, (found.counts, found.excess, found.auxiliary)
+        losses = losses_of(params, rows, *keys)
+        return losses.sums, (losses.counts, losses.excess, losses.auxiliary)
 
     if microbatches == 1:
         keys = () if key is None else (key,)
@@ -92,7 +92,7 @@ def by_task(plan: Plan, batch: Batch, limit: int | None = None) -> tuple[Any, ja
       limit: take so many rows of each task.
 
     Returns:
-      Arrays ``[N, E, ...]``, and bool ``[N, E]``: which rows are not there to fill up.
+      Arrays ``[N, E, ...]``, and which rows are real and not only fill them up, bool ``[N, E]``.
     """
     rows: Any = batch.measured() if callable(batch.measured) else batch.measured
     where: Any = None
@@ -101,7 +101,9 @@ def by_task(plan: Plan, batch: Batch, limit: int | None = None) -> tuple[Any, ja
         where = where() if callable(where) else where
     size = jax.tree.leaves(rows)[0].shape[0]
     if where is None:
-        where = jnp.arange(size, dtype=jnp.int32).reshape(-1, plan.num_tasks).T
+        # Rows beyond the last full turn of the tasks only fill up.
+        each = size // plan.num_tasks
+        where = jnp.arange(each * plan.num_tasks, dtype=jnp.int32).reshape(each, plan.num_tasks).T
     where = where[:, :limit]
     where = jnp.pad(where, ((0, 0), (0, -where.shape[1] % plan.filled_to)), constant_values=-1)
     taken = jax.tree.map(lambda array: array[jnp.maximum(where, 0)], rows)

@@ -18,59 +18,43 @@ Trainable = Any | Callable[[Any], Any]
 
 
 def mask(trainable: Trainable, params: Any) -> Any:
-    """Which parameters are trained.
+    """Which parameters are trained, a tree of bools like the parameters.
 
     Args:
       trainable: a tree of bools, which may stop above the leaves as masks of Optax do, or a
         function from the parameters to one.
       params: arrays or their shapes.
 
-    Returns:
-      A tree of bools like ``params``.
-
     Raises:
       ValueError: if the tree doesn't fit the parameters, holds something else, or trains nothing.
     """
-    found = trainable
+    bools = trainable
     if callable(trainable):
         with errors.of("trainable"):
-            found = trainable(params)
+            bools = trainable(params)
     expected = "a tree of bools like the parameters, or a function from them to one"
-    leaves = jax.tree.leaves(found)
+    leaves = jax.tree.leaves(bools)
     is_bools = all(isinstance(leaf, (bool, np.bool_)) for leaf in leaves)
-    checks.require(leaves and is_bools, "trainable", expected, found)
+    checks.require(leaves and is_bools, "trainable", expected, bools)
     try:
-        found = jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), found, params)
+        bools = jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), bools, params)
     except (TypeError, ValueError) as error:
         said = errors.first_line(error)
         raise ValueError(f"trainable must be {expected}, but it doesn't fit: {said}") from error
-    if not any(jax.tree.leaves(found)):
+    if not any(jax.tree.leaves(bools)):
         raise ValueError("trainable marks no parameter, so that nothing would be trained.")
-    return found
+    return bools
 
 
 def hide(tree: Any, trained: Any) -> Any:
-    """A tree with ``None`` in the places of frozen parameters.
-
-    Args:
-      tree: like the parameters, with holes already or not; or ``None``.
-      trained: as from :func:`mask`.
-
-    Returns:
-      The tree with holes.
-    """
+    """A tree like the parameters, or ``None``, with ``None`` in the places of frozen parameters."""
     return None if tree is None else jax.tree.map(lambda m, x: x if m else None, trained, tree)
 
 
 def merge(part: Any, whole: Any) -> Any:
-    """Puts a tree together again.
+    """Puts a tree together again, with leaves of the ``whole`` in the holes of the part.
 
-    Args:
-      part: with ``None`` or ``optax.MaskedNode`` in the places of frozen parameters.
-      whole: a tree without holes, for the leaves that are frozen.
-
-    Returns:
-      A tree like ``whole``.
+    Holes are ``None`` or ``optax.MaskedNode``, in the places of frozen parameters.
     """
 
     def is_hole(leaf):
@@ -82,15 +66,7 @@ def merge(part: Any, whole: Any) -> Any:
 
 
 def of_part(function: Any, params: Any) -> Any:
-    """A function of the trained parameters alone.
-
-    Args:
-      function: ``(params, ...) -> anything``, or ``None``.
-      params: all parameters, with the values of the frozen ones.
-
-    Returns:
-      ``(part, ...) -> anything``.
-    """
+    """A function of all parameters, if any, as one of the trained parameters alone."""
     if function is None:
         return None
     return lambda part, *rest: function(merge(part, params), *rest)
@@ -99,14 +75,11 @@ def of_part(function: Any, params: Any) -> Any:
 def only(
     optimizer: optax.GradientTransformation, trainable: Trainable
 ) -> optax.GradientTransformationExtraArgs:
-    """An optimizer of some parameters, which leaves the others as they are.
+    """An optimizer of some parameters, which leaves the others as they are, without state.
 
     Args:
       optimizer: of Optax.
-      trainable: see :func:`mask`.
-
-    Returns:
-      The optimizer, without state for the others.
+      trainable: which parameters, as :func:`ldro_jax.transform.weighted` takes it.
     """
     parts: dict[Hashable, optax.GradientTransformation]
     parts = {"trained": optimizer, "frozen": optax.set_to_zero()}
@@ -118,7 +91,7 @@ def only(
 
 
 def moved_by(optimizer: optax.GradientTransformation, params: Any) -> Any:
-    """Which parameters an optimizer can move.
+    """Which parameters an optimizer of Optax can move, a tree of bools like the parameters.
 
     It is looked for in the traced update, which computes nothing: what ``optax.set_to_zero`` gives,
     alone or inside ``optax.partition``, ``optax.masked`` or ``optax.transforms.freeze``, depends
@@ -128,9 +101,6 @@ def moved_by(optimizer: optax.GradientTransformation, params: Any) -> Any:
     Args:
       optimizer: of Optax.
       params: arrays or their shapes.
-
-    Returns:
-      A tree of bools like ``params``.
     """
     checks.instance("optimizer", optimizer, optax.GradientTransformation, "optax.sgd(0.1)")
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)

@@ -41,14 +41,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
-        """Logits of a batch of images.
-
-        Args:
-          x_BxHxWxC: images, float32.
-
-        Returns:
-          ``[B, num_classes]``.
-        """
+        """Logits ``[B, num_classes]`` of a batch of images, float32."""
         for layer, filters in enumerate(self.filters):
             shape = (3, 3, x_BxHxWxC.shape[-1], filters)
             kernel = self.param(f"conv{layer}_kernel", nn.initializers.lecun_normal(), shape)

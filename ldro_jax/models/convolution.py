@@ -16,10 +16,6 @@ def conv3x3(x_BxHxWxC: jax.Array, kernel_3x3xCxD: jax.Array) -> jax.Array:
     gradients are written as such convolutions, and there is no forward-mode derivative (the
     interaction strategy ``columns``). Elsewhere this is ``jax.lax.conv_general_dilated``.
 
-    Args:
-      x_BxHxWxC: images.
-      kernel_3x3xCxD: the weights.
-
     Returns:
       ``[B, H, W, D]``.
     """
@@ -32,9 +28,6 @@ def max_pool_2x2(x_BxHxWxC: jax.Array) -> jax.Array:
     """Maximum over blocks of 2×2; an odd last row or column is left out.
 
     A reshape and a maximum, whose gradient XLA:CPU computes faster than that of ``reduce_window``.
-
-    Args:
-      x_BxHxWxC: images.
 
     Returns:
       ``[B, H // 2, W // 2, C]``.

@@ -17,22 +17,20 @@ def token_losses(
 ) -> jax.Array:
     """Cross-entropy of each token, ``−log softmax(hidden @ embeddingᵀ)[target]``.
 
-    In the backward pass the logits are computed again, chunk by chunk, so that ``B × chunk × V`` of
-    them are all there ever are.
-
     Args:
       hidden_BxLxD: what the logits are made from.
       embedding_VxD: the rows of the output layer.
       targets_BxL: int32.
-      chunk: number of positions to have logits of at a time; all of them, without computing
-        anything twice, if not given.
+      chunk: number of positions to have logits of at a time, so that there are never more than
+        ``B × chunk × V`` of them; the backward pass computes them again. By default all positions,
+        and nothing is computed twice.
 
     Returns:
       ``[B, L]`` in nats, float32 or wider.
     """
-    if chunk is None or chunk >= targets_BxL.shape[1]:
-        return _chunk_losses(embedding_VxD, hidden_BxLxD, targets_BxL)
     length = targets_BxL.shape[1]
+    if chunk is None or chunk >= length:
+        return _chunk_losses(embedding_VxD, hidden_BxLxD, targets_BxL)
     padding = -length % chunk
 
     def chunks(array):

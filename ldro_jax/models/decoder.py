@@ -83,43 +83,42 @@ class Decoder(nn.Module):
 
     def setup(self):
         """Makes the parameters and layers."""
-        self.embedding_VxD: Any = self.param(
-            "embedding",
-            _init(("vocab", "embed"), 0.02),
-            (self.vocab_size, self.embed_dim),
-            jnp.float32,
-        )
+
+        def table(name, axis, rows) -> Any:
+            init = _init((axis, "embed"), 0.02)
+            return self.param(name, init, (rows, self.embed_dim), jnp.float32)
+
+        self.embedding_VxD = table("embedding", "vocab", self.vocab_size)
         if self.positions == "learned":
-            self.positions_LxD: Any = self.param(
-                "positions",
-                _init(("position", "embed"), 0.02),
-                (self.context, self.embed_dim),
-                jnp.float32,
-            )
-        block = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
-        sizes = (self.num_heads, self.mlp_dim, self.num_layers, self.dtype)
-        options = {"rotary": self.positions == "rotary", "window": self.context}
+            self.positions_LxD = table("positions", "position", self.context)
+        block: Any = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
+        names = [f"layer_{index}" for index in range(self.num_layers)]
         if self.scan_layers:
-            scanned = nn.scan(
+            names = ["layers"]
+            block = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-            self.layers = [scanned(*sizes, **options, constrain=self.constrain, name="layers")]
-        else:
-            self.layers = [
-                block(*sizes, **options, constrain=self.constrain, name=f"layer_{index}")
-                for index in range(self.num_layers)
-            ]
+        self.layers = [
+            block(
+                num_heads=self.num_heads,
+                mlp_dim=self.mlp_dim,
+                num_layers=self.num_layers,
+                dtype=self.dtype,
+                rotary=self.positions == "rotary",
+                window=self.context,
+                constrain=self.constrain,
+                name=name,
+            )
+            for name in names
+        ]
         self.final_norm = _norm(self.dtype, "final_norm")
 
     def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
-        """Cross-entropy of every token given those before it in its row.
-
-        Args:
-          tokens_BxL: int32.
+        """Cross-entropy of every int32 token given those before it in its row.
 
         Returns:
           ``[B, L]`` in nats, float32.
@@ -129,10 +128,7 @@ class Decoder(nn.Module):
         )
 
     def logits(self, tokens_BxL: jax.Array) -> jax.Array:
-        """Logits of every token given those before it: position l is the prediction of token l.
-
-        Args:
-          tokens_BxL: int32; the last token of a row has no influence.
+        """Logits of every int32 token given those before it: position l predicts token l.
 
         Returns:
           ``[B, L, V]`` float32.
@@ -185,14 +181,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array, _: None) -> tuple[jax.Array, None]:
-        """Applies the block.
-
-        Args:
-          x_BxLxD: activations.
-
-        Returns:
-          Activations of the same shape, and ``None``, as a body of ``nn.scan``.
-        """
+        """New activations ``[B, L, D]``, and ``None``, as a body of ``nn.scan``."""
         width = x_BxLxD.shape[-1]
         heads = (self.num_heads, width // self.num_heads)
         # The sum over 2 num_layers branches starts with the variance of one.
@@ -233,9 +222,6 @@ def rotate(x_BxLxHxK: jax.Array, *, base: float = 10_000.0) -> jax.Array:
     Args:
       x_BxLxHxK: queries or keys, K even.
       base: longest wavelength, in tokens, over 2π.
-
-    Returns:
-      The same shape and dtype.
     """
     length, half = x_BxLxHxK.shape[1], x_BxLxHxK.shape[-1] // 2
     frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)

@@ -29,14 +29,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxW: jax.Array) -> jax.Array:
-        """Logits of a batch of images.
-
-        Args:
-          x_BxHxW: images, or any array with a leading batch axis.
-
-        Returns:
-          ``[B, num_classes]``.
-        """
+        """Logits ``[B, num_classes]`` of images, or of any array with a leading batch axis."""
         x_BxD = x_BxHxW.reshape(x_BxHxW.shape[0], -1)
         for width in self.features:
             x_BxD = nn.relu(nn.Dense(width)(x_BxD))

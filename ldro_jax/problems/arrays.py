@@ -10,13 +10,14 @@ import numpy as np
 from typing_extensions import override
 
 from ldro_jax.measuring import RowLosses
-from ldro_jax.problems import base, models
+from ldro_jax.problems import base, checked, models, tables
 from ldro_jax.records import traced
 from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks.base import Split, content
 from ldro_jax.tasks.drawing import Orders
 from ldro_jax.tasks.source import Source
 
+_PARTS = ("inputs", "targets")
 # (outputs of the model, rows) -> [R].
 RowFunction = Callable[[Any, dict[str, jax.Array]], jax.Array]
 # (outputs of the model, all rows of one task) -> [R], or one number.
@@ -24,39 +25,34 @@ MetricFunction = Callable[[Any, dict[str, jax.Array]], jax.Array]
 
 
 def from_arrays(
-    train: Mapping[str, tuple[Any, Any]],
+    train: Any,
     *,
     model: Any,
     loss: RowFunction,
     metrics: Mapping[base.Metric, MetricFunction],
-    validation: Mapping[str, tuple[Any, Any]],
-    test: Mapping[str, tuple[Any, Any]],
-) -> "ArrayProblem":
+    validation: Any,
+    test: Any,
+) -> "ArrayProblem | tables.TableProblem":
     """Makes a problem of arrays in memory.
 
     Tasks may have any number of examples each. All inputs have one shape, and all targets one:
-    where they differ between tasks, fill them up, and let the loss look at ``rows["task"]``. The
-    trainer takes rows in groups of its own choice, so what the model gives for one must not depend
-    on the others.
+    where they differ between tasks, fill them up, and let the loss look at ``rows["task"]``. What
+    the model gives for a row must not depend on the rows beside it.
 
     Args:
       train: for each task, by name, its inputs ``[examples, ...]`` and targets ``[examples, ...]``.
-      model: what :func:`ldro_jax.problems.models.as_functions` takes: a Flax Linen module, a
-        function that makes a Flax NNX module, or a pair of functions. It is called in the same way
-        to train and to evaluate.
-      loss: from the model's outputs for some rows, and the rows, to the loss of each, ``[R]``. The
-        rows are ``{"inputs": [R, ...], "targets": [R, ...], "task": int32 [R]}``.
-      metrics: for each metric, a function of the model's outputs for all examples of one task, and
-        of these as rows. It gives ``[R]``, whose mean is the task's value, or the value itself, one
-        number, as a correlation over the examples is. The first metric is the one that methods are
-        compared by. All are traced, so they compute with ``jax.numpy``, not with scikit-learn.
-        Where tasks are measured by something else each, one function may look at ``rows["task"]``:
-        ``jnp.where(rows["task"] == 0, is_right, -squared_error)`` is better the higher it is.
+      model: a Flax Linen module, a function that makes a Flax NNX module, or a pair of functions;
+        see :func:`ldro_jax.problems.models.as_functions`.
+      loss: ``(outputs, rows) -> [R]``, from the model's outputs for some rows, and the rows, to the
+        loss of each. The rows are ``{"inputs": [R, ...], "targets": [R, ...], "task": int32 [R]}``.
+      metrics: for each metric, a function of the outputs for all examples of one task, and of these
+        as rows. It gives ``[R]``, whose mean is the task's value, or that value, one number, as a
+        correlation is. Methods are compared by the first metric. All are traced, so they compute
+        with ``jax.numpy``, not with scikit-learn. Where each task is measured in another way, the
+        function looks at ``rows["task"]``: ``jnp.where(rows["task"] == 0, is_right,
+        -squared_error)`` is better the higher it is.
       validation: examples of the same tasks to choose by.
       test: examples of the same tasks to report on.
-
-    Returns:
-      The problem.
 
     Raises:
       ValueError: if the arrays don't fit together, something is of another kind, or the model has
@@ -80,23 +76,21 @@ def from_arrays(
       >>> np.asarray(values["squared error"]).tolist()
       [0.0, 14.0]
     """
+    splits = {"train": train, "validation": validation, "test": test}
+    if isinstance(train, tables.Table) or (
+        isinstance(train, Mapping) and any(isinstance(x, tables.Table) for x in train.values())
+    ):
+        return tables.TableProblem(splits, model, loss, metrics)
     checks.require(
         isinstance(train, Mapping) and len(train) > 0,
         "train",
         "a dictionary from the name of each task to its inputs and targets",
         train,
     )
-    from ldro_jax.problems import tables
-
-    if isinstance(train, tables.Table) or any(isinstance(x, tables.Table) for x in train.values()):
-        given = {"train": train, "validation": validation, "test": test}
-        return tables.TableProblem(given, model, loss, metrics)
     names = tuple(map(str, train))
-    splits = {"train": train, "validation": validation, "test": test}
-    joined = {name: _joined(name, split, names) for name, split in splits.items()}
-    for name in ("validation", "test"):
-        for part in ("inputs", "targets"):
-            _check_like(part, name, getattr(joined[name], part), getattr(joined["train"], part))
+    joined: dict[str, Split] = {}
+    for name, split in splits.items():
+        joined[name] = _joined(name, split, names, like=joined.get("train"))
     return ArrayProblem(names, joined, model, loss, metrics)
 
 
@@ -152,15 +146,7 @@ class ArrayProblem(base.Problem):
         return self._model.init(key, self._prepare(jnp.asarray(self._splits["train"].inputs[:1])))
 
     def apply(self, params: Any, inputs: jax.Array) -> Any:
-        """The model's outputs.
-
-        Args:
-          params: of the model.
-          inputs: as they are stored, ``[R, ...]``.
-
-        Returns:
-          Whatever the model gives.
-        """
+        """The model's outputs for inputs as they are stored, ``[R, ...]``."""
         return self._model.apply(params, self._prepare(inputs))
 
     @override
@@ -229,8 +215,8 @@ class ArrayProblem(base.Problem):
         }
 
     @property
+    @override
     def sizes(self) -> np.ndarray:
-        """Training examples of each task, ``[N]``."""
         return np.asarray(self._splits["train"].sizes)
 
     @override
@@ -274,7 +260,7 @@ class ArrayProblem(base.Problem):
                 (outputs, {"inputs": inputs, "targets": targets}),
             )
             rows["task"] = jnp.full(size, task, jnp.int32)
-            return {name: value(f, mine, rows, count) for name, f in self._measures.items()}
+            return {name: checked.value(f, mine, rows, count) for name, f in self._measures.items()}
 
         values = {name: jnp.zeros(self.num_tasks, jnp.float32) for name in self._measures}
         # A function of all rows has no use for a mask, so each size is traced for itself.
@@ -282,8 +268,8 @@ class ArrayProblem(base.Problem):
             tasks = np.flatnonzero(sizes == size)
             where = jnp.asarray(tasks, jnp.int32), jnp.asarray(starts[tasks], jnp.int32)
             measure = functools.partial(one_task, size=int(size))
-            found = jax.lax.map(measure, (*where, counts[tasks]))
-            values = jax.tree.map(lambda x, new, t=tasks: x.at[t].set(new), values, found)
+            measured = jax.lax.map(measure, (*where, counts[tasks]))
+            values = jax.tree.map(lambda x, new, t=tasks: x.at[t].set(new), values, measured)
         return values
 
     def _outputs(self, params, inputs, group):
@@ -304,28 +290,6 @@ class ArrayProblem(base.Problem):
                     f"output{jax.tree_util.keystr(path)} has the shape {leaf.shape[1:]}."
                 )
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(inputs)], grouped)
-
-
-def value(
-    measure: MetricFunction, outputs: Any, rows: dict[str, jax.Array], count: jax.Array
-) -> jax.Array:
-    """What a metric says of one task's rows, of which there are ``count``."""
-    size, name = len(rows["task"]), checks.called(measure)
-    with errors.of(f"metrics: {name}"):
-        given = measure(outputs, rows)
-    try:
-        found = jnp.asarray(given)
-    except (TypeError, ValueError):  # text, a dictionary, or nothing
-        found = None
-    if found is None or found.shape not in ((), (size,)) or jnp.iscomplexobj(found):
-        described = checks.shown(given) if found is None else f"{found.dtype}{list(found.shape)}"
-        raise ValueError(
-            "metrics must give one real number for each row of a task, a shape of "
-            f"{[size]}, or one for all of them, but {name} gives {described}."
-        )
-    found = found.astype(jnp.float32)
-    # XLA multiplies by the inverse of a number that it knows, and n · (1/n) may be less than 1.
-    return jnp.sum(found) / count.astype(jnp.float32) if found.ndim else found
 
 
 class ShuffledRows(Source):
@@ -351,59 +315,39 @@ class ShuffledRows(Source):
         }
 
 
-def _joined(name: str, split: Mapping[str, tuple[Any, Any]], names: tuple[str, ...]) -> Split:
-    """The examples of all tasks, checked."""
-    same = isinstance(split, Mapping) and tuple(map(str, split)) == names
-    found = list(split) if isinstance(split, Mapping) else split
-    checks.require(same, name, f"a dictionary of the tasks {list(names)}, in this order", found)
+def _joined(name: str, split: Any, names: tuple[str, ...], like: Split | None) -> Split:
+    """The examples of all tasks, checked; ``like`` is a split whose shapes and dtypes they have."""
+    is_mapping = isinstance(split, Mapping)
+    found = list(split) if is_mapping else split
+    expected = f"a dictionary of the tasks {list(names)}, in this order"
+    checks.require(is_mapping and tuple(map(str, split)) == names, name, expected, found)
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for task, pair in split.items():
         where = f"{name}[{task!r}]"
-        if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
-            raise ValueError(
-                f"{where} must be a pair (inputs, targets), but it is a {type(pair).__name__}."
-            )
-        found = tuple(zip(("inputs", "targets"), pair, strict=True))
-        inputs, targets = (numbers(where, part, array) for part, array in found)
-        if not (inputs.ndim and targets.ndim and len(inputs) == len(targets) and len(inputs)):
-            raise ValueError(
-                f"{where} must have as many inputs as targets, and at least one, but their shapes "
-                f"are {list(inputs.shape)} and {list(targets.shape)}."
-            )
-        pairs.append((inputs, targets))
-        for part, array, first in zip(("inputs", "targets"), pairs[-1], pairs[0], strict=True):
-            _check_like(part, where, array, first)
+        pairs.append(_checked_pair(where, pair))
+        for part, ours, theirs in zip(_PARTS, pairs[-1], (like or pairs[0])[:2], strict=True):
+            if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:
+                raise ValueError(
+                    f"{where} must have {part} of the shape {list(theirs.shape[1:])} and dtype "
+                    f"{theirs.dtype}, as the first task has, but they are of the shape "
+                    f"{list(ours.shape[1:])} and dtype {ours.dtype}. Tasks that differ are given "
+                    "as tables, problems.Table(inputs, {task: targets})."
+                )
     return Split.join(pairs)
 
 
-def numbers(name: str, part: str, array: Any, *, finite: bool = True) -> np.ndarray:
-    """The array that something is, checked."""
-    # Of a list of them NumPy would keep no mask.
-    parts = array if isinstance(array, (list, tuple)) else [array]
-    for each in parts:
-        checks.on_device(name, part, each)
-    try:
-        found = np.asarray(array)
-    except (TypeError, ValueError) as error:
+def _checked_pair(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs and targets of a task as arrays."""
+    if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
         raise ValueError(
-            f"{name} must have {part} that are one array, but they can't be made one "
-            f"({errors.first_line(error)})."
-        ) from error
-    is_small = found.dtype.name == "bfloat16"
-    if not (is_small or (found.dtype.kind in "biuf" and found.itemsize <= 8)):
-        raise ValueError(f"{name} must have {part} that are numbers, but they are {found.dtype}.")
-    comparable = found.astype(np.float32) if is_small else found
-    if finite and found.dtype.kind not in "biu" and not np.isfinite(comparable).all():
-        raise ValueError(f"{name} must have {part} that are finite, but some are NaN or infinite.")
-    checks.on_device(name, part, found)
-    return found
-
-
-def _check_like(part: str, name: str, array: np.ndarray, like: np.ndarray) -> None:
-    """Checks the shape of an example, and its dtype; the arrays are ``[examples, ...]``."""
-    ours, theirs = ((list(a.shape[1:]), str(a.dtype)) for a in (array, like))
-    if ours != theirs:
-        raise ValueError(
-            f"{name} must have {part} of the shape {theirs[0]} and dtype {theirs[1]}, as the first "
-            f"task has, but they are of the shape {ours[0]} and dtype {ours[1]}."
+            f"{name} must be a pair (inputs, targets), but it is a {type(pair).__name__}."
         )
+    inputs, targets = (
+        checked.numbers(name, part, array) for part, array in zip(_PARTS, pair, strict=True)
+    )
+    if not (inputs.ndim and targets.ndim and len(inputs) == len(targets) and len(inputs)):
+        raise ValueError(
+            f"{name} must have as many inputs as targets, and at least one, but their shapes "
+            f"are {list(inputs.shape)} and {list(targets.shape)}."
+        )
+    return inputs, targets

@@ -88,21 +88,14 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Any:
-        """Makes the parameters.
-
-        Args:
-          key: a PRNG key.
-
-        Returns:
-          A pytree of arrays.
-        """
+        """Makes the parameters, a pytree of arrays, with a PRNG key."""
 
     @abc.abstractmethod
     def row_losses(self, params: Any, rows: Any) -> jax.Array:
         """The loss of each row, which is differentiated.
 
         Args:
-          params: of the model.
+          params: those of the model.
           rows: some of a source's, arrays ``[R, ...]``.
 
         Returns:
@@ -139,26 +132,16 @@ class Problem(abc.ABC):
         return None
 
     def row_excess(self, params: Any, reference: Any, rows: Any) -> jax.Array:
-        """By how much each row is worse than with a reference model, or zero.
+        """By how much each row is worse than with a reference model's parameters, or zero.
 
-        Args:
-          params: of the model.
-          reference: of the reference model.
-          rows: some of a source's, arrays ``[R, ...]``.
-
-        Returns:
-          ``[R]``.
+        The rows are arrays ``[R, ...]``, and the result is ``[R]``.
         """
         return jnp.maximum(self.row_losses(params, rows) - self.row_losses(reference, rows), 0)
 
     def with_reference(self, params: Any) -> Self:
         """The problem with a reference model, for methods that compare rows with it (DoReMi).
 
-        Args:
-          params: of the reference, a model like the one that is trained.
-
-        Returns:
-          The problem.
+        Its parameters are those of a model like the one that is trained.
         """
         other = copy.copy(self)
         other.reference = params
@@ -167,22 +150,11 @@ class Problem(abc.ABC):
 
     @abc.abstractmethod
     def source(self, seed: int) -> Source:
-        """Where the rows of a run come from.
-
-        Args:
-          seed: of the run; it decides their order.
-
-        Returns:
-          A source at its beginning.
-        """
+        """Where the rows of a run come from, at its beginning; the seed decides their order."""
 
     @abc.abstractmethod
     def evaluate(self, params: Any, split: str) -> Mapping[str, Any]:
-        """Measures all tasks on held-out data.
-
-        Args:
-          params: of the model.
-          split: one of ``splits``.
+        """Measures all tasks on one of ``splits``.
 
         Returns:
           For each metric, by name, the values of all tasks, ``[N]``.
@@ -232,10 +204,10 @@ class Problem(abc.ABC):
         return None
 
     def row_shapes(self) -> Any:
-        """Shapes and dtypes of one row.
+        """Shapes and dtypes of one row: a pytree of ``jax.ShapeDtypeStruct`` without a row axis.
 
-        Returns:
-          A pytree of ``jax.ShapeDtypeStruct``, without the leading axis of rows.
+        Raises:
+          ValueError: if the source doesn't give rows, or has a state that it can't save.
         """
         with errors.of("source"):
             source = self.source(0)
@@ -246,12 +218,10 @@ class Problem(abc.ABC):
             rows = source.rows(tables, np.zeros_like(tables))
         if source.has_state and isinstance(source, Source):
             for name in ("save", "restore"):
-                own = getattr(type(source), name) is not getattr(Source, name)
-                checks.require(
-                    own, f"source.{name}", "its own method, as has_state is True", source
-                )
-        leaves = jax.tree_util.tree_leaves_with_path(rows)
-        for path, array in leaves or [((), rows)]:
+                is_own = getattr(type(source), name) is not getattr(Source, name)
+                expected = "its own method, as has_state is True"
+                checks.require(is_own, f"source.{name}", expected, source)
+        for path, array in jax.tree_util.tree_leaves_with_path(rows) or [((), rows)]:
             fits = _is_numeric(array) and array.shape[:1] == (1,)
             name = f"rows{jax.tree_util.keystr(path)} of the source"
             checks.require(fits, name, "numbers in an array [R, ...], for R = 1", array)
@@ -270,14 +240,10 @@ class Problem(abc.ABC):
         return float(np.mean(values[name])) * (1 if higher_is_better else -1)
 
     def on(self, mesh: jax.sharding.Mesh, batch_size: int) -> "Problem":
-        """The problem for a mesh of devices.
+        """The problem for a mesh of devices, with the axes ``data`` and ``model``.
 
-        Args:
-          mesh: with the axes ``data`` and ``model``.
-          batch_size: rows of a training batch.
-
-        Returns:
-          This one, unless its model has something to arrange there.
+        This one, unless its model has something to arrange there. ``batch_size`` is the number of
+        rows of a training batch.
         """
         del mesh, batch_size
         return self
@@ -309,40 +275,28 @@ class Problem(abc.ABC):
           :meth:`evaluate` as a whole: traced, or of its code where it needs numbers.
         """
         try:
-            found = "".join(
+            digest = "".join(
                 traced.of(lambda params, split=split: self.evaluate(params, split), params)
                 for split in self.splits
             )
         except Exception:  # whatever a function says that isn't made to be traced
-            found = traced.of_code(self.evaluate)
-        return {metric.name: found for metric in self.metrics}
+            digest = traced.of_code(self.evaluate)
+        return {metric.name: digest for metric in self.metrics}
 
     def check_names(self) -> None:
-        """Checks what a subclass has set.
-
-        Raises:
-          ValueError: if the tasks or metrics aren't what they must be.
-        """
+        """Raises ``ValueError`` unless tasks, splits and metrics are what a subclass must set."""
         # Values are kept by name, so one of two of the same name would be lost.
-        for attribute, example in {
-            "task_names": "('red', 'blue')",
-            "splits": "('validation', 'test')",
-        }.items():
-            names: Any = getattr(self, attribute, None)
-            checks.sequence(attribute, names, f"names, such as {example}")
-            for name in names:
-                checks.text(attribute, name)
-            different = len(set(names)) == len(names)
-            checks.require(different, attribute, "a list of names that all differ", names)
+        checks.names("task_names", getattr(self, "task_names", None), "('red', 'blue')")
+        checks.names("splits", self.splits, "('validation', 'test')")
         metrics: Any = getattr(self, "metrics", None)
         checks.sequence("metrics", metrics, "metrics, such as [Metric('accuracy', True)]")
         for metric in metrics:
             checks.instance("metrics", metric, Metric, "Metric('accuracy', True)")
             checks.text("Metric.name", metric.name)
             checks.flag("Metric.higher_is_better", metric.higher_is_better)
-        found = [metric.name for metric in metrics]
-        different = len(set(found)) == len(found)
-        checks.require(different, "metrics", "a list of metrics with names that all differ", found)
+        names = [metric.name for metric in metrics]
+        different = len(set(names)) == len(names)
+        checks.require(different, "metrics", "a list of metrics with names that all differ", names)
 
     def check_rows(self) -> None:
         """Checks the numbers of rows, and the rows on the device.
@@ -354,50 +308,49 @@ class Problem(abc.ABC):
         is_mapping = isinstance(self.identity, Mapping)
         checks.require(is_mapping, "identity", "a dictionary", self.identity)
         if self.sizes is not None:
-            _check_sizes("sizes", self.sizes, self.num_tasks)
-        if self.on_device is None:
-            return
-        example = "OnDevice(arrays, sizes, take)"
-        checks.instance("on_device", self.on_device, OnDevice, example)
-        checks.function("on_device.take", self.on_device.take, example=_TAKE)
-        sizes = _check_sizes("on_device.sizes", self.on_device.sizes, self.num_tables, whole=True)
-        for path, array in jax.tree_util.tree_leaves_with_path(self.on_device.arrays):
-            name = f"arrays{jax.tree_util.keystr(path)}"
-            checks.require(_is_numeric(array), f"on_device.{name}", "an array of numbers", array)
-            checks.on_device("on_device", name, array)
-        # JAX takes an index beyond the end for the last one.
-        take = checkify.checkify(self.on_device.take, errors=checkify.index_checks)
-        tasks, last = jnp.arange(sizes.size, dtype=jnp.int32), jnp.asarray(sizes - 1)
-        with errors.of("on_device.take"):
-            arrays = jax.device_put(self.on_device.arrays)
-            error, rows = take(arrays, jax.random.key(0), jnp.int32(0), tasks, last)
-        for path, array in jax.tree_util.tree_leaves_with_path(rows) or [((), None)]:
-            name = f"rows{jax.tree_util.keystr(path)} of on_device.take"
-            expected = f"an array [R, ...], for R = {sizes.size}"
-            shape = getattr(array, "shape", ())
-            checks.require(shape[:1] == sizes.shape, name, expected, array)
-        if (said := error.get()) is not None:
-            raise ValueError(
-                f"on_device.sizes must be the numbers of rows that on_device.arrays has of each "
-                f"task, but they are {sizes.tolist()}, and take reads a last row that isn't there "
-                f"({errors.first_line(said)})."
-            )
+            _checked_sizes("sizes", self.sizes, self.num_tasks, "number")
+        if self.on_device is not None:
+            _check_on_device(self.on_device, self.num_tables)
 
 
-_TAKE = "a function (arrays, key, step, tasks, indices) -> rows"
+def _check_on_device(data: Any, num_tasks: int) -> None:
+    checks.instance("on_device", data, OnDevice, "OnDevice(arrays, sizes, take)")
+    example = "a function (arrays, key, step, tasks, indices) -> rows"
+    checks.function("on_device.take", data.take, example=example)
+    sizes = _checked_sizes("on_device.sizes", data.sizes, num_tasks, "integer").astype(np.int32)
+    for path, array in jax.tree_util.tree_leaves_with_path(data.arrays):
+        name = f"arrays{jax.tree_util.keystr(path)}"
+        checks.require(_is_numeric(array), f"on_device.{name}", "an array of numbers", array)
+        checks.on_device("on_device", name, array)
+    # JAX takes an index beyond the end for the last one.
+    take = checkify.checkify(data.take, errors=checkify.index_checks)
+    tasks, last = jnp.arange(num_tasks, dtype=jnp.int32), jnp.asarray(sizes - 1)
+    with errors.of("on_device.take"):
+        arrays = jax.device_put(data.arrays)
+        error, rows = take(arrays, jax.random.key(0), jnp.int32(0), tasks, last)
+    for path, array in jax.tree_util.tree_leaves_with_path(rows) or [((), None)]:
+        name = f"rows{jax.tree_util.keystr(path)} of on_device.take"
+        fits = getattr(array, "shape", ())[:1] == (num_tasks,)
+        checks.require(fits, name, f"an array [R, ...], for R = {num_tasks}", array)
+    if (beyond := error.get()) is not None:
+        raise ValueError(
+            f"on_device.sizes must be the numbers of rows that on_device.arrays has of each "
+            f"task, but they are {sizes.tolist()}, and take reads a last row that isn't there "
+            f"({errors.first_line(beyond)})."
+        )
 
 
-def _check_sizes(name: str, sizes: Any, num_tasks: int, *, whole: bool = False) -> np.ndarray:
-    """Numbers of rows or amounts of data, one for each task."""
+def _checked_sizes(name: str, sizes: Any, num_tasks: int, kind: str) -> np.ndarray:
+    """Numbers of rows or amounts of data, one for each task; ``kind`` is "integer" or "number"."""
     try:
-        found = np.asarray(sizes)
+        numbers = np.asarray(sizes)
     except ValueError:  # ragged
-        found = np.array(None)
-    kinds = "iu" if whole else "iuf"
-    fits = found.dtype.kind in kinds and found.shape == (num_tasks,) and np.isfinite(found).all()
-    expected = f"a positive {'integer' if whole else 'number'} for each of the {num_tasks} tasks"
-    checks.require(fits and (found > 0).all(), name, expected, sizes)
-    return found.astype(np.int32) if whole else found
+        numbers = np.array(None)
+    kinds = "iu" if kind == "integer" else "iuf"
+    fits = numbers.dtype.kind in kinds and numbers.shape == (num_tasks,)
+    fits = fits and np.isfinite(numbers).all() and (numbers > 0).all()
+    checks.require(fits, name, f"a positive {kind} for each of the {num_tasks} tasks", sizes)
+    return numbers
 
 
 def _is_numeric(array: Any) -> bool:

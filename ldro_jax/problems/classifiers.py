@@ -13,44 +13,32 @@ from ldro_jax.problems.arrays import ArrayProblem, MetricFunction, RowFunction
 from ldro_jax.runtime import checks
 from ldro_jax.tasks.base import MultitaskData
 
-ACCURACY = base.Metric("accuracy", higher_is_better=True)
-WITHIN_TASK = base.Metric("within-task accuracy", higher_is_better=True)
-
 
 def cross_entropy(outputs: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
-    """Softmax cross-entropy of each row.
+    """Softmax cross-entropy of each row, ``[R]`` in nats.
 
     Args:
       outputs: logits ``[R, classes]``.
       rows: with ``targets``, classes as integers ``[R]``.
-
-    Returns:
-      ``[R]`` in nats.
     """
     return optax.softmax_cross_entropy_with_integer_labels(outputs, rows["targets"])
 
 
 def accuracy(outputs: jax.Array, rows: dict[str, jax.Array]) -> jax.Array:
-    """Whether the highest output of each row is that of its class.
+    """Whether the highest output of each row is that of its class, bool ``[R]``.
 
     Args:
       outputs: logits ``[R, classes]``.
       rows: with ``targets``, classes as integers ``[R]``.
-
-    Returns:
-      Bool ``[R]``.
     """
     return jnp.argmax(outputs, axis=-1) == rows["targets"]
 
 
 def accuracy_within(task_classes: np.ndarray) -> RowFunction:
-    """Makes the accuracy among the classes of each row's own task.
+    """Makes a function like :func:`accuracy`, among the classes of each row's own task.
 
     Args:
       task_classes: which classes each task has, bool ``[N, classes]``.
-
-    Returns:
-      A function like :func:`accuracy`, of rows with ``task`` besides, int32 ``[R]``.
     """
 
     def within_task_accuracy(outputs, rows):
@@ -92,18 +80,16 @@ def from_data(data: MultitaskData, model: Any) -> ArrayProblem:
     """Makes a problem of a classification data set in memory.
 
     Args:
-      data: the data.
+      data: its tasks and splits.
       model: from inputs to logits ``[R, classes]``.
-
-    Returns:
-      The problem.
 
     Raises:
       ValueError: if the model doesn't fit the data.
     """
-    metrics: dict[base.Metric, MetricFunction] = {ACCURACY: accuracy}
+    metrics: dict[base.Metric, MetricFunction] = {base.Metric("accuracy", True): accuracy}
     if data.task_classes is not None:
-        metrics[WITHIN_TASK] = accuracy_within(data.task_classes)
+        within_task = base.Metric("within-task accuracy", higher_is_better=True)
+        metrics[within_task] = accuracy_within(data.task_classes)
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
     problem = ArrayProblem(
         data.task_names, splits, model, cross_entropy, metrics, prepare=data.prepare

@@ -34,9 +34,8 @@ class LanguageModel(base.Problem):
         ``[R, L]``, such as :class:`~ldro_jax.models.decoder.Decoder`. On several devices it gets
         ``constrain`` besides, a function to apply to its activations.
       length: tokens of a training row, L.
-      eval_length: tokens of an evaluation row; twice L if not given, as in the paper.
-      eval_batch_size: rows of an evaluation batch; as many tokens as in a training batch if not
-        given.
+      eval_length: tokens of an evaluation row; by default twice L, as in the paper.
+      eval_batch_size: rows of an evaluation batch; by default as many tokens as a training batch.
       max_validation_tokens: take only so many tokens of each language for validation.
       max_test_tokens: the same for the test.
 
@@ -86,10 +85,10 @@ class LanguageModel(base.Problem):
         return other
 
     def _arrange(self, mesh: jax.sharding.Mesh | None, eval_rows: int) -> None:
+        """Makes the model and its evaluation anew, for devices and rows of an evaluation batch."""
         constrain: dict[str, Any] = {}
         options: dict[str, Any] = {}
-        self._eval_rows = eval_rows
-        self._where = None
+        self._eval_rows, self._where = eval_rows, None
         if mesh is not None:
             where = self._where = NamedSharding(mesh, PartitionSpec("data"))
             options = {"out_shardings": NamedSharding(mesh, PartitionSpec())}
@@ -104,14 +103,7 @@ class LanguageModel(base.Problem):
         self._evaluate = jax.jit(_task_sums(self._functions), static_argnums=2, **options)
 
     def with_corpus(self, corpus: sequences.Corpus) -> "LanguageModel":
-        """The same model of other text, which shares what is compiled.
-
-        Args:
-          corpus: text in the same vocabulary, of any number of languages.
-
-        Returns:
-          The problem.
-        """
+        """The same model of other text in its vocabulary, which shares what is compiled."""
         other = copy.copy(self)
         other.corpus, other.task_names = corpus, corpus.task_names
         return other
@@ -122,7 +114,7 @@ class LanguageModel(base.Problem):
 
     def row_losses(self, params: Any, rows: jax.Array) -> jax.Array:
         """Mean loss of the tokens of each row, in nats."""
-        return self._token_losses(params, rows).mean(axis=1)
+        return self._functions.apply(params, rows).mean(axis=1)
 
     @override
     def training_losses(
@@ -139,11 +131,8 @@ class LanguageModel(base.Problem):
 
     @override
     def row_excess(self, params: Any, reference: Any, rows: jax.Array) -> jax.Array:
-        found = self._token_losses(params, rows) - self._token_losses(reference, rows)
-        return jnp.maximum(found, 0).mean(axis=1)
-
-    def _token_losses(self, params: Any, rows: jax.Array) -> jax.Array:
-        return self._functions.apply(params, rows)
+        losses, theirs = (self._functions.apply(p, rows) for p in (params, reference))
+        return jnp.maximum(losses - theirs, 0).mean(axis=1)
 
     @override
     def source(self, seed: int) -> Source:
@@ -169,31 +158,28 @@ class LanguageModel(base.Problem):
 
     @override
     def check_evaluation(self, params: Any) -> bool:
-        row = jax.ShapeDtypeStruct((self._eval_rows,), jnp.int32, sharding=self._where)
-        tokens = jax.ShapeDtypeStruct((row.size, self.eval_length), jnp.int32, sharding=self._where)
-        batch = sequences.EvaluationBatch(tokens, row, row)  # pyright: ignore[reportArgumentType]
+        batch = self._batch_shapes(self._eval_rows, self._where)
         jax.eval_shape(lambda p, b: self._evaluate(p, b, self.num_tasks), params, batch)
         return True
 
     @override
     def evaluation_digests(self, params: Any) -> dict[str, str]:
+        task_sums = functools.partial(_task_sums(self._functions), num_tasks=1)
         # One row, since on another mesh there are other numbers of them.
-        row = jax.ShapeDtypeStruct((1,), jnp.int32)
-        tokens = jax.ShapeDtypeStruct((1, self.eval_length), jnp.int32)
-        batch = sequences.EvaluationBatch(tokens, row, row)  # pyright: ignore[reportArgumentType]
-        sums = traced.of(functools.partial(_task_sums(self._functions), num_tasks=1), params, batch)
+        sums = traced.of(task_sums, params, self._batch_shapes(1))
         return {PERPLEXITY.name: sums + traced.of_values(sorted(self._limits.items()))}
+
+    def _batch_shapes(self, rows: int, where: NamedSharding | None = None) -> Any:
+        row = jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=where)
+        tokens = jax.ShapeDtypeStruct((rows, self.eval_length), jnp.int32, sharding=where)
+        return sequences.EvaluationBatch(tokens, row, row)  # pyright: ignore[reportArgumentType]
 
     def score(self, values: Mapping[str, np.ndarray]) -> float:
         """The average loss, negative, in nats a token."""
         return -float(np.mean(np.log(values[PERPLEXITY.name])))
 
     def losses(self, params: Any, split: str) -> np.ndarray:
-        """Mean loss of each language on held-out text, each token once.
-
-        Args:
-          params: of the model.
-          split: "validation" or "test".
+        """Mean loss of each language on "validation" or "test", each token once.
 
         Returns:
           ``[N]`` in nats a token, float64.
@@ -240,20 +226,9 @@ def language_model(
     max_validation_tokens: int | None = None,
     max_test_tokens: int | None = 5_000_000,
 ) -> LanguageModel:
-    """Loads text in many languages, and makes a problem of it.
+    """Loads text in many languages with ``load_data(data_dir=...)``, and makes a problem of it.
 
-    Args:
-      data_dir: passed to ``load_data``.
-      load_data: ``(data_dir=...) -> Corpus``.
-      model: see :class:`LanguageModel`, and so for the others.
-      length: tokens of a training row.
-      eval_length: tokens of an evaluation row.
-      eval_batch_size: rows of an evaluation batch.
-      max_validation_tokens: tokens of each language for validation.
-      max_test_tokens: tokens of each language for the test.
-
-    Returns:
-      The problem.
+    The other arguments are those of :class:`LanguageModel`.
 
     Raises:
       ValueError: if an argument isn't what it must be.

@@ -14,8 +14,7 @@ import numpy as np
 from typing_extensions import override
 
 from ldro_jax.measuring import RowLosses, trained
-from ldro_jax.problems import arrays as arrays_lib
-from ldro_jax.problems import base, models
+from ldro_jax.problems import base, checked, models
 from ldro_jax.records import traced
 from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks.base import content
@@ -272,7 +271,7 @@ class TableProblem(base.Problem):
             count = jnp.int32(len(rows["task"]))
             for name, measures in self._measures.items():
                 if name not in self._on_host:
-                    value = arrays_lib.value(measures[task], mine, rows, count)
+                    value = checked.value(measures[task], mine, rows, count)
                     values[name][self.task_names.index(task)] = value
         return {name: jnp.stack(x) for name, x in values.items()}, outputs if self._on_host else ()
 
@@ -476,7 +475,7 @@ def _stored(
 
 
 def _stored_table(where: str, table: Table) -> _Rows:
-    inputs = jax.tree.map(lambda x: arrays_lib.numbers(where, "inputs", x), table.inputs)
+    inputs = jax.tree.map(lambda x: checked.numbers(where, "inputs", x), table.inputs)
     sizes = {np.shape(x)[:1] for x in jax.tree.leaves(inputs)}
     expected = "inputs that are arrays [E, ...] of as many rows, at least one"
     checks.require(len(sizes) == 1 and sizes.isdisjoint({(), (0,)}), where, expected, sizes)
@@ -484,7 +483,7 @@ def _stored_table(where: str, table: Table) -> _Rows:
     targets, masks = {}, {}
     for task, given in table.targets.items():
         name = f"{where}.targets[{task!r}]"
-        array = arrays_lib.numbers(name, "targets", given, finite=False)
+        array = checked.numbers(name, "targets", given, finite=False)
         checks.require(array.shape[:1] == (size,), name, f"an array [{size}, ...]", given)
         targets[str(task)], masks[str(task)] = _without_missing(
             name, array, table.labelled.get(task), size
@@ -510,16 +509,12 @@ def _without_missing(
         fits = mask.shape == (size,) and mask.dtype == bool
         checks.require(fits, name.replace(".targets", ".labelled"), expected, labelled)
     if targets.dtype.kind not in "biu":
-        is_nan = np.isnan(targets.astype(np.float32)).reshape(size, -1)
-        checks.require(
-            (is_nan.all(axis=1) == is_nan.any(axis=1))[mask].all(),
-            name,
-            "targets that are whole or missing (all NaN)",
-            "some are NaN in part",
-        )
-        mask = mask & ~is_nan.all(axis=1)
-        finite = np.isfinite(targets.astype(np.float32)).reshape(size, -1).all(axis=1)
-        checks.require(finite[mask].all(), name, "targets that aren't infinite", "some are")
+        numbers = targets.astype(np.float32).reshape(size, -1)
+        missing = np.isnan(numbers).all(axis=1)
+        mask = mask & ~missing
+        whole = "targets that are finite, or missing as a whole (all NaN)"
+        is_finite = bool(np.isfinite(numbers[np.flatnonzero(mask)]).all())
+        checks.require(is_finite, name, whole, "some are infinite, or NaN in part")
     checks.require(mask.any(), name, "at least one row with a label", "none")
     shape = (size, *(1,) * (targets.ndim - 1))
     return np.where(mask.reshape(shape), targets, np.zeros_like(targets)), mask

@@ -87,15 +87,13 @@ class PointTasks(base.Problem):
 
 
 def _array(name: str, values: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Finite numbers of a shape, ``None`` for any, as float32."""
+    """Finite numbers as float32; their shape has ``None`` where any size will do."""
     try:
-        found = np.asarray(values)
+        array = np.asarray(values)
     except ValueError:  # ragged
-        found = np.array(None)
-    fits = found.dtype.kind in "iuf" and found.ndim == len(shape)
-    sizes = zip(found.shape, shape, strict=False)
-    fits = fits and all(expected in (None, size) for size, expected in sizes)
-    size = str(list(shape)).replace("None", "N")
-    expected = f"finite numbers of the shape {size}"
-    checks.require(fits and found.size and np.isfinite(found).all(), name, expected, values)
-    return found.astype(np.float32)
+        array = np.array(None)
+    fits = array.dtype.kind in "iuf" and array.ndim == len(shape)
+    fits = fits and all(n in (None, size) for n, size in zip(shape, array.shape, strict=True))
+    expected = f"finite numbers of the shape {list(shape)}".replace("None", "N")
+    checks.require(fits and array.size and np.isfinite(array).all(), name, expected, values)
+    return array.astype(np.float32)

@@ -12,14 +12,10 @@ import numpy as np
 
 
 def to_text(arrays: Mapping[str, np.ndarray]) -> str:
-    """Writes arrays.
+    """Writes arrays by name; the text is the same for the same arrays.
 
-    Args:
-      arrays: by name. Floats are stored in 32 bits, which is seven digits, and all that those
-        have which were computed on a device; in 64 if they are too large or small for that.
-
-    Returns:
-      A text; the same for the same arrays.
+    Floats are stored in 32 bits, which is seven digits, and all that those have which were computed
+    on a device; in 64 if they are too large or small for that.
     """
     file = io.BytesIO()
     stored: dict[str, Any] = {name: _narrowed(array) for name, array in arrays.items()}
@@ -28,21 +24,11 @@ def to_text(arrays: Mapping[str, np.ndarray]) -> str:
 
 
 def from_text(text: str) -> dict[str, np.ndarray]:
-    """Reads what :func:`to_text` wrote.
-
-    Args:
-      text: the text.
-
-    Returns:
-      Arrays by name.
-
-    Raises:
-      ValueError: if it is something else.
-    """
+    """Reads the arrays that :func:`to_text` wrote; raises ``ValueError`` for any other text."""
     try:
         file = io.BytesIO(base64.b64decode(text, validate=True))
-        with np.load(file, allow_pickle=False) as found:
-            return dict(found)
+        with np.load(file, allow_pickle=False) as stored:
+            return dict(stored)
     except (binascii.Error, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"arrays that can't be read ({error})") from error
 

@@ -13,27 +13,27 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ldro_jax.records import copies, files, orbax
+from ldro_jax.records import copies, files, kept, orbax
 from ldro_jax.records import identity as identity_lib
 from ldro_jax.runtime import errors, paths, processes
 
 
 class RefusedError(ValueError):
-    """What belongs to a checkpoint is as it was written, but can't be gone on from."""
+    """A checkpoint is as it was written, but what belongs to it can't go on from there."""
 
 
 AndThen = Callable[[int, dict[str, Any]], None]
 
 
 class Checkpoints:
-    """Saves and restores one run with Orbax, keeping the newest few and the best.
+    """Saves and restores runs with Orbax, keeping the newest few checkpoints and the best.
 
     Args:
       directory: where to keep them; made if it isn't there. Its name tells it from others that are
         open at the same time.
       keep: how many of the newest to keep.
-      identity: what the runs are known by, see :func:`ldro_jax.training.fingerprint.of`; a
-        checkpoint with another is refused.
+      identity: what the runs are made with, see :func:`ldro_jax.training.fingerprint.of`; a
+        checkpoint with another identity is refused.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Checkpoints:
             # Which to delete is decided in _prune: Orbax would count the best among the newest.
             max_to_keep=None,
             create=True,
-            # What a killed process was writing. In a bucket Orbax would take all that isn't a
-            # checkpoint for that, such as one that was moved aside.
+            # That is, what a killed process was writing. In a bucket Orbax would also delete what
+            # isn't a checkpoint, such as one that was moved aside.
             cleanup_tmp_directories=not paths.is_remote(self._directory),
-            # Under one name jax lets a process wait for the others but once at a time.
+            # Processes can wait for each other under one name only once at a time.
             multiprocessing_options=ocp.options.MultiprocessingOptions(
                 barrier_sync_key_prefix=self._directory.name
             ),
@@ -132,11 +132,11 @@ class Checkpoints:
         for step in reversed(self.steps):
             if step not in self.steps:  # the best of a later one, which couldn't be read
                 continue
-            found = self._read(step, like, and_then)
-            if found is None:
+            read = self._read(step, like, and_then)
+            if read is None:
                 self._move_aside(step)
                 continue
-            best = found[1]["best"]
+            best = read[1]["best"]
             if best not in (None, step) and self._read(best, like) is None:
                 if best in self.steps:
                     self._move_aside(best)
@@ -149,18 +149,15 @@ class Checkpoints:
                 self._move_aside(step)
                 continue
             self._best, self._knows_best = best, True
-            state, payload = found
+            state, payload = read
             return state, payload["record"], self._check(step, payload, like)
         return None
 
     def restore_best(self, like: Any) -> Any | None:
-        """Restores the checkpoint that the newest one names as the best.
+        """Restores the state that the newest checkpoint names as the best; ``None`` without one.
 
         Args:
           like: a state with the structure, shapes and dtypes to restore.
-
-        Returns:
-          The state; ``None`` if none was named.
 
         Raises:
           OSError: if it can't be read.
@@ -170,30 +167,30 @@ class Checkpoints:
         if self._best is None:
             return None
         self._copies.wait()
-        if (found := self._read(self._best, like)) is None:
+        if (read := self._read(self._best, like)) is None:
             raise OSError(
                 f"The checkpoint of the best step, {self._best}, in {self._directory} can't be "
                 "read any more. Run the same again: it goes back to where the run can go on "
                 "from."
             )
-        return found[0]
+        return read[0]
 
     def _read(
         self, step: int, like: Any, and_then: AndThen = lambda step, record: None
     ) -> tuple[Any, dict[str, Any]] | None:
         """The state and the payload of one checkpoint, or of its copy if it is damaged."""
-        found = self._try(step, like, and_then)
-        if found is None and self._copies.put_back(step):
+        read = self._try(step, like, and_then)
+        if read is None and self._copies.put_back(step):
             self._manager.reload()
-            found = self._try(step, like, and_then)
-        return found
+            read = self._try(step, like, and_then)
+        return read
 
     def _try(self, step: int, like: Any, and_then: AndThen) -> tuple[Any, dict[str, Any]] | None:
         """The state and the payload of one checkpoint, ``None`` if it is damaged anywhere."""
         state, payload, reason, refused = None, {}, "it isn't there", None
         # Whatever a damaged file makes Orbax raise, an older checkpoint is better than none.
         try:
-            payload = self._payload(step)
+            payload = kept.read_payload(self._directory / str(step))
         except Exception as error:
             reason = errors.first_line(error)
         if payload:
@@ -224,14 +221,6 @@ class Checkpoints:
 
     # The manager's own restore has all processes wait for each other at its end, and one that fails
     # before would never come.
-    def _payload(self, step: int) -> dict[str, Any]:
-        folder: Any = self._manager.directory / str(step) / "record"
-        payload = dict(ocp.JsonCheckpointHandler().restore(folder))
-        written = payload.pop("checksum", None)
-        if written != files.checksum(payload):
-            raise ValueError("its record is not what was saved")
-        return payload
-
     def _state(self, step: int, like: Any) -> Any:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         with orbax.reads_come_to_an_end():
@@ -244,13 +233,11 @@ class Checkpoints:
         """The metrics measured otherwise; raises ``OtherRunError`` for one of another run."""
         where = f"The checkpoint of step {step} in {self._directory}"
         changed = identity_lib.check(where, payload["identity"], self._identity)
-        found, ours = payload["structure"], identity_lib.structure(like)
-        if found != ours:
-            name = next(n for n in [*ours, *found] if found.get(n) != ours.get(n))
+        ours = identity_lib.structure(like)
+        for name, was, now in identity_lib.differing(payload["structure"], ours):
             raise identity_lib.OtherRunError(
                 f"{where} was made with another model, optimizer or version of ldro_jax: {name} is "
-                f"{found.get(name, 'not there')} in it, but {ours.get(name, 'not there')} now. "
-                f"{identity_lib.ADVICE}"
+                f"{was or 'not there'} in it, but {now or 'not there'} now. {identity_lib.ADVICE}"
             )
         return changed
 
@@ -272,11 +259,7 @@ class Checkpoints:
         self._manager.reload()
 
     def close(self) -> None:
-        """Waits for the writes under way.
-
-        Raises:
-          OSError: if they fail.
-        """
+        """Waits for the writes under way; raises ``OSError`` if they fail."""
         with paths.clear_errors(self._directory):
             try:
                 self._manager.wait_until_finished()

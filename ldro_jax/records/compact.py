@@ -6,16 +6,10 @@ from ldro_jax.records.results import Results, Run
 
 
 def compact(results: Results) -> Results:
-    """Leaves out of a record what its report doesn't show.
+    """A smaller record, from which the same report can be made.
 
     Averages and worst values stay for every checkpoint, the values of all tasks for the last
     evaluation of each run on each split alone.
-
-    Args:
-      results: the record.
-
-    Returns:
-      A smaller record, from which the same report can be made.
     """
     return dataclasses.replace(results, runs=[_run(run) for run in results.runs])
 

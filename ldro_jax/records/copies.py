@@ -17,12 +17,9 @@ def place(directory: pathlib.Path, step: int) -> pathlib.Path:
 
 
 class Copies:
-    """Keeps one copy, in the folder of the checkpoints.
+    """Keeps one copy in a directory that holds a folder for each checkpoint, named by its step.
 
-    In cloud storage there is none: it keeps several itself.
-
-    Args:
-      directory: which holds a folder for each checkpoint, named by its step.
+    In cloud storage there is none, as that keeps several itself.
     """
 
     def __init__(self, directory: pathlib.Path):
@@ -37,10 +34,7 @@ class Copies:
         return processes.is_first() and not paths.is_remote(self._directory)
 
     def start(self, step: int) -> None:
-        """Starts making that of a checkpoint which is complete, unless it is there.
-
-        Nothing may change the checkpoint before :meth:`wait`.
-        """
+        """Starts to copy a checkpoint, which nothing may change before :meth:`wait`."""
         if self._writes and not self._path(step).exists():
             self._thread = threading.Thread(target=self._make, args=(step,), daemon=True)
             self._thread.start()
@@ -52,16 +46,12 @@ class Copies:
             self._thread = None
 
     def forget(self, step: int) -> None:
-        """Deletes that of a checkpoint which will be another one."""
+        """Deletes the copy of a checkpoint that will be another one."""
         if self._writes and self._path(step).exists():
             paths.remove_tree(self._path(step))
 
     def put_back(self, step: int) -> bool:
-        """Puts the copy in the place of its checkpoint, which is moved aside.
-
-        Returns:
-          Whether there was one.
-        """
+        """Puts the copy, if there is one, in the place of its checkpoint, which is moved aside."""
         if not processes.all_agree(self._path(step).exists()):
             return False
         if self._writes:

@@ -3,13 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ldro_jax.runtime import checks, paths
+from absl import logging
+
+from ldro_jax.runtime import checks, hashing, paths, processes
 
 _CHECKSUM = "checksum"
+_Read = TypeVar("_Read")
 
 
 class ResultsError(ValueError):
@@ -17,11 +20,9 @@ class ResultsError(ValueError):
 
 
 def write_json(record: Mapping[str, Any], path: Path) -> None:
-    """Writes a record and its checksum; a reader sees the old file or the whole new one.
+    """Writes a record of plain types and finite numbers, with its checksum.
 
-    Args:
-      record: plain types; numbers are finite.
-      path: the file; missing folders are made.
+    A reader sees the old file or the whole new one; missing folders are made.
     """
     record = {**record, _CHECKSUM: checksum(record)}
     text = json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
@@ -29,38 +30,23 @@ def write_json(record: Mapping[str, Any], path: Path) -> None:
 
 
 def checksum(record: Mapping[str, Any]) -> str:
-    """Identifies a record by its content.
-
-    Args:
-      record: plain types; numbers are finite.
-
-    Returns:
-      16 hexadecimal digits, which don't depend on the order of keys.
-    """
-    text = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    """16 hexadecimal digits of plain types and finite numbers, the same in any order of keys."""
+    return hashing.short(json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False))
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Identifies the files of a folder by what is in them.
-
-    Args:
-      folder: with folders in it, or none.
-
-    Returns:
-      64 hexadecimal digits for each file, by its path in the folder.
-    """
-    found = {}
+    """SHA-256 of each file in a folder and in the folders in it, by its path in the folder."""
+    by_path = {}
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.is_dir():
-            found |= {f"{path.name}/{name}": digest for name, digest in digests(path).items()}
+            by_path |= {f"{path.name}/{name}": digest for name, digest in digests(path).items()}
             continue
         digest = hashlib.sha256()
         with path.open("rb") as file:
             while part := file.read(2**20):
                 digest.update(part)
-        found[path.name] = digest.hexdigest()
-    return found
+        by_path[path.name] = digest.hexdigest()
+    return by_path
 
 
 def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
@@ -68,10 +54,7 @@ def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
 
     Args:
       path: the file.
-      *formats: format numbers that it may have, where it has one.
-
-    Returns:
-      The record as it was given.
+      *formats: format numbers that it may have; without any, it must have none.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -94,12 +77,12 @@ def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
             f"Expected JSON in {path}; found something else ({error}). The file is damaged or was "
             "copied half-way: copy it again, or run the experiment again."
         ) from error
-    found = type(record).__name__ if not isinstance(record, dict) else record.get("format")
-    if not isinstance(record, dict) or found not in (formats or (None,)):
+    number = type(record).__name__ if not isinstance(record, dict) else record.get("format")
+    if not isinstance(record, dict) or number not in (formats or (None,)):
         expected = " or ".join(map(str, formats)) or None
         raise ResultsError(
-            f"Expected a results file of format {expected} in {path}; found format {found!r}. Read "
-            "it with the version of ldro_jax that wrote it, or run the experiment again."
+            f"Expected a results file of format {expected} in {path}; found format {number!r}. "
+            "Read it with the version of ldro_jax that wrote it, or run the experiment again."
         )
     # A file that was made or mended by hand has none.
     written = record.pop(_CHECKSUM, None)
@@ -109,6 +92,22 @@ def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
             f'the experiment again. If you have changed it by hand, take "{_CHECKSUM}" out of it.'
         )
     return record
+
+
+def read_or_move_aside(file: Path, read: Callable[[Path], _Read]) -> _Read | None:
+    """What a function reads from a file; ``None`` if there is no file, or it can't be used.
+
+    A file for which the function raises ``ValueError`` is moved aside, with a warning.
+    """
+    try:
+        return read(file)
+    except FileNotFoundError:  # or another process has just moved it
+        return None
+    except ValueError as error:
+        logging.warning("%s can't be used, so it is made again. %s", file, error)
+        if processes.is_first():
+            logging.warning("It is now %s.", paths.move_aside(file))
+        return None
 
 
 def _is_whole(record: Mapping[str, Any], written: str) -> bool:

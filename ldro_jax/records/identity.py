@@ -1,6 +1,5 @@
-"""What tells data, models and training states from others that may have the same names."""
+"""Whether data, programs and states are those that a record or a checkpoint was made with."""
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,41 +9,44 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-ADVICE = (
-    "Give it what it began with, choose another output_dir, or pass "
-    "output_dir=Directories(…, overwrite=True) to delete what is there."
+from ldro_jax.runtime import hashing
+
+_OR_ELSE = (
+    "choose another output_dir, or pass output_dir=Directories(…, overwrite=True) to delete what "
+    "is there."
 )
+ADVICE = f"Give it what it began with, {_OR_ELSE}"
 
 
 class OtherRunError(ValueError):
     """What is kept was made with other data, settings or programs than a run has now."""
 
 
-def check(what: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+def check(what: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     """Compares what a record or a checkpoint was made with to what a run is made of now.
 
     Args:
-      what: how to call it.
-      found: what was saved with it, as :func:`ldro_jax.training.fingerprint.of` gives it, in plain
-        JSON types.
-      ours: the same of the run now.
+      what: the record or the checkpoint, as an error calls it.
+      theirs: the identity saved with it; see :func:`ldro_jax.training.fingerprint.of`.
+      ours: the identity of the run now.
 
     Returns:
-      The metrics that are new, gone, or measured otherwise: no number depends on them but theirs.
+      The metrics that are new, gone, or measured otherwise: no number but their own depends on
+      them.
 
     Raises:
       OtherRunError: naming the first entry that differs, where numbers would be others. Digests
         are compared under the same versions alone, as another version of JAX may trace other
         equations of the same function; where they differ, a warning says so.
     """
-    if not all(part in found for part in ours):
+    if not all(part in theirs for part in ours):
         raise OtherRunError(f"{what} was made by another version of ldro_jax. {ADVICE}")
-    _check_runs(what, found.get("runs", []), ours.get("runs", []))
+    _check_runs(what, theirs.get("runs", []), ours.get("runs", []))
 
     def differences(part):
-        return list(differing(found.get(part, {}), ours.get(part, {})))
+        return list(differing(theirs.get(part, {}), ours.get(part, {})))
 
-    # That of a source isn't known before there is one.
+    # Which source it is isn't known before there is one.
     of_source = differences("source") if "source" in ours else []
     for name, was, now in differences("data") + of_source:
         raise OtherRunError(
@@ -68,81 +70,64 @@ def check(what: str, found: Mapping[str, Any], ours: Mapping[str, Any]) -> list[
             "%s is taken, though it can't be told whether its %s are the same: %s.",
             *(what, ", ".join([name for name, *_ in programs] + evaluation), "; ".join(versions)),
         )
-        # Those of a name that isn't there are new in any version.
-        one = found["evaluation"].keys() ^ ours["evaluation"].keys()
+        # A metric that only one of the two has is new or gone in any version.
+        one = theirs["evaluation"].keys() ^ ours["evaluation"].keys()
         evaluation = [name for name in evaluation if name in one]
     return evaluation
 
 
 def _check_runs(
-    what: str, found: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]
+    what: str, theirs: Sequence[Mapping[str, Any]], ours: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Raises ``OtherRunError`` unless two lists of runs are the same."""
-    if len(found) != len(ours):
-        raise OtherRunError(f"{what} is of {len(found)} runs, not {len(ours)}. {ADVICE}")
-    for theirs, mine in zip(found, ours, strict=True):
-        flat = [
-            {"method": run["method"], "seed": run["seed"], **run["settings"]}
-            for run in (theirs, mine)
-        ]
+    if len(theirs) != len(ours):
+        raise OtherRunError(f"{what} is of {len(theirs)} runs, not {len(ours)}. {ADVICE}")
+    for pair in zip(theirs, ours, strict=True):
+        flat = ({"method": r["method"], "seed": r["seed"], **r["settings"]} for r in pair)
         for name, was, now in differing(*flat):
             raise OtherRunError(
                 f"{what} is that of another run: {name} was {was}, now it is {now}. {ADVICE}"
             )
 
 
-def differing(found: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The entries in which two dictionaries differ.
+def check_length(what: str, steps: int, train_steps: int) -> None:
+    """Raises ``OtherRunError`` for a record or a checkpoint of more steps than a run has now."""
+    if steps > train_steps:
+        raise OtherRunError(
+            f"{what} has {steps} steps, and train_steps is {train_steps} now. Train at least as "
+            f"long, {_OR_ELSE}"
+        )
 
-    Args:
-      found: one.
-      ours: the other.
 
-    Yields:
-      Name, value found and value of ours; ``None`` where there is none.
-    """
-    for name in {**ours, **found}:
-        if found.get(name) != ours.get(name):
-            yield name, found.get(name), ours.get(name)
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yields name, their value and our value of each entry that differs; ``None`` for no entry."""
+    for name in {**ours, **theirs}:
+        if theirs.get(name) != ours.get(name):
+            yield name, theirs.get(name), ours.get(name)
 
 
 def key(run: Mapping[str, Any]) -> str:
-    """A text that is the same for the same run: its method, settings and seed.
-
-    Args:
-      run: one of the ``runs`` that a record or a checkpoint is known by.
-    """
+    """A text that is the same for the same run, one of the ``runs`` of an identity."""
     return json.dumps(run, sort_keys=True)
 
 
 def structure(state: Any) -> dict[str, str]:
-    """Dtype and shape of each array, by its path, and the tree that holds them.
+    """Dtype and shape of each array of a pytree by its path, such as ``float32[3, 2]``.
 
-    Args:
-      state: a pytree of arrays.
-
-    Returns:
-      Texts such as ``float32[3, 2]``, and one that the tree is known by, which an optimizer may
-      have another of with the same arrays.
+    Another entry stands for the tree that holds them, which may differ between optimizers with the
+    same arrays.
     """
     tree = re.sub(r" at 0x[0-9a-f]+", "", str(jax.tree.structure(state)))
     return {
         jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    } | {"the tree": hashlib.sha256(tree.encode()).hexdigest()[:16]}
+    } | {"the tree": hashing.short(tree)}
 
 
 def digest(state: Any) -> list[list[int]]:
-    """Two sums over the bits of each array.
+    """Two sums over the bits of each array of a pytree; both change where a single word does.
 
-    They are computed where the arrays are, and the same on any devices. With several processes, all
-    of them must call this.
-
-    Args:
-      state: a pytree of arrays.
-
-    Returns:
-      Integers of 32 bits. Where a single word differs, so do both sums.
+    They are integers of 32 bits, computed where the arrays are, and the same on any devices. With
+    several processes, all of them must call this.
     """
     return [[int(x) for x in sums] for sums in _sums(jax.tree.leaves(state))]
 

@@ -13,12 +13,8 @@ _DIGITS = 6
 def plain(value: Any) -> Any:
     """A value in the types that JSON has.
 
-    Args:
-      value: numbers, arrays of NumPy or JAX, mappings, lists, dataclasses, or anything else.
-
-    Returns:
-      The same in plain types: floats with six digits, None for one that is not finite, and the text
-      of anything unknown.
+    Floats have six digits, one that is not finite is None, and anything but numbers, arrays,
+    mappings, lists and dataclasses is a text.
     """
     if value is None or isinstance(value, bool | int | str):
         return value

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,10 +17,10 @@ from ldro_jax.runtime import checks, errors, paths
 
 @dataclasses.dataclass(frozen=True)
 class Kept:
-    """A checkpoint.
+    """A checkpoint of some runs.
 
     Attributes:
-      folder: the folder of its runs.
+      folder: the folder of these runs.
       step: number of steps taken.
       payload: what is in it besides the state; see :mod:`ldro_jax.records.checkpoints`.
     """
@@ -31,28 +31,47 @@ class Kept:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What its runs are known by; see :func:`ldro_jax.training.fingerprint.of`."""
+        """What it was made with; see :func:`ldro_jax.training.fingerprint.of`."""
         return self.payload.get("identity", {})
+
+    @property
+    def runs(self) -> Sequence[Mapping[str, Any]]:
+        """Method, settings and seed of each of its runs."""
+        return self.identity.get("runs", ())
+
+    @property
+    def keys(self) -> list[str]:
+        """A text for each of its runs, see :func:`ldro_jax.records.identity.key`."""
+        return [identity.key(run) for run in self.runs]
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """The steps that a folder has checkpoints of, in order."""
+    paths_in = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in paths_in if path.name.isdigit())
 
 
 def newest(output_dir: pathlib.Path) -> Iterator[Kept]:
-    """The newest checkpoint that can be read of each folder.
-
-    Args:
-      output_dir: of an experiment.
-
-    Yields:
-      One for each folder that has some.
-    """
+    """Yields the newest checkpoint that can be read, for each folder of an experiment."""
     directory = output_dir / "checkpoints"
     for folder in sorted(directory.iterdir()) if directory.exists() else ():
-        if not folder.is_dir():
-            continue
-        steps = (int(path.name) for path in folder.iterdir() if path.name.isdigit())
-        for step in sorted(steps, reverse=True):
+        for step in reversed(steps_in(folder)):
             if (payload := _payload(folder / str(step))) is not None:
                 yield Kept(folder, step, payload)
                 break
+
+
+def read_payload(place: pathlib.Path) -> dict[str, Any]:
+    """What is in a checkpoint besides the state.
+
+    Raises:
+      Exception: of any kind, where it is damaged.
+    """
+    record: Any = place / "record"
+    payload = dict(ocp.JsonCheckpointHandler().restore(record))
+    if payload.pop("checksum", None) != files.checksum(payload):
+        raise ValueError("its record is not what was saved")
+    return payload
 
 
 def load(
@@ -68,8 +87,8 @@ def load(
 
     Args:
       output_dir: of the experiment, finished or not.
-      method: its name; may be left out where there is one.
-      seed: of the run; may be left out where there is one.
+      method: the name of the run's method; may be left out where there is one method.
+      seed: the run's seed; may be left out where there is one seed.
       settings: hyperparameters that tell the run from those of other settings of the method, some
         or all.
       step: ``"best"``, the step that was best on validation, of runs with
@@ -92,18 +111,19 @@ def load(
     if step not in ("best", "last"):
         step = checks.integer("step (a number, 'best' or 'last')", step)
     asked = {"method": method, "seed": seed, "settings": dict(settings or {})}
-    found = [
+    there = list(newest(directory))
+    fitting = [
         (checkpoint, index, run)
-        for checkpoint in newest(directory)
-        for index, run in enumerate(checkpoint.identity.get("runs", ()))
+        for checkpoint in there
+        for index, run in enumerate(checkpoint.runs)
         if _fits(run, asked)
     ]
-    runs = {repr(run): run for *_, run in found}
+    runs = {repr(run): run for *_, run in fitting}
     if not runs:
-        there = [run for kept in newest(directory) for run in kept.identity.get("runs", ())]
+        known = [_described(run) for checkpoint in there for run in checkpoint.runs]
         raise FileNotFoundError(
             f"{directory} has no checkpoint of a run with {_described(asked)}. "
-            f"{'Found: ' + '; '.join(map(_described, there)) if there else 'It has none at all'}."
+            f"{'Found: ' + '; '.join(known) if known else 'It has none at all'}."
         )
     if len(runs) > 1:
         raise ValueError(
@@ -111,7 +131,7 @@ def load(
             f"{_described(asked)}: {'; '.join(map(_described, runs.values()))}."
         )
     # One that was trained in several groups has gone on in the last of them.
-    checkpoint, index, _ = max(found, key=lambda one: one[0].step)
+    checkpoint, index, _ = max(fitting, key=lambda one: one[0].step)
     if step != "last":
         checkpoint = _of_step(checkpoint, step)
     params = _params(checkpoint, index)
@@ -119,17 +139,13 @@ def load(
 
 
 def _payload(place: pathlib.Path) -> dict[str, Any] | None:
-    record: Any = place / "record"
     if not place.exists():
         return None
     try:
-        payload = dict(ocp.JsonCheckpointHandler().restore(record))
-        written = payload.pop("checksum", None)
-        if written == files.checksum(payload):
-            return payload
+        return read_payload(place)
     except Exception as error:  # whatever a damaged file makes Orbax raise
-        logging.warning("%s can't be read (%s).", record, error)
-    return None
+        logging.warning("%s can't be read (%s).", place / "record", error)
+        return None
 
 
 def _fits(run: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
@@ -156,23 +172,27 @@ def _of_step(checkpoint: Kept, step: int | str) -> Kept:
                 f"one; step='last' gives that of step {checkpoint.step}."
             )
         step = int(best)
-    payload = checkpoint.payload
-    if step != checkpoint.step:
-        places = folder / str(step), copies.place(folder, int(step))
-        payload = _payload(places[0]) or _payload(places[1])
-    if payload is None:
-        steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
-        raise FileNotFoundError(
-            f"There is no checkpoint of step {step} in {folder} that can be read, but of {steps}."
-        )
-    return Kept(folder, int(step), payload)
+    if step == checkpoint.step:
+        return checkpoint
+    for place in _places(folder, int(step)):
+        if (payload := _payload(place)) is not None:
+            return Kept(folder, int(step), payload)
+    raise FileNotFoundError(
+        f"There is no checkpoint of step {step} in {folder} that can be read, but of "
+        f"{steps_in(folder)}."
+    )
+
+
+def _places(folder: pathlib.Path, step: int) -> tuple[pathlib.Path, pathlib.Path]:
+    """Where the checkpoint of a step is, and where its copy may be."""
+    return folder / str(step), copies.place(folder, step)
 
 
 def _params(checkpoint: Kept, index: int) -> Any:
     """The parameters of one run of a checkpoint, or of its copy if it is damaged."""
     folder, step = checkpoint.folder, checkpoint.step
     reason = ""
-    for place in (folder / str(step), copies.place(folder, step)):
+    for place in _places(folder, step):
         try:
             restored = _restored(place / "state") if place.exists() else None
         except Exception as error:  # whatever a damaged file makes Orbax raise
@@ -202,14 +222,14 @@ def _as_made(params: Any, problem: Any) -> Any:
 
     shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
     # By their names: the fields of a class are in its own order, and dictionaries are sorted.
-    found, expected = _by_name(params), _by_name(shapes)
-    ours, theirs = ({n: list(x.shape) for n, x in part.items()} for part in (expected, found))
+    kept, expected = _by_name(params), _by_name(shapes)
+    ours, theirs = ({n: list(x.shape) for n, x in part.items()} for part in (expected, kept))
     if ours != theirs:
         raise ValueError(
             f"problem must be what was trained, but its parameters have the shapes {ours}, and "
             f"those that are kept {theirs}."
         )
-    return jax.tree.unflatten(jax.tree.structure(shapes), [found[name] for name in expected])
+    return jax.tree.unflatten(jax.tree.structure(shapes), [kept[name] for name in expected])
 
 
 def _by_name(tree: Any) -> dict[str, Any]:

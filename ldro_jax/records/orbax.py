@@ -1,4 +1,4 @@
-"""Orbax, kept quiet where it says twice what goes wrong, and whole where a read fails."""
+"""What we change in Orbax: errors are reported once, and a failed read ends in good order."""
 
 import asyncio
 import contextlib
@@ -22,8 +22,8 @@ class Manager(ocp.CheckpointManager):
 def reads_come_to_an_end() -> Iterator[None]:
     """Has Orbax finish what it began to read, where one of many reads fails.
 
-    It closes its event loop over the others. What reaches a closed loop Python reports at any time
-    later, and it can crash the process.
+    Otherwise it closes its event loop while the others go on. When they reach the closed loop,
+    Python reports an error at any later time, or the process crashes.
     """
     make_loop = asyncio.new_event_loop
 
@@ -35,7 +35,7 @@ def reads_come_to_an_end() -> Iterator[None]:
             if not loop.is_closed() and (pending := asyncio.all_tasks(loop)):
                 done, _ = loop.run_until_complete(asyncio.wait(pending, timeout=60))
                 for task in done:
-                    # Otherwise asyncio would report what nobody asks for.
+                    # Otherwise asyncio would report errors that nobody has looked at.
                     _ = task.cancelled() or task.exception()
             close()
 
@@ -50,11 +50,8 @@ def reads_come_to_an_end() -> Iterator[None]:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    return not _is_of_orbax(record.pathname) and "tensorstore_spec" not in record.getMessage()
-
-
-def _is_of_orbax(path: str) -> bool:
-    return "orbax" in pathlib.Path(path).parts
+    is_of_orbax = "orbax" in pathlib.Path(record.pathname).parts
+    return not is_of_orbax and "tensorstore_spec" not in record.getMessage()
 
 
 # What goes wrong in Orbax's threads and reads is raised as well, and said here in a line.

@@ -1,8 +1,8 @@
 """What functions and objects are made of, a line each, so that an error can name what has changed.
 
 A learning rate is in the closure of an optimizer's ``update``, and the width of a layer in the
-fields of a module. Nothing depends on these lines: whether two programs are the same their digests
-say (:mod:`ldro_jax.records.traced`).
+fields of a module. Whether two programs are the same doesn't depend on these lines, but on digests
+(:mod:`ldro_jax.records.traced`).
 """
 
 import dataclasses
@@ -20,14 +20,10 @@ _DEPTH, _LINES = 12, 200
 
 
 def lines(name: str, value: Any) -> list[str]:
-    """The numbers, texts and names of functions in a value.
+    """The numbers, texts and names of functions in a value of that name, at most 200 lines.
 
-    Args:
-      name: how to call it.
-      value: any; functions, and objects with fields, are looked into.
-
-    Returns:
-      Lines such as ``optimizer.update.update_fns[1].step_size = -0.1``, the first 200.
+    Functions and objects with fields are looked into, which gives lines such as
+    ``optimizer.update.update_fns[1].step_size = -0.1``.
     """
     walk = _walk(name, value, 0, set())
     return [line for line, _ in zip(walk, range(_LINES), strict=False)]

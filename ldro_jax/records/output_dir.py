@@ -20,17 +20,10 @@ CONFIG, RESULTS, REPORT = "config.gin", "results.json", "report.html"
 # All that an experiment writes, in the order in which it is deleted: without the results it doesn't
 # count as finished, and without the configuration not as an experiment.
 _WRITTEN = (
-    RESULTS,
-    REPORT,
-    "figures",
-    "runs",
-    "references.json",
-    "monolingual",
-    "tensorboard",
-    "checkpoints",
-    CONFIG,
+    *(RESULTS, REPORT, "figures", "runs", "references.json"),
+    *("monolingual", "tensorboard", "checkpoints", CONFIG),
 )
-# Lines of two configurations that an error quotes.
+# How many lines an error quotes of each of two configurations.
 _SHOWN = 4
 _LOCK = f"{paths.TEMPORARY}lock"
 # What a file must have to be the configuration of an experiment, and not of some other program.
@@ -61,7 +54,8 @@ class OutputDir:
     def check(self) -> None:
         """Finds out whether an experiment can go there; only reads.
 
-        Whether one that is there is the same is asked of its runs, when the data is known.
+        Whether the experiment that is there is the same is found out from its runs, when the data
+        is known.
 
         Raises:
           FileExistsError: if another process works there, or it holds something that isn't an
@@ -105,7 +99,7 @@ class OutputDir:
                 results = self.path / RESULTS
                 if results.exists() and _load(results) is None:
                     paths.move_aside(results)
-                # One that is empty was cut off by an earlier version of this program.
+                # An empty one was cut off by an earlier version of this program.
                 if not _config_of(self.path):
                     paths.write(self.path / CONFIG, self._config_text)
             except OSError as error:
@@ -130,15 +124,13 @@ class OutputDir:
                 f"{directory} is in use by {holder}. Wait until it is done, or choose another "
                 "output_dir."
             )
-        found = _config_of(self.path)
-        if (found and MARK not in found) or (found is None and self._has_files()):
+        config = _config_of(directory)
+        has_files = any(not x.name.startswith(paths.TEMPORARY) for x in directory.iterdir())
+        if (config and MARK not in config) or (config is None and has_files):
             raise FileExistsError(
                 f"{directory} holds files, but no experiment (no {CONFIG} of one). Choose another "
                 "output_dir."
             )
-
-    def _has_files(self) -> bool:
-        return any(not path.name.startswith(paths.TEMPORARY) for path in self.path.iterdir())
 
     def _clear(self) -> None:
         for name in _WRITTEN:
@@ -176,58 +168,47 @@ class OutputDir:
             if _flock(lock):
                 return ""
             try:
-                found = json.loads(lock.read())
-                return f"process {found['process']} on {found['host']} since {found['since']}"
+                holder = json.loads(lock.read())
+                return f"process {holder['process']} on {holder['host']} since {holder['since']}"
             except (ValueError, KeyError, TypeError):
                 return "another process"
 
 
-def finished(directory: pathlib.Path, config_text: str) -> results_lib.Results | None:
-    """The record of an experiment, if it and its report are written and it had this configuration.
-
-    Args:
-      directory: see :attr:`OutputDir.path`.
-      config_text: the resolved configuration.
-    """
-    if not (directory / REPORT).exists() or _config_of(directory) != _marked(config_text):
+def finished(directory: pathlib.Path, config_text: str | None) -> results_lib.Results | None:
+    """The record of an experiment, if it and its report are written for this configuration."""
+    if config_text is None or _config_of(directory) != _marked(config_text):
         return None
-    return _load(directory / RESULTS)
+    return _load(directory / RESULTS) if (directory / REPORT).exists() else None
 
 
 @contextlib.contextmanager
-def going_on(directory: pathlib.Path, config_text: str) -> Iterator[Callable[[], None]]:
-    """What is there may be refused inside, and is compared by its configuration as well.
-
-    Args:
-      directory: see :attr:`OutputDir.path`.
-      config_text: the resolved configuration.
+def going_on(directory: pathlib.Path, config_text: str | None) -> Iterator[Callable[[], None]]:
+    """Adds to an ``OtherRunError`` raised inside the lines in which the configurations differ.
 
     Yields:
       A function that writes the configuration, to be called when nothing that is there is refused.
-
-    Raises:
-      OtherRunError: the one that is raised inside, with the lines in which the configurations
-        differ.
+      Without a configuration the one that is there stays.
     """
+    theirs = _config_of(directory) or ""
+    ours = theirs if config_text is None else _marked(config_text)
 
     def accept():
-        if processes.is_first() and _config_of(directory) != _marked(config_text):
-            paths.write(directory / CONFIG, _marked(config_text))
+        if processes.is_first() and theirs != ours:
+            paths.write(directory / CONFIG, ours)
 
     try:
         yield accept
     except identity.OtherRunError as error:
-        found, ours = _config_of(directory) or "", _marked(config_text)
-        if found == ours:
+        if (_config_of(directory) or "") == ours:
             raise
-        there, now = _differences(found, ours)
+        there, now = _differences(theirs, ours)
         raise identity.OtherRunError(
             f"{error} The configurations differ: {there} there, {now} now."
         ) from error
 
 
 def _marked(config_text: str) -> str:
-    """The configuration, with what tells it from that of another program."""
+    """The configuration, with a mark that tells it from that of another program."""
     return config_text if MARK in config_text else f"# {MARK}\n{config_text}"
 
 
@@ -238,9 +219,9 @@ def _config_of(directory: pathlib.Path) -> str | None:
         return None
 
 
-def _differences(found: str, ours: str) -> tuple[str, str]:
+def _differences(theirs: str, ours: str) -> tuple[str, str]:
     """The first lines that only one of two texts has."""
-    lines = [[x.strip().removeprefix("# ") for x in text.splitlines()] for text in (found, ours)]
+    lines = [[x.strip().removeprefix("# ") for x in text.splitlines()] for text in (theirs, ours)]
     names = [{x.partition(" = ")[0] for x in mine} for mine in lines]
 
     def only(mine, others):
@@ -268,9 +249,9 @@ def _open_lock(path: pathlib.Path, flags: int) -> Any:
         if error.errno not in (errno.ELOOP, errno.EMLINK, errno.ENXIO):
             raise
     else:
-        found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1:
-            if _is_trusted(found.st_uid, path.parent):
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            if _is_trusted(status.st_uid, path.parent):
                 return os.fdopen(descriptor, "r+" if flags & os.O_RDWR else "r", encoding="utf-8")
             what = "belongs to another user"
         os.close(descriptor)

@@ -12,31 +12,27 @@ import jax
 
 
 def versions(*more: str) -> dict[str, str]:
-    """Versions of the packages that numbers depend on.
+    """Versions of the packages that numbers depend on, and of ``more``, by name.
 
-    Args:
-      *more: names of further packages.
-
-    Returns:
-      Versions by package name, with the commit of what comes from a repository, if it is known;
-      packages that aren't installed are left out.
+    The commit of what comes from a repository is added, if it is known; packages that aren't
+    installed are left out.
     """
-    found = {}
+    installed = {}
     for package in ("ldro-jax", "jax", "jaxlib", "flax", "optax", "numpy", *more):
         try:
             distribution = importlib.metadata.distribution(package)
         except importlib.metadata.PackageNotFoundError:
             continue
         commit = _commit(distribution)
-        found[package] = distribution.version + (f" ({commit[:8]})" if commit else "")
-    return found
+        installed[package] = distribution.version + (f" ({commit[:8]})" if commit else "")
+    return installed
 
 
 def _commit(distribution: importlib.metadata.Distribution) -> str:
     source = json.loads(distribution.read_text("direct_url.json") or "{}")
     if "vcs_info" in source:
         return source["vcs_info"]["commit_id"]
-    # What pip clones to be edited stands at a commit, and not at a branch.
+    # A clone that pip made for an editable installation is at a commit, not on a branch.
     folders = [distribution.locate_file(""), urllib.parse.urlparse(source.get("url", "")).path]
     for head in (pathlib.Path(str(folder)) / ".git" / "HEAD" for folder in folders if folder):
         if head.is_file() and re.fullmatch(r"[0-9a-f]{40}\s*", text := head.read_text()):
@@ -45,11 +41,7 @@ def _commit(distribution: importlib.metadata.Distribution) -> str:
 
 
 def device() -> dict[str, Any]:
-    """What the numbers were computed on.
-
-    Returns:
-      Platform, kind and count of the devices, and the number of processor cores.
-    """
+    """Platform, kind and count of the devices, and the number of processor cores."""
     first = jax.devices()[0]
     return {
         "platform": first.platform,

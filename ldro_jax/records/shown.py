@@ -1,51 +1,101 @@
 """How a record shows itself: a line in a terminal, a table of methods where it is printed."""
 
+import dataclasses
 import html
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ldro_jax.records.json_types import plain
 
 if TYPE_CHECKING:
-    from ldro_jax.records.record import Evaluation, Results, Run
+    from ldro_jax.records.results import Evaluation, Results, Run
 
 _SPLITS = ("test", "validation", "train")
-# Of a sweep the report has all.
+# Settings in the table of a sweep; its report has all.
 _MOST = 20
+# Characters of a line, and those that a name in it keeps at least.
+_WIDTH, _MIN_NAME = 100, 12
 
 
-class Table(NamedTuple):
-    """The methods of a record.
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of texts.
 
     Attributes:
-      title: what the numbers are.
-      head: the names of the columns.
-      rows: a line for each method and setting, at most 20.
-      left_out: how many lines there are besides.
+      title: what it shows.
+      header: names of the columns.
+      rows: the cells of each row.
+      best: row and column of the cells to mark.
+      text_columns: which columns aren't numbers.
+      note: a line below it, if anything is to be said.
     """
 
     title: str
-    head: Sequence[str]
+    header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    left_out: int
+    best: Collection[tuple[int, int]] = ()
+    text_columns: Collection[int] = (0,)
+    note: str = ""
+
+    def text(self) -> str:
+        """Aligned lines, the best of a column marked with `*`; long names are cut to fit 100."""
+        marked = [
+            [cell + ("*" if (i, j) in self.best else " ") for j, cell in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
+        lines = [[cell + " " for cell in self.header], *marked]
+        limits = self._limits(lines)
+        lines = [[_cut(cell, limits[j]) for j, cell in enumerate(line)] for line in lines]
+
+        def join(line):
+            cells = zip(line, limits, range(len(line)), strict=True)
+            padded = (c.ljust(w) if j in self.text_columns else c.rjust(w) for c, w, j in cells)
+            return " ".join(padded).rstrip()
+
+        rule = "-" * max(len(join(line)) for line in lines)
+        notes = ["* best of its column"] if self.best else []
+        notes += [self.note] if self.note else []
+        return "\n".join([self.title, join(lines[0]), rule, *map(join, lines[1:]), *notes])
+
+    def _limits(self, lines) -> list[int]:
+        """How wide each column is, names only so wide that a line has 100 characters if it can."""
+        widths = [max(len(line[j]) for line in lines) for j in range(len(self.header))]
+        while sum(widths) + len(widths) - 1 > _WIDTH:
+            longest = max(self.text_columns, key=lambda j: widths[j])
+            if widths[longest] <= _MIN_NAME:
+                break
+            widths[longest] -= 1
+        return widths
+
+    def html(self) -> str:
+        """A table for a notebook."""
+
+        def row(cells, tag):
+            return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+
+        rows = [row(self.header, "th"), *(row(cells, "td") for cells in self.rows)]
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        title = html.escape(self.title)
+        return f"<table><caption>{title}</caption>{''.join(rows)}</table>{note}"
+
+
+def _cut(text: str, width: int) -> str:
+    """Cuts the middle: settings of one method differ at the end of their names."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
 
 
 def line(results: "Results") -> str:
-    """A record in one line.
-
-    Args:
-      results: the record.
-
-    Returns:
-      The text.
-    """
+    """A record in one line."""
     methods = len({run.method for run in results.runs})
     return (
-        f"<Results {results.experiment!r}: {_count(methods, 'method')}, "
-        f"{_count(len(results.runs), 'run')}, {_count(len(results.task_names), 'task')}, "
+        f"<Results {results.experiment!r}: {count(methods, 'method')}, "
+        f"{count(len(results.runs), 'run')}, {count(len(results.task_names), 'task')}, "
         f"{results.metric}>"
     )
 
@@ -53,11 +103,7 @@ def line(results: "Results") -> str:
 def table(results: "Results") -> Table:
     """Average and worst value of each method, means over the runs that reached their end.
 
-    Args:
-      results: the record.
-
-    Returns:
-      The table, of each run's last evaluation on test if there is one, else on validation.
+    They are of each run's last evaluation on test if there is one, else on validation.
     """
     finished = [run for run in results.runs if run.stopped is None]
     splits = {e.split for run in finished for e in run.evaluations if e.metric == results.metric}
@@ -74,52 +120,26 @@ def table(results: "Results") -> Table:
         ends = [evaluation for evaluation in last if evaluation is not None]
         means = [_mean([getattr(e, name) for e in ends]) for name in ("average", "worst")]
         rows.append((label, *means, f"{len(ends)} of {len(runs)}"))
-    title = f"{results.experiment}: {results.metric} on {split}"
-    head = ("method", "average", "worst task", "finished runs")
-    return Table(title, head, rows[:_MOST], max(0, len(rows) - _MOST))
-
-
-def text(results: "Results") -> str:
-    """The table for a terminal."""
-    found = table(results)
-    lines = [found.head, *found.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        "  ".join(
-            cell.ljust(width) if number == 0 else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
-        )
-        for cells in lines
-    ]
-    return "\n".join([found.title, *aligned, *_rest(found)])
-
-
-def as_html(results: "Results") -> str:
-    """The table for a notebook."""
-    found = table(results)
-
-    def row(cells, tag):
-        return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-    rows = [row(found.head, "th"), *(row(cells, "td") for cells in found.rows)]
-    rest = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in _rest(found))
-    return f"<table><caption>{html.escape(found.title)}</caption>{''.join(rows)}</table>{rest}"
-
-
-def _rest(found: Table) -> list[str]:
-    return [f"and {found.left_out} more settings"] if found.left_out else []
+    left_out = len(rows) - _MOST
+    return Table(
+        f"{results.experiment}: {results.metric} on {split}",
+        ("method", "average", "worst task", "finished runs"),
+        rows[:_MOST],
+        note=f"and {left_out} more settings" if left_out > 0 else "",
+    )
 
 
 def _last(run: "Run", split: str, metric: str) -> "Evaluation | None":
     if run.stopped is not None:
         return None
-    found = [e for e in run.evaluations if (e.split, e.metric) == (split, metric)]
-    return max(found, key=lambda e: e.step, default=None)
+    ours = [e for e in run.evaluations if (e.split, e.metric) == (split, metric)]
+    return max(ours, key=lambda e: e.step, default=None)
 
 
 def _mean(values: Sequence[float]) -> str:
     return f"{np.mean(values):.4g}" if values else "–"
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """A number of things, such as "1 seed" or "2 seeds"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

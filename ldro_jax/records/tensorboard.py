@@ -19,28 +19,22 @@ class TensorBoardWriter(contextlib.AbstractContextManager):
     """Writes TensorBoard events; tensorboardX's own writer leaves that to a thread.
 
     They are on disk after :meth:`flush`, which waits for the disk, and otherwise after some
-    seconds, with the next events.
-
-    Args:
-      directory: where the event file goes, a new one.
+    seconds, with the next events. The event file is a new one in the directory.
     """
 
     def __init__(self, directory: pathlib.Path):
         directory_check(str(directory))
-        # The rest of its name are the second and the machine.
+        # The rest of its name is the time and the machine.
         self._writer = EventsWriter(str(directory / "events"), f".{uuid.uuid4().hex}")
         self._flushed = time.monotonic()
         self._names: tuple[str, ...] | None = None
         self._event, self._scalars = Event(), []
 
     def write_scalars(self, step: int, names: tuple[str, ...], values: Iterable[float]) -> None:
-        """Writes the scalars of one step.
+        """Writes the scalars of one step, a value for each name.
 
-        Args:
-          step: training steps done.
-          names: of the scalars. Where they are the same object as before, the event of before is
-            filled anew, which takes a third of the time.
-          values: as many.
+        If the names are the same object as in the last call, its event is filled anew, which takes
+        a third of the time.
         """
         if names is not self._names:
             summary = Summary(value=[Summary.Value(tag=name) for name in names])

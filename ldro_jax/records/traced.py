@@ -32,14 +32,9 @@ _PLACES = re.compile(r" at 0x[0-9a-f]+|0x[0-9a-f]{6,}")
 
 
 def of(function: Callable[..., Any], *arguments: Any) -> str:
-    """The digest of a function for arguments of some shapes.
+    """The digest, 16 hexadecimal digits, of a function for pytrees of arrays or their shapes.
 
-    Args:
-      function: traced, and not computed.
-      *arguments: pytrees of arrays or their shapes.
-
-    Returns:
-      16 hexadecimal digits.
+    The function is traced, and not computed.
     """
     shapes = jax.tree.map(_shape, arguments)
     closed, out = jax.make_jaxpr(function, return_shape=True)(*shapes)
@@ -51,14 +46,7 @@ def of(function: Callable[..., Any], *arguments: Any) -> str:
 
 
 def of_values(*values: Any) -> str:
-    """The digest of arrays, and of what other values say of themselves.
-
-    Args:
-      *values: arrays, numbers, texts, and lists and dictionaries of them.
-
-    Returns:
-      16 hexadecimal digits.
-    """
+    """The digest of arrays, numbers, texts, and lists and dictionaries of them."""
     writer = _Writer()
     for value in values:
         writer.value(value)
@@ -68,12 +56,8 @@ def of_values(*values: Any) -> str:
 def of_code(function: Callable[..., Any]) -> str:
     """The digest of the code of a function that can't be traced, and of what it closes over.
 
-    Args:
-      function: of Python.
-
-    Returns:
-      16 hexadecimal digits, which are others in another version of Python. What the functions that
-      it calls by their names do isn't in it.
+    It is another one in another version of Python, and leaves out what the functions do that the
+    code calls by their names.
     """
     writer = _Writer()
     writer.code(function, seen=set())
@@ -124,7 +108,6 @@ class _Writer:
         for eqn in jaxpr.eqns:
             self.write(equation=eqn.primitive.name)
             self._read(eqn.invars, numbers)
-            # Whose values nobody reads have no number in a printed program either.
             declare(eqn.outvars)
             for name in sorted(eqn.params):
                 if not _LEFT_OUT.fullmatch(name):

@@ -62,7 +62,7 @@ def write_report(
         paths.make(output_dir),
         f"{record.experiment}: average and worst task",
         sections.introduction(compared),
-        sections.of(compared, config_text, extra_sections),
+        sections.of_page(compared, config_text, extra_sections),
     )
 
 
@@ -78,8 +78,8 @@ def headline_text(record: Results) -> str:
     if not record.runs:
         return "no runs"
     everything = comparison.compare(record, every_setting=True)
-    found = [tables.headline(everything), tables.relative(comparison.compare(record))]
-    return "\n\n".join(table.text() for table in found if table)
+    shown = [tables.headline(everything), tables.relative(comparison.compare(record))]
+    return "\n\n".join(table.text() for table in shown if table)
 
 
 def finish(

@@ -127,14 +127,14 @@ class Comparison:
     @property
     def methods(self) -> dict[str, list[Setting]]:
         """All settings of each method, in order of first appearance."""
-        found: dict[str, list[Setting]] = {}
+        by_method: dict[str, list[Setting]] = {}
         for setting in self.settings:
-            found.setdefault(setting.method, []).append(setting)
-        return found
+            by_method.setdefault(setting.method, []).append(setting)
+        return by_method
 
     def rows(self, setting: Setting, split: str) -> DataFrame:
         """The evaluations of a setting on a split, by the metric that is compared."""
-        return frame.of(self.evaluations, setting, split, self.record.metric)
+        return frame.rows_of(self.evaluations, setting, split, self.record.metric)
 
     def checkpoints(self, setting: Setting) -> DataFrame:
         """Mean average and worst value by step, see :func:`frame.common_steps`."""
@@ -171,7 +171,7 @@ def compare(
         base = next(s for s in shown if s.method == base.method)
     compared = evaluations[evaluations.metric == record.metric]
     split = frame.report_split(compared)
-    finals = {s: frame.last(frame.of(compared, s, split, record.metric)) for s in shown}
+    finals = {s: frame.last(frame.rows_of(compared, s, split, record.metric)) for s in shown}
     values = _values(record, split, shown, base, finals)
     known = record.references.get(split, {})
     own = {name: known.get(name, math.nan) for name in record.task_names}
@@ -213,9 +213,9 @@ def _chosen(record, settings, evaluations) -> list[Setting]:
     sign = 1.0 if record.higher_is_better else -1.0
     best: dict[str, tuple[float, Setting]] = {}
     for setting in settings:
-        rows = frame.of(evaluations, setting, "validation", record.metric)
+        rows = frame.rows_of(evaluations, setting, "validation", record.metric)
         final = frame.last(rows)[record.select_by]
-        tested = frame.last(frame.of(evaluations, setting, "test", record.metric)).step
+        tested = frame.last(frame.rows_of(evaluations, setting, "test", record.metric)).step
         at = dict(zip(zip(rows.seed, rows.step, strict=True), rows[record.select_by], strict=True))
         judged = [at.get((seed, tested.get(seed)), value) for seed, value in final.items()]
         score = sign * spread(judged).mean
@@ -249,12 +249,12 @@ def _relative(values: Values, own: Mapping[str, float]) -> Values | None:
     metric = f"relative {values.metric}"
     tasks, overall = {}, {}
     for setting, table in values.tasks.items():
-        found = [relative_perplexity(row, references) for row in table[names].to_numpy()]
+        relative = [relative_perplexity(row, references) for row in table[names].to_numpy()]
         entries = [
             summarise_evaluation(0, values.split, metric, names, row, values.higher_is_better)
-            for row in found
+            for row in relative
         ]
-        tasks[setting] = pd.DataFrame(found, table.index, names, dtype=float)
+        tasks[setting] = pd.DataFrame(relative, table.index, names, dtype=float)
         rows = [(e.average, e.worst, e.worst_task) for e in entries]
         overall[setting] = pd.DataFrame(rows, table.index, _OVERALL)
     return dataclasses.replace(values, metric=metric, overall=overall, tasks=tasks)

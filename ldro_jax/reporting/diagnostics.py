@@ -32,8 +32,8 @@ def predicted(run: Run) -> float:
     common = np.isin(run.losses.steps, run.descent.steps)
     losses, sums, steps = run.losses.values[common], run.descent.values, run.descent.steps
     rates = np.diff(sums, axis=0) / np.diff(steps)[:, None]
-    expected, found = (rates[:-1] + rates[1:]) / 2, -np.diff(losses[1:], axis=0)
-    pairs = np.stack([expected, found])
+    expected, happened = (rates[:-1] + rates[1:]) / 2, -np.diff(losses[1:], axis=0)
+    pairs = np.stack([expected, happened])
     pairs = pairs[:, np.isfinite(pairs).all(axis=(0, 2))]
     if len(losses[0]) < 3 or not pairs.size:
         return math.nan

@@ -49,11 +49,11 @@ def settings(runs: Iterable[Run]) -> list[Setting]:
 
     Of two runs with the same setting and seed the last counts.
     """
-    found: dict[tuple[str, str], dict[int, Run]] = {}
+    by_setting: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
         key = (run.method, json.dumps(plain(run.hyperparameters), sort_keys=True))
-        found.setdefault(key, {})[run.seed] = run
-    groups = [list(by_seed.values()) for by_seed in found.values()]
+        by_setting.setdefault(key, {})[run.seed] = run
+    groups = [list(by_seed.values()) for by_seed in by_setting.values()]
     choices: dict[str, list[Mapping[str, Any]]] = {}
     for group in groups:
         choices.setdefault(group[0].method, []).append(group[0].hyperparameters)
@@ -91,7 +91,7 @@ def evaluations(settings: Sequence[Setting]) -> DataFrame:
     return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
 
 
-def of(evaluations: DataFrame, setting: Setting, split: str, metric: str) -> DataFrame:
+def rows_of(evaluations: DataFrame, setting: Setting, split: str, metric: str) -> DataFrame:
     """The evaluations of one setting on one split by one metric."""
     e = evaluations
     return e[(e.setting == setting.place) & (e.split == split) & (e.metric == metric)]

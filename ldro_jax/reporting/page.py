@@ -63,13 +63,13 @@ def write(folder: Path, title: str, introduction: str, sections: Iterable[Sectio
 
 def _identified(sections: Iterable[Section]) -> list[tuple[str, Section]]:
     """Sections with identifiers; two may share a title, but not these."""
-    found: dict[str, Section] = {}
+    by_name: dict[str, Section] = {}
     for section in sections:
         name = base = slug(section.title)
-        while name in found:
-            name = f"{base}-{len(found)}"
-        found[name] = section
-    return list(found.items())
+        while name in by_name:
+            name = f"{base}-{len(by_name)}"
+        by_name[name] = section
+    return list(by_name.items())
 
 
 def _save(folder: Path, picture: Picture) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ldro_jax.records.results import Results
+from ldro_jax.records.shown import count
 from ldro_jax.reporting import diagnostics, sweeps, tables
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import balance, interaction, pareto, style, training
@@ -42,7 +42,7 @@ _CHOSEN = (
 )
 
 
-def of(
+def of_page(
     comparison: Comparison, config_text: str, extra: Sequence[tuple[str, str, Any]]
 ) -> Iterator[Section]:
     """The sections of the page; see :func:`ldro_jax.reporting.write_report` for what is `extra`."""
@@ -50,8 +50,8 @@ def of(
     if has_runs:
         yield _summary(comparison)
         yield from _relative(comparison)
-        if found := problems(comparison):
-            yield Section("Problems", [Block("warnings", found)])
+        if sentences := problems(comparison):
+            yield Section("Problems", [Block("warnings", sentences)])
     else:
         yield Section("Results", [Block("text", "The record has no runs.")])
     if comparison.is_sweep:
@@ -60,8 +60,8 @@ def of(
         if isinstance(content, str):
             yield Section(title, [Block("trusted", content), Block("note", caption)])
         elif isinstance(content, list):
-            found = tables.of_rows(content)
-            yield Section(title, [Block("table", found), Block("note", caption)])
+            table = tables.of_rows(content)
+            yield Section(title, [Block("table", table), Block("note", caption)])
         else:
             yield _figure(slug(title), title, content, caption)
     if has_runs:
@@ -74,12 +74,12 @@ def of(
 
 def introduction(comparison: Comparison) -> str:
     """What was compared, in a paragraph."""
-    record: Results = comparison.record
-    counts = [_count(len(comparison.methods), "method")]
+    record = comparison.record
+    counts = [count(len(comparison.methods), "method")]
     if comparison.is_sweep:
-        counts.append(_count(len(comparison.settings), "setting"))
-    counts.append(_count(len(record.task_names), "task"))
-    counts.append(_count(len({run.seed for run in record.runs}), "seed"))
+        counts.append(count(len(comparison.settings), "setting"))
+    counts.append(count(len(record.task_names), "task"))
+    counts.append(count(len({run.seed for run in record.runs}), "seed"))
     direction = "higher" if record.higher_is_better else "lower"
     facts = f"{', '.join(counts)}; {record.metric}, {direction} is better."
     return " ".join(filter(None, [record.description.strip(), facts]))
@@ -95,18 +95,18 @@ def conclusion(comparison: Comparison) -> str:
     averages = values.spreads("average")
     decimals = decimals_for(v.mean for v in [*finite.values(), *averages])
     if len(worst) == 1:
-        ((label, found),) = worst.items()
+        ((label, value),) = worst.items()
         return (
             f"{label} is the only method: its average {values.split} {values.metric} is "
             f"{mean_and_std(averages[0], decimals)}, its worst task's "
-            f"{mean_and_std(found, decimals)}."
+            f"{mean_and_std(value, decimals)}."
         )
     best = max(finite.values(), key=lambda v: values.sign * v.mean)
     names = [label for label, v in finite.items() if v.mean == best.mean]
     text = (
         f"{' and '.join(names)} {'has' if len(names) == 1 else 'share'} the best mean worst-task "
         f"{values.metric} ({values.split}): {mean_and_std(best, decimals)} over "
-        f"{_count(best.n, 'seed')}. Against {comparison.baseline.label}"
+        f"{count(best.n, 'seed')}. Against {comparison.baseline.label}"
     )
     for which, name in (("worst", ", on the worst task"), ("average", "; on the average")):
         text += f"{name} – {sorted_out(values.differences(which), values.higher_is_better)}"
@@ -120,7 +120,7 @@ def selection(comparison: Comparison) -> str:
     if not comparison.is_sweep:
         return ""
     chosen = {setting.place for setting in comparison.shown}
-    several = [s for found in comparison.methods.values() if len(found) > 1 for s in found]
+    several = [s for settings in comparison.methods.values() if len(settings) > 1 for s in settings]
     names = [setting.label for setting in several if setting.place in chosen]
     rows = comparison.evaluations
     rows = rows[(rows.metric == comparison.record.metric) & ~rows.stopped]
@@ -217,18 +217,18 @@ def _sweep(comparison: Comparison) -> Iterator[Section]:
 
 
 def _frontiers(comparison: Comparison, metric: str | None, title: str) -> Section:
-    found, blocks = sweeps.frontiers(comparison, metric), []
-    if any(len(cloud) for clouds in found.clouds.values() for cloud in clouds.values()):
+    frontiers, blocks = sweeps.frontiers(comparison, metric), []
+    if any(len(cloud) for clouds in frontiers.clouds.values() for cloud in clouds.values()):
         caption = (
-            f"All checkpoints of all settings, on {found.split}, a panel per seed. Lines join "
+            f"All checkpoints of all settings, on {frontiers.split}, a panel per seed. Lines join "
             "those that no other checkpoint of the same method and seed beats on both axes; the "
             "rest are faint, and may lie outside."
         )
         name = "pareto_frontiers"
         name += "" if metric is None else f"_{slug(metric).replace('-', '_')}"
-        blocks.append(Block("picture", Picture(name, pareto.pareto_frontiers(found), caption)))
+        blocks.append(Block("picture", Picture(name, pareto.pareto_frontiers(frontiers), caption)))
     for per_setting in (False, True):
-        table = tables.hypervolumes(comparison, found, per_setting=per_setting)
+        table = tables.hypervolumes(comparison, frontiers, per_setting=per_setting)
         blocks.append(Block("table", table))
     return Section(title, [*blocks, Block("note", _HYPERVOLUME)])
 
@@ -277,12 +277,12 @@ def _over_training(comparison: Comparison) -> Iterator[Section]:
         )
         figure = training.weights_over_time(comparison)
         yield _figure("weights_over_time", "Task weights", figure, caption)
-    if found := interaction.last_interaction(comparison):
+    if last := interaction.last_interaction(comparison):
         caption = (
             "Orange: a small step for one task also lowers the other's loss; purple: it raises it. "
             "Similar tasks stand side by side; bars are the lengths of the gradients."
         )
-        figure = interaction.interaction_matrix(found, comparison.record.task_names)
+        figure = interaction.interaction_matrix(last, comparison.record.task_names)
         more = []
         if (table := diagnostics.table(comparison)) is not None:
             more = [Block("table", table), Block("note", diagnostics.CAPTION)]
@@ -300,13 +300,9 @@ def _numbered(task_names: Sequence[str]) -> Iterator[Section]:
     labels = style.task_labels(task_names)
     if rows := [(label, name) for name, label in labels.items() if label != name]:
         note = "No font here has the letters of these names, so pictures show the tasks' numbers."
-        found = tables.of_rows([("in pictures", "task"), *rows])
-        yield Section("Tasks by number", [Block("note", note), Block("table", found)])
+        table = tables.of_rows([("in pictures", "task"), *rows])
+        yield Section("Tasks by number", [Block("note", note), Block("table", table)])
 
 
 def _figure(name: str, title: str, figure: Any, caption: str, *more: Block) -> Section:
     return Section(title, [Block("picture", Picture(name, figure, caption)), *more])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -68,11 +68,11 @@ def spread(values: Iterable[float]) -> Spread:
 
 def interval(values: Iterable[float]) -> Difference:
     """The mean of one number per seed, with its 95 % interval (Student's t)."""
-    found = spread(values)
-    if found.n < 2:
-        return Difference(found.mean, math.nan, found.n)
-    quantile = float(special.stdtrit(found.n - 1, 0.975))
-    return Difference(found.mean, quantile * found.std / math.sqrt(found.n), found.n)
+    sample = spread(values)
+    if sample.n < 2:
+        return Difference(sample.mean, math.nan, sample.n)
+    quantile = float(special.stdtrit(sample.n - 1, 0.975))
+    return Difference(sample.mean, quantile * sample.std / math.sqrt(sample.n), sample.n)
 
 
 def difference(ours: Series, theirs: Series) -> Difference:
@@ -84,11 +84,11 @@ def difference(ours: Series, theirs: Series) -> Difference:
 def sorted_out(differences: Mapping[str, Difference], higher_is_better: bool) -> str:
     """Lists of methods by verdict, such as "clearly better: A, B; not separated: C"."""
     lists = collections.defaultdict(list)
-    for method, found in differences.items():
-        lists[found.verdict(higher_is_better)].append(method)
+    for method, each in differences.items():
+        lists[each.verdict(higher_is_better)].append(method)
     names = {
-        key: f"all {len(found)}" if len(found) == len(differences) > 3 else ", ".join(found)
-        for key, found in lists.items()
+        key: f"all {len(methods)}" if len(methods) == len(differences) > 3 else ", ".join(methods)
+        for key, methods in lists.items()
     }
     return "; ".join(f"{text}: {names[key]}" for key, text in _VERDICTS.items() if key in names)
 
@@ -120,15 +120,15 @@ def number(value: float | None, decimals: int = 3, *, signed: bool = False) -> s
     return f"{value:{'+' if signed else ''}.{decimals}f}".replace("-", "−")
 
 
-def mean_and_std(found: Spread, decimals: int = 3) -> str:
+def mean_and_std(value: Spread, decimals: int = 3) -> str:
     """`mean ± std`, or the mean alone if one seed has no spread."""
-    text = number(found.mean, decimals)
-    return f"{text} ± {number(found.std, decimals)}" if math.isfinite(found.std) else text
+    text = number(value.mean, decimals)
+    return f"{text} ± {number(value.std, decimals)}" if math.isfinite(value.std) else text
 
 
-def with_interval(found: Difference, decimals: int = 3, *, signed: bool = True) -> str:
+def with_interval(value: Difference, decimals: int = 3, *, signed: bool = True) -> str:
     """`mean ± half width`; a dash where fewer than two seeds have no interval."""
-    if not math.isfinite(found.mean):
+    if not math.isfinite(value.mean):
         return MISSING
-    half = number(found.half_width, decimals) if found.n > 1 else "–"
-    return f"{number(found.mean, decimals, signed=signed)} ± {half}"
+    half = number(value.half_width, decimals) if value.n > 1 else "–"
+    return f"{number(value.mean, decimals, signed=signed)} ± {half}"

@@ -76,8 +76,8 @@ def frontiers(comparison: Comparison, metric: str | None = None) -> Frontiers:
         method: {seed: _clouds(rows, settings, seed) for seed in _seeds(settings)}
         for method, settings in comparison.methods.items()
     }
-    clouds = {m: {s: np.concatenate(p) for s, p in found.items()} for m, found in parts.items()}
-    corner = _corner([c for found in clouds.values() for c in found.values()], higher)
+    clouds = {m: {s: np.concatenate(p) for s, p in by_seed.items()} for m, by_seed in parts.items()}
+    corner = _corner([c for by_seed in clouds.values() for c in by_seed.values()], higher)
     pooled, single = {}, {}
     for method, settings in comparison.methods.items():
         together, each = {}, {}
@@ -93,8 +93,8 @@ def frontiers(comparison: Comparison, metric: str | None = None) -> Frontiers:
 
 def _clouds(rows: DataFrame, settings: Sequence[Setting], seed: int) -> list[np.ndarray]:
     """Average and worst value of all checkpoints of each setting with a seed."""
-    found = rows[rows.seed == seed]
-    return [found[found.setting == s.place][["average", "worst"]].to_numpy() for s in settings]
+    ours = rows[rows.seed == seed]
+    return [ours[ours.setting == s.place][["average", "worst"]].to_numpy() for s in settings]
 
 
 def _seeds(settings: Sequence[Setting]) -> list[int]:
@@ -155,8 +155,8 @@ def choices(comparison: Comparison, by: str) -> dict[str, DataFrame]:
     both = both.assign(cost=-comparison.values.sign * seen[by])
     both = both[np.isfinite(both.cost)].sort_values(["cost", "step", "setting"])
     best = both.drop_duplicates(["method", "seed"]).sort_values("seed")
-    found = {}
+    chosen = {}
     for method, settings in comparison.methods.items():
         ours = best[(best.method == method) & best.seed.isin(complete_seeds(settings))]
-        found[method] = ours.set_index("seed")[["setting", "step", "average", "worst"]]
-    return found
+        chosen[method] = ours.set_index("seed")[["setting", "step", "average", "worst"]]
+    return chosen

@@ -1,12 +1,12 @@
 """The tables of a report, as texts that a page or a terminal shows."""
 
 import collections
-import dataclasses
 import math
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from ldro_jax.records.results import summarise_evaluation
+from ldro_jax.records.shown import Table
 from ldro_jax.reporting import statistics
 from ldro_jax.reporting.comparison import Comparison, Values
 from ldro_jax.reporting.frame import DataFrame, Setting
@@ -14,64 +14,6 @@ from ldro_jax.reporting.statistics import MISSING, Spread, best_places, decimals
 from ldro_jax.reporting.sweeps import RULES, Frontiers, choices
 
 MONOLINGUAL = "Monolingual"
-_WIDTH = 100
-_MIN_NAME = 12
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of texts.
-
-    Attributes:
-      title: what it shows.
-      header: names of the columns.
-      rows: the cells of each row.
-      best: row and column of the cells to mark.
-      text_columns: which columns aren't numbers.
-    """
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    best: Collection[tuple[int, int]] = ()
-    text_columns: Collection[int] = (0,)
-
-    def text(self) -> str:
-        """Aligned lines, the best of a column marked with `*`; long names are cut to fit 100."""
-        marked = [
-            [cell + ("*" if (i, j) in self.best else " ") for j, cell in enumerate(row)]
-            for i, row in enumerate(self.rows)
-        ]
-        lines = [[cell + " " for cell in self.header], *marked]
-        limits = self._limits(lines)
-        lines = [[_cut(cell, limits[j]) for j, cell in enumerate(line)] for line in lines]
-
-        def join(line):
-            cells = zip(line, limits, range(len(line)), strict=True)
-            padded = (c.ljust(w) if j in self.text_columns else c.rjust(w) for c, w, j in cells)
-            return " ".join(padded).rstrip()
-
-        rule = "-" * max(len(join(line)) for line in lines)
-        note = ["* best of its column"] if self.best else []
-        return "\n".join([self.title, join(lines[0]), rule, *map(join, lines[1:]), *note])
-
-    def _limits(self, lines) -> list[int]:
-        """How wide each column is, names only so wide that a line has 100 characters if it can."""
-        widths = [max(len(line[j]) for line in lines) for j in range(len(self.header))]
-        while sum(widths) + len(widths) - 1 > _WIDTH:
-            longest = max(self.text_columns, key=lambda j: widths[j])
-            if widths[longest] <= _MIN_NAME:
-                break
-            widths[longest] -= 1
-        return widths
-
-
-def _cut(text: str, width: int) -> str:
-    """Cuts the middle: settings of one method differ at the end of their names."""
-    if len(text) <= width:
-        return text
-    head = (width - 1) // 2
-    return text[:head] + "…" + text[len(text) - (width - 1 - head) :]
 
 
 def of_rows(rows: Sequence[Sequence[str]]) -> Table:
@@ -125,9 +67,9 @@ def paired(comparison: Comparison) -> Table:
     values, rows = comparison.values, [[s.label] for s in comparison.values.others]
     for which in ("worst", "average"):
         decimals = decimals_for(values.overall[values.baseline][which])
-        found = values.differences(which)
+        differences = values.differences(which)
         for row in rows:
-            ours = found[row[0]]
+            ours = differences[row[0]]
             row += [statistics.with_interval(ours, decimals), ours.verdict(values.higher_is_better)]
     pairs = values.differences("average")
     rows = [[*row, str(pairs[row[0]].n)] for row in rows]
@@ -196,9 +138,9 @@ def relative(comparison: Comparison) -> Table | None:
     return Table(title, [*header, "seeds"], rows, _marks(best), (0, 3, 6))
 
 
-def hypervolumes(comparison: Comparison, found: Frontiers, *, per_setting: bool) -> Table:
+def hypervolumes(comparison: Comparison, frontiers: Frontiers, *, per_setting: bool) -> Table:
     """Every method's hypervolume and its paired difference to the baseline, with 95 % intervals."""
-    areas = found.single if per_setting else found.pooled
+    areas = frontiers.single if per_setting else frontiers.pooled
     decimals = 1 + decimals_for(v for series in areas.values() for v in series)
     base, rows = comparison.baseline.method, []
     for method, settings in comparison.methods.items():
@@ -210,8 +152,8 @@ def hypervolumes(comparison: Comparison, found: Frontiers, *, per_setting: bool)
     means = [spread(series).mean for series in areas.values()]
     title = (
         f"{'one setting, mean over settings' if per_setting else 'all settings together'}: "
-        f"hypervolume of {found.split} {found.metric} over "
-        f"({found.corner[0]:.3g}, {found.corner[1]:.3g})"
+        f"hypervolume of {frontiers.split} {frontiers.metric} over "
+        f"({frontiers.corner[0]:.3g}, {frontiers.corner[1]:.3g})"
     )
     header = ["method", "settings", "hypervolume", f"minus {base}", "", "seeds"]
     return Table(title, header, rows, _marks({2: best_places(means, True, decimals)}), (0, 4))
@@ -219,17 +161,19 @@ def hypervolumes(comparison: Comparison, found: Frontiers, *, per_setting: bool)
 
 def chosen(comparison: Comparison, by: str) -> Table:
     """Every method's test values at the checkpoints chosen on validation, see `choices`."""
-    found, higher = choices(comparison, by), comparison.values.higher_is_better
+    chosen_by, higher = choices(comparison, by), comparison.values.higher_is_better
     base = comparison.baseline.method
-    columns = {j: {m: t[w] for m, t in found.items()} for j, w in ((1, "average"), (4, "worst"))}
+    columns = {
+        j: {m: t[w] for m, t in chosen_by.items()} for j, w in ((1, "average"), (4, "worst"))
+    }
     decimals = decimals_for(v for column in columns.values() for c in column.values() for v in c)
     rows = []
-    for method in found:
+    for method in chosen_by:
         row = [method]
         for column in columns.values():
             row.append(statistics.mean_and_std(spread(column[method]), decimals))
             row += _against(column[method], column[base], decimals, higher, method == base)
-        rows.append([*row, str(len(found[method]))])
+        rows.append([*row, str(len(chosen_by[method]))])
     best = {
         j: best_places([spread(c).mean for c in column.values()], higher, decimals)
         for j, column in columns.items()
@@ -253,8 +197,8 @@ def provenance(comparison: Comparison) -> list[Table]:
     ]
     device, versions = comparison.record.device, comparison.record.versions
     machine = " ".join(str(device[k]) for k in ("count", "platform", "kind") if device.get(k))
-    found = ", ".join(f"{name} {version}" for name, version in versions.items())
-    facts = [["device", machine or "not recorded"], ["versions", found or "not recorded"]]
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    facts = [["device", machine or "not recorded"], ["versions", packages or "not recorded"]]
     header = ["method", "hyperparameters", "seeds", "steps"]
     return [Table("", header, rows, (), range(4)), Table("", [], facts, (), (0, 1))]
 
@@ -262,8 +206,8 @@ def provenance(comparison: Comparison) -> list[Table]:
 def _against(ours, theirs, decimals, higher_is_better, is_baseline) -> list[str]:
     if is_baseline:
         return ["", ""]
-    found = statistics.difference(ours, theirs)
-    return [statistics.with_interval(found, decimals), found.verdict(higher_is_better)]
+    difference = statistics.difference(ours, theirs)
+    return [statistics.with_interval(difference, decimals), difference.verdict(higher_is_better)]
 
 
 def _marks(columns: dict[int, list[int]]) -> set[tuple[int, int]]:

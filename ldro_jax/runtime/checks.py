@@ -19,28 +19,14 @@ _MAX_SEED = 2**32 - 1
 
 
 def called(function: Any) -> str:
-    """How an error calls a function, or an object that is called like one.
-
-    Args:
-      function: any, such as a ``functools.partial``, which has no name of its own.
-
-    Returns:
-      A name.
-    """
+    """How an error calls a function, or a ``functools.partial`` or an object used like one."""
     while isinstance(function, functools.partial):
         function = function.func
     return getattr(function, "__name__", type(function).__name__)
 
 
 def shown(value: Any) -> str:
-    """How an error shows a value.
-
-    Args:
-      value: any.
-
-    Returns:
-      At most about a line, without places in memory.
-    """
+    """How an error shows a value: at most about a line, without places in memory."""
     if inspect.isroutine(value) or inspect.isclass(value):
         return f"the {'class' if inspect.isclass(value) else 'function'} {called(value)}"
     text = printed(value)
@@ -48,14 +34,7 @@ def shown(value: Any) -> str:
 
 
 def printed(value: Any) -> str:
-    """A value on one line, without places in memory.
-
-    Args:
-      value: any.
-
-    Returns:
-      Its ``repr``, the same in every process.
-    """
+    """The ``repr`` of a value on one line, without places in memory: the same in every process."""
     return re.sub(r" at 0x[0-9a-f]+", "", " ".join(repr(value).split()))
 
 
@@ -64,36 +43,20 @@ def require(holds: Any, name: str, expected: str, value: Any) -> None:
 
     Args:
       holds: the condition.
-      expected: what it must be, as in "a positive integer".
-
-    Raises:
-      ValueError: if it doesn't hold.
+      expected: what the value must be, such as "a positive integer".
     """
     if not holds:
         raise ValueError(f"{name} must be {expected}, but it is {shown(value)}.")
 
 
 def integer(name: str, value: Any, *, low: int = 1, high: int | None = None) -> int:
-    """Checks an integer, Python's or NumPy's.
-
-    Args:
-      low: smallest value allowed.
-      high: largest value allowed; any if not given.
-
-    Returns:
-      A Python integer.
-
-    Raises:
-      ValueError: if it is something else, or out of range.
-    """
+    """Python's integer for one of Python or NumPy from ``low`` to ``high``; else ``ValueError``."""
     if high is not None:
         expected = f"an integer from {low} to {high}"
     else:
         expected = "a positive integer" if low == 1 else f"an integer of at least {low}"
-    found = None
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-        found = int(value)
-    fits = found is not None and found >= low and (high is None or found <= high)
+    is_integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    fits = is_integer and low <= int(value) and (high is None or int(value) <= high)
     require(fits, name, expected, value)
     return int(value)
 
@@ -107,48 +70,31 @@ def integers(name: str, values: Any) -> None:
 
 
 def number(name: str, value: Any, interval: str = "(-inf, inf)") -> None:
-    """Checks a real number, Python's or NumPy's.
+    """Raises ``ValueError`` unless a value is a real number, Python's or NumPy's, in an interval.
 
     Args:
-      interval: where it must lie, such as ``"[0, 1)"``, which has 0 and not 1.
-
-    Raises:
-      ValueError: if it is something else, or lies elsewhere.
+      interval: such as ``"[0, 1)"``, which has 0 and not 1.
     """
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    found: Any = value if is_number else float("nan")
+    real: Any = value if is_number else float("nan")
     low, high = (float(end) for end in interval[1:-1].split(","))
-    inside = (low <= found if interval[0] == "[" else low < found) and (
-        found <= high if interval[-1] == "]" else found < high
+    inside = (low <= real if interval[0] == "[" else low < real) and (
+        real <= high if interval[-1] == "]" else real < high
     )
     require(inside, name, f"a number in {interval}", value)
 
 
 def seed(name: str, value: Any) -> int:
-    """Checks a seed of JAX's and NumPy's random numbers.
-
-    Returns:
-      A Python integer.
-
-    Raises:
-      ValueError: if it isn't an integer of 32 bits.
-    """
+    """Python's integer for a seed of JAX and NumPy; ``ValueError`` for more than 32 bits."""
     return integer(name, value, low=0, high=_MAX_SEED)
 
 
 def seeds(name: str, values: Any) -> list[int]:
-    """Checks the seeds of several runs.
-
-    Returns:
-      Python integers.
-
-    Raises:
-      ValueError: if they aren't a sequence of seeds, each once.
-    """
+    """Python's integers for the seeds of several runs; ``ValueError`` unless each is there once."""
     sequence(name, values, "seeds, such as (0, 1, 2)")
-    found = [seed(name, value) for value in values]
-    require(len(set(found)) == len(found), name, "seeds that are all different", values)
-    return found
+    checked = [seed(name, value) for value in values]
+    require(len(set(checked)) == len(checked), name, "seeds that are all different", values)
+    return checked
 
 
 def flag(name: str, value: Any) -> None:
@@ -162,11 +108,7 @@ def text(name: str, value: Any) -> None:
 
 
 def one_of(name: str, value: Any, known: Collection[str]) -> None:
-    """Raises ``ValueError`` unless the value is one of some names.
-
-    Args:
-      known: the names.
-    """
+    """Raises ``ValueError`` unless the value is one of the known names."""
     expected = f"one of {', '.join(map(repr, known))}"
     require(isinstance(value, str) and value in known, name, expected, value)
 
@@ -179,6 +121,18 @@ def sequence(name: str, value: Any, of: str) -> None:
     """
     is_sequence = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
     require(is_sequence and len(value), name, f"a list of {of}", value)
+
+
+def names(name: str, values: Any, example: str) -> None:
+    """Raises ``ValueError`` unless the values are a list of names, each once.
+
+    Args:
+      example: of such names, as a gin file has them.
+    """
+    sequence(name, values, f"names, such as {example}")
+    for value in values:
+        text(name, value)
+    require(len(set(values)) == len(values), name, "a list of names that all differ", values)
 
 
 def instance(name: str, value: Any, kind: type, example: str) -> None:
@@ -194,17 +148,11 @@ def instance(name: str, value: Any, kind: type, example: str) -> None:
 
 
 def function(name: str, value: Any, *arguments: str, example: str) -> Callable[..., Any]:
-    """Checks a function by what it can be called with.
+    """The function, if it can be called with keyword arguments of these names; else ``ValueError``.
 
     Args:
-      *arguments: names of keyword arguments that it must take.
+      *arguments: the names.
       example: of such a function, as a gin file has it.
-
-    Returns:
-      The function.
-
-    Raises:
-      ValueError: if it can't be called, or not with these.
     """
     fits = callable(value)
     if fits and arguments:
@@ -222,15 +170,14 @@ def function(name: str, value: Any, *arguments: str, example: str) -> Callable[.
 
 
 def on_device(name: str, part: str, array: Any) -> None:
-    """Raises ``ValueError`` unless JAX holds an array as it is.
+    """Raises ``ValueError`` unless JAX holds an array of NumPy as it is.
 
     JAX has no masks, and without its 64-bit mode an integer that 32 bits can't hold becomes another
     one, and a number that float32 can't hold becomes infinite.
 
     Args:
-      name: of what the array is in.
-      part: what it is of that, in the plural, such as "inputs".
-      array: NumPy's; any other passes.
+      part: what the array is of the thing with this name, in the plural, such as "inputs".
+      array: any that isn't NumPy's passes.
     """
     if np.ma.is_masked(array):
         raise ValueError(

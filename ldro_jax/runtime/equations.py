@@ -1,9 +1,9 @@
 """Programs that JAX has traced: the one place that knows how their equations are written down.
 
 That is JAX's own affair and changes between its releases: since 0.12 a ``scan`` no longer says how
-many values it carries, and has a ``Jaxpr`` where there was a ``ClosedJaxpr``. What is here knows
-the forms from 0.6 to 0.12. For another one there is :class:`UnknownFormError`, and whoever can do
-without reading the program does.
+many values it carries, and has a ``Jaxpr`` where there was a ``ClosedJaxpr``. This module knows the
+forms from 0.6 to 0.12, and raises :class:`UnknownFormError` for any other. Callers that can do
+without reading the program then do.
 """
 
 import collections
@@ -56,11 +56,7 @@ class Scan(NamedTuple):
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Whatever fails while a program is read is a form that isn't known.
-
-    Raises:
-      UnknownFormError: if something fails.
-    """
+    """Makes an :class:`UnknownFormError` of whatever fails while a program is read."""
     try:
         yield
     except UnknownFormError:
@@ -70,14 +66,7 @@ def reading() -> Iterator[None]:
 
 
 def inlined(closed: Program) -> Program:
-    """Inlines the functions that a program calls.
-
-    Args:
-      closed: the program, as from ``jax.make_jaxpr``.
-
-    Returns:
-      A program that computes the same and calls no compiled function.
-    """
+    """The same program, as from ``jax.make_jaxpr``, without calls of compiled functions."""
 
     def evaluate(jaxpr, constants, *values):
         known = dict(zip(jaxpr.constvars, constants, strict=True))
@@ -85,14 +74,14 @@ def inlined(closed: Program) -> Program:
         for eqn in jaxpr.eqns:
             if eqn.primitive.name in _CALLS:
                 inner = eqn.params["jaxpr" if "jaxpr" in eqn.params else "call_jaxpr"]
-                found = evaluate(
+                outputs = evaluate(
                     getattr(inner, "jaxpr", inner),
                     getattr(inner, "consts", ()),
                     *(read(known, v) for v in eqn.invars),
                 )
             else:
-                found = run(jaxpr, eqn, known)
-            known |= dict(zip(eqn.outvars, found, strict=True))
+                outputs = run(jaxpr, eqn, known)
+            known |= dict(zip(eqn.outvars, outputs, strict=True))
         return [read(known, v) for v in jaxpr.outvars]
 
     shapes = [jax.ShapeDtypeStruct(v.aval.shape, v.aval.dtype) for v in closed.jaxpr.invars]
@@ -100,17 +89,7 @@ def inlined(closed: Program) -> Program:
 
 
 def scan(eqn: Equation) -> Scan:
-    """Reads the equation of a ``jax.lax.scan``.
-
-    Args:
-      eqn: the equation.
-
-    Returns:
-      Its body, and how its inputs and outputs are divided.
-
-    Raises:
-      UnknownFormError: if it is written down in an unknown form.
-    """
+    """Reads the equation of a ``jax.lax.scan``; may raise :class:`UnknownFormError`."""
     names = set(eqn.params)
     if not _SCAN <= names <= _SCAN | _OTHERS_OF_SCAN:
         raise UnknownFormError(f"a scan with the parameters {', '.join(sorted(names))}")
@@ -132,40 +111,18 @@ def scan(eqn: Equation) -> Scan:
 
 
 def mentions(program: Program, name: str) -> bool:
-    """Whether a primitive is somewhere in a program, or in one inside of it.
-
-    Args:
-      program: the program.
-      name: of the primitive.
-
-    Returns:
-      Whether.
-    """
+    """Whether a primitive of a name is in a program, or in one inside of it."""
     # The text names the primitives of inner programs as well, whatever holds them.
     return f" {name}[" in str(program)
 
 
 def batch_axes_of_convolutions(program: Program) -> list[int]:
-    """Which axis of its first input each convolution takes for the examples.
-
-    Args:
-      program: the program, with those inside of it.
-
-    Returns:
-      The axes, 0 in a forward pass.
-    """
+    """Which axis of its first input holds the examples, of each convolution: 0 when forward."""
     return [int(axis) for axis in re.findall(r"lhs_spec=\((\d+)", str(program))]
 
 
 def made_and_used(jaxpr: Program) -> tuple[dict[Any, int], collections.Counter[Any]]:
-    """The number of the equation that each variable comes from, and how often it is used.
-
-    Args:
-      jaxpr: a program.
-
-    Returns:
-      Both by variable.
-    """
+    """By variable, the number of the equation that it comes from, and how often it is used."""
     made = {v: number for number, eqn in enumerate(jaxpr.eqns) for v in eqn.outvars}
     used = collections.Counter(
         v for eqn in [*jaxpr.eqns, jaxpr.outvars] for v in variables(getattr(eqn, "invars", eqn))
@@ -174,33 +131,20 @@ def made_and_used(jaxpr: Program) -> tuple[dict[Any, int], collections.Counter[A
 
 
 def needed(jaxpr: Program, outputs: Iterable[Any]) -> list[int]:
-    """The numbers of the equations that some outputs depend on, in order.
-
-    Args:
-      jaxpr: the program.
-      outputs: variables of it.
-
-    Returns:
-      The numbers.
-    """
-    wanted, found = set(variables(outputs)), []
+    """The numbers of the equations that some variables of a program depend on, in order."""
+    wanted, numbers = set(variables(outputs)), []
     for number in reversed(range(len(jaxpr.eqns))):
         eqn = jaxpr.eqns[number]
         if wanted.intersection(eqn.outvars):
             wanted.update(variables(eqn.invars))
-            found.append(number)
-    return found[::-1]
+            numbers.append(number)
+    return numbers[::-1]
 
 
 def depending(jaxpr: Program, inputs: Iterable[Any]) -> list[bool]:
-    """Which outputs depend on some of the inputs.
+    """For each output of a program, whether it depends on one of these variables.
 
-    Args:
-      jaxpr: the program, without calls; a loop or a condition depends on all that it is given.
-      inputs: variables of it.
-
-    Returns:
-      For each output.
+    The program must have no calls; a loop or a condition counts as depending on all its inputs.
     """
     live = set(inputs)
     for eqn in jaxpr.eqns:
@@ -210,53 +154,22 @@ def depending(jaxpr: Program, inputs: Iterable[Any]) -> list[bool]:
 
 
 def is_literal(atom: Any) -> bool:
-    """Whether an input or output of an equation is a number and no variable.
-
-    Args:
-      atom: the input or output.
-
-    Returns:
-      Whether.
-    """
+    """Whether an input or output of an equation is a number and no variable."""
     return isinstance(atom, core.Literal)
 
 
 def variables(atoms: Iterable[Any]) -> list[Any]:
-    """Those of the inputs or outputs of an equation that aren't literals.
-
-    Args:
-      atoms: the inputs or outputs.
-
-    Returns:
-      The variables, in their order.
-    """
+    """The variables among the inputs or outputs of an equation, in their order."""
     return [v for v in atoms if not is_literal(v)]
 
 
 def read(known: Mapping[Any, Any], atom: Any) -> Any:
-    """The value of a variable or a literal.
-
-    Args:
-      known: the values of variables.
-      atom: one of them, or a literal.
-
-    Returns:
-      Its value.
-    """
+    """The value of a literal, or of a variable whose value is known."""
     return atom.val if is_literal(atom) else known[atom]
 
 
 def run(jaxpr: Program, eqn: Equation, known: Mapping[Any, Any]) -> Sequence[jax.Array]:
-    """Runs one equation of a program.
-
-    Args:
-      jaxpr: the program.
-      eqn: the equation.
-      known: the values of the variables so far.
-
-    Returns:
-      Its outputs.
-    """
+    """The outputs of one equation of a program, from the values of the variables so far."""
     inputs = list(dict.fromkeys(variables(eqn.invars)))
     alone = jaxpr.replace(
         constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects

@@ -1,4 +1,4 @@
-"""What the errors of other libraries say, in short."""
+"""Errors of other libraries and of users' functions, in a line."""
 
 import contextlib
 import os
@@ -11,14 +11,7 @@ _NOISE = re.compile(r" \[tensorstore_spec.*|\{\{.*?\}\}|\[Op:.*")
 
 
 def first_line(error: Exception | str) -> str:
-    """What an error says, in short.
-
-    Args:
-      error: any.
-
-    Returns:
-      The first line of its message, at most 300 characters, or its type if it has none.
-    """
+    """The first line of an error's message, at most 300 characters, or its type if it has none."""
     message = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     line = next(iter(_NOISE.sub("", message).strip().splitlines()), "")
     return line[:300] or type(error).__name__
@@ -30,14 +23,7 @@ _TRACED = ("Tracer", "Concretization", "NonConcrete")
 
 
 def reason(error: Exception) -> str:
-    """What an error of any function says, in a line.
-
-    Args:
-      error: any.
-
-    Returns:
-      The message alone, if it is one line of this library; otherwise with its type before it.
-    """
+    """An error in a line: its message, after its type unless this library raised it in one line."""
     name = type(error).__name__
     if name.startswith(_TRACED):
         return (
@@ -52,13 +38,9 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def of(function: str) -> Iterator[None]:
-    """Errors of a function of the user's as one line that names it.
+    """Makes of any error of the user's function a ``ValueError`` of one line that names it.
 
-    Args:
-      function: how the user knows it.
-
-    Raises:
-      ValueError: for any other error. Those of this library, which say all, come as they are.
+    A ``ValueError`` of this library, which says all, comes as it is.
     """
     try:
         yield

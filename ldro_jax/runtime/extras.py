@@ -7,13 +7,9 @@ TRAINER = ("flax", "orbax", "tensorboardX", "tqdm", "pandas", "etils")
 
 
 def need(*modules: str) -> None:
-    """Raises ``ModuleNotFoundError`` unless modules are installed, without importing them.
+    """Raises ``ModuleNotFoundError`` unless modules of the extra ``trainer`` are installed.
 
-    Args:
-      *modules: names at the top level, of packages that the extra ``trainer`` brings.
-
-    Raises:
-      ModuleNotFoundError: with the command that installs them.
+    It names the command that installs them. No module is imported.
     """
     for name in modules:
         if importlib.util.find_spec(name) is None:

@@ -1,7 +1,8 @@
 """Leaves of parameters and gradients: what can be trained, and which leaf belongs to which.
 
-Libraries hold parameters in containers of their own. Trees whose leaves have the same names and
-shapes are the same tree here, whether a container is a dict, a ``NamedTuple`` or an ``nnx.State``.
+Libraries hold parameters in containers of their own. Two trees count as the same here if their
+leaves have the same names and shapes, whether a container is a dict, a ``NamedTuple`` or an
+``nnx.State``.
 """
 
 import functools
@@ -24,14 +25,11 @@ _EQUINOX = "those of an Equinox model, eqx.filter(model, eqx.is_inexact_array)"
 
 
 def check_arrays(what: str, tree: Any) -> None:
-    """Raises ``ValueError`` unless every leaf of a tree is an array.
+    """Raises ``ValueError`` unless every leaf of parameters, or of their shapes, is an array.
 
     Args:
-      what: how to call it in the error.
-      tree: parameters, or their shapes.
-
-    Raises:
-      ValueError: with the name of the first leaf that isn't, and how to leave it out.
+      what: how the error calls the tree.
+      tree: the parameters.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         is_array = isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct))
@@ -54,18 +52,15 @@ def check_trained(what: str, tree: Any) -> None:
     """Raises ``ValueError`` unless every leaf of a tree holds real floating-point numbers.
 
     Args:
-      what: how to call it in the error.
+      what: how the error calls the tree.
       tree: parameters or gradients that are trained, or their shapes.
-
-    Raises:
-      ValueError: with the names of the arrays that are complex, or of the first of integers.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    found = [what + jax.tree_util.keystr(path) for path, leaf in leaves if jnp.iscomplexobj(leaf)]
-    if found:
+    names = [what + jax.tree_util.keystr(path) for path, leaf in leaves if jnp.iscomplexobj(leaf)]
+    if names:
         raise ValueError(
             "A task weighting needs real parameters, because the interaction of complex gradients "
-            f"is not defined here, but these are complex: {', '.join(found)}. Hold the real and "
+            f"is not defined here, but these are complex: {', '.join(names)}. Hold the real and "
             "the imaginary part as two real arrays, and put them together in the loss."
         )
     for path, leaf in leaves:
@@ -78,14 +73,7 @@ def check_trained(what: str, tree: Any) -> None:
 
 
 def needs_arrays(strategy: Callable) -> Callable:
-    """Decorates what makes an interaction strategy: its functions check their parameters first.
-
-    Args:
-      strategy: ``(...) -> Interaction``.
-
-    Returns:
-      The same, with functions that raise as :func:`check_arrays` does.
-    """
+    """Decorates what makes an interaction strategy, whose functions then call ``check_arrays``."""
 
     def checked(function):
         if function is None:
@@ -100,9 +88,9 @@ def needs_arrays(strategy: Callable) -> Callable:
 
     @functools.wraps(strategy)
     def made(*args, **options):
-        found = strategy(*args, **options)
+        made = strategy(*args, **options)
         names = ("matrix", "gradients", "pullback")
-        return found._replace(**{name: checked(getattr(found, name)) for name in names})
+        return made._replace(**{name: checked(getattr(made, name)) for name in names})
 
     return made
 

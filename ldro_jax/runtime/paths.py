@@ -5,6 +5,7 @@ A path in cloud storage has the methods of a ``pathlib.Path`` that an output dir
 
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import pathlib
@@ -20,13 +21,7 @@ TEMPORARY = ".ldro_jax-"
 
 
 def make(path: str | os.PathLike) -> pathlib.Path:
-    """A path to read from or write to.
-
-    Args:
-      path: as a user gives it.
-
-    Returns:
-      A ``pathlib.Path``; for cloud storage an ``etils.epath.Path``.
+    """A ``pathlib.Path``, or an ``etils.epath.Path`` for cloud storage, from what a user gives.
 
     Raises:
       ImportError: if it is in cloud storage and etils is not installed.
@@ -47,35 +42,20 @@ def make(path: str | os.PathLike) -> pathlib.Path:
 
 
 def absolute(path: str | os.PathLike) -> pathlib.Path:
-    """A path that doesn't depend on the working directory.
-
-    Args:
-      path: as a user gives it; ``~`` is expanded.
-
-    Returns:
-      See :func:`make`.
-    """
+    """As :func:`make`, but ``~`` is expanded and the working directory plays no part any more."""
     # epath would take the working directory for a part of the address.
     return make(path) if is_remote(path) else pathlib.Path(path).expanduser().absolute()
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is in cloud storage, where an object is written as a whole or not at all.
-
-    Args:
-      path: any path.
-    """
+    """Whether a path is in cloud storage, where an object is written as a whole or not at all."""
     return "://" in os.fspath(path)
 
 
 def write(path: pathlib.Path, content: bytes | str) -> None:
     """Writes a file, so that a reader sees either the old one or the whole new one.
 
-    In cloud storage any file is written so.
-
-    Args:
-      path: the file; missing folders are made.
-      content: text is written as UTF-8.
+    Missing folders are made, and text is written as UTF-8.
 
     Raises:
       OSError: if it can't be written. The old file, if there is one, stays.
@@ -101,20 +81,27 @@ def write(path: pathlib.Path, content: bytes | str) -> None:
     except BaseException as error:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        # That of a full disk names no file.
+        # The error of a full disk names no file.
         if isinstance(error, OSError) and error.errno and error.filename is None:
             error.filename = str(path)
         raise
 
 
-def move_aside(path: pathlib.Path) -> pathlib.Path:
-    """Renames what can't be read, so that it is neither used nor lost.
+def sha256(path: pathlib.Path) -> str:
+    """Identifies a file by what is in it, in 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        # hashlib.file_digest needs more than a file in cloud storage has.
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
-    Args:
-      path: a file or a folder.
+
+def move_aside(path: pathlib.Path) -> pathlib.Path:
+    """Renames a file or a folder that can't be read, so that it is neither used nor lost.
 
     Returns:
-      What it is called now: ``unreadable-NAME``, with a number if there is one already.
+      What it is called now: ``unreadable-NAME``, with a number if that is taken.
     """
     name = f"unreadable-{path.name}"
     names = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
@@ -124,13 +111,10 @@ def move_aside(path: pathlib.Path) -> pathlib.Path:
 
 
 def remove_tree(folder: pathlib.Path) -> None:
-    """Deletes a folder and all that is in it.
+    """Deletes a folder that exists and all that is in it.
 
     Symbolic links are deleted, and what they point to stays. A folder that is a mount point is
     emptied.
-
-    Args:
-      folder: one that exists.
     """
     if is_remote(folder):
         remote: Any = folder
@@ -147,11 +131,7 @@ def remove_tree(folder: pathlib.Path) -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-    """Deletes a file, a link, or a folder as :func:`remove_tree` does.
-
-    Args:
-      path: what exists.
-    """
+    """Deletes a file or a link that exists, or a folder as :func:`remove_tree` does."""
     if path.is_dir():
         remove_tree(path)
     else:
@@ -160,9 +140,7 @@ def remove(path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def clear_errors(path: pathlib.Path) -> Iterator[None]:
-    """Makes an ``OSError`` of one line of what libraries raise, which is of many types.
-
-    That is for a full disk, and for anything that cloud storage raises.
+    """Makes one ``OSError`` of what libraries raise for a full disk or in cloud storage.
 
     Args:
       path: what is read or written.

@@ -46,7 +46,7 @@ class Watch:
         return self.number is not None
 
     def error(self, message: str) -> PreemptedError:
-        """What to raise when the state is saved."""
+        """The error to raise when the state is saved."""
         return PreemptedError(message, self.number or signal.SIGTERM)
 
 
@@ -54,8 +54,8 @@ class _SharedWatch(Watch):
     """All processes say yes from the same question on.
 
     jax's own handler of SIGTERM tells the other processes. They agree on the next number that none
-    of them has asked about, and jax says yes to that alone. Steps don't serve, as they begin anew
-    with every run.
+    of them has asked about, and jax says yes to that number alone. Questions are numbered and not
+    steps, which begin anew with every run.
     """
 
     def __call__(self, step: int) -> bool:
@@ -68,7 +68,7 @@ class _SharedWatch(Watch):
 def watch() -> Iterator[Watch]:
     """Notices SIGTERM and SIGHUP while a run is trained; one more ends the process.
 
-    A signal that is ignored, as ``nohup`` has it for SIGHUP, stays so. Outside the main thread
+    A signal that is ignored stays so, such as SIGHUP under ``nohup``. Outside the main thread
     Python handles no signals, and nothing is noticed.
 
     Yields:
@@ -76,9 +76,9 @@ def watch() -> Iterator[Watch]:
       With several processes all of them do so from the same step.
     """
     several = jax.process_count() > 1
-    found = _SharedWatch() if several else Watch()
+    watching = _SharedWatch() if several else Watch()
     if threading.current_thread() is not threading.main_thread():
-        yield found
+        yield watching
         return
     earlier: dict[int, Any] = {}
     asked = 0.0
@@ -87,8 +87,8 @@ def watch() -> Iterator[Watch]:
         nonlocal asked
         if several:  # jax heeds SIGTERM alone, and tells the others
             os.kill(os.getpid(), signal.SIGTERM)
-        elif found.number is None:
-            found.number, asked = number, time.monotonic()
+        elif watching.number is None:
+            watching.number, asked = number, time.monotonic()
         elif time.monotonic() - asked < 1:
             pass  # Some send it to the process and to its group, or SIGHUP after SIGTERM.
         elif callable(handler := earlier[number]):
@@ -102,22 +102,19 @@ def watch() -> Iterator[Watch]:
         for number in _SIGNALS:
             handler = signal.getsignal(number)
             is_ours = not (several and number == signal.SIGTERM)
-            # Another library's, in C, couldn't be put back.
+            # The handler of a library in C is None, and couldn't be put back.
             if is_ours and handler not in (signal.SIG_IGN, None):
                 earlier[number] = signal.signal(number, ask)
-        yield found
+        yield watching
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
 
 
 def wait(arrays: Any) -> None:
-    """Waits for arrays that are being computed, while signals are heeded.
+    """Waits for a pytree of arrays that are being computed, while signals are heeded.
 
     ``jax.block_until_ready`` itself keeps Python from calling their handlers.
-
-    Args:
-      arrays: a pytree of ``jax.Array``.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or all(array.is_ready() for array in jax.tree.leaves(arrays)):

@@ -1,6 +1,6 @@
-"""What is said on the way, as far as somebody listens; imports nothing that takes time.
+"""Printing that never fails a program; imports nothing that takes time.
 
-A pipe that is closed (``| head -1``), a full disk, an encoding without a letter, or no stream at
+A pipe that is closed (``| head -1``), a full disk, an encoding that lacks a letter, or no stream at
 all must not cost what was computed.
 """
 
@@ -11,12 +11,7 @@ from typing import Any
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Prints a text where that is possible.
-
-    Args:
-      text: to print, with a line break after it.
-      error: whether it goes to ``sys.stderr``.
-    """
+    """Prints a text to ``sys.stdout``, or ``sys.stderr`` for an error, where that is possible."""
     stream = sys.stderr if error else sys.stdout
     if stream is None:
         return
@@ -32,16 +27,16 @@ def say(text: str, *, error: bool = False) -> None:
 
 
 def is_terminal() -> bool:
-    """Whether progress is shown: it is for a person who looks on."""
+    """Whether a person looks on, to whom progress is shown."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         return sys.stderr.isatty()
     return False
 
 
 def open_all() -> None:
-    """Opens the standard streams that are closed, so that no other file gets their numbers.
+    """Opens the standard streams that are closed; for the first lines of a program.
 
-    For the first lines of a program: what libraries print to "2" would go to that file.
+    Otherwise another file would get the number 2, and what libraries print as errors.
     """
     for number in range(3):
         try:
@@ -51,7 +46,7 @@ def open_all() -> None:
 
 
 def _silence(stream: Any) -> None:
-    """Has the rest of a broken stream vanish, or Python's last flush would fail the program."""
+    """Sends the rest of a broken stream nowhere: Python's last flush would fail the program."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -1,4 +1,4 @@
-"""Several processes that train together: one of them writes what there is one of."""
+"""Several processes that train together; the first of them writes records and reports."""
 
 import os
 
@@ -38,43 +38,19 @@ def _number(variable: str) -> int | None:
         raise ValueError(f"{variable} is {value!r}, not a number") from error
 
 
-def require_one() -> None:
-    """Refuses several processes, for an experiment that each would run as a whole.
-
-    Raises:
-      ValueError: if there are several.
-    """
-    if jax.process_count() > 1:
-        raise ValueError(
-            "Only language models are trained by several processes together. Run this experiment "
-            "with one."
-        )
-
-
 def is_first() -> bool:
     """Whether this process writes records and reports; the only one of an ordinary run does."""
     return jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Waits until all processes are here; returns at once in an ordinary run.
-
-    Args:
-      name: of the place, the same in all processes.
-    """
+    """Waits until all processes are at the place of this name; returns at once if there is one."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def all_agree(condition: bool) -> bool:
-    """Whether something holds in all processes.
-
-    Args:
-      condition: whether it holds in this one.
-
-    Returns:
-      The same in all of them.
-    """
+    """Whether a condition holds in all processes; each of them gets the same answer."""
     if jax.process_count() == 1:
         return condition
     return bool(multihost_utils.process_allgather(np.array(condition)).all())

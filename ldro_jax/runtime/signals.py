@@ -2,7 +2,7 @@
 
 Python would raise an exception wherever the program is: inside an import, which may swallow it, or
 in a callback of a C++ library, which may crash. What an experiment writes is whole at any time, so
-the program can end at once. :mod:`ldro_jax.runtime.preemption` takes the latter two over where
+the program can end at once. :mod:`ldro_jax.runtime.preemption` handles SIGTERM and SIGHUP while
 there is something to save.
 """
 
@@ -15,17 +15,17 @@ from types import FrameType
 _WORDS = {signal.SIGINT: "Interrupted.", signal.SIGTERM: "Terminated."}
 if hasattr(signal, "SIGHUP"):
     _WORDS[signal.SIGHUP] = "Hung up."
-# A sentence to say besides.
+# What a signal's line says besides.
 advice = ""
 
 
 def end_at_once() -> None:
-    """Makes them end the process, with one line and the exit status that a shell expects.
+    """Makes the signals end the process, with one line and the exit status that a shell expects.
 
     For the main thread of a program; the library never calls it on import.
     """
     for number in _WORDS:
-        # As nohup has it for SIGHUP, and a shell for what runs in the background.
+        # nohup has SIGHUP ignored, and a shell has Ctrl-C ignored in the background.
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _end)
 

@@ -6,14 +6,14 @@ empty list of what it may fuse turns that off.
 """
 
 import contextlib
-import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
 import subprocess
 import sys
-import tempfile
+
+from ldro_jax.runtime import hashing, paths
 
 _FLAG = "--xla_cpu_experimental_ynn_fusion_type"
 _SECONDS = 60
@@ -51,18 +51,20 @@ def _is_known() -> bool:
     if spec is None:
         return False
     installed = f"{_FLAG} {importlib.metadata.version('jaxlib')} {spec.origin}"
-    name = hashlib.sha256(installed.encode()).hexdigest()[:32]
     directory = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ldro_jax/xla_flags")
     # Who has no home, or can't write there, tries each time.
-    with contextlib.suppress(OSError, RuntimeError, UnicodeError):
-        directory = directory.expanduser()
-        known = {"yes": True, "no": False}.get((directory / name).read_text())
+    try:
+        file = directory.expanduser() / hashing.short(installed, 32)
+    except RuntimeError:
+        return bool(_tried())
+    with contextlib.suppress(OSError, UnicodeError):
+        known = {"yes": True, "no": False}.get(file.read_text())
         if known is not None:
             return known
     known = _tried()
     if known is not None:
         with contextlib.suppress(OSError):
-            _remember(directory / name, "yes" if known else "no")
+            paths.write(file, "yes" if known else "no")
     return bool(known)
 
 
@@ -84,11 +86,3 @@ def _tried() -> bool | None:
     if done.returncode == 0:
         return True
     return False if _FLAG.encode() in done.stderr else None
-
-
-def _remember(path: pathlib.Path, text: str) -> None:
-    """Writes a file as a whole, whoever else writes it at the same time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-        file.write(text)
-    os.replace(file.name, path)

@@ -20,15 +20,7 @@ _compiled = functools.partial(jax.jit, inline=True)
 
 
 def dot(matrix: jax.Array, vector: jax.Array) -> jax.Array:
-    """A product in full precision, where an accelerator would round the factors.
-
-    Args:
-      matrix: ``[..., N]``.
-      vector: ``[N]`` or ``[N, M]``.
-
-    Returns:
-      The product.
-    """
+    """A product in full precision, where an accelerator would round the factors."""
     return jnp.dot(matrix, vector, precision=lax.Precision.HIGHEST)
 
 
@@ -133,9 +125,9 @@ def steepest(
     gain, (x, distance, solved), _ = lax.while_loop(
         unfinished, advance, (zero, harmless, jnp.zeros([], jnp.int32))
     )
-    # Within no distance of no gradient there is nothing to search.
+    # Where the mean gradient is zero there is nothing to search.
     solved &= ~unfinished((gain, (x, distance, solved), 0)) | (relative @ mean <= 0)
-    # Exactly as far as it may go.
+    # Stretched to the radius exactly.
     x = x * (radius / jnp.where(distance > 0, distance, 1))
     lost = (gain > 0) & (jnp.min(jnp.where(alive, slope + dot(cosines, x), 0)) < 0)
     x = jnp.where(lost, harmless[0], x)
@@ -191,21 +183,15 @@ def scaled(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def lengths(matrix: jax.Array) -> jax.Array:
-    """Lengths of the gradients, such that no cosine is above one.
+    """Lengths of the gradients, ``[N]``, such that no cosine is above one.
 
     Those of a Gram matrix are the roots of its diagonal. A diagonal that was measured without bias,
     or at another time than the rest, can be too small for its row, and what divides by it would
     explode: both gradients of such a pair are taken to be as long as the root of their product.
-
-    Args:
-      matrix: ``[N, N]``.
-
-    Returns:
-      ``[N]``.
     """
     norms = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0))
     sizes = jnp.abs(matrix)
-    # Both by more than rounding, which is in units of the pair's longer one.
+    # By more than rounding, which is in units of the pair's longer one.
     longer = jnp.maximum(norms[:, None], norms[None, :])
     rounding = 64 * jnp.finfo(norms.dtype).eps
     too_short = sizes > 1.001 * norms[:, None] * norms[None, :]
@@ -216,14 +202,7 @@ def lengths(matrix: jax.Array) -> jax.Array:
 
 
 def regular(cosines: jax.Array) -> jax.Array:
-    """The cosines, a little more than positive definite, so that every problem has one solution.
-
-    Args:
-      cosines: ``[N, N]``.
-
-    Returns:
-      ``[N, N]``.
-    """
+    """The cosines, a little more than positive definite, so that every problem has one solution."""
     ridge = 32 * jnp.finfo(cosines.dtype).eps
     return cosines + ridge * jnp.eye(cosines.shape[0], dtype=cosines.dtype)
 

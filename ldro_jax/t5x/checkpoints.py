@@ -1,8 +1,5 @@
 """The newest checkpoint of a run, looked at before T5X restores it: one line if it can't be."""
 
-import ldro_jax.t5x.installed  # noqa: F401
-
-# isort: split
 import json
 import os
 import re
@@ -12,10 +9,12 @@ import tensorflow as tf
 import tensorstore as ts
 from t5x import checkpoints
 
+from ldro_jax.runtime import errors
+
 _WEIGHTS = re.compile(r"state\.param_states\.weighting\.(.+\.)?weights")
 
 
-def check(model_dir: str, num_tasks: int, *, read: bool = True) -> None:
+def check_newest(model_dir: str, num_tasks: int, *, read: bool = True) -> None:
     """Checks that a run can go on from the newest checkpoint in its directory, if there is one.
 
     Args:
@@ -33,16 +32,15 @@ def check(model_dir: str, num_tasks: int, *, read: bool = True) -> None:
         return
     newest = f"{model_dir}/checkpoint_{steps[-1]}"
     if tf.io.gfile.exists(f"{newest}/checkpoint"):
-        # Of T5X without Orbax; WeightedOptimizer looks at it when it is restored.
+        # Written without Orbax. WeightedOptimizer looks at it when it is restored.
         return
     try:
-        shapes = _read(newest, read)
+        shapes = _shapes(newest, read)
     except (OSError, ValueError, KeyError, TypeError, tf.errors.OpError) as error:
-        reason = repr(error).split("\\n")[0][:300]
         then = f"goes on from checkpoint_{steps[-2]}" if steps[1:] else "begins anew"
         raise ValueError(
-            f"{newest}, the newest checkpoint of the run, is damaged ({reason}). Move this "
-            f"directory away: the run then {then}."
+            f"{newest}, the newest checkpoint of the run, is damaged ({errors.reason(error)}). "
+            f"Move this directory away: the run then {then}."
         ) from error
     weights = [shape for name, shape in shapes.items() if _WEIGHTS.fullmatch(name)]
     if not weights:
@@ -55,14 +53,7 @@ def check(model_dir: str, num_tasks: int, *, read: bool = True) -> None:
 
 
 def with_other_tasks(model_dir: str) -> str:
-    """How a run goes on with other tasks, such as a new language.
-
-    Args:
-      model_dir: the run's.
-
-    Returns:
-      What to say.
-    """
+    """For an error: how a run goes on with other tasks, such as a new language."""
     steps = checkpoints.all_steps(model_dir)
     if not steps:
         return "Give it the tasks it began with, or another MODEL_DIR."
@@ -74,14 +65,7 @@ def with_other_tasks(model_dir: str) -> str:
 
 
 def without_weighting(path: str) -> str:
-    """What to say of a checkpoint that has no task weights.
-
-    Args:
-      path: of the checkpoint.
-
-    Returns:
-      The message.
-    """
+    """The error for a checkpoint that has no task weights."""
     return (
         f"{path} is a checkpoint of a run without L-DRO: it has no task weights, so that no run "
         "with L-DRO can go on from it. Give another MODEL_DIR. To begin with its parameters, add "
@@ -90,7 +74,7 @@ def without_weighting(path: str) -> str:
     )
 
 
-def _read(checkpoint: str, all_of_it: bool) -> dict[str, tuple[int, ...]]:
+def _shapes(checkpoint: str, read_arrays: bool) -> dict[str, tuple[int, ...]]:
     """Shapes of the arrays of a checkpoint by name."""
     state = f"{checkpoint}/state"
     with tf.io.gfile.GFile(f"{state}/_METADATA") as file:
@@ -108,6 +92,6 @@ def _read(checkpoint: str, all_of_it: bool) -> dict[str, tuple[int, ...]]:
         kvstore = database | {"path": f"{name}/"}
         array = ts.open({"driver": "zarr", "kvstore": kvstore}, open=True).result()
         shapes[name] = tuple(array.shape)
-        if all_of_it and index % jax.process_count() == jax.process_index():
+        if read_arrays and index % jax.process_count() == jax.process_index():
             array.read().result()
     return shapes

@@ -40,21 +40,11 @@ def task_names(mixture_or_task_name: Any, module: str | None = None) -> tuple[st
     Raises:
       ValueError: if nothing of that name is registered.
     """
-    if module:
-        utils.import_module(module)
-    return tuple(task.name for task in _tasks(mixture_or_task_name))
+    return tuple(task.name for task in _tasks(mixture_or_task_name, module))
 
 
 def num_tasks(mixture_or_task_name: Any, module: str | None = None) -> int:
-    """Number of tasks of a mixture.
-
-    Args:
-      mixture_or_task_name: as for :func:`task_names`.
-      module: to import first.
-
-    Returns:
-      N.
-    """
+    """Number of tasks of a mixture, N; see :func:`task_names`."""
     return len(task_names(mixture_or_task_name, module))
 
 
@@ -75,7 +65,8 @@ def get_dataset(
     """Task-balanced batches; for ``train.get_dataset_fn``.
 
     T5X calls it before it restores a checkpoint, so that this is where a run that can't go on with
-    these tasks in ``model_dir`` is refused.
+    these tasks in ``model_dir`` is refused. The arguments before ``model_dir`` are those of T5X's
+    ``utils.GetDatasetCallable``; gin binds the others.
 
     Args:
       cfg: T5X's.
@@ -106,16 +97,14 @@ def get_dataset(
       ValueError: if the batch can't be drawn so, or the run was begun with other tasks or without
         L-DRO, or its newest checkpoint is damaged, or a macro in gin looks mistyped.
     """
-    macros.check()
-    if cfg.module:
-        utils.import_module(cfg.module)
-    mixture = cfg.mixture_or_task_name
-    parts = _tasks(mixture)
+    macros.refuse_mistyped()
+    parts = _tasks(cfg.mixture_or_task_name, cfg.module)
     names = [task.name for task in parts]
-    interval = None if weighting is None else weighting.interval
-    drawing.check(sampling, temperature, weighting, cfg.batch_size, len(parts), num_shards)
+    drawer = drawing.first_drawer(
+        cfg, parts, num_shards, sampling=sampling, temperature=temperature, weighting=weighting
+    )
     tasks.check_names(model_dir, names)
-    checkpoints.check(model_dir, len(parts), read=read_checkpoint)
+    checkpoints.check_newest(model_dir, len(parts), read=read_checkpoint)
 
     def of_task(task):
         # What doesn't fill a last read of a finite number of rows is left out.
@@ -124,15 +113,14 @@ def get_dataset(
         options = (feature_converter_cls, num_epochs, continue_from_last_checkpoint)
         return utils.get_dataset(own, shard_id, num_shards, *options)
 
-    how = {"sampling": sampling, "temperature": temperature, "weighting": weighting}
     return drawing.DrawnRows(
         [of_task(task) for task in parts],
         names,
-        drawing.drawer(mixture, parts, cfg.batch_size, cfg.seed or 0, **how),
+        drawer,
         shard=shard_id,
         num_shards=num_shards,
         follows_weights=sampling == "weights",
-        interval=None if sampling == "uniform" else interval,
+        interval=None if sampling == "uniform" else weighting.interval,
     )
 
 
@@ -167,11 +155,9 @@ def text_mixture(
     for language in languages or text_files.languages(data_dir):
         files = [text_files.find(data_dir, language, split) for split in ("validation", "train")]
         _, size = (_size(file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
-        task = objectives.task(
-            text.seqio_task(data_dir, language, vocabulary), objective, [perplexity]
-        )
+        lines = text.seqio_task(data_dir, language, vocabulary)
         # seqio draws rows. They are full, so that rates of rows are rates of tokens.
-        rates[task] = float(size) ** exponent
+        rates[objectives.task(lines, objective, [perplexity])] = float(size) ** exponent
     return _register(TEXT_MIXTURE, rates)
 
 
@@ -196,10 +182,9 @@ def mc4_mixture(
       ValueError: if a language is unknown, or absent from mC4, or the objective is unknown.
     """
     names = languages or [name for name in mc4.LANGUAGES if name not in mc4.ABSENT]
-    tasks = [
-        objectives.task(mc4.seqio_task(name, vocabulary), objective, [perplexity]) for name in names
-    ]
-    return _register(MC4_MIXTURE, dict.fromkeys(tasks, 1.0))
+    of_lines = [mc4.seqio_task(name, vocabulary) for name in names]
+    rates = {objectives.task(lines, objective, [perplexity]): 1.0 for lines in of_lines}
+    return _register(MC4_MIXTURE, rates)
 
 
 def perplexity(targets: Sequence[int], scores: Sequence[float]) -> dict[str, float]:
@@ -233,20 +218,20 @@ def _size(file: pathlib.Path, *version: int) -> int:
     return sum(len(line.encode()) for line in text_files.read_lines(file))
 
 
-def _register(name: str, rates: dict[seqio.Task, float]) -> str:
+def _register(mixture_name: str, rates: dict[seqio.Task, float]) -> str:
     # gin calls anew for each use of a macro; what an earlier call registered is replaced.
-    mixture = seqio.Mixture(name, list(rates.items()))
-    for registry, provider in [
-        *((seqio.TaskRegistry, task) for task in rates),
-        (seqio.MixtureRegistry, mixture),
-    ]:
+    mixture = seqio.Mixture(mixture_name, list(rates.items()))
+    providers = [(seqio.TaskRegistry, task) for task in rates]
+    for registry, provider in [*providers, (seqio.MixtureRegistry, mixture)]:
         if provider.name in registry.names():
             registry.remove(provider.name)
         registry.add_provider(provider.name, provider)
-    return name
+    return mixture_name
 
 
-def _tasks(mixture_or_task: Any) -> list[seqio.Task]:
+def _tasks(mixture_or_task: Any, module: str | None) -> list[seqio.Task]:
+    if module:
+        utils.import_module(module)
     if isinstance(mixture_or_task, str):
         mixture_or_task = seqio.get_mixture_or_task(mixture_or_task)
     return seqio.get_subtasks(mixture_or_task)

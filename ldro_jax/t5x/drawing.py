@@ -4,20 +4,18 @@
 rows a batch has, and :class:`TaskRows` reads them.
 """
 
-import ldro_jax.t5x.installed  # noqa: F401
-
-# isort: split
 import dataclasses
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 import tensorflow as tf
 from clu.data import dataset_iterator
+from t5x import utils
 from typing_extensions import override
 
 from ldro_jax import transform
@@ -37,7 +35,8 @@ class TaskRows(Source):
     """The rows of each task in the order in which its data set gives them.
 
     A data set gives its rows once, but rows to measure the interaction on are asked for before they
-    are drawn. So what was read is kept until a later call asks for rows after it.
+    are drawn. So what was read is kept until a later call asks for rows after it. The numbers of
+    the rows of a task follow one another in each call.
 
     Args:
       datasets: of each task, some rows at a time, ``[rows, ...]`` by feature.
@@ -46,56 +45,55 @@ class TaskRows(Source):
     has_state = True
 
     def __init__(self, datasets: Sequence[tf.data.Dataset]):
-        iterators = [iter(dataset) for dataset in datasets]
-        self._read = [_arrays(iterator) for iterator in iterators]
-        self.checkpoint = tf.train.Checkpoint(**{f"task_{i}": x for i, x in enumerate(iterators)})
-        # By task: the number of the first row that is kept, and what is kept.
-        self._kept: list[tuple[int, dict[str, np.ndarray]]] = [(0, {}) for _ in datasets]
+        self._iterators: list[Any] = [iter(dataset) for dataset in datasets]
+        named = {f"task_{i}": iterator for i, iterator in enumerate(self._iterators)}
+        self.checkpoint = tf.train.Checkpoint(**named)
+        # By task: the number of the first row that is kept, and what is kept, as it was read.
+        self._kept: list[tuple[int, list[dict[str, np.ndarray]]]] = [(0, []) for _ in datasets]
 
     @override
     def rows(self, tasks: np.ndarray, indices: np.ndarray) -> dict[str, np.ndarray]:
         rows: dict[str, np.ndarray] = {}
         for task in np.unique(tasks):
-            where = np.flatnonzero(tasks == task)
-            for name, values in self._take(task, indices[where]).items():
+            places = np.flatnonzero(tasks == task)
+            first = int(indices[places[0]])
+            for name, values in self._take(task, first, first + len(places)).items():
                 if name not in rows:
                     rows[name] = np.empty((len(tasks), *values.shape[1:]), values.dtype)
-                rows[name][where] = values
+                rows[name][places] = values
         return rows
 
-    def _take(self, task: int, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        first, kept = self._kept[task]
-        parts = [kept] if kept else []
-        count = sum(_length(part) for part in parts)
-        while first + count <= numbers[-1]:
-            parts.append(next(self._read[task]))
-            count += _length(parts[-1])
-        rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        rows = {name: values[numbers[0] - first :] for name, values in rows.items()}
-        self._kept[task] = numbers[0], rows
-        return {name: values[numbers - numbers[0]] for name, values in rows.items()}
+    def _take(self, task: int, first: int, end: int) -> dict[str, np.ndarray]:
+        """The rows of a task from number ``first`` to before ``end``, by feature."""
+        start, parts = self._kept[task]
+        while parts and start + _length(parts[0]) <= first:
+            start += _length(parts.pop(0))
+        self._kept[task] = start, parts
+        known = start + sum(_length(part) for part in parts)
+        while known < end:
+            read = next(self._iterators[task])
+            parts.append({name: x.numpy() for name, x in read.items()})
+            known += _length(parts[-1])
+        return {name: x[first - start : end - start] for name, x in _joined(parts).items()}
 
     def record(self) -> dict[str, np.ndarray]:
         """What is kept, besides the state of the data sets in :attr:`checkpoint`."""
-        arrays = {"first": np.array([first for first, _ in self._kept])}
-        for task, (_, kept) in enumerate(self._kept):
-            arrays |= {f"{task}/{name}": values for name, values in kept.items()}
+        arrays = {"first": np.array([start for start, _ in self._kept])}
+        for task, (_, parts) in enumerate(self._kept):
+            arrays |= {f"{task}/{name}": values for name, values in _joined(parts).items()}
         return arrays
 
     def keep(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Takes what :meth:`record` gave in the place of what is kept.
-
-        Args:
-          arrays: what it gave, and any others.
-        """
-        for task, first in enumerate(arrays["first"]):
-            mine = {n: x for n, x in arrays.items() if n.startswith(f"{task}/")}
-            self._kept[task] = int(first), {n.split("/", 1)[1]: x for n, x in mine.items()}
+        """Takes what :meth:`record` gave, among any other arrays, in place of what is kept."""
+        for task, start in enumerate(arrays["first"]):
+            own = {n.split("/", 1)[1]: x for n, x in arrays.items() if n.startswith(f"{task}/")}
+            self._kept[task] = int(start), [own] if own else []
 
 
-def _arrays(iterator: Any) -> Iterator[dict[str, np.ndarray]]:
-    for rows in iterator:
-        yield {name: x.numpy() for name, x in rows.items()}
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+    if len(parts) < 2:
+        return parts[0] if parts else {}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _length(rows: Mapping[str, np.ndarray]) -> int:
@@ -154,11 +152,9 @@ class DrawnRows(dataset_iterator.DatasetIterator):
         return self._drawer.probabilities
 
     def follow(self, weights: Any, seen: Any = True) -> None:
-        """Draws by other task weights from here on, if it follows them.
+        """Draws by other task weights ``[N]`` from here on, if it follows them.
 
-        Args:
-          weights: ``[N]``.
-          seen: the tasks that were in some batch so far, bool ``[N]``.
+        A task that was in no batch so far, where ``seen`` ``[N]`` is false, gets an even share.
         """
         if self.follows_weights:
             self._drawer = self._drawer.following(weights, seen)
@@ -166,11 +162,10 @@ class DrawnRows(dataset_iterator.DatasetIterator):
     @property
     def element_spec(self) -> Any:
         """The shapes and dtypes of a batch."""
+        rows = self._own.stop - self._own.start
 
         def batched(shape, dtype):
-            return dataset_iterator.ArraySpec(
-                shape=(self._own.stop - self._own.start, *shape), dtype=dtype
-            )
+            return dataset_iterator.ArraySpec(shape=(rows, *shape), dtype=dtype)
 
         spec: Any = self._datasets[0].element_spec
         specs = {n: batched(x.shape[1:], x.dtype.as_numpy_dtype) for n, x in spec.items()}
@@ -200,11 +195,7 @@ class DrawnRows(dataset_iterator.DatasetIterator):
         return batch
 
     def save(self, filename: Any) -> None:
-        """Writes its place in the data.
-
-        Args:
-          filename: what the names of the files begin with.
-        """
+        """Writes its place in the data, into files whose names begin with ``filename``."""
         # Files beside each other, since T5X removes them one by one.
         self._source.checkpoint.write(os.fspath(filename))
         place = np.array(json.dumps(self._drawer.record()))
@@ -214,14 +205,10 @@ class DrawnRows(dataset_iterator.DatasetIterator):
             file.write(buffer.getvalue())
 
     def restore(self, filename: Any) -> None:
-        """Goes on from a place in the data.
+        """Goes on from the place in the data that :meth:`save` wrote.
 
-        Args:
-          filename: as for :meth:`save`.
-
-        Raises:
-          ValueError: if there is none, or it was saved by another version or with another way of
-            drawing rows.
+        Raises ``ValueError`` if there is none, or it was saved by another version or with another
+        way of drawing rows.
         """
         if not tf.io.gfile.exists(f"{filename}.index"):
             raise ValueError(
@@ -243,26 +230,30 @@ class DrawnRows(dataset_iterator.DatasetIterator):
         self._drawer, self._taken, self._measured = drawer, arrays["taken"], {}
 
 
-def check(
+def first_drawer(
+    cfg: utils.DatasetConfig,
+    parts: Sequence[seqio.Task],
+    num_shards: int,
+    *,
     sampling: str,
     temperature: float,
     weighting: Any,
-    batch_size: int,
-    num_tasks: int,
-    num_shards: int,
-) -> None:
-    """Checks that batches can be drawn so; see :func:`ldro_jax.t5x.data.get_dataset`.
+) -> drawing.Drawer:
+    """What draws the first batch of a run.
 
     Args:
-      sampling: "uniform", "rates" or "weights".
+      cfg: T5X's: the mixture, the number of rows of all hosts together, and the seed.
+      parts: the tasks of the mixture.
+      num_shards: of the data.
+      sampling: see :func:`ldro_jax.t5x.data.get_dataset`, as for the others.
       temperature: of the rates.
       weighting: the run's, or ``None``.
-      batch_size: B.
-      num_tasks: N.
-      num_shards: of the data.
+
+    Returns:
+      The drawer.
 
     Raises:
-      ValueError: if not.
+      ValueError: if batches can't be drawn so.
     """
     checks.one_of("data.get_dataset.sampling", sampling, ("uniform", "rates", "weights"))
     checks.number("data.get_dataset.temperature", temperature, "(0, inf)")
@@ -272,52 +263,25 @@ def check(
             f"is {weighting!r}. Bind data.get_dataset.weighting = %WEIGHTING, the same as "
             "WeightedOptimizer.weighting."
         )
+    size, num_tasks = cfg.batch_size, len(parts)
     measures = weighting is not None and weighting.interval is not None
-    if batch_size < num_tasks and (sampling == "uniform" or measures):
-        raise ValueError(
-            f"batch_size must be at least {num_tasks}, a row of each task, but it is {batch_size}."
-        )
-    if batch_size % num_shards:
+    least = num_tasks if sampling == "uniform" or measures else 1
+    if size < least:
+        row = "a row of each task" if least > 1 else "a row"
+        raise ValueError(f"batch_size must be at least {least}, {row}, but it is {size}.")
+    if size % num_shards:
         raise ValueError(
             f"batch_size must be a multiple of the {num_shards} shards of the data, but it is "
-            f"{batch_size}."
+            f"{size}."
         )
-
-
-def drawer(
-    mixture: Any,
-    parts: Sequence[seqio.Task],
-    batch_size: int,
-    seed: int,
-    *,
-    sampling: str,
-    temperature: float,
-    weighting: Any,
-) -> drawing.Drawer:
-    """What draws the first batch of a run.
-
-    Args:
-      mixture: a mixture or task of seqio, or its name.
-      parts: its tasks.
-      batch_size: B, rows of all hosts.
-      seed: of random draws.
-      sampling: "uniform", "rates" or "weights".
-      temperature: of the rates.
-      weighting: the run's, for "weights".
-
-    Returns:
-      The drawer.
-
-    Raises:
-      ValueError: if the rates of the mixture can't be drawn with.
-    """
-    counts = np.zeros(len(parts), np.int64)
-    if sampling == "uniform":
-        return drawing.Drawer("balanced", batch_size, counts, seed)
-    random = drawing.Drawer("probabilities", batch_size, counts, seed)
+    sampler = "balanced" if sampling == "uniform" else "probabilities"
+    drawer = drawing.Drawer(sampler, size, np.zeros(num_tasks, np.int64), cfg.seed or 0)
+    if sampling == "rates":
+        probabilities = _by_rates(cfg.mixture_or_task_name, parts, temperature)
+        return dataclasses.replace(drawer, probabilities=probabilities)
     if sampling == "weights":
-        return random.following(first_weights(weighting.weighting, len(parts)))
-    return dataclasses.replace(random, probabilities=_by_rates(mixture, parts, temperature))
+        return drawer.following(first_weights(weighting.weighting, num_tasks))
+    return drawer
 
 
 def _by_rates(mixture: Any, parts: Sequence[seqio.Task], temperature: float) -> np.ndarray:
@@ -335,14 +299,7 @@ def _by_rates(mixture: Any, parts: Sequence[seqio.Task], temperature: float) -> 
 
 
 def inside(iterator: Any) -> DrawnRows | None:
-    """The :class:`DrawnRows` inside T5X's own iterators, if that is where the batches come from.
-
-    Args:
-      iterator: of batches.
-
-    Returns:
-      It, or ``None``.
-    """
+    """The :class:`DrawnRows` inside T5X's own iterators; ``None`` if batches aren't its."""
     while iterator is not None and not isinstance(iterator, DrawnRows):
         wrapped = getattr(iterator, "_it", None)
         iterator = getattr(iterator, "_iterator", None) if wrapped is None else wrapped

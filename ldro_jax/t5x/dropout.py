@@ -18,7 +18,7 @@ _IMPL = "threefry2x32"
 
 
 def row_keys(rng: jax.Array, numbers: jax.Array) -> jax.Array:
-    """A key like any other, from which each row draws on its own.
+    """A typed key, a scalar like any other, from which each row draws on its own.
 
     Drawn from it, an array whose leading axis holds the rows, or a number of entries of each row
     after those of the row before (``[R × L, ...]``), depends on nothing but the numbers of the
@@ -27,9 +27,6 @@ def row_keys(rng: jax.Array, numbers: jax.Array) -> jax.Array:
     Args:
       rng: of the step, a key of any kind.
       numbers: which row of the step each one is, int32 ``[R]``.
-
-    Returns:
-      A typed key, a scalar.
     """
     # Whatever generator the run has: that of hardware can't draw row by row.
     key = _wrapped(jax.random.bits(rng, (2,), jnp.uint32))

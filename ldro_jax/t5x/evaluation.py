@@ -38,8 +38,8 @@ class Split:
       is_whole: whether the last pass went over all of the split; None before the first.
 
     Args:
-      batches: of the whole split, or of one batch more than the limit.
-      limit: at most so many; None for all.
+      batches: of the whole split, or one batch more than the limit.
+      limit: how many to give at most; None for all.
     """
 
     def __init__(self, batches: tf.data.Dataset, limit: int | None = None):
@@ -76,7 +76,7 @@ def get_datasets(
     """The split of each task, for ``train.train_eval_get_dataset_fn``.
 
     Each row is there once, on one of the shards. The last batch is filled with rows that have no
-    tokens, so that all shards have as many batches. There is none of the mixture as a whole.
+    tokens, so that all shards have as many batches. The mixture as a whole has no batches.
 
     Args:
       cfg: T5X's.
@@ -99,8 +99,8 @@ def get_datasets(
             f"batch_size of train_eval/DatasetConfig must be a multiple of the {num_shards} shards "
             f"of the data, but it is {cfg.batch_size}."
         )
-    found = data.task_names(cfg.mixture_or_task_name, cfg.module)
-    lacking = [n for n in found if cfg.split not in seqio.get_mixture_or_task(n).splits]
+    task_names = data.task_names(cfg.mixture_or_task_name, cfg.module)
+    lacking = [n for n in task_names if cfg.split not in seqio.get_mixture_or_task(n).splits]
     if lacking:
         raise ValueError(
             f"Every task must have the split {cfg.split!r} of train_eval/DatasetConfig, but "
@@ -125,26 +125,30 @@ def get_datasets(
         batches = batches if eval_steps is None else batches.take(eval_steps + 1)
         return Split(batches.cache() if cfg.use_memory_cache else batches, eval_steps)
 
-    return {name: whole(name) for name in found}
+    return {name: whole(name) for name in task_names}
 
 
 class Evaluating(trainer_lib.BaseTrainer):
-    """What a trainer of T5X gets, so that its evaluation is by the token.
+    """Makes a trainer of T5X that it is put before evaluate by the token.
 
-    The summaries of each task, ``training_eval/TASK``, get ``ldro/tokens``, the number of target
-    tokens, ``ldro/batches``, ``ldro/nats_per_token``, their cross entropy without z-loss, label
-    smoothing and normalising factor, and ``ldro/perplexity``. So do T5X's own losses there, but for
-    z-loss. ``ldro_eval`` has the mean of ``nats_per_token`` over tasks, ``average_loss``, and the
-    largest, ``worst_loss``: infinite if one is not finite. All of it is on disk when an evaluation
-    is over, and with it ``ldro_run.json``: the tokens, devices and versions.
-
-    Actions of T5X, such as early stopping, find the two as metrics of a task ``ldro_eval``.
+    The summaries of each task, ``training_eval/TASK``, get the number of target tokens,
+    ``ldro/tokens``, and of batches, ``ldro/batches``; the cross entropy of a token,
+    ``ldro/nats_per_token``, without z-loss, label smoothing and normalising factor; and
+    ``ldro/perplexity``. T5X's own losses there are also without the latter two. ``ldro_eval`` has
+    the mean of ``nats_per_token`` over tasks, ``average_loss``, and the largest, ``worst_loss``:
+    infinite if one is not finite. Actions of T5X, such as early stopping, find them as metrics of a
+    task of that name. When an evaluation is over, all of it is on disk, and with it
+    ``ldro_run.json``: the tokens, devices and versions.
 
     Args:
-      **kwargs: T5X's.
+      **kwargs: those of the trainer that it is put before; gin's bindings for that class count for
+        those that aren't given.
     """
 
     def __init__(self, **kwargs):
+        stock = inheritance.stock(type(self), Evaluating)
+        inheritance.refuse_lost_bindings(stock)
+        kwargs |= inheritance.missing(stock, (), kwargs)
         super().__init__(**kwargs)
         self._run_dir = kwargs["summary_dir"]
         self._over_tasks = trainer_lib.MetricsManager(names.OVER_TASKS, self._run_dir)
@@ -170,24 +174,20 @@ class Evaluating(trainer_lib.BaseTrainer):
         )
 
     def eval(self, batch_iters: Mapping[str, Iterator[Any]]) -> Mapping[str, Any]:
-        """T5X's: evaluates.
+        """T5X's: evaluates on batches by task; the summaries by task, and those over tasks.
 
-        Args:
-          batch_iters: batches by the name of the task.
-
-        Returns:
-          The summaries by task, and those over tasks.
-
-        Raises:
-          ValueError: if a task has no rows, or none with a token to predict.
+        Raises ``ValueError`` if a task has no rows, or none with a token to predict.
         """
         step = int(utils.get_local_data(self.train_state.step))
-        found = dict(super().eval({name: _some(name, it) for name, it in batch_iters.items()}))
+        summaries = dict(super().eval({name: _some(name, it) for name, it in batch_iters.items()}))
         # T5X's own datasets have one of the mixture besides.
-        parts = [n for n in found if n not in seqio.MixtureRegistry.names()]
-        for name in parts:
-            _check_tokens(name, found[name][names.TOKENS].value)
-        losses = np.array([found[name][names.NATS].value for name in parts])
+        parts = [name for name in summaries if name not in seqio.MixtureRegistry.names()]
+        tokens, batches, losses = (
+            {name: summaries[name][tag].value for name in parts}
+            for tag in (names.TOKENS, names.BATCHES, names.NATS)
+        )
+        _check_tokens(tokens)
+        losses = np.array(list(losses.values()))
         losses = np.where(np.isfinite(losses), losses, np.inf)
         overall = {names.AVERAGE_LOSS: losses.mean(), names.WORST_LOSS: losses.max()}
         self._over_tasks.write_scalars(step, overall)
@@ -198,31 +198,21 @@ class Evaluating(trainer_lib.BaseTrainer):
             run_file.save(
                 self._run_dir,
                 step=step,
-                tokens={name: int(found[name][names.TOKENS].value) for name in parts},
-                batches={name: int(found[name][names.BATCHES].value) for name in parts},
+                tokens={name: int(count) for name, count in tokens.items()},
+                batches={name: int(count) for name, count in batches.items()},
                 whole=_all_whole([batch_iters[name] for name in parts]),
-                machine=self._machine(),
+                machine={
+                    "device": provenance.device() | {"hosts": jax.process_count()},
+                    "mesh": dict(self._partitioner.mesh.shape),
+                    "versions": provenance.versions("t5x", "seqio", "orbax-checkpoint"),
+                },
             )
         scalars = {name: clu.values.Scalar(value) for name, value in overall.items()}
-        return {**found, names.OVER_TASKS: scalars}
-
-    def _machine(self) -> dict[str, Any]:
-        return {
-            "device": provenance.device() | {"hosts": jax.process_count()},
-            "mesh": dict(self._partitioner.mesh.shape),
-            "versions": provenance.versions("t5x", "seqio", "orbax-checkpoint"),
-        }
+        return {**summaries, names.OVER_TASKS: scalars}
 
 
 class EvaluatingTrainer(Evaluating, trainer_lib.Trainer):
-    """A ``t5x.trainer.Trainer`` that evaluates by the token, for runs without L-DRO.
-
-    See :class:`Evaluating`. Gin's bindings for ``t5x.trainer.Trainer`` count for what isn't given.
-    """
-
-    def __init__(self, **kwargs):
-        inheritance.check(trainer_lib.Trainer)
-        super().__init__(**kwargs, **inheritance.missing(trainer_lib.Trainer, (), kwargs))
+    """A ``t5x.trainer.Trainer`` for runs without L-DRO; see :class:`Evaluating`."""
 
 
 @flax.struct.dataclass
@@ -265,16 +255,9 @@ class TokenLoss(clu.metrics.Metric):
 
 
 def token_losses(metrics: Mapping[str, Any]) -> dict[str, TokenLoss]:
-    """Tokens and losses of a batch from T5X's metrics of it.
+    """Metrics by tag of the tokens and losses of a batch, from T5X's metrics of it.
 
-    Args:
-      metrics: as of ``t5x.models.BaseTransformerModel``, of one batch.
-
-    Returns:
-      Metrics by tag.
-
-    Raises:
-      ValueError: if the model has no such metrics.
+    Raises ``ValueError`` if they aren't those of a ``t5x.models.BaseTransformerModel``.
     """
     try:
         nats = metrics["cross_ent_loss_per_all_target_tokens"].total
@@ -303,13 +286,14 @@ def _all_whole(batches: Sequence[Any]) -> bool | None:
     return all(known) if len(known) == len(batches) else None
 
 
-def _check_tokens(name: str, tokens: float) -> None:
-    if not tokens > 0:
-        raise ValueError(
-            f"The rows that {name} is evaluated on must have tokens to predict, but the sum of "
-            f"their loss weights is {tokens:g}. Look at decoder_loss_weights, or leave the task "
-            "out."
-        )
+def _check_tokens(tokens: Mapping[str, float]) -> None:
+    for name, count in tokens.items():
+        if not count > 0:
+            raise ValueError(
+                f"The rows that {name} is evaluated on must have tokens to predict, but the sum of "
+                f"their loss weights is {count:g}. Look at decoder_loss_weights, or leave the task "
+                "out."
+            )
 
 
 def _some(name: str, batches: Iterator[Any]) -> Iterator[Any]:

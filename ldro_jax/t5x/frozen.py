@@ -1,7 +1,8 @@
-"""Parameters that stay as they are: trees without them, and trees put together again.
+"""Parameters that stay as they are: trees without them, and optimizers that leave them alone.
 
 Left out of what is differentiated, frozen parameters cost no gradient, and the interaction of tasks
-is measured on the trained ones alone.
+is measured on the trained ones alone. They are named by regular expressions, each of which matches
+whole paths such as ``encoder/layers_0/attention/query/kernel``.
 """
 
 import re
@@ -12,8 +13,6 @@ import jax
 import optax
 
 from ldro_jax.measuring.trained import merge
-
-__all__ = ["check", "masked", "merge", "trained"]
 
 
 def trained(tree: Any, frozen: Sequence[str], hole: Any = None) -> Any:
@@ -38,17 +37,10 @@ def trained(tree: Any, frozen: Sequence[str], hole: Any = None) -> Any:
 def masked(
     optimizer: optax.GradientTransformation, frozen: Sequence[str]
 ) -> optax.GradientTransformation:
-    """An optimizer without state for frozen parameters.
+    """An optimizer without state for frozen parameters, whose updates it passes on.
 
     What state there is has the names that it has without frozen parameters, unlike with
     ``optax.masked``, so that it is found in checkpoints of such runs.
-
-    Args:
-      optimizer: of Optax.
-      frozen: as for :func:`trained`.
-
-    Returns:
-      An optimizer that passes on what it gets for frozen parameters.
     """
     if not frozen:
         return optimizer
@@ -58,22 +50,14 @@ def masked(
         return None if tree is None else trained(tree, frozen, optax.MaskedNode())
 
     def update(updates, state, params=None, **extra_args):
-        found, state = inner.update(hide(updates), state, hide(params), **extra_args)
-        return merge(found, updates), state
+        moved, state = inner.update(hide(updates), state, hide(params), **extra_args)
+        return merge(moved, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: inner.init(hide(params)), update)
 
 
-def check(params: Any, frozen: Sequence[str]) -> None:
-    """Checks that every expression matches a parameter, and that something is left to train.
-
-    Args:
-      params: of the model, or their shapes.
-      frozen: as for :func:`trained`.
-
-    Raises:
-      ValueError: if not.
-    """
+def check_patterns(params: Any, frozen: Sequence[str]) -> None:
+    """Raises ``ValueError`` if an expression matches no parameter, or none is left to train."""
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for each in frozen:
         if not any(re.fullmatch(each, name) for name in names):

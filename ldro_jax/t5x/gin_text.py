@@ -1,4 +1,4 @@
-"""What the ``config.gin`` of a run says, without importing anything that it names.
+"""Reads the ``config.gin`` of a run without importing anything that it names.
 
 T5X writes the configuration that it ran with into ``MODEL_DIR``: imports, macros, and one binding a
 line.
@@ -9,12 +9,21 @@ import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ldro_jax.runtime import paths
+from ldro_jax.runtime import errors, paths
 
 # What the report says elsewhere, or what is no choice.
-_NOT_SHOWN = (
+_NOT_SHOWN = {
     *("checkpoint_cfg", "decay_steps", "learning_rate_fn", "num_tasks", "task_names"),
     "train_steps",
+}
+# What a run was trained with, besides its optimizer and its trainer: configurable, argument, scope.
+_SHOWN = (
+    ("text_mixture", "exponent", ""),
+    ("get_dataset", "sampling", ""),
+    ("get_dataset", "temperature", ""),
+    ("DatasetConfig", "batch_size", "train"),
+    ("DatasetConfig", "task_feature_lengths", "train"),
+    ("Trainer", "num_microbatches", ""),
 )
 
 
@@ -55,26 +64,16 @@ class Config:
           The value; macros are followed. None if there is no such binding.
         """
         for where in (scope, ""):
-            for (found, name, known), value in self.bindings.items():
-                if (found, name.split(".")[-1], known) == (where, configurable, argument):
+            for (bound_in, name, bound), value in self.bindings.items():
+                if (bound_in, name.split(".")[-1], bound) == (where, configurable, argument):
                     return self._resolved(value)
         return None
 
     def unused(self) -> list[str]:
         """Names of the macros that nothing refers to, in order."""
-        found: set[str] = set()
-
-        def look(value):
-            if isinstance(value, Reference):
-                found.add(value.name.rpartition("/")[-1])
-            elif isinstance(value, Mapping):
-                look([*value.keys(), *value.values()])
-            elif isinstance(value, list | tuple | set):
-                for part in value:
-                    look(part)
-
-        look([*self.macros.values(), *self.bindings.values()])
-        return sorted(self.macros.keys() - found)
+        values = [*self.macros.values(), *self.bindings.values()]
+        used = {reference.name.rpartition("/")[-1] for reference in _references(values)}
+        return sorted(self.macros.keys() - used)
 
     def hyperparameters(self) -> dict[str, Any]:
         """What a run was trained with: weighting and optimizer, batches, and the trainer's options.
@@ -83,48 +82,51 @@ class Config:
           Values by the names of the arguments, with the configurable's where two have the same. Of
           what refers to a configurable, its name.
         """
-        bound = {a: value for _, a, value in self._arguments(self.value("train", "model"))}
-        for (_, _, argument), value in self.bindings.items():
-            # Of the class that the model's is derived from.
-            bound.setdefault(argument, value)
-        definition = bound.get("optimizer_def")
-        found = list(self._below(definition))
-        if "optimizer" not in {argument for _, argument, _ in found}:
-            found.insert(0, ("", "optimizer", definition))
-        if "learning_rate" not in {argument for _, argument, _ in found}:
-            found += self._below(self.value("Trainer", "learning_rate_fn"))
-        for configurable, argument, scope in [
-            ("text_mixture", "exponent", ""),
-            ("get_dataset", "sampling", ""),
-            ("get_dataset", "temperature", ""),
-            ("DatasetConfig", "batch_size", "train"),
-            ("DatasetConfig", "task_feature_lengths", "train"),
-            ("Trainer", "num_microbatches", ""),
-        ]:
-            found.append((configurable, argument, self.value(configurable, argument, scope)))
-        found += self._arguments(self.value("train", "trainer_cls"))
-        return _named([(n, a, self._resolved(v)) for n, a, v in found if a not in _NOT_SHOWN])
+        model = self._bound(self.value("train", "model"))
+        definitions = [value for _, argument, value in model if argument == "optimizer_def"]
+        # A model of this library inherits what is bound for the class that it is derived from.
+        definitions += [value for key, value in self.bindings.items() if key[2] == "optimizer_def"]
+        definition = definitions[0] if definitions else None
+        shown = list(self._below(definition))
+        if "optimizer" not in {argument for _, argument, _ in shown}:
+            shown.insert(0, ("", "optimizer", definition))
+        if "learning_rate" not in {argument for _, argument, _ in shown}:
+            shown += self._below(self.value("Trainer", "learning_rate_fn"))
+        for configurable, argument, scope in _SHOWN:
+            shown.append((configurable, argument, self.value(configurable, argument, scope)))
+        shown += self._bound(self.value("train", "trainer_cls"))
+        named: dict[str, Any] = {}
+        for configurable, argument, value in shown:
+            value = self._resolved(value)
+            if argument in _NOT_SHOWN or value is None or value == ():
+                continue
+            value = value.name if isinstance(value, Reference) else value
+            if argument in named and named[argument] != value:
+                argument = f"{configurable}.{argument}"
+            named.setdefault(argument, value)
+        return named
 
-    def _below(self, value, seen=()) -> Iterator[tuple[str, str, Any]]:
+    def _below(self, value: Any, seen: Sequence[str] = ()) -> Iterator[tuple[str, str, Any]]:
         """Arguments of a configurable and of all that it refers to, the nearest first."""
         value = self._resolved(value)
         if not isinstance(value, Reference) or value.name in seen:
             return
-        own = [x for x in self._arguments(value) if x[1] not in _NOT_SHOWN]
+        own = [bound for bound in self._bound(value) if bound[1] not in _NOT_SHOWN]
         yield from own
         for _, _, deeper in own:
             yield from self._below(deeper, (*seen, value.name))
 
-    def _arguments(self, reference: Any) -> list[tuple[str, str, Any]]:
+    def _bound(self, reference: Any) -> list[tuple[str, str, Any]]:
+        """Of each argument that is bound for a configurable: its name there, and the value."""
         if not isinstance(reference, Reference):
             return []
         scope, _, name = reference.name.rpartition("/")
-        found = {}
-        for where in dict.fromkeys(("", scope)):
-            for (known, configurable, argument), value in self.bindings.items():
-                if (known, configurable) == (where, name):
-                    found[argument] = (name.split(".")[-1], argument, value)
-        return list(found.values())
+        arguments = {}
+        for where in ("", scope):
+            for (bound_in, configurable, argument), value in self.bindings.items():
+                if (bound_in, configurable) == (where, name):
+                    arguments[argument] = value
+        return [(name.split(".")[-1], argument, value) for argument, value in arguments.items()]
 
     def _resolved(self, value: Any, seen: Sequence[str] = ()) -> Any:
         if not isinstance(value, Reference) or not value.is_macro:
@@ -134,18 +136,10 @@ class Config:
         return self._resolved(self.macros[value.name], (*seen, value.name))
 
 
-def load(model_dir: str) -> tuple[str, Config]:
-    """Reads the ``config.gin`` of a run.
+def read(model_dir: str) -> tuple[str, Config]:
+    """The text of the ``config.gin`` of a run, and the configuration; both empty without the file.
 
-    Args:
-      model_dir: the run's.
-
-    Returns:
-      Its text, and what it says; both empty if there is none.
-
-    Raises:
-      ImportError: if gin is not installed.
-      ValueError: if it is something else.
+    Raises errors as :func:`parse` does.
     """
     file = paths.make(model_dir) / "config.gin"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
@@ -160,11 +154,11 @@ def parse(text: str, path: str = "config.gin") -> Config:
       path: of the file, for errors.
 
     Returns:
-      What it says.
+      The configuration.
 
     Raises:
       ImportError: if gin is not installed.
-      ValueError: if it is something else.
+      ValueError: if the text is something else.
     """
     config = Config({}, {})
     if not text:
@@ -196,18 +190,17 @@ def parse(text: str, path: str = "config.gin") -> Config:
     except (SyntaxError, ValueError, tokenize.TokenError) as error:
         raise ValueError(
             f"Expected the configuration of a run of T5X in {path}, but it can't be read "
-            f"({str(error).splitlines()[0].strip()}). Copy it again, or move it away."
+            f"({errors.first_line(error)}). Copy it again, or move it away."
         ) from error
     return config
 
 
-def _named(found: Sequence[tuple[str, str, Any]]) -> dict[str, Any]:
-    named: dict[str, Any] = {}
-    for configurable, argument, value in found:
-        if value is None or value == ():
-            continue
-        value = value.name if isinstance(value, Reference) else value
-        if argument in named and named[argument] != value:
-            argument = f"{configurable}.{argument}"
-        named.setdefault(argument, value)
-    return named
+def _references(value: Any) -> Iterator[Reference]:
+    """All references in a value, however deep in lists and dictionaries."""
+    if isinstance(value, Reference):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _references([*value.keys(), *value.values()])
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _references(part)

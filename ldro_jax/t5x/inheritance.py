@@ -1,8 +1,5 @@
 """Bindings of gin for a class of T5X, also for a subclass of it, which gin would leave without."""
 
-import ldro_jax.t5x.installed  # noqa: F401
-
-# isort: split
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -11,34 +8,30 @@ from typing import Any
 import gin
 
 
+def stock(cls: type, ours: type) -> Any:
+    """The class of T5X behind ``cls``: the first of its parents that is none of ``ours``."""
+    return next(parent for parent in cls.__mro__ if not issubclass(parent, ours))
+
+
 def missing(
     parent: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What gin has for a class or method of T5X besides the arguments that are given.
+    """What gin has bound for a class or method of T5X besides the arguments that are given.
 
-    Args:
-      parent: the class or method, as T5X has it.
-      args: given by position.
-      kwargs: given by name; a binding for the subclass is among them, and so counts first.
-
-    Returns:
-      The other arguments by name. Scopes count as they do for ``parent`` itself.
+    A binding for the subclass is among those given, and so counts first. Scopes count as they do
+    for ``parent`` itself.
     """
     given = inspect.signature(parent).bind_partial(*args, **kwargs).arguments.keys() | kwargs.keys()
     # A copy calls what the bindings refer to, as in gin itself; what isn't used is not called.
     return copy.deepcopy({k: v for k, v in _bound(parent).items() if k not in given})
 
 
-def check(cls: type, inherited: Sequence[str] = ()) -> None:
-    """Refuses bindings that would be without effect on a subclass.
+def refuse_lost_bindings(cls: type, inherited: Sequence[str] = ()) -> None:
+    """Refuses bindings that would be without effect on a subclass of a class of T5X.
 
-    Args:
-      cls: the class, as T5X has it, whose own bindings the subclass looks at.
-      inherited: names of the methods whose bindings it looks at too.
-
-    Raises:
-      ValueError: if there are bindings for another method, or for a class that ``cls`` is derived
-        from, which gin leaves without effect on T5X's own classes as well.
+    The subclass looks at the bindings for ``cls`` itself and for its methods ``inherited``. Raises
+    ``ValueError`` if there are some for another method, or for a class that ``cls`` is derived
+    from, which gin leaves without effect on T5X's own classes as well.
     """
     for base in cls.__mro__[1:]:
         if bound := _bound(base):

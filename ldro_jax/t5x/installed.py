@@ -1,4 +1,4 @@
-"""Imported first by all that needs T5X: one clear error where it is missing."""
+"""Imported first by every module that gin files name: one clear error where T5X is missing."""
 
 try:
     import t5x.trainer  # noqa: F401

@@ -8,17 +8,15 @@ from absl import logging
 
 from ldro_jax.t5x import gin_text
 
-# Of two names: LOOKAHED_LR has 0.96 of LOOKAHEAD_LR, EVAL_BATCH_SIZE 0.8 of BATCH_SIZE.
+# Similarity by difflib: LOOKAHED_LR and LOOKAHEAD_LR 0.96, EVAL_BATCH_SIZE and BATCH_SIZE 0.8.
 _ALIKE = 0.9
 
 
-def check() -> None:
-    """Refuses what looks like a mistyped macro, and prints the values that the run trains with.
+def refuse_mistyped() -> None:
+    """Raises ``ValueError`` for a macro without use whose name is almost that of another one.
 
-    Other macros without use, as some files of T5X's own have, are logged.
-
-    Raises:
-      ValueError: if a macro has no use and its name is almost that of another one.
+    Logs the others without use, as some files of T5X's own have, and prints the values that the run
+    trains with.
     """
     config = gin_text.parse(gin.config_str(), "the gin files and bindings of this run")
     unused = config.unused()

@@ -12,8 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax.training import common_utils
 from t5x import losses as losses_lib
 from t5x import models
 
@@ -38,13 +36,13 @@ class LDROModel(models.BaseTransformerModel):
     """
 
     def __init__(self, *args, **kwargs):
-        stock = self._stock()
+        stock = inheritance.stock(type(self), LDROModel)
         if stock.loss_fn is not models.BaseTransformerModel.loss_fn:
             raise TypeError(
                 f"{stock.__name__} has a loss_fn of its own, but {type(self).__name__} trains on "
                 "the cross-entropy of t5x.models.BaseTransformerModel. Train it with T5X's trainer."
             )
-        inheritance.check(stock, _METHODS)
+        inheritance.refuse_lost_bindings(stock, _METHODS)
         super().__init__(*args, **kwargs, **inheritance.missing(stock, args, kwargs))
         if self._loss_normalizing_factor is not None:
             raise ValueError(
@@ -53,10 +51,6 @@ class LDROModel(models.BaseTransformerModel):
                 f"{type(self).__name__}.loss_normalizing_factor = None, or set "
                 "LOSS_NORMALIZING_FACTOR = None in a file of T5X's own kind."
             )
-
-    @classmethod
-    def _stock(cls):
-        return next(parent for parent in cls.__mro__ if not issubclass(parent, LDROModel))
 
     def predict_batch_with_aux(self, *args, **kwargs) -> Any:
         """T5X's: decodes, with gin's bindings for T5X's method."""
@@ -67,7 +61,8 @@ class LDROModel(models.BaseTransformerModel):
         return self._inherited("score_batch", args, kwargs)
 
     def _inherited(self, name, args, kwargs):
-        method, args = getattr(self._stock(), name), (self, *args)
+        stock = inheritance.stock(type(self), LDROModel)
+        method, args = getattr(stock, name), (self, *args)
         return method(*args, **kwargs, **inheritance.missing(method, args, kwargs))
 
     def row_losses(
@@ -84,37 +79,27 @@ class LDROModel(models.BaseTransformerModel):
           ``[R]`` in nats, float32, and T5X's training metrics.
         """
         logits = self._compute_logits(params, batch, dropout_rng)
-        vocab_size = logits.shape[-1]
-        confidence = 1.0 - self._label_smoothing
-        low = self._label_smoothing / max(vocab_size - 1, 1)
-        targets = common_utils.onehot(
-            batch["decoder_target_tokens"], vocab_size, on_value=confidence, off_value=low
-        )
-        losses, z_losses = losses_lib.cross_entropy_with_logits(
-            logits, targets, z_loss=self._z_loss
-        )
-        if self._label_smoothing:
-            # The loss of the best prediction is zero, as in T5X's own loss.
-            entropy = -confidence * np.log(confidence) - self._label_smoothing * np.log(low)
-            losses = losses - entropy
-        weights = token_weights(batch)
-        losses, z_losses = losses * weights, z_losses * weights
+        targets, weights = batch["decoder_target_tokens"], token_weights(batch)
+
+        def loss_of_row(logits, targets, weights):
+            return losses_lib.compute_weighted_cross_entropy(
+                logits, targets, weights, self._label_smoothing, self._z_loss
+            )
+
+        losses, z_losses, _ = jax.vmap(loss_of_row)(logits, targets, weights)
         metrics = self._compute_metrics(
             logits=logits,
-            targets=batch["decoder_target_tokens"],
+            targets=targets,
             mask=weights,
             loss=losses.sum(),
             z_loss=z_losses.sum(),
             segment_ids=_segments(batch),
         )
-        return losses.sum(axis=1), metrics
+        return losses, metrics
 
 
 class LDRODecoderOnlyModel(LDROModel, models.DecoderOnlyModel):
-    """A ``t5x.models.DecoderOnlyModel`` for training with L-DRO, also as a prefix language model.
-
-    See :class:`LDROModel`.
-    """
+    """A ``t5x.models.DecoderOnlyModel``, prefix language models too; see :class:`LDROModel`."""
 
     def get_initial_variables(self, *args, **kwargs) -> Any:
         """T5X's: the parameters, and the names of their axes."""
@@ -125,35 +110,20 @@ class LDRODecoderOnlyModel(LDROModel, models.DecoderOnlyModel):
 
 
 class LDROEncoderDecoderModel(LDROModel, models.EncoderDecoderModel):
-    """A ``t5x.models.EncoderDecoderModel``, as of T5 1.1, mT5 and ByT5, for training with L-DRO.
-
-    See :class:`LDROModel`.
-    """
+    """A ``t5x.models.EncoderDecoderModel``, as of T5 1.1, mT5 and ByT5; see :class:`LDROModel`."""
 
 
 def token_weights(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """Which tokens count in the loss.
-
-    Args:
-      batch: features ``[R, L]``.
-
-    Returns:
-      ``[R, L]`` float32, 1 for a target token and 0 for padding or a prefix.
-    """
+    """Which tokens count, float32 ``[R, L]``: 1 for a target, 0 for padding or a prefix."""
     weights = batch.get("decoder_loss_weights")
     weights = batch["decoder_target_tokens"] > 0 if weights is None else weights
     return weights.astype(jnp.float32)
 
 
 def row_tokens(batch: Mapping[str, jax.Array]) -> jax.Array:
-    """How many tokens of each row count in the loss.
+    """How many tokens of each row count in the loss, float32 ``[R]``.
 
-    Args:
-      batch: features ``[R, L]``.
-
-    Returns:
-      ``[R]`` float32, the sum of :func:`token_weights`; NaN if one of them is negative, since a
-      mean over such tokens is none.
+    NaN where one of the :func:`token_weights` is negative, since a mean over such tokens is none.
     """
     weights = token_weights(batch)
     return jnp.where((weights < 0).any(axis=1), jnp.nan, weights.sum(axis=1))

@@ -34,34 +34,19 @@ class DecoderNetwork(nn.Module):
         self,
         decoder_input_tokens: jax.Array,
         decoder_target_tokens: jax.Array,
-        decoder_segment_ids: jax.Array | None = None,
-        decoder_positions: jax.Array | None = None,
-        decoder_causal_attention: jax.Array | None = None,
         *,
-        enable_dropout: bool = True,
+        decoder_causal_attention: jax.Array | None = None,
         decode: bool = False,
-        **decoding: Any,
+        prefill: bool = False,
+        **others: Any,
     ) -> jax.Array:
-        """Logits of every token.
+        """Logits of every token, float32 ``[B, L, V]``, from the target tokens, int32 ``[B, L]``.
 
-        Args:
-          decoder_input_tokens: not used, they are the targets moved by one.
-          decoder_target_tokens: int32 ``[B, L]``.
-          decoder_segment_ids: not used.
-          decoder_positions: not used.
-          decoder_causal_attention: must be ``None``.
-          enable_dropout: without effect, there is no dropout.
-          decode: must be false.
-          **decoding: T5X's other arguments, without effect.
-
-        Returns:
-          ``[B, L, V]`` float32.
-
-        Raises:
-          NotImplementedError: for decoding and for prefixes.
+        T5X's other arguments have no effect: inputs are the targets moved by one, and there is no
+        dropout. Raises ``NotImplementedError`` for decoding and for prefixes.
         """
-        del decoder_input_tokens, decoder_segment_ids, decoder_positions, enable_dropout
-        if decode or decoding.get("prefill") or decoder_causal_attention is not None:
+        del decoder_input_tokens, others
+        if decode or prefill or decoder_causal_attention is not None:
             raise NotImplementedError(
                 "ldro_jax's decoder can't decode or take prefixes. Choose a network of T5X's own "
                 "(gin_configs/t5x/models/t5x_base.gin)."
@@ -72,24 +57,19 @@ class DecoderNetwork(nn.Module):
 
 
 def with_params_axes(variables: Any) -> Any:
-    """Variables as T5X expects them: arrays, with the names of their axes in a collection apart.
+    """Parameters that Flax has boxed with logical axes, as T5X expects them.
 
-    Args:
-      variables: from ``module.init``, parameters boxed with logical axes by Flax.
-
-    Returns:
-      The same arrays without boxes, and the collection ``params_axes``.
+    These are arrays without boxes, and the names of their axes in a collection ``params_axes``.
     """
 
-    def named(tree):
-        return {
-            key if isinstance(value, dict) else f"{key}_axes": (
-                named(value)
-                if isinstance(value, dict)
-                else flax_partitioning.AxisMetadata(tuple(value.names))
-            )
-            for key, value in tree.items()
-        }
+    def names_of_axes(tree):
+        named = {}
+        for key, value in tree.items():
+            if isinstance(value, dict):
+                named[key] = names_of_axes(value)
+            else:
+                named[f"{key}_axes"] = flax_partitioning.AxisMetadata(tuple(value.names))
+        return named
 
     params = unfreeze(variables["params"])
-    return freeze({"params": meta.unbox(params), "params_axes": named(params)})
+    return freeze({"params": meta.unbox(params), "params_axes": names_of_axes(params)})

@@ -1,20 +1,19 @@
-"""What a model learns from text: full rows of language modelling, of prefixes, or of spans.
+"""Objectives that a model learns from text: language modelling, prefixes, and span corruption.
 
 References:
   Raffel et al., *Exploring the limits of transfer learning*, JMLR 2020 (sections 3.1.4 and 3.2.1);
   Xue et al., *mT5*, NAACL 2021; Xue et al., *ByT5*, TACL 2022.
 """
 
-import ldro_jax.t5x.installed  # noqa: F401
-
-# isort: split
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import seqio
 import tensorflow as tf
 
-# Of T5 and mT5: so much of the text is left out, in spans of so many tokens on average.
+from ldro_jax.runtime import checks
+
+# T5 and mT5 leave out this share of the text, in spans of this many tokens on average.
 NOISE_DENSITY, SPAN_LENGTH = 0.15, 3.0
 
 
@@ -44,10 +43,7 @@ def task(
     Raises:
       ValueError: if the objective is unknown.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(
-            f"objective must be one of {', '.join(OBJECTIVES)}, but it is {objective!r}."
-        )
+    checks.one_of("objective", objective, tuple(OBJECTIVES))
     feature = of_lines.output_features["targets"]
     names = ("targets",) if objective == "lm" else ("inputs", "targets")
 
@@ -103,10 +99,7 @@ def _span_corruption(documents, lengths, vocabulary):
 
 
 def span_sizes(lengths: Mapping[str, int]) -> tuple[int, int, int]:
-    """How span corruption fills inputs and targets.
-
-    Args:
-      lengths: of ``inputs`` and ``targets``, in tokens, sentinels and the end among them.
+    """How span corruption fills inputs and targets of some lengths, sentinels and end among them.
 
     Returns:
       Numbers of tokens of text in a row, of tokens among them that are left out, and of spans.

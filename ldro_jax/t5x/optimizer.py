@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from t5x import optimizers
 
 from ldro_jax import transform
+from ldro_jax.measuring.trained import merge
 from ldro_jax.t5x import checkpoints
 from ldro_jax.t5x import frozen as frozen_lib
 from ldro_jax.weighting import base as weighting_base
@@ -96,23 +97,20 @@ class WeightedOptimizer(optimizers.OptimizerDef):
         return frozen_lib.trained(tree, self._frozen)
 
     def weigh(self, train_state: Any, updates: Any = None, **statistics: Any) -> WeightedGradient:
-        """Chooses the task weights of a step.
+        """Chooses the task weights of a step, for ``train_state.apply_gradient``.
 
         Args:
           train_state: a T5X training state with this optimizer.
           updates: the gradients of the tasks, ``[N, ...]``, if they are known already.
           **statistics: of the tasks, as :func:`ldro_jax.transform.weighted` takes them; gradients
             are those of the trained parameters.
-
-        Returns:
-          The :class:`WeightedGradient`, for ``train_state.apply_gradient``.
         """
         params = train_state.params
         gradient, state = self.weighting.update(
             updates, train_state.param_states["weighting"], self.trained(params), **statistics
         )
         zeros = jax.tree.map(jnp.zeros_like, params)
-        return WeightedGradient(frozen_lib.merge(gradient, zeros), state)
+        return WeightedGradient(merge(gradient, zeros), state)
 
     def num_tasks(self, train_state: Any) -> int:
         """Number of tasks of the weighting in a training state."""
@@ -124,48 +122,36 @@ class WeightedOptimizer(optimizers.OptimizerDef):
 
     def init_state(self, params: Any) -> optimizers.OptimizerState:
         """T5X's: the state before the first step."""
-        frozen_lib.check(params, self._frozen)
+        frozen_lib.check_patterns(params, self._frozen)
         inner = self._inner.init_state(params)
         weighting = self._weighting.init_state(self.trained(params)).param_states
         return _state(inner.step, weighting, inner.param_states)
 
     def apply_gradient(self, hyper_params: Any, params: Any, state: Any, grads: Any) -> Any:
-        """T5X's: the parameters and the state after a step.
+        """T5X's: the parameters and the state after a step with a :class:`WeightedGradient`.
 
-        Args:
-          hyper_params: of the wrapped optimizer.
-          params: before the step.
-          state: before the step.
-          grads: a :class:`WeightedGradient`.
-
-        Returns:
-          The parameters and the state.
-
-        Raises:
-          TypeError: if ``grads`` is a plain gradient, of which the weights are no longer to choose.
+        Raises ``TypeError`` for a plain gradient, whose weights can't be chosen any more.
         """
         if not isinstance(grads, WeightedGradient):
             raise TypeError(
                 "WeightedOptimizer chooses the weights of task losses, but it got the gradient of "
                 "one loss. Train with ldro_jax.t5x.trainer.LDROTrainer (train.trainer_cls)."
             )
-        inner = optimizers.OptimizerState(state.step, state.param_states["optimizer"])
+        _, inner = _divided(state)
         moved, inner = self._inner.apply_gradient(hyper_params, params, inner, grads.gradient)
-        params = frozen_lib.merge(self.trained(moved), params)
+        params = merge(self.trained(moved), params)
         return params, _state(inner.step, grads.weighting, inner.param_states)
 
     def derive_logical_axes(self, optimizer: Any, param_logical_axes: Any) -> Any:
         """T5X's: where each array of the optimizer lies."""
-        inner_state = optimizers.OptimizerState(
-            optimizer.state.step, optimizer.state.param_states["optimizer"]
-        )
+        weighting, inner_state = _divided(optimizer.state)
         inner = self._inner.derive_logical_axes(
             optimizers.Optimizer(self._inner, inner_state, optimizer.target), param_logical_axes
         )
         # T5X restores an array without a specification in the dtype of the checkpoint's floats.
         state = _state(
             PartitionSpec(),
-            jax.tree.map(_replicated, optimizer.state.param_states["weighting"]),
+            jax.tree.map(_replicated, weighting.param_states),
             jax.tree.map(
                 lambda leaf, axes: _replicated(leaf) if axes is None else axes,
                 inner_state.param_states,
@@ -176,60 +162,35 @@ class WeightedOptimizer(optimizers.OptimizerDef):
 
     def state_dict(self, target: Any, state: Any) -> Any:
         """T5X's: target and state as nested dictionaries without empty ones."""
-        found = {
-            name: part.state_dict(target, optimizers.OptimizerState(state.step, own))
-            for name, part, own in self._parts(state)
-        }
-        states = {name: part["state"].get("param_states", {}) for name, part in found.items()}
+        weighting, inner = _divided(state)
+        saved = self._inner.state_dict(target, inner)
+        weights = self._weighting.state_dict(target, weighting)["state"].get("param_states", {})
+        states = {**saved["state"].get("param_states", {}), "weighting": weights}
         return serialization.to_state_dict(
             {
-                "target": found["optimizer"]["target"],
-                "state": {
-                    "step": found["optimizer"]["state"]["step"],
-                    "param_states": {**states["optimizer"], "weighting": states["weighting"]},
-                },
+                "target": saved["target"],
+                "state": {"step": saved["state"]["step"], "param_states": states},
             }
         )
 
     def restore_state(self, opt_target: Any, opt_state: Any, state_dict: Any) -> Any:
         """T5X's: target and state from nested dictionaries.
 
-        Args:
-          opt_target: the parameters as they are.
-          opt_state: the state as it is.
-          state_dict: what to restore.
-
-        Returns:
-          The parameters and the state.
-
-        Raises:
-          ValueError: if it has no task weights.
+        Raises ``ValueError`` if these have no task weights.
         """
+        target, step = state_dict["target"], state_dict["state"]["step"]
         saved = dict(state_dict["state"]["param_states"])
         if "weighting" not in saved:
             raise ValueError(checkpoints.without_weighting("What is to be restored"))
-        saved = {"weighting": saved.pop("weighting"), "optimizer": saved}
-        restored = {}
-        for name, part, own in self._parts(opt_state):
-            own_dict = {"step": state_dict["state"]["step"]}
-            if saved[name]:
-                own_dict["param_states"] = saved[name]
-            opt_target, restored[name] = part.restore_state(
-                opt_target,
-                optimizers.OptimizerState(opt_state.step, own),
-                {"target": state_dict["target"], "state": own_dict},
-            )
-        return opt_target, _state(
-            restored["optimizer"].step,
-            restored["weighting"].param_states,
-            restored["optimizer"].param_states,
-        )
 
-    def _parts(self, state):
-        return [
-            ("weighting", self._weighting, state.param_states["weighting"]),
-            ("optimizer", self._inner, state.param_states["optimizer"]),
-        ]
+        def restored(optimizer, state, states):
+            own = {"step": step, "param_states": states} if states else {"step": step}
+            return optimizer.restore_state(opt_target, state, {"target": target, "state": own})
+
+        weighting, inner = _divided(opt_state)
+        _, weighting = restored(self._weighting, weighting, saved.pop("weighting"))
+        params, inner = restored(self._inner, inner, saved)
+        return params, _state(inner.step, weighting.param_states, inner.param_states)
 
 
 def _replicated(leaf) -> PartitionSpec:
@@ -240,3 +201,9 @@ def _state(step, weighting, optimizer) -> optimizers.OptimizerState:
     return optimizers.OptimizerState(
         step=step, param_states={"weighting": weighting, "optimizer": optimizer}
     )
+
+
+def _divided(state) -> list[optimizers.OptimizerState]:
+    """The states of the weighting and of the wrapped optimizer."""
+    parts = (state.param_states[name] for name in ("weighting", "optimizer"))
+    return [optimizers.OptimizerState(state.step, part) for part in parts]

@@ -16,7 +16,7 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from ldro_jax import reporting
 from ldro_jax.records import results
@@ -59,9 +59,7 @@ def read(
       ValueError: if two runs have other tasks, or were evaluated on other tokens; two of one name
         have the same seed; a task that is unknown is named; or it can't be told what the tasks are.
     """
-    found = [(name, summaries.read(folder)) for name, folder in model_dirs]
-    own = [(name, summaries.read(folder)) for name, folder in alone]
-    return _record(found, own, tasks=tasks, select_by=select_by)
+    return _record(_read(model_dirs), _read(alone), tasks, select_by)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -80,12 +78,11 @@ def main(argv: list[str] | None = None) -> None:
     try:
         output_dir = paths.make(args.output_dir)
         output_dir.mkdir(parents=True, exist_ok=True)
-        runs = [(name, summaries.read(folder)) for name, folder in args.runs]
-        own = [(name, summaries.read(folder)) for name, folder in args.alone]
-        record = _record(runs, own, tasks=args.tasks, select_by=args.select_by)
-        found = [run for _, run in runs]
-        text = report_sections.configurations(record, found)
-        reporting.finish(record, output_dir, text, report_sections.sections(record, found))
+        named = _read(args.runs)
+        record = _record(named, _read(args.alone), args.tasks, args.select_by)
+        runs = [run for _, run in named]
+        text = report_sections.configurations(record, runs)
+        reporting.finish(record, output_dir, text, report_sections.sections(record, runs))
         print(record.description)
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"Error: {error}")
@@ -102,9 +99,15 @@ def _names(text: str) -> list[str]:
     return [name for name in text.replace(" ", "").split(",") if name]
 
 
-def _record(found, alone, *, tasks, select_by) -> results.Results:
-    names = tasks or _task_names([run for _, run in found])
-    for _, run in found:
+def _read(named: Sequence[tuple[str, str]]) -> list[tuple[str, summaries.Summaries]]:
+    return [(name, summaries.read(folder)) for name, folder in named]
+
+
+def _record(named, alone, tasks, select_by) -> results.Results:
+    everything = [run for _, run in (*named, *alone)]
+    first = everything[0]
+    names = tasks or _task_names(everything[: len(named)])
+    for _, run in named:
         missing = [n for n in names if n not in run.losses]
         if missing:
             raise ValueError(
@@ -112,10 +115,10 @@ def _record(found, alone, *, tasks, select_by) -> results.Results:
                 f"evaluation of {', '.join(missing)}. It has {', '.join(run.losses)}."
             )
     shorter = _shortened(names)
-    split, seeds = _split(found[0][1]), _seeds(found)
+    split = _split(first)
     runs = [
         _run(method, seed, run, names, split, select_by)
-        for (method, run), seed in zip(found, seeds, strict=True)
+        for (method, run), seed in zip(named, _seeds(named), strict=True)
     ]
     references = {}
     for task, run in alone:
@@ -126,9 +129,8 @@ def _record(found, alone, *, tasks, select_by) -> results.Results:
             raise ValueError(f"{run.model_dir} has no evaluation of {full}.")
         best = min(run.losses[full].values(), key=_finite_first)
         references[shorter[names.index(full)]] = float(perplexity([best])[0])
-    everything = [run for _, run in (*found, *alone)]
     tokens = _tokens(everything, names)
-    latest = next((run.file.machines[-1] for _, run in found if run.file), {})
+    latest = next((run.file.machines[-1] for _, run in named if run.file), {})
     return results.Results(
         experiment="t5x",
         description=report_sections.description(everything, tokens),
@@ -140,7 +142,7 @@ def _record(found, alone, *, tasks, select_by) -> results.Results:
         device=latest.get("device", {}),
         references={split: references} if references else {},
         select_by=select_by,
-        data={"split": found[0][1].split, "tokens": dict(zip(shorter, tokens, strict=False))},
+        data={"split": first.split, "tokens": dict(zip(shorter, tokens, strict=False))},
     )
 
 
@@ -189,14 +191,14 @@ def _seeds(runs: Sequence[tuple[str, summaries.Summaries]]) -> list[int]:
                 "another name, or take a run with another RANDOM_SEED."
             )
         known[method, run.seed] = run.model_dir
-    found = []
+    seeds = []
     for method, run in runs:
         seed = run.seed
         if seed is None:
             seed = next(n for n in itertools.count() if (method, n) not in known)
             known[method, seed] = run.model_dir
-        found.append(seed)
-    return found
+        seeds.append(seed)
+    return seeds
 
 
 def _finite_first(loss: float) -> float:
@@ -204,11 +206,8 @@ def _finite_first(loss: float) -> float:
 
 
 def _counts(train, kind, names) -> dict[str, int]:
-    found = {}
-    for name, short in zip(names, _shortened(names), strict=True):
-        if last := _last(train.get(f"{kind}/{name}", {})):
-            found[short] = last
-    return found
+    counts = [_last(train.get(f"{kind}/{name}", {})) for name in names]
+    return {short: n for short, n in zip(_shortened(names), counts, strict=True) if n}
 
 
 def _last(counts) -> int:
@@ -251,8 +250,10 @@ def _tokens(runs: Sequence[summaries.Summaries], names: Sequence[str]) -> list[i
 
 
 def _task_names(runs: Sequence[summaries.Summaries]) -> Sequence[str]:
-    for saved in _saved(runs):
-        return saved
+    saved = [run.tasks for run in runs if run.tasks]
+    saved += [list(run.file.tokens) for run in runs if run.file]
+    if saved:
+        return saved[0]
     # T5X evaluates the tasks of a mixture and the mixture itself.
     evaluated = list(runs[0].losses)
     if len(evaluated) == 1:
@@ -266,11 +267,6 @@ def _task_names(runs: Sequence[summaries.Summaries]) -> Sequence[str]:
             "NAME,NAME."
         )
     return [name for name in evaluated if name not in mixtures]
-
-
-def _saved(runs: Sequence[summaries.Summaries]) -> Iterator[Sequence[str]]:
-    yield from (run.tasks for run in runs if run.tasks)
-    yield from (list(run.file.tokens) for run in runs if run.file)
 
 
 def _shortened(names: Sequence[str]) -> list[str]:

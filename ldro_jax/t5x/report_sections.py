@@ -1,4 +1,4 @@
-"""What the report of T5X's runs says besides: how they were evaluated, where, and how set up."""
+"""Parts of the report that only T5X's runs have: their evaluation, machines and configuration."""
 
 import re
 import statistics
@@ -18,14 +18,11 @@ _MACHINES = "As recorded when a run evaluated, from that step on."
 
 
 def description(runs: Sequence[Summaries], tokens: Sequence[int]) -> str:
-    """How much was evaluated, in a paragraph.
+    """A paragraph on how much was evaluated.
 
     Args:
       runs: all runs, those of one task alone among them.
       tokens: of each task; empty if it is not known.
-
-    Returns:
-      The paragraph.
     """
     text = "Language models that T5X trained. "
     partial: dict[str, list[str]] = {}
@@ -41,17 +38,12 @@ def description(runs: Sequence[Summaries], tokens: Sequence[int]) -> str:
 
 
 def sections(record: Results, runs: Sequence[Summaries]) -> list[tuple[str, str, Any]]:
-    """Tables for :func:`ldro_jax.reporting.write_report`.
+    """Tables for :func:`ldro_jax.reporting.write_report`: titles, captions, and rows of texts.
 
-    Args:
-      record: what was read of the runs.
-      runs: the runs, in the order of the record.
-
-    Returns:
-      Titles, captions, and rows of texts.
+    The runs have the order of the record that was made of them.
     """
     rows = [["run", "split", "evaluated on", "best step", "its checkpoint", "parameters"]]
-    # Of each run the record ends with its best evaluation.
+    # The evaluations of a run end with its best one.
     for label, run, read in zip(_labels(record), runs, record.runs, strict=True):
         step = read.evaluations[-1].step
         kept = "there" if run.has_checkpoint(step) else "not there"
@@ -65,15 +57,7 @@ def sections(record: Results, runs: Sequence[Summaries]) -> list[tuple[str, str,
 
 
 def configurations(record: Results, runs: Sequence[Summaries]) -> str:
-    """The configuration of the first run, and where the others differ.
-
-    Args:
-      record: what was read of the runs.
-      runs: the runs, in the order of the record.
-
-    Returns:
-      Text of gin files.
-    """
+    """The ``config.gin`` of the first run, and the lines in which the others differ."""
     labels = _labels(record)
     first = _lines(runs[0].config_text)
     text = f"# {labels[0]}\n{runs[0].config_text}"
@@ -109,7 +93,8 @@ def _by_task(record: Results) -> list[list[str]]:
 
 
 def _machines(record: Results, runs: Sequence[Summaries]) -> list[list[str]]:
-    found: dict[tuple[str, ...], list[str]] = {}
+    # The labels of the runs by what is known of a machine.
+    made_on: dict[tuple[str, ...], list[str]] = {}
     for label, run in zip(_labels(record), runs, strict=True):
         for machine in run.file.machines if run.file else []:
             device = machine["device"]
@@ -117,9 +102,9 @@ def _machines(record: Results, runs: Sequence[Summaries]) -> list[list[str]]:
             what += f" on {device['hosts']} hosts" if device.get("hosts", 1) > 1 else ""
             mesh = " × ".join(f"{size} {axis}" for axis, size in machine["mesh"].items())
             versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items())
-            found.setdefault((f"step {machine['step']}", what, mesh, versions), []).append(label)
+            made_on.setdefault((f"step {machine['step']}", what, mesh, versions), []).append(label)
         if not run.file:
             unknown = ("–", "not recorded", "–", "by T5X's own trainer")
-            found.setdefault(unknown, []).append(label)
-    rows = [["; ".join(labels), *facts] for facts, labels in found.items()]
+            made_on.setdefault(unknown, []).append(label)
+    rows = [["; ".join(labels), *facts] for facts, labels in made_on.items()]
     return [["runs", "from", "devices", "mesh", "versions"], *rows]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ldro_jax.runtime import paths
 from ldro_jax.t5x import gin_text, run_file
-from ldro_jax.t5x.names import NATS, TASKS_FILE, saved_tasks
+from ldro_jax.t5x.names import NATS
 
 WHOLE = "the whole split"
 
@@ -22,8 +22,8 @@ class Summaries:
       model_dir: the run's.
       losses: by the name of what was evaluated and by step, nats a token without z-loss.
       train: scalars of training by tag and step.
-      config: what ``config.gin`` says; empty if there is none.
-      config_text: what is in it.
+      config: the configuration; empty without a ``config.gin``.
+      config_text: of the ``config.gin``.
       file: what the run wrote of its evaluation and its machines; None for T5X's own trainer.
       tasks: the names of the tasks in order, if a run with L-DRO has saved them.
     """
@@ -61,14 +61,14 @@ class Summaries:
             return False
         if self.file.whole is not None:
             return self.file.whole
-        # Of a run before this was written down.
+        # An older version did not write it down.
         return max(self.file.batches.values()) < steps
 
     @property
     def seed(self) -> int | None:
         """The ``random_seed`` of the run; None where it isn't known, or another at every start."""
-        found = self.config.value("train", "random_seed")
-        return found if isinstance(found, int) else None
+        seed = self.config.value("train", "random_seed")
+        return seed if isinstance(seed, int) else None
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether the checkpoint of a step is there."""
@@ -79,46 +79,29 @@ class Summaries:
         """Number of parameters of the model, if T5X has written it down."""
         file = paths.make(self.model_dir) / "model-info.txt"
         text = file.read_text(encoding="utf-8") if file.exists() else ""
-        found = re.search(r"Total number of parameters: (\d+)", text)
-        return int(found[1]) if found else None
+        match = re.search(r"Total number of parameters: (\d+)", text)
+        return int(match[1]) if match else None
 
 
 def read(model_dir: str) -> Summaries:
-    """Reads a run.
-
-    Args:
-      model_dir: the run's.
-
-    Returns:
-      What is there.
+    """Reads a run from its ``MODEL_DIR``.
 
     Raises:
       FileNotFoundError: if there are no evaluations.
       ImportError: if TensorFlow or gin is not installed.
       ValueError: if a file has something else in it.
     """
-    folder = paths.make(model_dir)
     losses = _losses(model_dir)
-    text, config = gin_text.load(model_dir)
-    saved = folder / TASKS_FILE
-    names = None
-    if saved.exists():
-        names = saved_tasks(saved.read_text(encoding="utf-8"), str(saved))
-    train = scalars(f"{model_dir}/train")
-    return Summaries(model_dir, losses, train, config, text, run_file.load(model_dir), names)
+    text, config = gin_text.read(model_dir)
+    train, file = scalars(f"{model_dir}/train"), run_file.read(model_dir)
+    tasks = run_file.read_tasks(model_dir)
+    return Summaries(model_dir, losses, train, config, text, file, tasks)
 
 
 def scalars(folder: str) -> Mapping[str, dict[int, float]]:
-    """What was written to the event files of a directory; of two values of a step the latest.
+    """Values by tag and step in the event files of a directory; of two of a step the latest.
 
-    Args:
-      folder: the directory.
-
-    Returns:
-      Values by tag and step.
-
-    Raises:
-      ImportError: if TensorFlow is not installed.
+    Raises ``ImportError`` if TensorFlow is not installed.
     """
     try:
         import tensorflow as tf
@@ -132,23 +115,22 @@ def scalars(folder: str) -> Mapping[str, dict[int, float]]:
         for file in tf.io.gfile.glob(f"{folder}/events.out.tfevents.*")
         for event in tf.compat.v1.train.summary_iterator(file)
     ]
-    found: Any = collections.defaultdict(dict)
+    written: Any = collections.defaultdict(dict)
     for event in sorted(events, key=lambda event: event.wall_time):
         for value in event.summary.value:
             if value.HasField("tensor"):
                 number = tf.make_ndarray(value.tensor)
                 if number.dtype.kind in "fiu" and number.ndim == 0:
-                    found[value.tag][event.step] = float(number)
-    return found
+                    written[value.tag][event.step] = float(number)
+    return written
 
 
 def _losses(model_dir: str) -> dict[str, dict[int, float]]:
     folder = paths.make(model_dir) / "training_eval"
-    names = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    found = {}
-    for name in names:
+    losses = {}
+    for name in sorted(path.name for path in folder.iterdir()) if folder.exists() else []:
         written = scalars(f"{folder}/{name}")
-        # Of T5X's own trainer: a mean over padding as well.
+        # T5X's own trainer gives a mean over padding as well.
         per_place = written.get("cross_ent_loss_per_all_target_tokens", {})
         counted = written.get("non_padding_fraction/loss_weights", {})
         own = {
@@ -156,10 +138,10 @@ def _losses(model_dir: str) -> dict[str, dict[int, float]]:
             for step, value in per_place.items()
             if step in counted
         }
-        found[name] = {**own, **written.get(NATS, {})}
-    if not any(found.values()):
+        losses[name] = {**own, **written.get(NATS, {})}
+    if not any(losses.values()):
         raise FileNotFoundError(
             f"Expected the evaluations of a T5X run in {folder}, in a directory for each task; "
             "found none. Set train_eval_dataset_cfg and eval_period in the gin file of the run."
         )
-    return found
+    return losses

@@ -1,15 +1,11 @@
-"""Which tasks a run has: their names in ``MODEL_DIR``, and a mark on every row of a batch.
+"""Which tasks rows are of: a mark on every row of a batch.
 
 T5X hands rows from the data to the trainer without a word on where they came from. The mark says
 it, so that rows of T5X's own mixtures, which hold several tasks each, are never taken for balanced
 ones.
 """
 
-import ldro_jax.t5x.installed  # noqa: F401
-
-# isort: split
 import functools
-import json
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,11 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorflow as tf
 
 from ldro_jax import measuring
-from ldro_jax.t5x import checkpoints
-from ldro_jax.t5x.names import TASKS_FILE, saved_tasks
+from ldro_jax.t5x import checkpoints, run_file
 from ldro_jax.tasks import drawing
 
 MARK = "ldro_tasks"
@@ -30,30 +24,15 @@ SHARE, MEASURED = "ldro_share", "ldro_measured/"
 
 
 def marks(names: Sequence[str], rows: int) -> np.ndarray:
-    """What ``batch["ldro_tasks"]`` must be.
-
-    Args:
-      names: of the tasks, in order.
-      rows: R, a multiple of their number.
-
-    Returns:
-      int32 ``[R]``: for row r a checksum of the name of task ``r mod N``.
-    """
+    """The marks of rows in turn: for row r a checksum of the name of task ``r mod N``, int32."""
     one = [zlib.crc32(name.encode()) & 0x7FFFFFFF for name in names]
     return np.resize(np.array(one, np.int32), rows)
 
 
 def unmarked(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The features of the model.
+    """The model's own features of a batch, ``[B, ...]``.
 
-    Args:
-      batch: features ``[B, ...]``, with the marks of the rows.
-
-    Returns:
-      The same without what the data says besides.
-
-    Raises:
-      ValueError: if there are no marks.
+    Raises ``ValueError`` if its rows have no marks.
     """
     if MARK not in batch:
         raise ValueError(
@@ -78,25 +57,21 @@ def read(batch: Mapping[str, Any], names: Sequence[str]) -> measuring.Batch:
     Raises:
       ValueError: if there are no marks.
     """
-    rows = unmarked(batch)
-    apart = {k.removeprefix(MEASURED): x for k, x in batch.items() if k.startswith(MEASURED)}
     size, num_tasks = batch[MARK].shape[0], len(names)
-    found = measuring.Batch(numbered(rows, size))
+    drawn = measuring.Batch(numbered(unmarked(batch), size))
+    apart = {k.removeprefix(MEASURED): x for k, x in batch.items() if k.startswith(MEASURED)}
     if SHARE in batch:
         expected = batch[SHARE][0] * size
-        # Of a task that is never drawn there is no row to count.
-        found = found._replace(expected=jnp.where(expected > 0, expected, 1))
+        # A task that is never drawn has no rows to count.
+        drawn = drawn._replace(expected=jnp.where(expected > 0, expected, 1))
     if apart:
-        # The tasks have a row each as often as they all can.
-        whole = size - size % num_tasks
-        rows = {name: x[:whole] for name, x in apart.items()}
-        found = found._replace(measured=numbered(rows, whole, first=size))
+        drawn = drawn._replace(measured=numbered(apart, size, first=size))
     if SHARE in batch or size % num_tasks:
         known = batch[MARK][:, None] == marks(names, num_tasks)[None]
         task = jnp.argmax(known, axis=1).astype(jnp.int32)
         places = functools.partial(drawing.places, task, num_tasks, -(-size // num_tasks))
-        found = found._replace(tasks=task, by_task=places)
-    return found
+        drawn = drawn._replace(tasks=task, by_task=places)
+    return drawn
 
 
 def numbered(features: Mapping[str, jax.Array], size: int, first: int = 0) -> dict[str, Any]:
@@ -107,18 +82,13 @@ def numbered(features: Mapping[str, jax.Array], size: int, first: int = 0) -> di
 def check_rows(batch: Mapping[str, Any], names: Sequence[str]) -> None:
     """Checks that the rows of a batch on the devices are of the tasks, in turn if all have as many.
 
-    Args:
-      batch: features ``[B, ...]`` with the marks of the rows.
-      names: of the tasks, in order.
-
-    Raises:
-      ValueError: if there are no marks, or they are others.
+    Raises ``ValueError`` if they have no marks, or others.
     """
     in_turn = read(batch, names).tasks is None
-    found = jnp.asarray(batch[MARK])
-    expected = marks(names, found.size)
+    marked = jnp.asarray(batch[MARK])
+    expected = marks(names, marked.size)
     # On several hosts each sees its own rows alone.
-    for shard in found.addressable_shards:
+    for shard in marked.addressable_shards:
         right = shard.data == expected[shard.index] if in_turn else np.isin(shard.data, expected)
         if not np.all(right):
             raise ValueError(
@@ -129,39 +99,13 @@ def check_rows(batch: Mapping[str, Any], names: Sequence[str]) -> None:
 
 
 def check_names(model_dir: str, names: Sequence[str]) -> None:
-    """Checks that a run has the tasks it began with, if it has begun.
+    """Checks that a run has the tasks it began with, in their order, if it has begun.
 
-    Args:
-      model_dir: the run's.
-      names: of the tasks, in order.
-
-    Raises:
-      ValueError: if they are others, or can't be read.
+    Raises ``ValueError`` if they are others, or can't be read.
     """
-    path = f"{model_dir}/{TASKS_FILE}"
-    if not tf.io.gfile.exists(path):
-        return
-    with tf.io.gfile.GFile(path) as file:
-        found = saved_tasks(file.read(), path)
-    if found != list(names):
+    saved = run_file.read_tasks(model_dir)
+    if saved not in (None, list(names)):
         raise ValueError(
-            f"The run in {model_dir} was begun with the tasks {', '.join(found)}, but now they "
+            f"The run in {model_dir} was begun with the tasks {', '.join(saved)}, but now they "
             f"are {', '.join(names)}. {checkpoints.with_other_tasks(model_dir)}"
         )
-
-
-def save_names(model_dir: str, names: Sequence[str]) -> None:
-    """Keeps the names of the tasks, since weights are known by position alone.
-
-    Args:
-      model_dir: the run's.
-      names: of the tasks, in order.
-    """
-    path = f"{model_dir}/{TASKS_FILE}"
-    if jax.process_index() or tf.io.gfile.exists(path):
-        return
-    tf.io.gfile.makedirs(model_dir)
-    # A file that is only half there would keep the run from going on.
-    with tf.io.gfile.GFile(f"{path}.tmp", "w") as file:
-        json.dump({"tasks": list(names)}, file)
-    tf.io.gfile.rename(f"{path}.tmp", path, overwrite=True)

@@ -21,7 +21,8 @@ from t5x import utils
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax import measuring, transform
-from ldro_jax.t5x import drawing, dropout, evaluation, frozen, inheritance, tasks
+from ldro_jax.measuring.trained import merge
+from ldro_jax.t5x import drawing, dropout, evaluation, run_file, tasks
 from ldro_jax.t5x.model import LDROModel, row_tokens
 from ldro_jax.t5x.optimizer import WeightedOptimizer
 
@@ -30,26 +31,27 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
     """A ``t5x.trainer.Trainer`` that trains on weighted task losses.
 
     Rows belong to tasks, as :func:`ldro_jax.t5x.data.get_dataset` draws and marks them; other
-    batches are refused. The names of the tasks are saved in the run's
-    directory when the first step is taken, since weights are known by position alone. With several
-    microbatches the weights are chosen from the losses of all of them, at the price of a second
-    forward pass.
+    batches are refused. The names of the tasks are saved in the run's directory when the first step
+    is taken. With several microbatches the weights are chosen from the losses of all of them, at
+    the price of a second forward pass.
 
     T5X's summaries get, by task name, ``ldro/weight``, ``ldro/loss`` (mean over the steps since the
-    last summary; NaN before the task has had a row), ``ldro/token_share``,
-    ``ldro/nonfinite_losses`` and ``ldro/unmeasured_interactions`` (both so far); and
-    ``ldro/worst_task``, ``ldro/worst_loss``, ``ldro/expected_worst_loss``, the worst loss expected
-    after the step: for Lookahead-DRO the value of the game; and ``ldro/unsolved_steps``, in how
-    many steps so far the method found no weights. Evaluation is by the token:
-    :class:`ldro_jax.t5x.evaluation.Evaluating`.
+    last summary; NaN before the task has had a row), ``ldro/token_share``, and counts so far,
+    ``ldro/nonfinite_losses``, ``ldro/unmeasured_interactions`` and ``ldro/negative_losses``. Over
+    tasks they get ``ldro/worst_task``, ``ldro/worst_loss``, ``ldro/expected_worst_loss``, the worst
+    loss expected after the step (for Lookahead-DRO the value of the game), and
+    ``ldro/unsolved_steps``, in how many steps so far the method found no weights. Evaluation is by
+    the token: :class:`ldro_jax.t5x.evaluation.Evaluating`.
 
     Args:
       task_names: the names of the tasks, in order.
-      checkpoint_cfg: the run's ``t5x.utils.CheckpointConfig``, to be looked at alone.
+      checkpoint_cfg: the run's ``t5x.utils.CheckpointConfig``, whose dtype is checked.
       interaction: how to measure the interaction: a name from
         :data:`ldro_jax.interaction.STRATEGIES`, or "split"; by default, on a mesh, one task after
         another, with each gradient split over the data axis as well, or for a lagged weighting
-        layer by layer where layers are scanned; on one device what suits the model.
+        layer by layer where layers are scanned; on one device what suits the model. A lagged
+        weighting saves memory with the default and "layerwise" alone: "scan" and "vmap" hold the
+        gradients of all tasks.
       interaction_rows: measure it on so many rows of each task; by default on all.
       **kwargs: T5X's own, see ``t5x.trainer.Trainer``; gin's bindings for that class count for
         those that aren't given.
@@ -69,11 +71,9 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         interaction_rows: int | None = None,
         **kwargs,
     ):
-        inheritance.check(trainer_lib.Trainer)
-        kwargs |= inheritance.missing(trainer_lib.Trainer, (), kwargs)
         super().__init__(**kwargs)
         self._task_names = tuple(task_names)
-        self._model_dir, self._began = kwargs["summary_dir"], False
+        self._began = False
         self._drawn: drawing.DrawnRows | None = None
         _check(self._model, self._train_state, self._task_names, checkpoint_cfg)
         (axes,) = self._partitioner.data_partition_spec
@@ -105,31 +105,22 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
                     structure, [self._sharded(spec or PartitionSpec()) for spec in specs]
                 )
             )
-        found = interaction_lib.auto(shardings)
-        return found if name is None else interaction_lib.split(found)
+        strategy = interaction_lib.auto(shardings)
+        return strategy if name is None else interaction_lib.split(strategy)
 
     def _sharded(self, spec: PartitionSpec) -> NamedSharding:
         return NamedSharding(self._partitioner.mesh, spec)
 
     def train(self, batch_iter: Any, num_steps: int, start_step: int | None = None) -> Any:
-        """T5X's: takes steps.
+        """T5X's: takes ``num_steps`` steps after the first ``start_step``; the summary, a future.
 
-        Args:
-          batch_iter: of batches.
-          num_steps: how many.
-          start_step: number of steps taken before.
-
-        Returns:
-          The summary, a future.
-
-        Raises:
-          ValueError: if the rows of the first batch don't belong to the tasks.
+        Raises ``ValueError`` if the rows of the first batch don't belong to the tasks.
         """
         if not self._began:
             first = next(batch_iter)
             tasks.check_rows(first, self._task_names)
-            if self._model_dir is not None:
-                tasks.save_names(self._model_dir, self._task_names)
+            if self._run_dir is not None and jax.process_index() == 0:
+                run_file.save_tasks(self._run_dir, self._task_names)
             self._drawn, self._began = drawing.inside(batch_iter), True
             batch_iter = itertools.chain([first], batch_iter)
         summary = super().train(batch_iter, num_steps, start_step)
@@ -152,7 +143,7 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         trained = self._model.optimizer_def.trained(state.params)
 
         def losses_of(params, rows):
-            whole, features = frozen.merge(params, state.params), rows["features"]
+            whole, features = merge(params, state.params), rows["features"]
             keys = dropout.row_keys(rng, rows["number"])
             sums, metrics = self._model.row_losses(whole, features, keys)
             return measuring.RowLosses(sums, row_tokens(features), auxiliary=metrics)
@@ -226,16 +217,15 @@ def _task_metrics(names, weighting, tokens) -> dict[str, clu.metrics.Metric]:
     worst, expected = (
         jnp.where(seen, x, -jnp.inf).max() for x in (weighting.losses, weighting.expected_losses)
     )
-    found: dict[str, clu.metrics.Metric] = {
-        "ldro/worst_task": WorstTask(
-            jnp.where(seen, weighting.losses, 0), seen.astype(jnp.int32), names
-        ),
+    losses, steps = jnp.where(seen, weighting.losses, 0), seen.astype(jnp.int32)
+    metrics: dict[str, clu.metrics.Metric] = {
+        "ldro/worst_task": WorstTask(losses, steps, names),
         "ldro/worst_loss": mean(worst, any_seen),
         "ldro/expected_worst_loss": mean(expected, any_seen),
         "ldro/unsolved_steps": last(weighting.unsolved),
     }
     for index, name in enumerate(names):
-        found |= {
+        metrics |= {
             f"ldro/weight/{name}": last(weighting.weights[index]),
             f"ldro/loss/{name}": mean(weighting.losses[index], seen[index]),
             f"ldro/token_share/{name}": mean(tokens[index] / tokens.sum()),
@@ -243,7 +233,7 @@ def _task_metrics(names, weighting, tokens) -> dict[str, clu.metrics.Metric]:
             f"ldro/unmeasured_interactions/{name}": last(weighting.unmeasured[index]),
             f"ldro/negative_losses/{name}": last(weighting.negative[index]),
         }
-    return found
+    return metrics
 
 
 def _check(model, train_state, task_names, checkpoint_cfg) -> None:

@@ -1,10 +1,9 @@
 """Multitask data sets in memory."""
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,14 +26,7 @@ class Split(NamedTuple):
 
     @classmethod
     def join(cls, tasks: Iterable[tuple[np.ndarray, np.ndarray]]) -> "Split":
-        """Makes a split of the examples of each task.
-
-        Args:
-          tasks: inputs ``[examples, ...]`` and targets ``[examples, ...]`` of each task.
-
-        Returns:
-          The split.
-        """
+        """Makes a split of inputs and targets of each task, both ``[examples, ...]``."""
         inputs, targets = zip(*tasks, strict=True)
         sizes = np.array([len(array) for array in inputs], np.int32)
         return cls(np.concatenate(inputs), np.concatenate(targets), sizes)
@@ -46,36 +38,17 @@ class Split(NamedTuple):
         return np.cumsum(sizes) - sizes
 
     def of(self, task: int) -> tuple[np.ndarray | jax.Array, np.ndarray | jax.Array]:
-        """The examples of one task.
-
-        Args:
-          task: which one.
-
-        Returns:
-          Its inputs and targets, ``[examples, ...]``.
-        """
+        """Inputs and targets of one task, ``[examples, ...]``, by its number."""
         where = slice(self.starts[task], self.starts[task] + self.sizes[task])
         return self.inputs[where], self.targets[where]
 
 
 def content(arrays: Iterable[np.ndarray | jax.Array]) -> str:
-    """Identifies data by what is in it.
-
-    Args:
-      arrays: all of it.
-
-    Returns:
-      16 hexadecimal digits.
-    """
+    """Identifies data by all that is in it: 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
     for array in arrays:
         digest.update(np.asarray(array).tobytes())
     return digest.hexdigest()
-
-
-def _unchanged(inputs: jax.Array) -> jax.Array:
-    """Inputs that are stored as the model takes them."""
-    return inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,18 +72,13 @@ class MultitaskData:
     train: Split
     validation: Split
     test: Split
-    prepare: Callable[[jax.Array], jax.Array] = _unchanged
+    prepare: Callable[[jax.Array], jax.Array] = lambda inputs: inputs
     task_classes: np.ndarray | None = None
 
     def __post_init__(self):
-        checks.sequence("task_names", self.task_names, "names, such as ('red', 'blue')")
-        for name in self.task_names:
-            checks.text("task_names", name)
+        checks.names("task_names", self.task_names, "('red', 'blue')")
         checks.integer("num_classes", self.num_classes)
         checks.function("prepare", self.prepare, example="inputs -> inputs")
-        # Metrics are kept by name, so one of two tasks of the same name would be lost.
-        if len(set(self.task_names)) < self.num_tasks:
-            raise ValueError(f"Every task needs its own name, but they are {self.task_names}.")
         classes = self.task_classes
         if classes is not None and np.shape(classes) != (self.num_tasks, self.num_classes):
             raise ValueError(
@@ -122,31 +90,28 @@ class MultitaskData:
 
     def _check_split(self, name: str, split: Split) -> None:
         checks.instance(name, split, Split, "Split.join([(inputs, targets), …])")
-        for part, array in zip(split._fields, split, strict=True):
-            is_array = (
-                isinstance(array, (np.ndarray, jax.Array)) and array.dtype.kind not in "OUSMm"
-            )
-            checks.require(is_array, f"{name}.{part}", "an array of numbers", array)
-        is_whole = np.issubdtype(split.targets.dtype, np.integer)
-        checks.require(is_whole, f"{name}.targets", "classes as integers", split.targets.dtype)
-        shapes = split.inputs.shape, split.targets.shape, split.sizes.shape
+        for part, array in split._asdict().items():
+            is_array = isinstance(array, (np.ndarray, jax.Array))
+            is_numeric = is_array and array.dtype.kind not in "OUSMm"
+            checks.require(is_numeric, f"{name}.{part}", "an array of numbers", array)
+            checks.on_device(name, part, array)
+        inputs, labels, sizes = split.inputs, np.asarray(split.targets), np.asarray(split.sizes)
+        is_whole = np.issubdtype(labels.dtype, np.integer)
+        checks.require(is_whole, f"{name}.targets", "classes as integers", labels.dtype)
         if not (
-            split.inputs.ndim
-            and shapes[1:] == (split.inputs.shape[:1], (self.num_tasks,))
-            and np.sum(split.sizes) == len(split.inputs)
+            inputs.ndim
+            and labels.shape == inputs.shape[:1]
+            and sizes.shape == (self.num_tasks,)
+            and sizes.sum() == len(inputs)
         ):
             raise ValueError(
                 f"The {name} split must hold inputs [examples, ...] and labels [examples] of "
                 f"{self.num_tasks} tasks, one task after another, and sizes [tasks] that sum to "
-                f"the number of examples, but their shapes are {shapes[0]}, {shapes[1]} and "
-                f"{shapes[2]}, and the sizes sum to {np.sum(split.sizes)}. Split.join makes one "
-                "of the examples of each task."
+                f"the number of examples, but their shapes are {inputs.shape}, {labels.shape} and "
+                f"{sizes.shape}, and the sizes sum to {sizes.sum()}. Split.join makes one of the "
+                "examples of each task."
             )
-        for part in ("inputs", "targets"):
-            checks.on_device(name, part, getattr(split, part))
-        sizes, labels = np.asarray(split.sizes), np.asarray(split.targets)
-        empty = [task for task, size in zip(self.task_names, sizes, strict=True) if size < 1]
-        if empty:
+        if empty := [n for n, size in zip(self.task_names, sizes, strict=True) if size < 1]:
             raise ValueError(
                 f"Every task needs at least one {name} example, but these have none: "
                 f"{', '.join(empty)}. Leave them out, or give them data."
@@ -162,12 +127,3 @@ class MultitaskData:
     def num_tasks(self) -> int:
         """Number of tasks, N."""
         return len(self.task_names)
-
-    @functools.cached_property
-    def identity(self) -> dict[str, Any]:
-        """What tells these examples from others of the same tasks, in plain JSON types."""
-        return {
-            "task_names": list(self.task_names),
-            "sizes": np.asarray(self.train.sizes).tolist(),
-            "content": content([*self.train, *self.validation, *self.test]),
-        }

@@ -17,6 +17,7 @@ from ldro_jax.tasks import base
 # Published means and standard deviations of the channels of the training images, in [0, 1].
 _MEAN = (0.5071, 0.4865, 0.4409)
 _STD = (0.2673, 0.2564, 0.2762)
+_FEATURES = ("coarse_label", "image", "label")
 
 
 def load(
@@ -56,15 +57,15 @@ def load(
         if value is not None:
             checks.integer(name, value)
     checks.seed("seed", seed)
-    arrays = _read(dataset, data_dir)
+    builder = _open(dataset, data_dir)
+    features = builder.info.features
     return from_arrays(
-        arrays["train"],
-        arrays["test"],
-        task_names=arrays["task_names"],
-        num_classes=arrays["num_classes"],
+        _read(builder, dataset, "train", data_dir),
+        _read(builder, dataset, "test", data_dir),
+        task_names=tuple(name.replace("_", " ") for name in features["coarse_label"].names),
+        num_classes=features["label"].num_classes,
         validation_per_class=validation_per_class,
-        max_train_per_class=max_train_per_class,
-        max_test_per_class=max_test_per_class,
+        **limits,
         seed=seed,
     )
 
@@ -80,20 +81,10 @@ def from_arrays(
     max_test_per_class: int | None = None,
     seed: int = 0,
 ) -> base.MultitaskData:
-    """Divides labelled images into tasks and splits.
+    """Divides labelled images into tasks and splits; the options are those of :func:`load`.
 
-    Args:
-      train: ``image`` uint8 ``[example, 32, 32, 3]``, ``label`` and ``coarse_label`` ``[example]``.
-      test: the same.
-      task_names: names of the coarse labels.
-      num_classes: number of fine labels.
-      validation_per_class: training images of each class to hold out.
-      max_train_per_class: keep only so many of each class for training.
-      max_test_per_class: the same for test and validation.
-      seed: of the choice of the validation images.
-
-    Returns:
-      The data.
+    Train and test are ``image`` uint8 ``[example, 32, 32, 3]``, and ``label`` and ``coarse_label``
+    ``[example]``. The names are those of the coarse labels, the classes the fine ones.
 
     Raises:
       ValueError: if a class has too few images, or belongs to two tasks.
@@ -129,14 +120,7 @@ def from_arrays(
 
 
 def standardise(images: jax.Array) -> jax.Array:
-    """Shifts and scales bytes by the published statistics of the channels.
-
-    Args:
-      images: uint8 ``[..., 3]``.
-
-    Returns:
-      float32 of the same shape.
-    """
+    """Shifts and scales uint8 ``[..., 3]`` by the channels' published statistics, to float32."""
     mean, std = (
         jnp.array(values, jnp.float32).reshape((1,) * (images.ndim - 1) + (3,))
         for values in (_MEAN, _STD)
@@ -152,52 +136,52 @@ def _split(part: dict[str, np.ndarray], chosen: np.ndarray, num_tasks: int) -> b
     )
 
 
-def _read(dataset: str, data_dir: str | None) -> dict[str, Any]:
+def _open(dataset: str, data_dir: str | None) -> Any:
+    """The TFDS builder of a data set that has what is needed."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise ImportError(
             "CIFAR-100 is read with TensorFlow Datasets: pip install 'ldro-jax[vision]'."
         ) from error
-    where = f" in {data_dir}" if data_dir else ""
     try:
         builder: Any = tfds.builder(dataset, data_dir=data_dir)
-        features, splits = builder.info.features, builder.info.splits
+        features, splits = set(builder.info.features or ()), builder.info.splits
     # TFDS has errors of its own for each way in which a directory can be wrong.
     except Exception as error:
+        where = f" in {data_dir}" if data_dir else ""
         raise FileNotFoundError(
             f"TFDS can't open the data set {dataset}{where} ({errors.first_line(error)}). "
             f"{_how(data_dir)}"
         ) from error
-    needed = {"image", "label", "coarse_label"}
-    if not needed <= set(features or ()):
+    if not features.issuperset(_FEATURES):
         raise ValueError(
             f"The tasks are the coarse labels, so the data set needs the features "
-            f"{', '.join(sorted(needed))}, but {dataset} has {', '.join(sorted(features or ()))}."
+            f"{', '.join(_FEATURES)}, but {dataset} has {', '.join(sorted(features))}."
         )
     if not {"train", "test"} <= set(splits):
         raise FileNotFoundError(
             f"Expected {dataset} with the splits train and test under {builder.data_path}, but "
             f"found {', '.join(splits) or 'nothing'} there. {_how(data_dir)}"
         )
-    arrays: dict[str, Any] = {}
-    for split in ("train", "test"):
-        try:
-            read = builder.as_dataset(split=split, batch_size=-1)
-            arrays[split] = {name: np.asarray(read[name]) for name in sorted(needed)}
-        except Exception as error:
-            raise ValueError(
-                f"The {split} split of {dataset} under {builder.data_path} can't be read "
-                f"({errors.first_line(error)}). Is a file cut off? {_how(data_dir)}"
-            ) from error
-        found, expected = len(arrays[split]["label"]), splits[split].num_examples
-        if found != expected:
-            raise ValueError(
-                f"The {split} split of {dataset} under {builder.data_path} should have {expected} "
-                f"examples, but {found} were read. {_how(data_dir)}"
-            )
-    arrays["task_names"] = tuple(name.replace("_", " ") for name in features["coarse_label"].names)
-    arrays["num_classes"] = features["label"].num_classes
+    return builder
+
+
+def _read(builder: Any, dataset: str, split: str, data_dir: str | None) -> dict[str, np.ndarray]:
+    where = f"The {split} split of {dataset} under {builder.data_path}"
+    try:
+        examples = builder.as_dataset(split=split, batch_size=-1)
+        arrays = {name: np.asarray(examples[name]) for name in _FEATURES}
+    except Exception as error:
+        raise ValueError(
+            f"{where} can't be read ({errors.first_line(error)}). Is a file cut off? "
+            f"{_how(data_dir)}"
+        ) from error
+    read, expected = len(arrays["label"]), builder.info.splits[split].num_examples
+    if read != expected:
+        raise ValueError(
+            f"{where} should have {expected} examples, but {read} were read. {_how(data_dir)}"
+        )
     return arrays
 
 

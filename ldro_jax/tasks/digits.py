@@ -21,36 +21,30 @@ from ldro_jax.tasks import base
 _SIDE = 8
 
 
-def _blur(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    del rng
+def _blur(images: np.ndarray) -> np.ndarray:
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)), mode="edge")
     windows = [padded[:, i : i + _SIDE, j : j + _SIDE] for i in range(3) for j in range(3)]
     return np.mean(windows, axis=0)
 
 
-def _occlude(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    del rng
+def _occlude(images: np.ndarray) -> np.ndarray:
     covered = images.copy()
     covered[:, _SIDE // 2 :] = 0
     return covered
-
-
-def _noise(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return images + rng.normal(scale=0.4, size=images.shape)
 
 
 # Images [example, 8, 8] with ink between 0 and 1 -> the same shape.
 OPTICS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
     "clean": lambda images, rng: images,
     "shifted": lambda images, rng: np.roll(images, 1, axis=2),
-    "blurred": _blur,
+    "blurred": lambda images, rng: _blur(images),
     "faint": lambda images, rng: 0.3 * images,
     "rotated": lambda images, rng: np.rot90(images, axes=(1, 2)),
     "upside down": lambda images, rng: np.rot90(images, 2, axes=(1, 2)),
     "mirrored": lambda images, rng: images[:, :, ::-1],
     "inverted": lambda images, rng: 1 - images,
-    "occluded": _occlude,
-    "noisy": _noise,
+    "occluded": lambda images, rng: _occlude(images),
+    "noisy": lambda images, rng: images + rng.normal(scale=0.4, size=images.shape),
 }
 
 

@@ -32,15 +32,15 @@ LANGUAGES = (
 # mC4 has only the standardised Tagalog, Filipino (fil).
 ABSENT = ("tl",)
 VERSION = "3.1.0"
-# The only name of mC4 that isn't that of XTREME: CLD3, which told the languages apart, uses the
-# older code.
+AVAILABLE = tuple(name for name in LANGUAGES if name not in ABSENT)
+# The one name that differs: CLD3, which told the languages of mC4 apart, uses the older code.
 _SPLITS = {"he": "iw"}
 
 
 def load(
     *,
     data_dir: str | None = None,
-    languages: Sequence[str] = tuple(name for name in LANGUAGES if name not in ABSENT),
+    languages: Sequence[str] = AVAILABLE,
     vocabulary_path: str | None = None,
     version: str = VERSION,
     max_heldout_tokens: int | None = 5_000_000,
@@ -70,11 +70,11 @@ def load(
       ImportError: if TFDS or seqio is not installed.
       ValueError: if a language is unknown, or its text can't be read.
     """
-    text_files.check_languages(languages)
+    checks.names("languages", languages, "('de', 'sw')")
     names = tuple(languages)
     if max_heldout_tokens is not None:
         checks.integer("max_heldout_tokens", max_heldout_tokens)
-    text_files.check_paths(vocabulary_path, cache_dir)
+    text_files.check_paths(vocabulary_path=vocabulary_path, cache_dir=cache_dir)
     checks.text("version", version)
     for name in names:
         _check_language(name)
@@ -93,18 +93,10 @@ def load(
             key = f"{identity} {split} {max_heldout_tokens} ".encode() + content
             digest = hashlib.sha256(key).hexdigest()[:24]
             path = cache / f"mc4-{version}-{name}-{split}-{digest}.npy"
-            make = functools.partial(_tokenise, task, split, vocab, max_heldout_tokens, folder)
-            arrays.append(token_cache.load(path, make))
+            arrays.append(token_cache.tokens(path, task, split, folder, max_heldout_tokens))
     sizes = [info.splits[_split(name)].num_examples for name in names]
-    return sequences.Corpus(
-        task_names=names,
-        vocab_size=vocab.vocab_size,
-        vocabulary=identity,
-        train=(),
-        validation=held_out["validation"],
-        test=held_out["test"],
-        stream=streaming.SeqioStream(tasks, sizes),
-    )
+    stream = streaming.SeqioStream(tasks, sizes)
+    return sequences.Corpus(names, vocab.vocab_size, identity, train=(), **held_out, stream=stream)
 
 
 def seqio_task(
@@ -169,7 +161,7 @@ def _check_language(language: str) -> None:
     if language not in LANGUAGES:
         raise ValueError(
             f"languages must be of XTREME, but {language!r} is not. Known are "
-            f"{', '.join(name for name in LANGUAGES if name not in ABSENT)}."
+            f"{', '.join(AVAILABLE)}."
         )
 
 
@@ -236,26 +228,3 @@ def _check_splits(info: Any, languages: Sequence[str], folder: Any) -> None:
             f"Validation and test share the validation split, but in {', '.join(small)} it has "
             f"less than two pages in {folder}. Leave them out."
         )
-
-
-def _tokenise(
-    task: Any, split: str, vocab: Any, max_tokens: int | None, folder: os.PathLike
-) -> np.ndarray:
-    tf = streaming.tensorflow()
-    dataset = task.get_dataset(
-        sequence_length=None, split=split, shuffle=False, num_epochs=1, try_in_mem_cache=False
-    )
-    dtype = np.uint16 if vocab.vocab_size <= 2**16 else np.int32
-    pages, count = [np.zeros(0, dtype)], 0
-    # Page by page, Python would take longer than the tokeniser.
-    batches = iter(dataset.ragged_batch(64))
-    try:
-        while (max_tokens is None or count < max_tokens) and (batch := next(batches, None)):
-            pages.append(batch["targets"].flat_values.numpy().astype(dtype))
-            count += len(pages[-1])
-    except tf.errors.OpError as error:
-        raise ValueError(
-            f"The {split} text of {task.name} in {folder} can't be read "
-            f"({errors.first_line(error)}). Is a file cut off or missing?"
-        ) from error
-    return np.concatenate(pages)[:max_tokens]

@@ -30,26 +30,11 @@ class Stream(Protocol):
     sizes: np.ndarray
 
     def source(self, length: int, seed: int) -> Source:
-        """Starts reading.
-
-        Args:
-          length: L, of a sequence.
-          seed: of the order.
-
-        Returns:
-          A :class:`~ldro_jax.tasks.source.Source`.
-        """
+        """Starts reading sequences of ``length`` tokens, in an order that the seed decides."""
         ...
 
     def only(self, task: int) -> "Stream":
-        """The text of one task.
-
-        Args:
-          task: its index.
-
-        Returns:
-          A stream with N = 1.
-        """
+        """The text of one task, by its number: a stream with N = 1."""
         ...
 
 
@@ -76,33 +61,32 @@ class Corpus:
     stream: Stream | None = None
 
     def __post_init__(self):
-        checks.sequence("task_names", self.task_names, "names, such as ('aa', 'bb')")
+        checks.names("task_names", self.task_names, "('aa', 'bb')")
         checks.integer("vocab_size", self.vocab_size)
-        if len(set(self.task_names)) < len(self.task_names) or not self.task_names:
-            raise ValueError(f"Every task needs its own name, but they are {self.task_names}.")
         for split in ("train", "validation", "test")[self.stream is not None :]:
-            tokens = getattr(self, split)
-            checks.require(hasattr(tokens, "__len__"), split, "the tokens of each task", tokens)
-            if len(tokens) != self.num_tasks:
-                raise ValueError(f"{split} has {len(tokens)} tasks, expected {self.num_tasks}.")
-            for name, each in zip(self.task_names, tokens, strict=True):
-                fits = isinstance(each, np.ndarray) and each.ndim == 1 and each.dtype.kind in "iu"
-                checks.require(fits, f"{split} of {name}", "an array of integers [tokens]", each)
-                # Those in a file are what a vocabulary of this size gave.
-                if isinstance(each, np.memmap) or not each.size:
-                    continue
-                # JAX takes a token beyond the vocabulary for its last one.
-                if each.min() < 0 or each.max() >= self.vocab_size:
-                    raise ValueError(
-                        f"{split} of {name} must have tokens from 0 to {self.vocab_size - 1}, but "
-                        f"they are from {each.min()} to {each.max()}."
-                    )
-            empty = [n for n, t in zip(self.task_names, tokens, strict=True) if not len(t)]
-            if empty:
+            self._check_split(split, getattr(self, split))
+
+    def _check_split(self, split: str, tokens: Any) -> None:
+        checks.require(hasattr(tokens, "__len__"), split, "the tokens of each task", tokens)
+        if len(tokens) != self.num_tasks:
+            raise ValueError(f"{split} has {len(tokens)} tasks, expected {self.num_tasks}.")
+        for name, text in zip(self.task_names, tokens, strict=True):
+            fits = isinstance(text, np.ndarray) and text.ndim == 1 and text.dtype.kind in "iu"
+            checks.require(fits, f"{split} of {name}", "an array of integers [tokens]", text)
+            # Those in a file are what a vocabulary of this size gave.
+            if isinstance(text, np.memmap) or not text.size:
+                continue
+            # JAX takes a token beyond the vocabulary for its last one.
+            if text.min() < 0 or text.max() >= self.vocab_size:
                 raise ValueError(
-                    f"Every task needs {split} text, but these have none: {', '.join(empty)}. "
-                    "Leave them out, or give them text."
+                    f"{split} of {name} must have tokens from 0 to {self.vocab_size - 1}, but "
+                    f"they are from {text.min()} to {text.max()}."
                 )
+        if empty := [n for n, t in zip(self.task_names, tokens, strict=True) if not len(t)]:
+            raise ValueError(
+                f"Every task needs {split} text, but these have none: {', '.join(empty)}. Leave "
+                "them out, or give them text."
+            )
 
     @property
     def num_tasks(self) -> int:
@@ -130,36 +114,21 @@ class Corpus:
         }
 
     def source(self, length: int, seed: int) -> Source:
-        """Where training sequences come from.
-
-        Args:
-          length: L, of a sequence.
-          seed: of their order.
-
-        Returns:
-          The source.
-        """
+        """Where sequences of ``length`` tokens come from; the seed decides their order."""
         if self.stream is not None:
             return self.stream.source(length, seed)
         return ShuffledSequences(self.train, length, seed)
 
     def only(self, task: int) -> "Corpus":
-        """The corpus of one task alone.
-
-        Args:
-          task: its index.
-
-        Returns:
-          A corpus with N = 1.
-        """
-        parts: dict[str, Any] = {
-            split: [getattr(self, split)[task]] for split in ("validation", "test")
-        }
-        if self.stream is not None:
-            parts["stream"] = self.stream.only(task)
-        else:
-            parts["train"] = [self.train[task]]
-        return dataclasses.replace(self, task_names=(self.task_names[task],), **parts)
+        """The corpus of one task alone, by its number."""
+        return dataclasses.replace(
+            self,
+            task_names=self.task_names[task : task + 1],
+            train=self.train[task : task + 1],
+            validation=self.validation[task : task + 1],
+            test=self.test[task : task + 1],
+            stream=None if self.stream is None else self.stream.only(task),
+        )
 
 
 class ShuffledSequences(Source):
@@ -191,24 +160,14 @@ class ShuffledSequences(Source):
 
 
 def warn_of_repeats(corpus: Corpus, length: int, per_step: float) -> None:
-    """Says once which tasks have so little text that a batch or a sequence repeats it.
-
-    Args:
-      corpus: the text.
-      length: L.
-      per_step: sequences of each task in a batch.
-    """
-    short = [
-        f"{name} ({size} tokens)"
-        for name, size in zip(corpus.task_names, corpus.sizes, strict=True)
-        if size < length * max(per_step, 1)
-    ]
-    if short:
+    """Logs which tasks have less text than ``per_step`` sequences, or one, of ``length`` tokens."""
+    needed = length * max(per_step, 1)
+    sizes = zip(corpus.task_names, corpus.sizes, strict=True)
+    if short := [f"{name} ({size} tokens)" for name, size in sizes if size < needed]:
         logging.warning(
             "These tasks have less text than one batch takes of them, %d tokens, so it is "
             "repeated: %s.",
-            round(length * max(per_step, 1)),
-            ", ".join(short),
+            *(round(needed), ", ".join(short)),
         )
 
 
@@ -240,20 +199,19 @@ def evaluation_batches(
     Yields:
       Batches, all of the same shape.
     """
-    starts = [
-        (task, start)
-        for task, text in enumerate(tokens)
-        for start in range(0, min(len(text), max_tokens or len(text)), length)
+    ends = [min(len(text), max_tokens or len(text)) for text in tokens]
+    rows = [
+        (task, start, min(start + length, end))
+        for task, end in enumerate(ends)
+        for start in range(0, end, length)
     ]
-    for first in range(0, len(starts), batch_size):
+    for first in range(0, len(rows), batch_size):
         batch = EvaluationBatch(
             np.zeros((batch_size, length), np.int32),
             np.zeros(batch_size, np.int32),
             np.zeros(batch_size, np.int32),
         )
-        for row, (task, start) in enumerate(starts[first : first + batch_size]):
-            end = min(start + length, max_tokens or start + length)
-            part = tokens[task][start:end]
-            batch.tokens[row, : len(part)] = part
-            batch.lengths[row], batch.tasks[row] = len(part), task
+        for row, (task, start, end) in enumerate(rows[first : first + batch_size]):
+            batch.tokens[row, : end - start] = tokens[task][start:end]
+            batch.lengths[row], batch.tasks[row] = end - start, task
         yield batch

@@ -37,19 +37,12 @@ class Source(abc.ABC):
         """
 
     def save(self, directory: pathlib.Path) -> None:
-        """Writes the state, so that another source can go on from there.
-
-        Args:
-          directory: an empty one.
-        """
+        """Writes the state into an empty directory, so that another source can go on from there."""
         raise NotImplementedError(f"{type(self).__name__} has no state.")
 
     def restore(self, directory: pathlib.Path) -> None:
-        """Goes on from where :meth:`save` was called.
+        """Goes on from the state that :meth:`save` wrote into a directory.
 
         An error ends the run if the files are as they were written; the checkpoints stay.
-
-        Args:
-          directory: what was written.
         """
         raise NotImplementedError(f"{type(self).__name__} has no state.")

@@ -10,7 +10,6 @@ and pass results on, however many cores there are.
 """
 
 import contextlib
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ldro_jax.runtime import errors
+from ldro_jax.runtime import errors, paths
 from ldro_jax.tasks import vocabulary
 from ldro_jax.tasks.source import Source
 
@@ -90,14 +89,7 @@ class StreamingSequences(Source):
         self._iterators: list[Any] = [iter(pipeline) for pipeline in pipelines]
 
     def rows(self, tasks: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        """The next sequences of each task.
-
-        Args:
-          tasks: the task of each row, ``[R]``.
-          indices: not used, as a stream has an order of its own.
-
-        Returns:
-          int32 ``[R, L]``.
+        """The next sequences of each task, int32 ``[R, L]``, whatever their indices.
 
         Raises:
           ValueError: if text can't be read, or there is none.
@@ -114,9 +106,6 @@ class StreamingSequences(Source):
         That is about 4 MB for each task: a thousand documents to shuffle. Every process writes its
         own files.
 
-        Args:
-          directory: where to.
-
         Raises:
           OSError: if it can't be written.
         """
@@ -126,7 +115,7 @@ class StreamingSequences(Source):
             record = {
                 "text": self._text,
                 "tensorflow": self._tf.__version__,
-                "files": {file.name: _digest(file) for file in written},
+                "files": {file.name: paths.sha256(file) for file in written},
             }
             # Last, so that a state without it is known to be incomplete.
             (directory / f"{self._name}.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -139,20 +128,17 @@ class StreamingSequences(Source):
     def restore(self, directory: pathlib.Path) -> None:
         """Goes on from where :meth:`save` was called.
 
-        Args:
-          directory: what was written.
-
         Raises:
           ValueError: if it is the state of other tasks, sequences or processes, is damaged, or is
             not there.
         """
-        text, files, version = self._record(directory)
+        text, files, version = self._read_record(directory)
         for name, ours in self._text.items():
             if text.get(name) != ours:
-                raise _other(directory, name, text.get(name), ours)
+                raise _of_another_run(directory, name, text.get(name), ours)
         for name, digest in files.items():
             file = directory / name
-            if not file.is_file() or _digest(file) != digest:
+            if not file.is_file() or paths.sha256(file) != digest:
                 raise _damaged(file, "it is not what was written")
         try:
             self._checkpoint().read(str(directory / self._name)).assert_consumed()
@@ -179,9 +165,8 @@ class StreamingSequences(Source):
     def _pipeline(self, task: Any, seed: int) -> Any:
         import seqio
 
-        shard = None
-        if jax.process_count() > 1:
-            shard = seqio.ShardInfo(jax.process_index(), jax.process_count())
+        processes = jax.process_count()
+        shard = seqio.ShardInfo(jax.process_index(), processes) if processes > 1 else None
         documents = task.get_dataset(
             sequence_length=None,
             split="train",
@@ -208,7 +193,8 @@ class StreamingSequences(Source):
             **{f"task{index}": iterator for index, iterator in enumerate(self._iterators)}
         )
 
-    def _record(self, directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, str], str]:
+    def _read_record(self, directory: pathlib.Path) -> tuple[dict[str, Any], dict[str, str], str]:
+        """What is known of a saved text, the digests of its files, and TensorFlow's version."""
         file = directory / f"{self._name}.json"
         if not file.is_file():
             counts = {int(other.stem[-5:]) for other in directory.glob("stream-*-of-?????.json")}
@@ -218,7 +204,8 @@ class StreamingSequences(Source):
                     "made with other text, or not completed?"
                 )
             if self._text["processes"] not in counts:
-                raise _other(directory, "processes", counts.pop(), self._text["processes"])
+                ours = self._text["processes"]
+                raise _of_another_run(directory, "processes", counts.pop(), ours)
             raise _damaged(file, "it is missing")
         try:
             record = json.loads(file.read_text())
@@ -228,11 +215,7 @@ class StreamingSequences(Source):
 
 
 def tensorflow() -> Any:
-    """Imports TensorFlow and keeps it off the GPUs, whose memory it would take from JAX.
-
-    Returns:
-      The module.
-    """
+    """Imports TensorFlow, kept off the GPUs, whose memory it would take from JAX."""
     import tensorflow as tf
 
     # It is too late when TensorFlow has begun.
@@ -243,11 +226,12 @@ def tensorflow() -> Any:
 
 @contextlib.contextmanager
 def _few_files() -> Iterator[None]:
+    """Makes TFDS read few files of a task at a time, unless the user has set how it reads."""
     import seqio
     import tensorflow_datasets as tfds
 
     utils: Any = seqio.utils
-    # seqio has no other way to it. What a user has set stays.
+    # seqio has no other way to look it up.
     theirs = utils._TFDS_DATA_READ_CONFIG_OVERRIDE
     if theirs is None:
         utils.set_tfds_read_config_override(
@@ -270,18 +254,10 @@ def _vocabulary(tasks: Sequence[Any]) -> str:
     return prints.pop()
 
 
-def _digest(file: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as content:
-        while part := content.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
-def _other(directory: pathlib.Path, name: str, found: object, ours: object) -> ValueError:
+def _of_another_run(directory: pathlib.Path, name: str, theirs: Any, ours: Any) -> ValueError:
     return ValueError(
         f"The state of the training text in {directory} is that of another run: {name} was "
-        f"{found}, now it is {ours}. Give the run what it began with, or begin a new one."
+        f"{theirs}, now it is {ours}. Give the run what it began with, or begin a new one."
     )
 
 

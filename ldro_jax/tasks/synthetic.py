@@ -28,7 +28,7 @@ def points(*, num_similar: int = 9, spread: float = 0.1, seed: int = 4) -> np.nd
       seed: of their places.
 
     Returns:
-      ``[num_similar + 1, 2]``, float32.
+      Float32 ``[num_similar + 1, 2]``.
 
     Raises:
       ValueError: if a number is out of range.
@@ -41,30 +41,13 @@ def points(*, num_similar: int = 9, spread: float = 0.1, seed: int = 4) -> np.nd
     return np.concatenate([similar, [OUTLIER]]).astype(np.float32)
 
 
-def position(params: jax.Array, *, radius: float = RADIUS) -> jax.Array:
-    """Where the model is: on or outside a circle around the outlier.
-
-    Args:
-      params: (r, φ), ``[2]``.
-      radius: R of the circle.
-
-    Returns:
-      ``[2]``.
-    """
+def position(params: jax.Array) -> jax.Array:
+    """Where the model with parameters (r, φ) is, ``[2]``: R + r² from the outlier, at angle φ."""
     r, phi = params
-    return jnp.asarray(OUTLIER, params.dtype) + (radius + r**2) * jnp.stack(
-        [jnp.cos(phi), jnp.sin(phi)]
-    )
+    outlier, distance = jnp.asarray(OUTLIER, params.dtype), RADIUS + r**2
+    return outlier + distance * jnp.stack([jnp.cos(phi), jnp.sin(phi)])
 
 
 def task_loss(params: jax.Array, point: jax.Array) -> jax.Array:
-    """Squared distance from the model's position to a task's point.
-
-    Args:
-      params: (r, φ), ``[2]``.
-      point: ``[2]``.
-
-    Returns:
-      A scalar.
-    """
+    """Squared distance of the model with the parameters (r, φ) from a task's point, ``[2]``."""
     return jnp.sum((position(params) - point) ** 2)

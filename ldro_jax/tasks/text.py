@@ -4,14 +4,11 @@
 line. Half of the validation lines are the test split, as in the L-DRO paper (section 5.2).
 """
 
-import functools
 import hashlib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from ldro_jax.runtime import checks
 from ldro_jax.tasks import sequences, streaming, text_files, token_cache, vocabulary
@@ -51,8 +48,8 @@ def load(
         argument is not what it must be.
     """
     if languages is not None:
-        text_files.check_languages(languages)
-    text_files.check_paths(vocabulary_path, cache_dir)
+        checks.names("languages", languages, "('de', 'sr-Latn')")
+    text_files.check_paths(vocabulary_path=vocabulary_path, cache_dir=cache_dir)
     if vocabulary_size is not None:
         checks.integer("vocabulary_size", vocabulary_size, low=vocabulary.MIN_SIZE)
         if vocabulary_path is not None:
@@ -70,49 +67,45 @@ def load(
     cache = token_cache.folder(cache_dir)
     contents = {n: hashlib.sha256(b"".join(map(_digest, files[n]))).digest() for n in names}
     if vocabulary_size is not None:
-        text_digest = hashlib.sha256(b"".join(contents[n] for n in sorted(names)))
-        path = cache / f"vocabulary-{vocabulary_size}-{text_digest.hexdigest()[:24]}.model"
-        if not token_cache.is_whole(path):
-            vocabulary.train_sentencepiece(
-                data_dir, path, vocab_size=vocabulary_size, languages=names
-            )
-            token_cache.seal(path)
-        vocabulary_path = str(path)
+        vocabulary_path = _trained_vocabulary(data_dir, contents, vocabulary_size, cache)
     vocab = vocabulary.load(vocabulary_path)
     identity = vocabulary.fingerprint(vocab)
-    tokens: dict[str, list[np.ndarray]] = {"train": [], "validation": [], "test": []}
+    tokens: dict[str, Any] = {"train": [], "validation": [], "test": []}
     for name in names:
         task = seqio_task(data_dir, name, vocab)
         digest = hashlib.sha256(identity.encode() + contents[name]).hexdigest()[:24]
         paths = {split: cache / f"{name}-{split}-{digest}.npy" for split in tokens}
         if not all(path.exists() for path in paths.values()):
-            # TensorFlow would take text that isn't UTF-8.
             for file in files[name]:
-                text_files.check(file)
+                text_files.require_readable(file)
         for split, arrays in tokens.items():
-            make = functools.partial(_tokenise, task, split, vocab.vocab_size)
-            arrays.append(token_cache.load(paths[split], make))
+            arrays.append(token_cache.tokens(paths[split], task, split, data_dir))
             if split != "train" and not len(arrays[-1]):
                 raise ValueError(
                     f"{files[name][1]} has no text for {split}: its lines are dealt to validation "
                     f"and test, {_DEALT_LINES} at a time. Give it more lines, or leave the "
                     "language out."
                 )
-    return sequences.Corpus(
-        task_names=names,
-        vocab_size=vocab.vocab_size,
-        vocabulary=identity,
-        train=tokens["train"],
-        validation=tokens["validation"],
-        test=tokens["test"],
-    )
+    return sequences.Corpus(names, vocab.vocab_size, identity, **tokens)
+
+
+def _trained_vocabulary(
+    data_dir: str, contents: Mapping[str, bytes], size: int, cache: pathlib.Path
+) -> str:
+    """The path of a model that is trained once on some languages, by the digests of their text."""
+    digest = hashlib.sha256(b"".join(contents[name] for name in sorted(contents))).hexdigest()
+    path = cache / f"vocabulary-{size}-{digest[:24]}.model"
+    if not token_cache.is_whole(path):
+        vocabulary.train_sentencepiece(data_dir, path, vocab_size=size, languages=tuple(contents))
+        token_cache.seal(path)
+    return str(path)
 
 
 def seqio_task(data_dir: str | pathlib.Path, language: str, vocab: Any) -> Any:
     """The text of one language as a seqio task, which other trainers can use as well.
 
     Args:
-      data_dir: the directory that holds one directory for each language.
+      data_dir: holds one directory for each language.
       language: name of its directory.
       vocab: a seqio vocabulary.
 
@@ -133,16 +126,12 @@ def seqio_task(data_dir: str | pathlib.Path, language: str, vocab: Any) -> Any:
     def dataset_fn(split, shuffle_files, seed=None):
         del shuffle_files, seed
         packed = "GZIP" if paths[split].suffix == ".gz" else ""
-        lines = tf.data.TextLineDataset(str(paths[split]), packed).filter(
-            lambda line: tf.strings.length(line) > 0
-        )
+        lines = tf.data.TextLineDataset(str(paths[split]), packed)
+        lines = lines.filter(lambda line: tf.strings.length(line) > 0)
         if split != "train":
             turn = 0 if split == "validation" else 1
-            lines = (
-                lines.enumerate()
-                .filter(lambda number, _: number // _DEALT_LINES % 2 == turn)
-                .map(lambda _, line: line)
-            )
+            lines = lines.enumerate().filter(lambda n, _: n // _DEALT_LINES % 2 == turn)
+            lines = lines.map(lambda _, line: line)
         return lines.map(lambda line: {"targets": line})
 
     return seqio.Task(
@@ -154,18 +143,9 @@ def seqio_task(data_dir: str | pathlib.Path, language: str, vocab: Any) -> Any:
 
 
 def _safe(language: str) -> str:
-    """The name of a directory without what seqio doesn't take in names; no two have the same."""
+    """A directory's name in characters that seqio takes; different ones stay different."""
     return re.sub(r"\W", lambda c: "." if c[0] == "-" else f"#{ord(c[0]):x}#", language)
 
 
 def _digest(file: pathlib.Path) -> bytes:
     return hashlib.sha256(file.read_bytes()).digest()
-
-
-def _tokenise(task: Any, split: str, vocab_size: int) -> np.ndarray:
-    dataset = task.get_dataset(sequence_length=None, split=split, shuffle=False, num_epochs=1)
-    dtype = np.uint16 if vocab_size <= 2**16 else np.int32
-    # Line by line, Python would take longer than the tokeniser.
-    batches = dataset.ragged_batch(1024)
-    lines = [batch["targets"].flat_values.numpy().astype(dtype) for batch in batches]
-    return np.concatenate(lines) if lines else np.zeros(0, dtype)

@@ -13,13 +13,7 @@ _SUFFIXES = (".txt", ".txt.gz")
 
 
 def languages(data_dir: str | pathlib.Path) -> tuple[str, ...]:
-    """Names of the languages in a directory.
-
-    Args:
-      data_dir: the directory that holds one directory for each language.
-
-    Returns:
-      The names of all directories with a train file, sorted.
+    """Names of the languages in a directory: of all directories with a train file, sorted.
 
     Raises:
       FileNotFoundError: if there is no such directory, or no language in it.
@@ -30,41 +24,18 @@ def languages(data_dir: str | pathlib.Path) -> tuple[str, ...]:
             f"There is no directory {folder}. Expected one that holds "
             "<language>/train.txt and <language>/validation.txt (or .txt.gz) for each language."
         )
-    found = sorted(f.name for f in folder.iterdir() if f.is_dir() and _existing(f, "train"))
-    if not found:
+    names = sorted(f.name for f in folder.iterdir() if f.is_dir() and _existing(f, "train"))
+    if not names:
         raise FileNotFoundError(
             f"There is no language in {folder}: expected directories with a train.txt or "
             "train.txt.gz, named by the language."
         )
-    return tuple(found)
+    return tuple(names)
 
 
-def check_languages(names: Any) -> None:
-    """Checks the languages that a run is given.
-
-    Args:
-      names: what is given.
-
-    Raises:
-      ValueError: if they aren't a list of different names.
-    """
-    checks.sequence("languages", names, "names, such as ('de', 'sr-Latn')")
-    is_name = all(isinstance(name, str) and name.strip() for name in names)
-    expected = "a list of names, such as ('de', 'sr-Latn'), that are all different"
-    checks.require(is_name and len(set(names)) == len(names), "languages", expected, names)
-
-
-def check_paths(vocabulary_path: Any, cache_dir: Any) -> None:
-    """Checks the paths of a vocabulary and of a cache.
-
-    Args:
-      vocabulary_path: what is given, ``None`` for bytes.
-      cache_dir: what is given, ``None`` for the default.
-
-    Raises:
-      ValueError: if one is no path.
-    """
-    for name, value in {"vocabulary_path": vocabulary_path, "cache_dir": cache_dir}.items():
+def check_paths(**values: Any) -> None:
+    """Raises ``ValueError`` unless each argument, by its name, is a path or ``None``."""
+    for name, value in values.items():
         is_path = value is None or (isinstance(value, (str, os.PathLike)) and str(value))
         checks.require(is_path, name, "a path in quotes, or None", value)
 
@@ -73,12 +44,9 @@ def find(data_dir: str | pathlib.Path, language: str, split: str) -> pathlib.Pat
     """The file of one language and split.
 
     Args:
-      data_dir: the directory that holds one directory for each language.
+      data_dir: holds one directory for each language.
       language: name of its directory.
       split: "train" or "validation".
-
-    Returns:
-      The path.
 
     Raises:
       FileNotFoundError: if there is none, or two.
@@ -89,19 +57,15 @@ def find(data_dir: str | pathlib.Path, language: str, split: str) -> pathlib.Pat
         raise FileNotFoundError(f"There is no language {language!r} in {data_dir}. Found: {known}.")
     files = _existing(folder, split)
     if len(files) != 1:
-        found = "both of them" if files else "neither"
         raise FileNotFoundError(
             f"Expected {folder}/{split}.txt or {split}.txt.gz, a line for each document; found "
-            f"{found}."
+            f"{'both of them' if files else 'neither'}."
         )
     return files[0]
 
 
 def read_lines(path: pathlib.Path) -> Iterator[str]:
-    """Reads the lines of a text file, without those that are empty.
-
-    Args:
-      path: a plain or gzipped file.
+    """Reads the lines of a plain or gzipped file, without those that are empty.
 
     Yields:
       Each line, without its end and without carriage returns.
@@ -128,15 +92,8 @@ def read_lines(path: pathlib.Path) -> Iterator[str]:
             ) from error
 
 
-def check(path: pathlib.Path) -> None:
-    """Reads a file to see that it can be read.
-
-    Args:
-      path: a plain or gzipped file.
-
-    Raises:
-      ValueError: if the file isn't UTF-8, or not gzip as its name says.
-    """
+def require_readable(path: pathlib.Path) -> None:
+    """Reads a file to its end for the errors of :func:`read_lines`; TensorFlow takes any bytes."""
     for _ in read_lines(path):
         pass
 

@@ -21,29 +21,26 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax.runtime import paths
+from ldro_jax.runtime import checks, paths
 from ldro_jax.tasks import text_files
 
 # seqio pads with 0, whatever a model says; the other marks are where T5 has them.
 _MARKS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
-_FIXED_IDS = 3 + 256
-# The smallest vocabulary to train.
-MIN_SIZE = _FIXED_IDS + 1
+# The smallest vocabulary to train: one piece besides the marks and the bytes.
+MIN_SIZE = 3 + 256 + 1
 
 
 def load(path: str | os.PathLike | None, *, extra_ids: int = 0) -> Any:
     """Loads a vocabulary.
 
-    seqio keeps what it has read from a path for as long as the process lives: give a model that
-    has changed another name, or start anew.
+    seqio reads each path once in a process: give a model that has changed another name.
 
     Args:
-      path: a SentencePiece model, a local file; ``None`` for bytes.
+      path: a SentencePiece model, a local file; ``None`` for bytes, 259 ids.
       extra_ids: number of ids after these, which no text has: sentinels of span corruption.
 
     Returns:
-      A ``seqio.ByteVocabulary`` of 259 ids and the extra ones, or a
-      ``seqio.SentencePieceVocabulary``.
+      A ``seqio.ByteVocabulary`` or ``seqio.SentencePieceVocabulary``.
 
     Raises:
       ImportError: if seqio is not installed.
@@ -70,13 +67,10 @@ def load(path: str | os.PathLike | None, *, extra_ids: int = 0) -> Any:
 
 
 def fingerprint(vocabulary: Any) -> str:
-    """Identifies a vocabulary, to tell when two runs number their tokens differently.
-
-    Args:
-      vocabulary: a ``seqio.ByteVocabulary`` or ``seqio.SentencePieceVocabulary``.
+    """Identifies a vocabulary of seqio, bytes or SentencePiece, wherever its file is.
 
     Returns:
-      16 hexadecimal digits, which don't depend on the path of a model.
+      16 hexadecimal digits; two runs with others number their tokens differently.
 
     Raises:
       TypeError: if it is another kind of vocabulary.
@@ -108,7 +102,7 @@ def train_sentencepiece(
     The same text and arguments give the same file, on any number of cores.
 
     Args:
-      data_dir: the directory that holds one directory for each language.
+      data_dir: holds one directory for each language.
       output: where the model goes; ``.model`` is appended where it is missing, and directories are
         made. A file that is there is replaced, at the end and at once.
       vocab_size: number of ids, among them 3 marks (padding, end, unknown) and the bytes.
@@ -127,19 +121,14 @@ def train_sentencepiece(
         small for the text.
     """
     sentencepiece = _module("sentencepiece")
-    if vocab_size <= _FIXED_IDS:
-        raise ValueError(
-            f"vocab_size must be more than {_FIXED_IDS} (the marks and the bytes), but it is "
-            f"{vocab_size}."
-        )
+    checks.integer("vocab_size", vocab_size, low=MIN_SIZE)
     path = pathlib.Path(output).expanduser()
     path = path if path.suffix == ".model" else path.with_name(f"{path.name}.model")
     _require_writable(path)
     # Sorted, as the order of the lines can decide ties.
     names = sorted(set(languages or text_files.languages(data_dir)))
-    lines: list[str] = []
-    for name in names:
-        lines += sample_lines(data_dir, name, max_bytes=bytes_per_language, seed=seed)
+    options = {"max_bytes": bytes_per_language, "seed": seed}
+    lines = [line for name in names for line in sample_lines(data_dir, name, **options)]
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -169,7 +158,7 @@ def train_sentencepiece(
             **_MARKS,
         )
     except RuntimeError as error:
-        raise ValueError(_explanation(str(error), vocab_size)) from error
+        raise ValueError(_reason_of_failure(str(error), vocab_size)) from error
     paths.write(path, model.getvalue())
     return path
 
@@ -183,13 +172,10 @@ def sample_lines(
     frequent, down to the names that occur in it once, and fill the vocabulary.
 
     Args:
-      data_dir: the directory that holds one directory for each language.
-      language: name of its directory.
+      data_dir: holds one directory for each language.
+      language: name of its directory. Other languages make no difference to the choice.
       max_bytes: how many bytes of UTF-8 to take, at most.
-      seed: of the choice, at least 0. Other languages make no difference to it.
-
-    Returns:
-      The lines, in random order.
+      seed: of the choice and order, at least 0.
 
     Raises:
       FileNotFoundError: if the language or its train file is not there.
@@ -215,12 +201,7 @@ def sample_lines(
 def tokens_per_byte(
     path: str | os.PathLike, data_dir: str | pathlib.Path, languages: Sequence[str]
 ) -> dict[str, float]:
-    """Measures how far a model shortens the validation lines of each language.
-
-    Args:
-      path: the SentencePiece model.
-      data_dir: the directory that holds one directory for each language.
-      languages: which ones.
+    """Measures how far a SentencePiece model shortens the validation lines of each language.
 
     Returns:
       Tokens for each byte of UTF-8, by language: 1 is no better than bytes, and lower is shorter.
@@ -266,16 +247,16 @@ def _processor(file: pathlib.Path) -> Any:
     return processor
 
 
-def _explanation(message: str, vocab_size: int) -> str:
-    if found := re.search(r"size too high .* value <= (\d+)", message):
+def _reason_of_failure(message: str, vocab_size: int) -> str:
+    if most := re.search(r"size too high .* value <= (\d+)", message):
         return (
-            f"vocab_size is {vocab_size}, but this text makes at most {found[1]} pieces. Choose "
-            f"{found[1]} or fewer, or take more bytes of each language."
+            f"vocab_size is {vocab_size}, but this text makes at most {most[1]} pieces. Choose "
+            f"{most[1]} or fewer, or take more bytes of each language."
         )
-    if found := re.search(r"required_chars\. \S+ vs (\d+)", message):
+    if least := re.search(r"required_chars\. \S+ vs (\d+)", message):
         return (
             f"vocab_size is {vocab_size}, but the marks, the bytes and the characters of these "
-            f"languages are {found[1]} pieces already. Choose at least that many."
+            f"languages are {least[1]} pieces already. Choose at least that many."
         )
     return f"SentencePiece can't train on this text: {message}"
 

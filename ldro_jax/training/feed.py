@@ -35,8 +35,11 @@ class Feed:
     ):
         self._problem, self._batches, self._method = problem, batches, method
         self._owned = problem.labels is None
-        self._measured_rows = problem.num_tables * (rows_apart or 0)
+        # Filled up, so that every device holds as many and each process reads its own.
+        multiple = mesh.shape["data"] * len(problem.tables or [0])
+        self._measured_rows = -(-problem.num_tables * (rows_apart or 0) // multiple) * multiple
         self._measured: Any = None
+        self._devices: np.ndarray = mesh.devices
         self._over_data = NamedSharding(mesh, PartitionSpec("data"))
         self._everywhere = NamedSharding(mesh, PartitionSpec())
         self._row_shapes = problem.row_shapes()
@@ -67,7 +70,7 @@ class Feed:
             # These don't count as drawn.
             if drawer.step % self._method.interval == 0:
                 ahead = after.ahead(self._measured_rows)
-                self._measured = self._place(source, ahead, self._everywhere)
+                self._measured = self._place(source, ahead)
             elif self._measured is None:
                 # Not looked at, and a stream that was resumed must give no rows for it.
                 self._measured = jax.tree.map(
@@ -79,7 +82,7 @@ class Feed:
             by_task = drawing.rows_by_task(draw.tasks, self._problem.num_tasks)
             by_task = _put(by_task, self._everywhere)
         batch = Batch(
-            rows=self._place(source, draw, self._over_data),
+            rows=self._place(source, draw),
             tasks=_put(draw.tasks, self._over_data),
             expected=self._expected(drawer, draw),
             measured=measured,
@@ -98,7 +101,17 @@ class Feed:
         serves = self._method.uses_interaction and not self._measured_rows
         return self._owned and uneven and serves
 
-    def _place(self, source, draw, where):
+    def check_source(self, source: Source) -> None:
+        """Refuses a stream where devices of several processes need the same rows."""
+        spread = any(len({d.process_index for d in row}) > 1 for row in self._devices)
+        if source.has_state and spread:
+            raise ValueError(
+                "Layout.model must divide the number of devices of each process, "
+                f"{jax.local_device_count()}, where rows come from a stream, since each process "
+                f"reads other rows, but it is {self._devices.shape[1]}."
+            )
+
+    def _place(self, source, draw):
         parts: dict[tuple, list[np.ndarray]] = {}
         size = self._problem.in_each_table(draw.tasks.size)
 
@@ -114,7 +127,7 @@ class Feed:
         shapes, structure = jax.tree.flatten(self._row_shapes)
         placed = [
             jax.make_array_from_callback(
-                (size, *shape.shape), where, lambda index, i=i: leaves(index)[i]
+                (size, *shape.shape), self._over_data, lambda index, i=i: leaves(index)[i]
             )
             for i, shape in enumerate(shapes)
         ]
@@ -127,21 +140,21 @@ class Feed:
         def shaped(shape, dtype, where) -> Any:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
 
-        def rows(count, where):
+        def rows(count):
             count = self._problem.in_each_table(count)
             return jax.tree.map(
-                lambda x: shaped((count, *x.shape), x.dtype, where), self._row_shapes
+                lambda x: shaped((count, *x.shape), x.dtype, self._over_data), self._row_shapes
             )
 
         measured = by_task = expected = None
         if self._problem.labelled(np.zeros(self._problem.num_tables)) is not None:
             expected = shaped((num_tasks,), jnp.float32, self._everywhere)
         if self._measured_rows:
-            measured = rows(self._measured_rows, self._everywhere)
+            measured = rows(self._measured_rows)
         elif self._has_turns:
             by_task = shaped((num_tasks, -(-size // num_tasks)), jnp.int32, self._everywhere)
         return Batch(
-            rows=rows(size, self._over_data),
+            rows=rows(size),
             tasks=shaped((size,), jnp.int32, self._over_data),
             expected=expected,
             measured=measured,

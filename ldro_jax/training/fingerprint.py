@@ -1,8 +1,8 @@
-"""What a run is known by: its data, its settings, and digests of all that is computed in it.
+"""The identity of runs: their data, their settings, and digests of all that is computed in them.
 
 Records and checkpoints carry it, so that no number of one program is taken for that of another.
-What is traced is each function that the step is made of, and not the step: on another mesh, or with
-another way to measure the same matrix, a step has other equations and the same numbers.
+Each function that the step is made of is traced, and not the step: on another mesh, or with another
+way to measure the same matrix, a step has other equations and the same numbers.
 """
 
 import functools
@@ -20,24 +20,18 @@ from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.problems.base import Problem
 from ldro_jax.records import json_types, provenance, traced
 from ldro_jax.runtime import checks
-from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.weighting import base
 
 if TYPE_CHECKING:
     from ldro_jax.training.engine import Program, Trial
 
-# With another version of these, the same program may have other equations.
+# With another version of these packages, the same program may have other equations.
 _TRACING = ("flax", "jax", "ldro-jax", "optax")
 
 
 def of(program: "Program", schedule: Schedule, trials: Sequence["Trial"]) -> dict[str, Any]:
-    """What some runs of a program are known by, but for their length.
-
-    Args:
-      program: of the runs.
-      schedule: of the runs.
-      trials: the runs.
+    """The identity of some runs of a program, without their length.
 
     Returns:
       In plain JSON types ``runs``, each with ``method``, ``settings`` and ``seed``; ``data``;
@@ -49,11 +43,11 @@ def of(program: "Program", schedule: Schedule, trials: Sequence["Trial"]) -> dic
         "data": json_types.plain(program.problem.identity),
         "settings": _settings(program, schedule),
         "programs": {
-            **_shared(program),
-            **_of_method(program, program.method),
+            **_once(program, "shared", _shared),
+            **_once(program, program.method.compile_key(), _of_method),
             **(_choice(program) if schedule.test == "best" else {}),
         },
-        "evaluation": _evaluation(program),
+        "evaluation": _once(program, "evaluation", _evaluation),
         "versions": _versions(),
     }
 
@@ -66,19 +60,15 @@ def of_run(trial: "Trial") -> dict[str, Any]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    found = provenance.versions()
+    installed = provenance.versions()
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return {**{name: found[name] for name in _TRACING if name in found}, "python": python}
+    return {**{name: installed[name] for name in _TRACING if name in installed}, "python": python}
 
 
 def exact(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a method as JSON can hold them, with all digits of their numbers.
 
-    Args:
-      settings: see :meth:`~ldro_jax.training.method.Method.settings`.
-
-    Returns:
-      Numbers, texts and flags as they are, and all else as it is printed.
+    What isn't a number, a text or a flag becomes what is printed of it.
     """
     kinds = (bool, int, float, str, type(None))
     return {k: v if isinstance(v, kinds) else checks.printed(v) for k, v in settings.items()}
@@ -100,20 +90,15 @@ def _settings(program: "Program", schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def _once(function: Callable[["Program"], dict[str, str]]) -> Callable[..., dict[str, str]]:
-    """Keeps what a function finds, for all programs of a method if it takes one, else for all."""
-
-    @functools.wraps(function)
-    def once(program: "Program", method: Method | None = None) -> dict[str, str]:
-        key = (function, None if method is None else method.compile_key())
-        if key not in program.engine.digests:
-            program.engine.digests[key] = function(program)
-        return program.engine.digests[key]
-
-    return once
+def _once(
+    program: "Program", key: Any, make: Callable[["Program"], dict[str, str]]
+) -> dict[str, str]:
+    """Makes digests once for all programs that share them, of whatever method."""
+    if key not in program.engine.digests:
+        program.engine.digests[key] = make(program)
+    return program.engine.digests[key]
 
 
-@_once
 def _shared(program: "Program") -> dict[str, str]:
     problem = program.engine.source_problem
     with jax.numpy_dtype_promotion("standard"):
@@ -124,15 +109,15 @@ def _shared(program: "Program") -> dict[str, str]:
             update, params, state, params
         )
     # In the order in which an error looks for what has changed.
-    found = {
+    digests = {
         "loss or model": _loss(program, params),
         "initial parameters": traced.of(_init(problem), jax.random.key(0)),
         "training rows": program.engine.digest_of_rows(),
         "optimizer": optimizer,
     }
     if problem.observe is not None:
-        found["observe"] = traced.of(problem.observe, params)
-    return found
+        digests["observe"] = traced.of(problem.observe, params)
+    return digests
 
 
 def _params(problem: Problem) -> Any:
@@ -160,7 +145,6 @@ def _loss(program: "Program", params: Any) -> str:
     return traced.of(jax.value_and_grad(total, has_aux=True), part, params, rows, key)
 
 
-@_once
 def _of_method(program: "Program") -> dict[str, str]:
     """Of the weighting, with its rates as inputs, and of what else a method computes by itself."""
     method, num_tasks = program.method, program.problem.num_tasks
@@ -171,7 +155,7 @@ def _of_method(program: "Program") -> dict[str, str]:
     rates = {name: jnp.zeros([], float) for name in method.rates()}
     known = base.nothing_known(num_tasks)._replace(known=jnp.ones(num_tasks, bool))
     start = jax.eval_shape(lambda r: program.method.wrapped(r).init(num_tasks, jnp.float32), rates)
-    found = {"weighting": traced.of(weigh, rates, known, start)}
+    digests = {"weighting": traced.of(weigh, rates, known, start)}
     options: list[Any] = [method.sampling]
     if method.uses_interaction:
         # All but "split" and ways of one's own give the same matrix.
@@ -179,41 +163,33 @@ def _of_method(program: "Program") -> dict[str, str]:
         options += ["split" if named == "split" else "exact", method.interval, method.lagged]
         options += [] if isinstance(named, str) else [traced.of_code(named.matrix)]
         options += [traced.of_code(geometry) if callable(geometry) else geometry]
-    found["method"] = traced.of_values(options)
+    digests["method"] = traced.of_values(options)
     if method.uses_excess:
         problem = program.engine.source_problem
         params, rows = _params(problem), program.engine.row_shapes(program.batches.size)
-        found["row_excess"] = traced.of(problem.row_excess, params, params, rows)
-    return found
+        digests["row_excess"] = traced.of(problem.row_excess, params, params, rows)
+    return digests
 
 
-@_once
 def _evaluation(program: "Program") -> dict[str, str]:
     problem = program.engine.source_problem
-    found = problem.evaluation_digests(_params(problem))
+    digests = problem.evaluation_digests(_params(problem))
     directions = {metric.name: str(metric.higher_is_better) for metric in problem.metrics}
-    return {name: f"{found[name]} {directions[name]}" for name in directions}
+    return {name: f"{digests[name]} {directions[name]}" for name in directions}
 
 
 def _choice(program: "Program") -> dict[str, str]:
     """Of what decides which checkpoint is the best."""
     first = program.problem.metrics[0].name
     return {
-        "first metric": traced.of_values(first, _evaluation(program)[first]),
+        "first metric": traced.of_values(first, _once(program, "evaluation", _evaluation)[first]),
         "score": traced.of_code(program.problem.score),
     }
 
 
 def of_source(problem: Problem) -> str:
-    """The digest of the first rows of each task, where they can be looked at without a cost.
-
-    Args:
-      problem: whose rows come from the host.
-
-    Returns:
-      16 hexadecimal digits.
-    """
-    # Others know their rows without drawing some, and say in their identity what they are.
+    """The digest of the first rows of each task from the host, where drawing them costs nothing."""
+    # A problem that knows its shapes without drawing rows tells what they are in its identity.
     if type(problem).row_shapes is not Problem.row_shapes:
         return traced.of_values(type(problem).__name__)
     source = problem.source(0)

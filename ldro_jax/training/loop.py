@@ -141,7 +141,6 @@ def _evaluate(
         state = session.state(index)
         values = {split: program.evaluate(state.params, split) for split in splits}
         record.extend(
-            problem.task_names,
             schedule,
             state,
             losses=losses[index],

@@ -111,17 +111,15 @@ class Method:
 
     def wrapped(self, rates: Mapping[str, Any] | None = None) -> Weighting:
         """The weighting with smoothing, total and floor."""
-        return wrappers.wrapped(self.weigh(rates or {}), **self._options_of(wrappers.wrapped))
+        return wrappers.wrapped(self.weigh(rates or {}), **self._taken_by(wrappers.wrapped))
 
     def _weighted(self, made: Weighting, num_tasks: int, trainable: Any = None):
-        options = self._options_of(transform.weighted)
-        return transform.weighted(made, num_tasks, trainable=trainable, **options)
+        settings = self._taken_by(transform.weighted)
+        return transform.weighted(made, num_tasks, trainable=trainable, **settings)
 
-    def _options_of(self, function: Callable[..., Any]) -> dict[str, Any]:
+    def _taken_by(self, function: Callable[..., Any]) -> dict[str, Any]:
         """The settings of this method that a function takes by their names."""
-        parameters = inspect.signature(function).parameters.values()
-        keywords = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        return {name: getattr(self, name) for name in keywords if hasattr(self, name)}
+        return {name: getattr(self, name) for name in _settings_taken_by(function)}
 
     @functools.cached_property
     def _outline(self) -> Weighting:
@@ -198,6 +196,13 @@ class Method:
                 value = getattr(value, "__name__", "own") if callable(value) else value
                 settings[field.name] = value
         return settings
+
+
+@functools.cache
+def _settings_taken_by(function: Callable[..., Any]) -> tuple[str, ...]:
+    fields = {field.name for field in dataclasses.fields(Method)}
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.name in fields)
 
 
 def _options() -> list[dataclasses.Field]:

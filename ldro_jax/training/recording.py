@@ -18,9 +18,9 @@ from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
 from ldro_jax.transform import diagnostics
 
-# What a record has of every evaluation, beside the evaluations themselves.
+# The series that grow with each evaluation, beside the evaluations themselves.
 _SERIES = ("weights", "losses", "diagnostics", "descent", "path")
-# What it takes from the state of a weighting.
+# What a record takes from the state of a weighting.
 _RECORDED = (
     *("weights", "interaction", "descent", "nonfinite", "nonfinite_streak"),
     *("negative", "unmeasured", "unsolved"),
@@ -38,13 +38,7 @@ def empty_run(trial: Trial, schedule: Schedule) -> results.Run:
 
 
 class Record:
-    """The record of a run that is being trained.
-
-    To extend it takes the same time however long it is.
-
-    Args:
-      run: the record so far.
-    """
+    """The record of a run that is being trained; to extend it takes the same time at any length."""
 
     def __init__(self, run: results.Run):
         self._run = run
@@ -75,8 +69,8 @@ class Record:
     def latest(self) -> list[results.Evaluation]:
         """The evaluations of the last step, of all splits and metrics."""
         step = self._measured_at
-        found = itertools.takewhile(lambda e: e.step == step, reversed(self._evaluations))
-        return list(found)[::-1]
+        newest = itertools.takewhile(lambda e: e.step == step, reversed(self._evaluations))
+        return list(newest)[::-1]
 
     @property
     def _measured_at(self) -> int | None:
@@ -87,9 +81,9 @@ class Record:
         return self._values[name][-1]
 
     def go_on(self, schedule: Schedule, state: TrainState) -> None:
-        """Takes the length of the run, which may be longer than it was, after the step of a state.
+        """Takes the length of the run from a schedule, after the step of a state.
 
-        What counts as stopped at the end of the run may still recover where it isn't the end.
+        What counted as stopped at the end of a shorter run may still recover.
         """
         run = dataclasses.replace(self._run, num_steps=schedule.train_steps)
         if run.stopped is not None and self._measured_at == int(state.step):
@@ -100,7 +94,6 @@ class Record:
 
     def extend(
         self,
-        task_names: Sequence[str],
         schedule: Schedule,
         state: TrainState,
         *,
@@ -116,39 +109,38 @@ class Record:
         below zero though the method needs positive losses.
 
         Args:
-          task_names: N names.
           schedule: says when a run without finite losses stops.
           state: after the stretch.
           losses: mean training losses of the stretch, ``[N]``.
-          evaluations: after the stretch.
+          evaluations: after the stretch, of all tasks.
           seconds_per_step: the time of one step so far.
           observed: what the problem observed after each step of the stretch, ``[steps, D]``.
         """
         weighting = transform.find_state(state.opt_state)
         numbers = diagnostics.diagnose(weighting)
-        # Everything at once, as every transfer from a device is a wait.
-        found, numbers, step, losses = jax.device_get(
+        # Everything at once, as each transfer from a device waits for it.
+        fetched, numbers, step, losses = jax.device_get(
             ({n: getattr(weighting, n) for n in _RECORDED}, numbers, state.step, losses)
         )
-        step, before = int(step), self._run
-        self._run = dataclasses.replace(
-            before,
+        step, task_names, matrix = int(step), list(evaluations[0].per_task), None
+        if fetched["interaction"].any():
+            matrix = results.Series([step], fetched["interaction"][None])
+            self._append("descent", [step], [fetched["descent"]])
+        run = dataclasses.replace(
+            self._run,
             seconds_per_step=seconds_per_step,
-            nonfinite_losses=_counts(task_names, found["nonfinite"]),
-            unmeasured_interactions=_counts(task_names, found["unmeasured"]),
-            negative_losses=_counts(task_names, found["negative"]),
-            unsolved_steps=int(found["unsolved"]),
+            interaction=matrix,
+            nonfinite_losses=_counts(task_names, fetched["nonfinite"]),
+            unmeasured_interactions=_counts(task_names, fetched["unmeasured"]),
+            negative_losses=_counts(task_names, fetched["negative"]),
+            unsolved_steps=int(fetched["unsolved"]),
         )
-        _warn(f"{self.label}, step {step}", before, self._run)
-        streak = int(found["nonfinite_streak"])
-        if stopped := _reason_to_stop(before, self._run, step, streak, schedule):
+        _warn(f"{self.label}, step {step}", self._run, run)
+        streak = int(fetched["nonfinite_streak"])
+        if stopped := _reason_to_stop(self._run, run, step, streak, schedule):
             logging.error("%s: %s", self.label, stopped)
-        self._run = dataclasses.replace(self._run, stopped=stopped, interaction=None)
-        if found["interaction"].any():
-            matrix = results.Series([step], found["interaction"][None])
-            self._run = dataclasses.replace(self._run, interaction=matrix)
-            self._append("descent", [step], [found["descent"]])
-        self._append("weights", [step], [found["weights"]])
+        self._run = dataclasses.replace(run, stopped=stopped)
+        self._append("weights", [step], [fetched["weights"]])
         self._append("losses", [step], [np.asarray(losses)])
         in_order = np.array([numbers[name] for name in diagnostics.NAMES])
         self._append("diagnostics", [step], [in_order])
@@ -173,21 +165,16 @@ def _grown(counts: Mapping[str, int], before: Mapping[str, int]) -> dict[str, in
 
 def _warn(who: str, before: results.Run, now: results.Run) -> None:
     """Logs which counts of a record have grown."""
-    for what, counts, earlier in [
-        (
-            "losses that are not finite so far, and steps left out for them",
-            now.nonfinite_losses,
-            before.nonfinite_losses,
-        ),
+    for what, name in [
+        ("losses that are not finite so far, and steps left out for them", "nonfinite_losses"),
         (
             "interactions that could not be measured so far, because a gradient was not finite or "
             "its norm too large or too small",
-            now.unmeasured_interactions,
-            before.unmeasured_interactions,
+            "unmeasured_interactions",
         ),
     ]:
-        if found := _grown(counts, earlier):
-            tasks = ", ".join(f"{name} {n}" for name, n in found.items())
+        if grown := _grown(getattr(now, name), getattr(before, name)):
+            tasks = ", ".join(f"{task} {n}" for task, n in grown.items())
             logging.warning("%s: %s: %s.", who, what, tasks)
     if now.unsolved_steps > before.unsolved_steps:
         logging.warning(

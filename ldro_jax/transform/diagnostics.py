@@ -16,9 +16,6 @@ NAMES = ("conflicts", "similarity", "noise", "effective_tasks")
 def diagnose(opt_state: Any) -> Mapping[str, jax.Array]:
     """Numbers that tell how the tasks get along, from the last step's statistics.
 
-    Args:
-      opt_state: the optimizer's state, with a task weighting somewhere in it.
-
     Returns:
       Scalars by name. All but the last are NaN where the interaction was not measured.
 
@@ -29,7 +26,7 @@ def diagnose(opt_state: Any) -> Mapping[str, jax.Array]:
       * ``effective_tasks``: as many tasks of even weight as have the entropy of the weights.
 
     Raises:
-      ValueError: if the state holds no weighting, or more than one.
+      ValueError: if the optimizer's state holds no weighting, or more than one.
     """
     state = state_lib.find_state(opt_state)
     return _numbers(state.weights, state.interaction, state.noise, state.measured)

@@ -82,9 +82,6 @@ def read(
       dtype: of the weights.
       trained: which parameters are trained, a tree of bools; ``None`` if all.
 
-    Returns:
-      The :class:`Step`.
-
     Raises:
       ValueError: if the arguments are in none of the forms, a shape is not as expected, or the
         losses aren't floating-point numbers.
@@ -164,8 +161,8 @@ def _without_tuple(pullback: Any, params: Any) -> Callable:
         return pullback
 
     def pull(weights):
-        found = pullback(weights)
-        return found[0] if _depth(found) > _depth(params) else found
+        gradient = pullback(weights)
+        return gradient[0] if _depth(gradient) > _depth(params) else gradient
 
     return pull
 
@@ -215,11 +212,11 @@ def _from_tasks(given: Arguments, params, plan, dtype) -> Step:
     if given.interaction_batch is not None:
         _check_batch("interaction_batch", given.interaction_batch, plan.num_tasks)
     batch = measuring.Grouped(given.batch, given.interaction_batch, dtype)
-    found = measuring.measure(plan, given.loss_fn, params, batch, given.preconditioner)
-    if found.gradients is not None:
-        return _stacked_step(found.losses, found.gradients, plan, given.preconditioner)
-    assert found.pullback is not None
-    return Step(found.losses, found.pullback, found.interaction)
+    measured = measuring.measure(plan, given.loss_fn, params, batch, given.preconditioner)
+    if measured.gradients is not None:
+        return _stacked_step(measured.losses, measured.gradients, plan, given.preconditioner)
+    assert measured.pullback is not None
+    return Step(measured.losses, measured.pullback, measured.interaction)
 
 
 def _from_losses_fn(given: Arguments, params, dtype) -> Step:
@@ -237,9 +234,9 @@ def _from_losses_fn(given: Arguments, params, dtype) -> Step:
     return Step(losses, pullback, functools.partial(interaction_fn, params))
 
 
-def _unwrapped(found: Any) -> str:
+def _unwrapped(value: Any) -> str:
     """What to do with an array of a library such as Haliax."""
-    return " Return its `.array`." if hasattr(found, "array") else ""
+    return " Return its `.array`." if hasattr(value, "array") else ""
 
 
 def _from_pullback(given: Arguments, params, dtype) -> Step:
@@ -295,12 +292,12 @@ def _parts(losses, plan) -> int:
     return parts if losses.shape == (parts * plan.num_tasks,) else 1
 
 
-def _array(expected: str, losses: Any, found: str) -> jax.Array:
+def _array(expected: str, losses: Any, given: str) -> jax.Array:
     try:
         return jnp.asarray(losses)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{expected} one array with a number for each task, [N], but {found} a "
+            f"{expected} one array with a number for each task, [N], but {given} a "
             f"{type(losses).__name__}.{_unwrapped(losses)}"
         ) from error
 
@@ -333,11 +330,11 @@ _WITH_MORE = " A loss with auxiliary outputs fits the form with losses and pullb
 
 
 def _check_scalar_loss(loss_fn, params, batch) -> None:
-    found = jax.eval_shape(jax.vmap(loss_fn, in_axes=(None, 0)), params, batch)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), found)
+    losses = jax.eval_shape(jax.vmap(loss_fn, in_axes=(None, 0)), params, batch)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), losses)
     if getattr(shapes, "shape", None) != ():
         raise ValueError(
             "loss_fn must return one number, the mean loss of one task, but it returns "
-            f"{shapes}.{_unwrapped(found) or _WITH_MORE}"
+            f"{shapes}.{_unwrapped(losses) or _WITH_MORE}"
         )
     check_floating(shapes)

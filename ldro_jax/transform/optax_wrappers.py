@@ -1,13 +1,15 @@
 """Optax wrappers inside which a task weighting would go wrong, and what to do instead.
 
 What a wrapper does to its arguments can be seen: :class:`optax.MaskedNode` among the parameters,
-slow parameters beside fast ones, shapes that don't fit together. But some pass on everything and
-yet use ``updates`` as if it were the gradient, and others fail before the weighting's ``update``
-runs, with an error that says nothing of it. For those alone, the calling frames are looked through
-for functions of Optax (or a subclass of :class:`optax.MultiSteps`) that hold the same parameters.
+slow parameters beside fast ones, shapes that don't fit together. But some pass on everything as it
+is and yet use ``updates`` as if it were the gradient, and others fail before the weighting's
+``update`` runs, with an error that says nothing of it. Optax tells a transformation nothing of what
+is around it, so for those alone the calling frames are looked through, for functions of Optax (or
+a subclass of :class:`optax.MultiSteps`) that hold the same parameters.
 """
 
 import sys
+import traceback
 from types import FrameType
 from typing import Any
 
@@ -65,13 +67,10 @@ _PARAMETERS = ("params", "fast_params", "flat")
 
 
 def check(params: Any) -> None:
-    """Raises ``ValueError`` where a wrapper would hold back what the weighting needs.
+    """Raises ``ValueError``, with the composition that works, inside a wrapper that wouldn't.
 
     Args:
       params: what ``init`` or ``update`` was given.
-
-    Raises:
-      ValueError: with the composition that works.
     """
     leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
     if any(isinstance(leaf, optax.MaskedNode) for leaf in leaves):
@@ -84,15 +83,7 @@ def check(params: Any) -> None:
 
 
 def check_update(updates: Any, params: Any) -> None:
-    """The same for ``update``: ``init`` may have run elsewhere, or once for a cache of ``jax.jit``.
-
-    Args:
-      updates: what ``update`` was given.
-      params: the parameters, or ``None``.
-
-    Raises:
-      ValueError: with the composition that works.
-    """
+    """The same for ``update``: ``init`` may have run elsewhere, or once for a jit's cache."""
     check(params)
     conditional = {"conditionally_mask", "conditionally_transform"} & set(_enclosing(params))
     if conditional and not leaves_lib.is_like(updates, params):
@@ -103,16 +94,11 @@ def _enclosing(params) -> list[str]:
     """Functions and classes of Optax that are being called and hold these very parameters."""
     leaves = jax.tree.leaves(params)
     names = []
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame, _ in traceback.walk_stack(sys._getframe(1)):
+        held = (frame.f_locals[name] for name in _PARAMETERS if name in frame.f_locals)
         name = _optax_name(frame)
-        if name is not None and any(
-            _same_objects(jax.tree.leaves(frame.f_locals[local]), leaves)
-            for local in _PARAMETERS
-            if local in frame.f_locals
-        ):
+        if name and any(_same_objects(jax.tree.leaves(each), leaves) for each in held):
             names.append(name)
-        frame = frame.f_back
     return names
 
 

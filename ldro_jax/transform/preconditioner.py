@@ -1,4 +1,4 @@
-"""The measure that an optimizer has of the parameters, for the interaction in its geometry.
+"""How an optimizer scales each parameter, for the interaction in its geometry.
 
 See :mod:`ldro_jax.interaction.geometry`.
 """
@@ -17,7 +17,7 @@ _CORRECTED_RMS = "ScaleByRmsWithCountState"
 
 
 def preconditioner(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -> Any:
-    """The optimizer's own measure of the parameters, to look ahead along the step it will take.
+    """How the optimizer scales each parameter, to look ahead along the step it will take.
 
     Adam divides each parameter's gradient by a running size of it. Pass these factors to ``update``
     and A_ij is ``⟨∇ℓ_i, P ∇ℓ_j⟩``, the change of task i's loss by Adam's step for task j:
@@ -56,12 +56,11 @@ def preconditioner(opt_state: Any, *, decay: float = 0.999, eps: float = 1e-8) -
 def decay_of(optimizer: optax.GradientTransformation, params: Any) -> float:
     """β₂ of the Adam in an optimizer, by how much of a squared gradient is left a step later.
 
+    It is 0.999 if the optimizer has running squares of another kind.
+
     Args:
       optimizer: Optax's ``adam`` or one of its kin, alone or in a chain.
       params: arrays or their shapes.
-
-    Returns:
-      β₂; 0.999 if the optimizer has running squares of another kind.
 
     Raises:
       ValueError: if its state holds no running squares, or what is left can't be told.
@@ -71,12 +70,12 @@ def decay_of(optimizer: optax.GradientTransformation, params: Any) -> float:
     def remembered():
         optimizer_ = optax.with_extra_args_support(optimizer)
         ones, state = jax.tree.map(jnp.ones_like, numbers), optimizer_.init(numbers)
-        found = []
+        sums = []
         for gradient in (ones, numbers):
             _, state = optimizer_.update(gradient, state, numbers)
             leaves = jax.tree.leaves(_squares(_running(state)))
-            found.append(jnp.sum(jnp.stack([x.astype(jnp.float32) for x in leaves])))
-        return found[1] / found[0]
+            sums.append(jnp.sum(jnp.stack([x.astype(jnp.float32) for x in leaves])))
+        return sums[1] / sums[0]
 
     with jax.numpy_dtype_promotion("standard"):
         if not _is_corrected(_running(jax.eval_shape(optimizer.init, numbers))):
@@ -101,17 +100,17 @@ def _running(opt_state: Any) -> Any:
     leaves = jax.tree.leaves(
         opt_state, is_leaf=lambda x: is_running(x) or isinstance(x, state_lib.WeightedState)
     )
-    found = [leaf for leaf in leaves if is_running(leaf)]
-    if not found:
+    states = [leaf for leaf in leaves if is_running(leaf)]
+    if not states:
         for fields in ({"nu"}, {"sum_of_squares"}):
             state_lib.check_types(opt_state, fields)
-    if len(found) != 1:
+    if len(states) != 1:
         raise ValueError(
             "The optimizer's geometry needs one set of running squared gradients, as adam, rmsprop "
-            f"and adagrad have it, but its state holds {len(found)}. Use such an optimizer, or the "
-            "plain interaction."
+            f"and adagrad have it, but its state holds {len(states)}. Use such an optimizer, or "
+            "the plain interaction."
         )
-    return found[0]
+    return states[0]
 
 
 def _is_corrected(state: Any) -> bool:

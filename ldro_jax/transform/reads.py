@@ -17,15 +17,7 @@ _UNTRACEABLE = (
 
 
 def read(weighting: base.Weighting, num_tasks: int, dtype: Any = jnp.float32) -> set[str]:
-    """The statistics that a weighting's weights or expected losses depend on.
-
-    Args:
-      weighting: the method.
-      num_tasks: N.
-      dtype: of the statistics.
-
-    Returns:
-      Names of fields of :class:`~ldro_jax.weighting.base.Statistics`.
+    """The names of the statistics that a weighting's weights or expected losses depend on.
 
     Raises:
       NotImplementedError: if the traced program has an unknown form.
@@ -51,25 +43,19 @@ def read(weighting: base.Weighting, num_tasks: int, dtype: Any = jnp.float32) ->
 
 
 def check(weighting: base.Weighting, num_tasks: int, dtype: Any) -> None:
-    """Checks that a weighting which reads the interaction matrix says so.
+    """Raises ``ValueError`` for a weighting that reads the interaction matrix and doesn't say so.
 
-    Args:
-      weighting: the method.
-      num_tasks: N.
-      dtype: of the statistics.
-
-    Raises:
-      ValueError: if it would be shown zeros in its place.
+    It would be shown zeros in its place.
     """
     # Noise and excess are None where nobody asked for them, which no method mistakes for a number.
     if weighting.uses_interaction:
         return
     try:
-        found = read(weighting, num_tasks, dtype)
+        names = read(weighting, num_tasks, dtype)
     # Computed in NumPy, for steps outside of a jit; or traced by a JAX that isn't known.
     except (*_UNTRACEABLE, equations_lib.UnknownFormError):
         return
-    if "interaction" in found:
+    if "interaction" in names:
         raise ValueError(
             "The weighting reads statistics.interaction, but doesn't say so, and the interaction "
             "would not be measured for it: it must have uses_interaction=True. Pass that to "

@@ -60,16 +60,7 @@ class WeightedState(NamedTuple):
 
 
 def initial(weighting: weighting_base.Weighting, num_tasks: int, dtype: Any) -> WeightedState:
-    """The state before the first step.
-
-    Args:
-      weighting: how the weights are chosen.
-      num_tasks: N.
-      dtype: of losses, weights and interactions.
-
-    Returns:
-      The state.
-    """
+    """The state before the first step, with losses, weights and interactions of a dtype."""
     return WeightedState(
         count=jnp.zeros([], jnp.int32),
         weights=jnp.full((num_tasks,), 1 / num_tasks, dtype),
@@ -100,14 +91,7 @@ _HOW_TO_RESTORE = (
 
 
 def check(state: Any) -> None:
-    """Raises ``ValueError`` unless ``update`` was given what ``init`` made.
-
-    Args:
-      state: what it was given.
-
-    Raises:
-      ValueError: saying how to restore a state, if this is none.
-    """
+    """Raises ``ValueError``, saying how to restore a state, unless this is what ``init`` made."""
     if not isinstance(state, WeightedState):
         raise ValueError(
             "update needs the WeightedState that init makes, as its second argument, but it is a "
@@ -121,9 +105,6 @@ def check_types(opt_state: Any, fields: set[str]) -> None:
     Args:
       opt_state: the state of an optimizer, in which something wasn't found.
       fields: of what was looked for.
-
-    Raises:
-      ValueError: saying how to restore it, if there is a dict that has these fields.
     """
 
     def is_plain(node):
@@ -137,15 +118,12 @@ def check_types(opt_state: Any, fields: set[str]) -> None:
 
 
 def unsolved(state: WeightedState, inner: Any, lost: jax.Array) -> jax.Array:
-    """In how many steps the weighting gave no weights, with this step.
+    """In how many steps the weighting gave no weights, int32, with this step.
 
     Args:
       state: before the step.
       inner: the weighting's state after it, with those of wrapped weightings in it.
       lost: whether its weights weren't finite, bool.
-
-    Returns:
-      int32, a scalar.
     """
     new = _failures(inner) - _failures(state.weighting)
     return state.unsolved + new + lost.astype(jnp.int32)
@@ -162,25 +140,23 @@ def find_state(opt_state: Any) -> WeightedState:
     """The state of :func:`ldro_jax.transform.weighted`, wherever it sits in an optimizer's state.
 
     Args:
-      opt_state: the state of a chain or wrapper that holds one, or of a ``flax.nnx.Optimizer``.
-
-    Returns:
-      The :class:`WeightedState`; of arrays, where Flax NNX holds them in variables.
+      opt_state: the state of a chain or wrapper that holds one, or of a ``flax.nnx.Optimizer``;
+        where that holds variables, arrays come back.
 
     Raises:
       ValueError: if there is none, or more than one, or it was restored without its types.
     """
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, WeightedState))
-    found = [leaf for leaf in leaves if isinstance(leaf, WeightedState)]
-    if not found:
+    states = [leaf for leaf in leaves if isinstance(leaf, WeightedState)]
+    if not states:
         check_types(opt_state, _FIELDS)
-    if len(found) != 1:
+    if len(states) != 1:
         raise ValueError(
-            f"Expected one WeightedState in the optimizer state, but found {len(found)}. Was the "
+            f"Expected one WeightedState in the optimizer state, but found {len(states)}. Was the "
             "optimizer built with ldro.transform() or another transformation of this library?"
         )
     return jax.tree.map(
-        lambda x: x.get_value() if _is_variable(x) else x, found[0], is_leaf=_is_variable
+        lambda x: x.get_value() if _is_variable(x) else x, states[0], is_leaf=_is_variable
     )
 
 

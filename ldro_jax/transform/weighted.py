@@ -76,20 +76,20 @@ def weighted(
                          task side by side.
     ===================  =======================================================================
 
-    With ``preconditioner``, a pytree like the parameters, the interaction is measured in the
-    geometry of the optimizer; see :func:`ldro_jax.ldro.preconditioner`. A weighting that asks for
-    it is told the ``excess``, ``[N]``: by how much each task is worse than a reference.
+    Losses must be means over the examples or tokens of their task, in floating point, and that of
+    an absent task any finite number. Where the loss of one task looks at the rows of others (batch
+    normalisation with an ``axis_name``), ``losses_fn`` is the form: ``vmap`` of ``grad`` doesn't
+    give the gradients of the tasks then. A ``pullback`` may return the gradient in a tuple, as that
+    of ``jax.vjp`` does. In the first three forms ``updates`` is the gradient of whatever belongs to
+    no task (an L2 or a load-balancing term), which is added to the result, or ``None``.
 
-    In the first three ``updates`` is the gradient of whatever belongs to no task (an L2 or a
-    load-balancing term), which is added to the result, or ``None``. In all of them ``present``,
-    bool ``[N]``, may name the tasks that have examples in this batch: an absent one keeps its last
-    loss and adds no gradient. It keeps its last interactions as well, unless those come from an
-    ``interaction_batch`` or ``interaction_fn`` that has examples of it: one whose squared length
-    is exactly zero there had none. Losses must be means over the examples or tokens of
-    their task, in floating point, and that of an absent task any finite number. Where the loss of
-    one task looks at the rows of others (batch normalisation with an ``axis_name``), ``losses_fn``
-    is the form: ``vmap`` of ``grad`` doesn't give the gradients of the tasks then. A ``pullback``
-    may return the gradient in a tuple, as that of ``jax.vjp`` does.
+    With any form may come ``present``, bool ``[N]``, the tasks that have examples in this batch: an
+    absent one keeps its last loss and adds no gradient. It keeps its last interactions as well,
+    unless those come from an ``interaction_batch`` or ``interaction_fn`` that has examples of it:
+    one whose squared length is exactly zero there had none. ``excess``, ``[N]``, says by how much
+    each task is worse than a reference, for weightings that compare with one. ``preconditioner``,
+    like the parameters, measures the interaction in the geometry of the optimizer; see
+    :func:`ldro_jax.ldro.preconditioner`.
 
     A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
     ``nonfinite`` counts the event. One in which the weighting's weights are not finite trains with
@@ -104,9 +104,8 @@ def weighted(
         :data:`ldro_jax.interaction.STRATEGIES`, "split", or an
         :class:`~ldro_jax.interaction.Interaction`; "auto" suits the weighting and the model.
       interaction_interval: k, the interaction is measured in every k-th step, from the first; by
-        default as often as the weighting says (:attr:`Weighting.default_interval`). Ignored by
-        weightings that don't use it. With 1 and a strategy that holds all gradients, the training
-        gradient comes from the same pass.
+        default as often as the weighting says, if it uses it. With 1 and a strategy that holds all
+        gradients, the training gradient comes from the same pass.
       lagged: with an interval of 1, let the weights use the matrix of the step before. The N
         gradients of a parameter, or of a layer that is scanned, can then be freed one by one, which
         saves most of the memory.
@@ -115,12 +114,11 @@ def weighted(
       total: what the weights' absolute values are made to sum to; by default what the method says.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
       trainable: the parameters that are trained, where others are frozen: a tree of bools like the
-        parameters (or a prefix of one), or a function from the parameters to it. Frozen ones count
-        in no interaction, cost no gradient in the forms with ``loss_fn`` and ``losses_fn``, and
-        have updates of zero. Without it, what an optimizer that comes after the weighting leaves
-        as it is (``optax.set_to_zero``) counts like the rest; see
-        :func:`ldro_jax.ldro.moved_by`. An ``interaction_fn`` without arguments has to leave it
-        out itself.
+        parameters (or a prefix of one), or a function from the parameters to it, such as one with
+        :func:`ldro_jax.ldro.moved_by`. Frozen ones count in no interaction, which an
+        ``interaction_fn`` without arguments has to see to itself; they cost no gradient in the
+        forms with ``loss_fn`` and ``losses_fn``, and have updates of zero. Without it, what a later
+        optimizer leaves as it is (``optax.set_to_zero``) counts like the rest.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a :class:`WeightedState`. Other extra
@@ -148,24 +146,9 @@ def weighted(
       [0.31, 0.69]
     """
     weighting_base.check_weighting(weighting)
-    if interaction_interval is None:
-        interaction_interval = weighting.default_interval
-    interaction = weighting.interaction_for(interaction)
-    _check_num_tasks(num_tasks)
-    num_tasks = operator.index(num_tasks)
-    if not isinstance(interaction_interval, jax.Array):
-        interaction_interval = checks.integer("interaction_interval", interaction_interval)
-    checks.flag("lagged", lagged)
+    plan = _plan(weighting, num_tasks, interaction, interaction_interval, lagged)
     weighting = weighting_base.checked(weighting)
     weighting = wrappers.wrapped(weighting, smoothing=smoothing, total=total, floor=floor)
-    strategy = interaction_lib.get(interaction)
-    plan = Plan(num_tasks, strategy, interaction_interval, lagged)
-    if lagged and not plan.every_step:
-        raise ValueError(
-            f"lagged needs interaction_interval=1, but the interval is {interaction_interval}."
-        )
-    if not weighting.uses_interaction:
-        plan = dataclasses.replace(plan, interval=None)
 
     def mask(params):
         return None if trainable is None else trained_lib.mask(trainable, params)
@@ -177,8 +160,8 @@ def weighted(
             params = trained_lib.hide(params, mask(params))
         leaves.check_trained("params", params)
         dtype = interaction_base.statistics_dtype(params)
-        reads.check(weighting, num_tasks, dtype)
-        return state_lib.initial(weighting, num_tasks, dtype)
+        reads.check(weighting, plan.num_tasks, dtype)
+        return state_lib.initial(weighting, plan.num_tasks, dtype)
 
     def update_fn(updates, state, params=None, **extra_args):
         optax_wrappers.check_update(updates, params)
@@ -190,22 +173,20 @@ def weighted(
         matrix = last = refresh.Matrix.of(state)
         due = plan.due(state.count)
 
-        def refreshed(measure):
-            return refresh.measure(
-                measure,
-                last,
-                step.present,
-                due,
-                from_batch=step.from_batch,
-                needs_noise=weighting.uses_noise,
-            )
-
+        measured_if_due = functools.partial(
+            refresh.if_due,
+            last=last,
+            present=step.present,
+            due=due,
+            from_batch=step.from_batch,
+            needs_noise=weighting.uses_noise,
+        )
         if weighting.uses_interaction and not plan.lagged:
-            matrix = refreshed(step.interaction)
+            matrix = measured_if_due(step.interaction)
         chosen = _choose(weighting, state, step, losses, matrix)
         gradient, pulled = _pulled(step, chosen.weights, trained, plan)
         if weighting.uses_interaction and plan.lagged:
-            matrix = refreshed(step.interaction if pulled is None else lambda: pulled)
+            matrix = measured_if_due(step.interaction if pulled is None else lambda: pulled)
         leaves.check_arrays("gradient", gradient)
         leaves.check_trained("gradient", gradient)
         if weighting.uses_interaction and step.from_batch:
@@ -222,6 +203,29 @@ def weighted(
     return made
 
 
+def _plan(weighting, num_tasks, interaction, interval, lagged) -> Plan:
+    """How to measure, from the arguments of :func:`weighted` and what the method likes."""
+    try:
+        # An array would be traced inside update, where the number of tasks must be known.
+        if isinstance(num_tasks, (bool, jax.Array)) or operator.index(num_tasks) < 1:
+            raise TypeError
+    except TypeError:
+        raise TypeError(
+            f"num_tasks must be a positive Python integer, but it is {num_tasks!r}. In "
+            "optax.inject_hyperparams, name it in static_args: "
+            "static_args=('num_tasks', 'interaction_interval')."
+        ) from None
+    interval = weighting.default_interval if interval is None else interval
+    if not isinstance(interval, jax.Array):
+        interval = checks.integer("interaction_interval", interval)
+    checks.flag("lagged", lagged)
+    strategy = interaction_lib.get(weighting.interaction_for(interaction))
+    plan = Plan(operator.index(num_tasks), strategy, interval, lagged)
+    if lagged and not plan.every_step:
+        raise ValueError(f"lagged needs interaction_interval=1, but the interval is {interval}.")
+    return plan if weighting.uses_interaction else dataclasses.replace(plan, interval=None)
+
+
 class _Losses(NamedTuple):
     """The losses of a step as the weighting sees them, ``[N]``.
 
@@ -236,8 +240,7 @@ class _Losses(NamedTuple):
 
     @classmethod
     def of(cls, step: forms.Step, state: WeightedState) -> "_Losses":
-        # An absent task counts as well: in the pullback, zero times a loss that is not finite is
-        # NaN.
+        # An absent task's as well: in the pullback, zero times a loss that isn't finite is NaN.
         bad = ~jnp.isfinite(step.losses)
         new = step.present & ~bad
         current = jnp.where(new, step.losses.astype(state.losses.dtype), state.losses)
@@ -315,12 +318,13 @@ def _finished(gradient, step, good):
             f"updates, the gradient of no task, {forms.OF_PARAMETERS}", step.updates, gradient
         )
         gradient = jax.tree.map(lambda g, u: g + u.astype(g.dtype), gradient, updates)
-    # A loss that is not finite makes the whole pullback so, whatever its weight.
+    # A loss that is not finite makes the whole gradient so, whatever its weight.
     return jax.tree.map(lambda g: jnp.where(good, g, 0), gradient)
 
 
 def _next(state, losses, matrix, chosen) -> WeightedState:
     good, interaction = losses.good, matrix.values.matrix
+    fall = jnp.sum(interaction * chosen.weights[None, :], axis=1)
     return WeightedState(
         count=jnp.asarray(optax.safe_increment(state.count)),
         weights=chosen.weights,
@@ -330,7 +334,7 @@ def _next(state, losses, matrix, chosen) -> WeightedState:
         measured=matrix.ever,
         interaction=interaction,
         noise=matrix.values.noise,
-        descent=_descended(state.descent, interaction, chosen.weights, good),
+        descent=state.descent + jnp.where(good & jnp.isfinite(fall), fall, 0),
         nonfinite=state.nonfinite + losses.bad.astype(jnp.int32),
         negative=state.negative + chosen.negative.astype(jnp.int32),
         nonfinite_streak=jnp.where(good & chosen.finite, 0, state.nonfinite_streak + 1),
@@ -338,19 +342,6 @@ def _next(state, losses, matrix, chosen) -> WeightedState:
         unsolved=state_lib.unsolved(state, chosen.inner, good & ~chosen.finite),
         weighting=chosen.inner,
     )
-
-
-def _check_num_tasks(num_tasks) -> None:
-    try:
-        # An array would be traced inside update, where the number of tasks must be known.
-        if isinstance(num_tasks, (bool, jax.Array)) or operator.index(num_tasks) < 1:
-            raise TypeError
-    except TypeError:
-        raise TypeError(
-            f"num_tasks must be a positive Python integer, but it is {num_tasks!r}. In "
-            "optax.inject_hyperparams, name it in static_args: "
-            "static_args=('num_tasks', 'interaction_interval')."
-        ) from None
 
 
 def _excess(weighting, excess, present, losses):
@@ -371,11 +362,6 @@ def _with_newcomers(weights, newcomers):
     sizes = jnp.where(newcomers, 0, jnp.abs(weights))
     weighed = (sizes > 0).sum(dtype=weights.dtype)
     mean = jnp.sum(sizes) / jnp.maximum(weighed, 1)
-    # All together weigh what the others did.
+    # All together weigh what the others did before.
     share = weighed / jnp.maximum(weighed + newcomers.sum(dtype=weights.dtype), 1)
     return jnp.where(newcomers.any(), share * jnp.where(newcomers, mean, weights), weights)
-
-
-def _descended(descent, matrix, weights, good):
-    fall = jnp.sum(matrix * weights[None, :], axis=1)
-    return descent + jnp.where(good & jnp.isfinite(fall), fall, 0)

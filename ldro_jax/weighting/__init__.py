@@ -1,6 +1,8 @@
 """Weightings: pure functions from task statistics to task weights, one paper a file.
 
-A line here lists a method, by the name of its function.
+What the weights of a method sum to and what it keeps between steps stands above its function, in
+``about.method``. Hyperparameters of the type ``optax.ScalarOrSchedule`` may be Optax schedules. A
+line here lists a method, by the name of its function.
 """
 
 from ldro_jax.weighting.about import ABOUT as ABOUT

@@ -37,11 +37,12 @@ class About:
       usual: hyperparameters to try it with, in tests and benchmarks.
       variants: others that compute something else, by a word for each.
       signed: whether weights can be negative.
-      random: whether it draws numbers, which are those of the tasks in their order.
+      random: whether it draws numbers for the tasks in their order, so that another order is
+        another draw.
       solver: "convex" if it iterates or inverts a matrix, so that its weights are right to more
         than rounding; "game" if it solves a matrix game; empty if neither.
-      scale_free: whether the shares of the tasks are the same when all losses are in another unit.
-        With ``relative=True`` they are.
+      scale_free: whether the shares of the tasks are the same when all losses are in another unit,
+        without ``relative=True``.
 
     Raises:
       ValueError: if the family is unknown.
@@ -68,15 +69,12 @@ ABOUT: dict[str, About] = {}
 
 
 def method(family: str, weights: str, **more: Any) -> Callable[[_Factory], _Factory]:
-    """Lists a function among :data:`METHODS`, by its own name.
+    """Lists a function among :data:`METHODS`, by its own name; the decorator leaves it as it is.
 
     Args:
       family: see :class:`About`.
       weights: see :class:`About`.
       **more: its other fields.
-
-    Returns:
-      A decorator, which leaves the function as it is.
     """
     described = About(family, weights, **more)
 
@@ -88,26 +86,15 @@ def method(family: str, weights: str, **more: Any) -> Callable[[_Factory], _Fact
 
 
 def settings(given: Settings, numbers: Any) -> dict[str, Any]:
-    """Hyperparameters for some tasks.
+    """Arguments of a method's function, for some tasks.
 
     Args:
-      given: some of :attr:`About.usual` or :attr:`About.variants`.
-      numbers: one positive number for each task, ``[N]``, for what a method is told of each.
-
-    Returns:
-      Arguments of the method's function.
+      given: its :attr:`About.usual` or one of its :attr:`About.variants`.
+      numbers: a positive number for each task, ``[N]``, for what a method is told of each.
     """
     return dict(given(np.asarray(numbers, float)) if callable(given) else given)
 
 
 def usual(name: str, num_tasks: int) -> dict[str, Any]:
-    """Hyperparameters to try a method with.
-
-    Args:
-      name: a key of :data:`METHODS`.
-      num_tasks: N.
-
-    Returns:
-      Arguments of its function.
-    """
+    """Hyperparameters to try the method of a name with, for N tasks."""
     return settings(ABOUT[name].usual, np.arange(1, num_tasks + 1))

@@ -24,10 +24,7 @@ def afl(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     move at the same time.
 
     Args:
-      weight_lr: η, the learning rate of the weights. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
+      weight_lr: η, the learning rate of the weights.
 
     Raises:
       ValueError: if the rate is negative or not finite.

@@ -26,10 +26,7 @@ def aioli(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     each; to first order that is A. Task j gets more the more it lowers all losses together.
 
     Args:
-      weight_lr: η, the learning rate of the weights. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
+      weight_lr: η, the learning rate of the weights.
 
     Raises:
       ValueError: if the rate is negative or not finite.

@@ -31,9 +31,6 @@ def aligned_mtl(*, scale: str = "min") -> base.Weighting:
         (of two in the middle the smaller, as in the authors' code), or the mean ("rmse", after the
         root of it).
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights are about 1 / N.
-
     Raises:
       ValueError: if the scale is none of these.
     """
@@ -41,7 +38,7 @@ def aligned_mtl(*, scale: str = "min") -> base.Weighting:
 
     def weights(statistics):
         cosines, lengths = (
-            f(base.known_interaction(statistics)) for f in (gram.cosines, gram.norms)
+            f(base.known_interaction(statistics)) for f in (gram.cosines, gram.lengths)
         )
         longest = jnp.max(lengths)
         relative = lengths / jnp.where(longest > 0, longest, 1)
@@ -65,4 +62,4 @@ def aligned_mtl(*, scale: str = "min") -> base.Weighting:
         combined = gram.dot(vectors, gram.inverse_or_zero(root) * coordinates)
         return size * combined * gram.inverse_or_zero(relative)
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.stateless(weights, uses_interaction=True)

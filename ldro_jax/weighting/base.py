@@ -53,15 +53,7 @@ class Statistics(NamedTuple):
 
 
 def onto_simplex(weights: jax.Array, known: jax.Array | None = None) -> jax.Array:
-    """The nearest weights that are not negative and sum to one.
-
-    Args:
-      weights: ``[N]``.
-      known: the tasks that may have weight, bool ``[N]``; all by default.
-
-    Returns:
-      ``[N]``.
-    """
+    """The nearest weights ``[N]`` that aren't negative and sum to one, zero where not ``known``."""
     if known is None:
         known = jnp.ones(weights.shape, bool)
     # The threshold lies at most one below the largest, so what is lower than that is zero anyway.
@@ -74,84 +66,45 @@ def onto_simplex(weights: jax.Array, known: jax.Array | None = None) -> jax.Arra
 
 
 def first_weights(weighting: "Weighting", num_tasks: int) -> jax.Array:
-    """The weights before any loss is known: those of a static method, otherwise uniform ones.
-
-    Args:
-      weighting: the method.
-      num_tasks: N.
-
-    Returns:
-      ``[N]``, float32.
-    """
+    """The weights ``[N]`` before any loss is known: a static method's, otherwise even ones."""
     unknown = nothing_known(num_tasks)
     weights, _ = weighting.update(unknown, weighting.init(num_tasks, unknown.losses.dtype))
     return weights
 
 
 def known_tasks(statistics: Statistics) -> jax.Array:
-    """The tasks that the statistics are known of.
-
-    Args:
-      statistics: this step's statistics.
-
-    Returns:
-      Bool ``[N]``.
-    """
+    """The tasks of which something is known, bool ``[N]``."""
     if statistics.known is None:
         return jnp.ones(statistics.losses.shape, bool)
     return statistics.known
 
 
 def number_known(statistics: Statistics) -> jax.Array:
-    """How many tasks are known.
-
-    Args:
-      statistics: this step's statistics.
-
-    Returns:
-      A scalar of the losses' dtype.
-    """
+    """How many tasks are known, a scalar of the losses' dtype."""
     return jnp.sum(known_tasks(statistics), dtype=statistics.losses.dtype)
 
 
 def known_interaction(statistics: Statistics) -> jax.Array:
-    """The interaction matrix with zeros in the rows and columns of unknown tasks.
-
-    Args:
-      statistics: this step's statistics.
-
-    Returns:
-      ``[N, N]``.
-    """
+    """The interaction matrix, ``[N, N]``, with zeros in the rows and columns of unknown tasks."""
     known = known_tasks(statistics)
     return jnp.where(known[:, None] & known[None, :], statistics.interaction, 0)
 
 
 def above_least(statistics: Statistics) -> jax.Array:
-    """By how much each loss is above the least, for methods that only compare losses.
+    """By how much each loss is above the least, ``[N]``, zero for an unknown task.
 
-    A constant that is added to all losses makes no difference.
-
-    Args:
-      statistics: this step's statistics.
-
-    Returns:
-      ``[N]``, zero for an unknown task.
+    For methods that only compare losses: a constant that is added to all of them changes nothing.
     """
     known, losses = known_tasks(statistics), statistics.losses
     return jnp.where(known, losses - jnp.min(losses, where=known, initial=jnp.inf), 0)
 
 
 def positive_losses(statistics: Statistics) -> jax.Array:
-    """The losses, for methods that divide by them or take their logarithm.
+    """The losses ``[N]``, for methods that divide by them or take their logarithm.
 
-    Args:
-      statistics: this step's statistics.
-
-    Returns:
-      ``[N]``. In place of a loss that isn't positive, or of an unknown task, stands the least
-      positive known loss, or one if there is none: such a task is treated like the best of the
-      others. A method that uses this says so: :attr:`Weighting.needs_positive_losses`.
+    In place of a loss that isn't positive, or of an unknown task, stands the least positive known
+    loss, or one if there is none: such a task is treated like the best of the others. A method that
+    uses this says so: :attr:`Weighting.needs_positive_losses`.
     """
     usable = known_tasks(statistics) & (statistics.losses > 0)
     least = jnp.min(statistics.losses, where=usable, initial=jnp.inf)
@@ -159,29 +112,13 @@ def positive_losses(statistics: Statistics) -> jax.Array:
 
 
 def log_mean_exp(logits: jax.Array, known: jax.Array) -> jax.Array:
-    """The logarithm of the mean of the known tasks' exponentials, where a new task begins.
-
-    Args:
-      logits: ``[N]``.
-      known: bool ``[N]``.
-
-    Returns:
-      A scalar.
-    """
+    """The logarithm of the mean of the known tasks' exponentials, where a new task begins."""
     count = jnp.sum(known, dtype=logits.dtype)
     return jax.nn.logsumexp(jnp.where(known, logits, -jnp.inf)) - jnp.log(count)
 
 
 def nothing_known(num_tasks: int, dtype: Any = jnp.float32) -> Statistics:
-    """Zeros for all statistics, before any is measured.
-
-    Args:
-      num_tasks: N.
-      dtype: of the losses.
-
-    Returns:
-      The statistics.
-    """
+    """Zeros for all statistics, before any is measured."""
     zeros = jnp.zeros(num_tasks, dtype)
     square = jnp.zeros((num_tasks, num_tasks), dtype)
     return Statistics(jnp.zeros([], jnp.int32), zeros, square, noise=zeros, excess=zeros)
@@ -223,87 +160,52 @@ class Weighting(NamedTuple):
 
 
 class LogWeightsState(NamedTuple):
-    """State of the online methods: log-weights, so that no task dies by underflow.
+    """State of the online methods: log-weights ``[N]``, so that no task dies by underflow.
 
-    Attributes:
-      log_weights: ``[N]``, normalised so that the exponentials of those of the known tasks sum to
-        one. An unknown task has the mean weight of the known ones, with which it will begin.
+    The exponentials of those of the known tasks sum to one. An unknown task has the mean weight of
+    the known ones, with which it will begin.
     """
 
     log_weights: jax.Array
 
 
 class SolverState(NamedTuple):
-    """State of methods that solve a problem anew in every step.
+    """State of methods that solve a problem anew in every step: how often that failed, int32.
 
-    Attributes:
-      unsolved: in how many steps the solver ended without a solution, int32. A method with a state
-        of its own has a field of this name, and :func:`ldro_jax.transform.weighted` finds it.
+    A method with a state of its own has a field of this name, which
+    :func:`ldro_jax.transform.weighted` finds.
     """
 
     unsolved: jax.Array
 
 
 class WeightsState(NamedTuple):
-    """State of methods that move weights on the simplex.
+    """State of methods that move weights ``[N]`` on the simplex.
 
-    Attributes:
-      weights: ``[N]``; those of the known tasks sum to one, and an unknown one has their mean.
+    Those of the known tasks sum to one, and an unknown one has their mean.
     """
 
     weights: jax.Array
 
 
 def uniform_state(num_tasks: int, dtype=jnp.float32) -> WeightsState:
-    """Even weights.
-
-    Args:
-      num_tasks: N.
-      dtype: of the weights.
-
-    Returns:
-      The state.
-    """
+    """Even weights."""
     return WeightsState(jnp.full(num_tasks, 1 / num_tasks, dtype))
 
 
 def uniform_log_state(num_tasks: int, dtype=jnp.float32) -> LogWeightsState:
-    """Even weights, as logarithms.
-
-    Args:
-      num_tasks: N.
-      dtype: of the weights.
-
-    Returns:
-      The state.
-    """
+    """Even weights, as logarithms."""
     return LogWeightsState(jnp.full((num_tasks,), -jnp.log(num_tasks), dtype))
 
 
 def log_weights_state(log_weights: jax.Array, known: jax.Array) -> LogWeightsState:
-    """The state after a step: where a task is unknown, the mean weight of the others.
-
-    Args:
-      log_weights: ``[N]``; the exponentials of those of the known tasks sum to one.
-      known: bool ``[N]``.
-
-    Returns:
-      The state.
-    """
+    """The state after a step, from log-weights ``[N]`` that are normalised over known tasks."""
     mean = -jnp.log(jnp.sum(known, dtype=log_weights.dtype))
     return LogWeightsState(jnp.where(known, log_weights, mean))
 
 
 def weights_state(weights: jax.Array, known: jax.Array) -> WeightsState:
-    """The state after a step: where a task is unknown, the mean weight of the others.
-
-    Args:
-      weights: ``[N]``; those of the known tasks sum to one.
-      known: bool ``[N]``.
-
-    Returns:
-      The state.
-    """
+    """The state after a step, from weights ``[N]`` that sum to one over known tasks."""
     return WeightsState(jnp.where(known, weights, 1 / jnp.sum(known, dtype=weights.dtype)))
 
 
@@ -369,31 +271,20 @@ def stateless(
 
 
 def with_failure(unsolved: jax.Array, solved: jax.Array) -> jax.Array:
-    """The number of steps without a solution, with this step.
-
-    Args:
-      unsolved: the number so far, int32.
-      solved: whether this step has a solution, bool.
-
-    Returns:
-      int32.
-    """
+    """The number of steps without a solution, int32, counting this one unless it is ``solved``."""
     return unsolved + jnp.where(solved, 0, 1).astype(jnp.int32)
 
 
 def solving(
     weights_fn: Callable[[Statistics], tuple[jax.Array, jax.Array]],
-    *,
-    uses_interaction: bool = True,
 ) -> Weighting:
-    """Makes a weighting that solves a problem in every step, and counts where that failed.
+    """Makes a weighting that solves a problem of the interaction in every step.
 
     Args:
       weights_fn: ``statistics -> (weights [N], solved)``, the second a bool.
-      uses_interaction: whether it reads the interaction matrix.
 
     Returns:
-      The :class:`Weighting`, with a :class:`SolverState`.
+      The :class:`Weighting`; its :class:`SolverState` counts the steps that weren't solved.
     """
     checks.function("weights_fn", weights_fn, example="statistics -> (weights [N], solved)")
 
@@ -405,7 +296,7 @@ def solving(
         weights, solved = weights_fn(statistics)
         return weights, SolverState(with_failure(state.unsolved, solved))
 
-    return Weighting(init, _named_like(weights_fn, update), uses_interaction)
+    return Weighting(init, _named_like(weights_fn, update), uses_interaction=True)
 
 
 def _named_like(function: Callable[..., Any], update: Callable[..., Any]) -> Callable[..., Any]:
@@ -415,14 +306,7 @@ def _named_like(function: Callable[..., Any], update: Callable[..., Any]) -> Cal
 
 
 def check_weighting(weighting: Any) -> None:
-    """Raises ``ValueError`` unless something is a weighting, and not its name or its factory.
-
-    Args:
-      weighting: any.
-
-    Raises:
-      ValueError: if it is something else, or its functions are.
-    """
+    """Raises ``ValueError`` unless something is a weighting, and not its name or its factory."""
     checks.instance("weighting", weighting, Weighting, "weighting.group_dro(0.1)")
     checks.function("Weighting.init", weighting.init, example="(num_tasks, dtype) -> state")
     example = "(statistics, state) -> (weights, state)"
@@ -432,26 +316,22 @@ def check_weighting(weighting: Any) -> None:
 def checked(weighting: Weighting) -> Weighting:
     """The weighting, which when it is traced says what is wrong with what it gives.
 
-    Args:
-      weighting: any.
-
-    Returns:
-      One whose ``update`` raises ``ValueError``, naming the weighting, unless it returns a pair of
-      the weights, floating point ``[N]``, and a state like the one that it was given.
+    Its ``update`` raises ``ValueError``, naming the weighting, unless it returns a pair of the
+    weights, floating point ``[N]``, and a state like the one that it was given.
     """
 
     def update(statistics, state):
-        found = weighting.update(statistics, state)
+        returned = weighting.update(statistics, state)
         # Of a function in a factory the factory is what a user knows.
         name = getattr(weighting.update, "__qualname__", checks.called(weighting.update))
         name = f"The weighting {name.split('.<locals>')[0]}"
-        if not (isinstance(found, (tuple, list)) and len(found) == 2):
-            described = "an array" if hasattr(found, "shape") else checks.shown(found)
+        if not (isinstance(returned, (tuple, list)) and len(returned) == 2):
+            described = "an array" if hasattr(returned, "shape") else checks.shown(returned)
             raise ValueError(
                 f"{name} must return a pair, the weights and its next state, but it returned "
                 f"{described}. One without a state is made with weighting.stateless."
             )
-        weights, following = found
+        weights, following = returned
         shape, dtype = getattr(weights, "shape", None), getattr(weights, "dtype", object)
         if shape != statistics.losses.shape or not jnp.issubdtype(dtype, jnp.floating):
             described = checks.shown(weights) if shape is None else f"{dtype}{list(shape)}"
@@ -477,47 +357,25 @@ def _structure(state: Any) -> Any:
 
 
 def value_at(value: optax.ScalarOrSchedule, statistics: Statistics) -> jax.Array:
-    """The value of a hyperparameter, a number or an Optax schedule, at this step.
-
-    Args:
-      value: a scalar, or a function of the step count.
-      statistics: this step's statistics, which hold the count.
-
-    Returns:
-      A scalar of the losses' dtype.
-    """
+    """A hyperparameter, which may be a schedule, at this step: a scalar of the losses' dtype."""
     current = value(statistics.count) if callable(value) else value
     return jnp.asarray(current, statistics.losses.dtype)
 
 
 def mean_loss(statistics: Statistics) -> jax.Array:
-    """The mean size of the known losses, the unit of rates that don't depend on their scale.
+    """The mean size of the known losses, a positive scalar: the unit of relative rates.
 
     Of positive losses it is their mean. The mean of losses of both signs could be anything, near
-    zero or below it; their mean size is at least an N-th of the difference of any two, but
-    a setting found for positive losses means little there: methods with such rates say that they
-    need positive losses.
-
-    Args:
-      statistics: this step's statistics.
-
-    Returns:
-      A positive scalar.
+    zero or below it; their mean size is at least an N-th of the difference of any two, but a
+    setting found for positive losses means little there: methods with such rates say that they need
+    positive losses.
     """
     mean = jnp.mean(jnp.abs(statistics.losses), where=known_tasks(statistics))
     return jnp.where(mean > 0, mean, 1)
 
 
 def random_orders(seed: int, statistics: Statistics) -> jax.Array:
-    """An order of all tasks for each task, drawn anew in every step.
-
-    Args:
-      seed: of the orders, which are a function of it and of the step.
-      statistics: this step's statistics.
-
-    Returns:
-      int32 ``[N, N]``.
-    """
+    """For each task an order of all tasks, a function of seed and step alone, int32 ``[N, N]``."""
     tasks = jnp.arange(statistics.losses.size, dtype=jnp.int32)
     key = jax.random.fold_in(jax.random.key(seed), statistics.count)
     keys = jax.random.split(key, tasks.size)
@@ -525,59 +383,39 @@ def random_orders(seed: int, statistics: Statistics) -> jax.Array:
 
 
 def check_range(name: str, value: Any, interval: str = "[0, inf)") -> None:
-    """Raises ``ValueError`` unless ``value`` lies in an interval.
+    """Raises ``ValueError`` unless a number lies in an interval; see :func:`.checks.number`.
 
     Schedules and arrays (hyperparameters injected by Optax) are let through: their values are not
     known while the transformation is built.
-
-    Args:
-      name: what to call the value in the error.
-      value: the hyperparameter.
-      interval: as :func:`ldro_jax.runtime.checks.number` takes it.
-
-    Raises:
-      ValueError: if it is a number elsewhere, or not a number at all.
     """
     if not callable(value) and not isinstance(value, jax.Array):
         checks.number(name, value, interval)
 
 
 def numbers_per_task(name: str, values: Any, *, positive: bool = False) -> np.ndarray:
-    """The numbers that a method takes for each task.
+    """The numbers that a method takes for each task, float64 ``[N]``.
 
     Args:
-      name: what to call the values in the error.
+      name: what errors call them.
       values: a sequence of N numbers.
       positive: whether they must be positive.
-
-    Returns:
-      float64 ``[N]``.
 
     Raises:
       ValueError: if they aren't finite numbers in one dimension.
     """
     try:
-        found = np.asarray(values)
+        numbers = np.asarray(values)
     except (TypeError, ValueError):  # ragged, or traced
-        found = np.array(None)
-    usable = found.dtype.kind in "iuf" and found.ndim == 1 and found.size
-    usable = usable and np.isfinite(found).all() and (not positive or (found > 0).all())
+        numbers = np.array(None)
+    usable = numbers.dtype.kind in "iuf" and numbers.ndim == 1 and numbers.size
+    usable = usable and np.isfinite(numbers).all() and (not positive or (numbers > 0).all())
     expected = f"one finite{' positive' if positive else ''} number for each task"
     checks.require(usable, name, expected, values)
-    return found.astype(np.float64)
+    return numbers.astype(np.float64)
 
 
 def check_per_task(name: str, values: jax.Array | np.ndarray, num_tasks: int) -> None:
-    """Raises ``ValueError`` unless ``values`` holds one number for each task.
-
-    Args:
-      name: what to call the values in the error.
-      values: the array to check.
-      num_tasks: N.
-
-    Raises:
-      ValueError: if the shape is not ``[N]``.
-    """
+    """Raises ``ValueError`` unless ``values`` has the shape ``[N]``."""
     if values.shape != (num_tasks,):
         raise ValueError(
             f"{name} must hold one number for each of the {num_tasks} tasks, shape "

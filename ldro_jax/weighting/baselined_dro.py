@@ -28,10 +28,7 @@ def baselined_dro(
     Args:
       reference_losses: loss that each task can reach, ``[N]``, usually that of a model trained on
         the task alone, in the unit of the training loss.
-      weight_lr: η, the learning rate of the weights. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`.
+      weight_lr: η, the learning rate of the weights.
 
     Raises:
       ValueError: if the rate is negative, if a reference is not finite, or if their number isn't

@@ -32,10 +32,7 @@ def cagrad(c: optax.ScalarOrSchedule = 0.5) -> base.Weighting:
     Where no update helps all tasks, it is the one nearest to the mean gradient that harms none.
 
     Args:
-      c: in [0, inf), usually below 1. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights are 1 / N or more.
+      c: in [0, inf), usually below 1.
 
     Raises:
       ValueError: if c is negative or not finite.

@@ -22,14 +22,13 @@ from ldro_jax.weighting import about, base, gram
 def config() -> base.Weighting:
     r""":math:`\frac{d^⊤ C z}{z^⊤ C z} \, z / d`, :math:`z = C^+ 1`, from cosines C and lengths d.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`. The update is as long as the sum
-      of the gradients' projections on it, so the weights of gradients that agree are about 1 each.
+    The update is as long as the sum of the gradients' projections on it, so the weights of
+    gradients that agree are about 1 each.
     """
 
     def weights(statistics):
         cosines, lengths = (
-            f(base.known_interaction(statistics)) for f in (gram.cosines, gram.norms)
+            f(base.known_interaction(statistics)) for f in (gram.cosines, gram.lengths)
         )
         z, solved = gram.pseudo_solve(cosines, lengths)
         product = gram.dot(cosines, z)

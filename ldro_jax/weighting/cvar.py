@@ -20,13 +20,11 @@ from ldro_jax.weighting import about, base
 def cvar(share: optax.ScalarOrSchedule) -> base.Weighting:
     r""":math:`\arg\max_w w^⊤ ℓ` over the simplex with :math:`w_i ≤ 1 / (αN)`.
 
+    Tied tasks share alike.
+
     Args:
       share: α in (0, 1], the share of the tasks, the worst, whose mean counts; 1 is the average
-        loss, 1 / N or less the worst task. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one. Tied tasks
-      share alike.
+        loss, 1 / N or less the worst task.
 
     Raises:
       ValueError: if α lies outside (0, 1].

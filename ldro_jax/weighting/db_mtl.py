@@ -16,13 +16,10 @@ def db_mtl() -> base.Weighting:
     r""":math:`\max_k(d_k / ℓ_k) / d_i`: gradients of log losses, as long as the longest of them.
 
     The paper's moving average of the gradients is left out: that is the optimizer's momentum.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights' sum isn't fixed.
     """
 
     def weights(statistics):
-        lengths = gram.norms(base.known_interaction(statistics))
+        lengths = gram.lengths(base.known_interaction(statistics))
         longest = jnp.max(lengths / base.positive_losses(statistics))
         return longest * gram.inverse_or_zero(lengths)
 

@@ -25,13 +25,10 @@ def doge(
     It looks ahead as L-DRO does, with an even adversary instead of one who takes the worst task.
 
     Args:
-      rate: r, the learning rate of the parameters in the paper. A number or an Optax schedule.
-      regularization: μ; the smaller, the faster the weights move. A number or an Optax schedule.
+      rate: r, the learning rate of the parameters in the paper.
+      regularization: μ; the smaller, the faster the weights move.
       own_square: whether a task's alignment with itself counts, as in the paper. The authors'
         program leaves it out; on minibatches it is mostly noise.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
 
     Raises:
       ValueError: if the rate is negative, or μ is not positive.
@@ -43,7 +40,7 @@ def doge(
     def direction(statistics, weights):
         del weights
         matrix = base.known_interaction(statistics)
-        lengths = gram.norms(matrix)
+        lengths = gram.lengths(matrix)
         mean = jnp.mean(lengths, where=base.known_tasks(statistics))
         if not own_square:
             matrix = jnp.fill_diagonal(matrix, 0, inplace=False)

@@ -33,17 +33,14 @@ def doremi(
     The paper takes the positive part for each token before the mean over a domain's tokens, which
     needs the losses of a reference model on the same tokens: with ``None`` for the references the
     step is told that mean (``excess``, at :func:`ldro_jax.transform.weighted`). With one reference
-    loss for each task the positive part is that of the mean.
+    loss for each task the positive part is that of the mean. The paper trains a second model with
+    the mean of the weights over all steps.
 
     Args:
       reference_losses: of a model that was trained before, on all tasks or on each alone, ``[N]``;
         or ``None``.
-      weight_lr: η, the learning rate of the weights. A number or an Optax schedule.
-      share: ε in [0, 1], what is spread evenly in every step. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one. The paper trains a
-      second model with their mean over all steps.
+      weight_lr: η, the learning rate of the weights.
+      share: ε in [0, 1], what is spread evenly in every step.
 
     Raises:
       ValueError: if a number is out of range, or there isn't a reference for each task.

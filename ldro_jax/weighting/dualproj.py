@@ -17,11 +17,7 @@ from ldro_jax.weighting import about, base, gram
     scale_free=True,
 )
 def dualproj() -> base.Weighting:
-    r""":math:`\arg\min_{v ≥ 1/N} v^⊤ A v`: the mean gradient, projected onto the dual cone.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights are 1 / N or more.
-    """
+    r""":math:`\arg\min_{v ≥ 1/N} v^⊤ A v`: the mean gradient, projected onto the dual cone."""
 
     def weights(statistics):
         return solvers.above(base.known_interaction(statistics), gram.even(statistics))

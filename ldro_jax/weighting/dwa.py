@@ -44,13 +44,11 @@ class WindowsState(NamedTuple):
 def dwa(*, window: int, temperature: optax.ScalarOrSchedule = 2.0) -> base.Weighting:
     r""":math:`N \, \mathrm{softmax}(r / T)`, r the ratio of mean losses in the last two windows.
 
+    A task has the weight one in its first two windows. The method needs positive losses.
+
     Args:
       window: steps of a window; the paper's is an epoch.
-      temperature: T. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to N. A task has the weight
-      one in its first two windows. It needs positive losses.
+      temperature: T.
 
     Raises:
       ValueError: if the window is not a positive integer, or T is not positive.

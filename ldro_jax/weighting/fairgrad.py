@@ -22,15 +22,13 @@ from ldro_jax.weighting import about, base
 def fairgrad(alpha: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
     r"""Solves :math:`A w = w^{−1/α}`.
 
+    The weights have the unit of a gradient's length to the power −2α / (1 + α).
+
     Args:
       alpha: α, positive: near 0 the total decrease counts, 1 is proportional fairness (Nash-MTL),
-        and the larger, the more the task that gains least. A number or an Optax schedule. From
-        0.01 to 50 it was solved for all of 900 random matrices of gradients whose lengths were
-        within a factor of 1e4. A step without a solution is counted in ``unsolved``.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights have the unit of
-      a gradient's length to the power −2α / (1 + α).
+        and the larger, the more the task that gains least. From 0.01 to 50 it was solved for all of
+        900 random matrices of gradients whose lengths were within a factor of 1e4. A step without a
+        solution is counted in ``unsolved``.
 
     Raises:
       ValueError: if α is not positive and finite.

@@ -53,16 +53,12 @@ def famo(
       for any optimizer. That is the paper's where every step sees the same rows. Where rows differ,
       their noise drowns the fall, and the weights move less.
 
-    Args:
-      weight_lr: learning rate of ξ. A number or an Optax schedule.
-      learning_rate: α, that of the parameters, which no default can know; or ``None``. A number or
-        an Optax schedule.
-      decay: γ, weight decay of ξ, which pulls to even weights; added to the gradient. A number or
-        an Optax schedule.
+    It needs positive losses, best with zero as their lower bound.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one. It needs positive
-      losses, best with zero as their lower bound.
+    Args:
+      weight_lr: learning rate of ξ.
+      learning_rate: α, that of the parameters, which no default can know; or ``None``.
+      decay: γ, weight decay of ξ, which pulls to even weights; added to the gradient.
 
     Raises:
       ValueError: if a number is negative or not finite.
@@ -112,7 +108,7 @@ def famo(
         weights = weights_of(statistics, state.logits, losses)
         matrix = base.known_interaction(statistics)
         # In units of the longest gradient, or it would overflow.
-        longest = jnp.max(gram.norms(matrix))
+        longest = jnp.max(gram.lengths(matrix))
         unit = jnp.where(longest > 0, longest, 1) ** 2
         falls = gram.dot(matrix / unit, weights) / losses
         assert learning_rate is not None

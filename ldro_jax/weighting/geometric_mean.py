@@ -20,9 +20,7 @@ from ldro_jax.weighting import about, base
 def geometric_mean() -> base.Weighting:
     r"""The weights of the geometric mean of the losses, :math:`(Π_k ℓ_k)^{1/N} / (N ℓ_i)`.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless. It needs positive losses; made to
-      sum to one, it is :func:`scale_invariant`.
+    It needs positive losses; made to sum to one, it is :func:`scale_invariant`.
     """
 
     def weights(statistics):
@@ -37,9 +35,8 @@ def geometric_mean() -> base.Weighting:
 def scale_invariant() -> base.Weighting:
     r"""The weights of the sum of log losses, :math:`1 / ℓ_i`: no loss counts for its unit.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless. It needs positive losses, and the
-      weight of a task whose loss can be made zero grows without limit.
+    It needs positive losses, and the weight of a task whose loss can be made zero grows without
+    limit.
     """
 
     def weights(statistics):

@@ -32,6 +32,8 @@ def go4align(num_groups: int, *, risk_lr: optax.ScalarOrSchedule) -> base.Weight
     are those of k-means: the authors' program searches for them from a random start, here they are
     the division with the least sum of squares, which numbers on a line allow to find. The sum of
     the losses is that of the program, too; the paper has their mean, and weights an N-th of these.
+    The weights sum to what the indicators do, which is N where all losses are the same. The method
+    needs positive losses, and the weight of a task whose loss can be made zero grows without limit.
 
     Args:
       num_groups: K, how many groups there may be; fewer where there are fewer different tasks. The
@@ -39,12 +41,7 @@ def go4align(num_groups: int, *, risk_lr: optax.ScalarOrSchedule) -> base.Weight
       risk_lr: β, in units of one over a loss, 1e-4 in the authors' program. In a step p moves by β
         times the difference of two losses, so it has to be smaller where losses are larger or
         training is longer: with losses 100 apart, 1e-4 shifts p by a factor e every 100 steps. With
-        0 p stays even. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to what the indicators do,
-      which is N where all losses are the same. It needs positive losses, and the weight of a task
-      whose loss can be made zero grows without limit.
+        0 p stays even.
 
     Raises:
       ValueError: if K is not a positive integer, or β is negative or not finite.

@@ -45,17 +45,13 @@ def gradnorm(
 
     d are the gradients' lengths, and r the tasks' losses over their first ones, relative to their
     mean. As in the paper, the steps are taken on the weights, which are then made to sum to N; no
-    weight goes below zero.
+    weight goes below zero. It needs positive losses.
 
     Args:
-      weight_lr: learning rate of the weights. A number or an Optax schedule.
-      asymmetry: α, how strongly slow tasks are pulled forward. A number or an Optax schedule.
+      weight_lr: learning rate of the weights.
+      asymmetry: α, how strongly slow tasks are pulled forward.
       softmax: take the steps on logits, of which the weights are N times the softmax, as other
         libraries do.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to N. It needs positive
-      losses.
 
     Raises:
       ValueError: if a number is negative or not finite.
@@ -78,7 +74,7 @@ def gradnorm(
         initial = jnp.where(known, jnp.where(state.initial > 0, state.initial, losses), 0)
         rates = losses * gram.inverse_or_zero(initial)
         rates = rates * gram.inverse_or_zero(jnp.mean(rates, where=known))
-        lengths = gram.norms(base.known_interaction(statistics))
+        lengths = gram.lengths(base.known_interaction(statistics))
         scaled = weights * lengths
         target = jnp.mean(scaled, where=known) * rates ** base.value_at(asymmetry, statistics)
         slopes = jnp.where(known, jnp.sign(scaled - target) * lengths, 0)

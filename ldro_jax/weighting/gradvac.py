@@ -17,11 +17,7 @@ from ldro_jax.weighting import about, base, gram
 
 
 class CosinesState(NamedTuple):
-    """State of :func:`gradvac`.
-
-    Attributes:
-      cosines: φ̂, the running means of the cosines, ``[N, N]``.
-    """
+    """State of :func:`gradvac`: φ̂, the running means of the cosines, ``[N, N]``."""
 
     cosines: jax.Array
 
@@ -40,15 +36,12 @@ def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weigh
 
     Each task starts from its gradient and goes through the others in a random order. Where its
     cosine φ to another is below the running mean φ̂ of that pair, it takes as much of the other's
-    gradient as makes it φ̂; then :math:`φ̂ ← (1 − β) φ̂ + β φ`.
+    gradient as makes it φ̂; then :math:`φ̂ ← (1 − β) φ̂ + β φ`. The weights are means over the
+    tasks' bent gradients, 1 / N or more; the paper takes the sum.
 
     Args:
-      decay: β in [0, 1], how fast the targets follow. A number or an Optax schedule.
+      decay: β in [0, 1], how fast the targets follow.
       seed: of the orders, which are a function of it and of the step.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights are means over the tasks' bent
-      gradients (the paper takes the sum), 1 / N or more.
 
     Raises:
       ValueError: if β lies outside [0, 1], or the seed is not an integer of 32 bits.
@@ -62,7 +55,7 @@ def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weigh
     def update(statistics, state):
         # In units of the longest gradient; cosines have none.
         interaction = base.known_interaction(statistics)
-        longest = jnp.max(gram.norms(interaction))
+        longest = jnp.max(gram.lengths(interaction))
         interaction = interaction / jnp.where(longest > 0, longest, 1) ** 2
         beta = base.value_at(decay, statistics)
         orders = base.random_orders(seed, statistics)
@@ -75,7 +68,7 @@ def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weigh
 @functools.partial(jax.jit, inline=True)
 def _bent(interaction, cosines, orders, beta):
     """The bent gradients as combinations of the task gradients, and the cosines learned."""
-    lengths = gram.norms(interaction)
+    lengths = gram.lengths(interaction)
     tasks = jnp.arange(lengths.size, dtype=jnp.int32)
 
     def one_task(task, order, targets):

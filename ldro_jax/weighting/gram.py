@@ -3,61 +3,27 @@
 import jax
 import jax.numpy as jnp
 
-from ldro_jax.solvers import quadratic
-from ldro_jax.solvers.quadratic import dot
+from ldro_jax.solvers.quadratic import dot, lengths
 from ldro_jax.weighting import base
 
-__all__ = ["cosines", "dot", "even", "inverse_or_zero", "norms", "pseudo_solve", "spectral"]
+__all__ = ["cosines", "dot", "even", "inverse_or_zero", "lengths", "pseudo_solve", "spectral"]
 
 
 def even(statistics: base.Statistics) -> jax.Array:
-    """Even weights of the known tasks.
-
-    Args:
-      statistics: this step's statistics.
-
-    Returns:
-      ``[N]``, which sum to one.
-    """
+    """Even weights ``[N]`` of the known tasks, which sum to one."""
     mask = base.known_tasks(statistics).astype(statistics.losses.dtype)
     return mask / jnp.sum(mask)
 
 
 def inverse_or_zero(values: jax.Array) -> jax.Array:
-    """One over each value, and zero for those that aren't positive: a converged task has no pull.
-
-    Args:
-      values: any shape.
-
-    Returns:
-      The same shape.
-    """
+    """One over each value; zero for those that aren't positive: a converged task has no pull."""
     positive = values > 0
     return jnp.where(positive, 1 / jnp.where(positive, values, 1), 0)
 
 
-def norms(interaction: jax.Array) -> jax.Array:
-    """Lengths of the task gradients.
-
-    Args:
-      interaction: ``[N, N]``.
-
-    Returns:
-      ``[N]``; see :func:`ldro_jax.solvers.quadratic.lengths`.
-    """
-    return quadratic.lengths(interaction)
-
-
 def cosines(interaction: jax.Array) -> jax.Array:
-    """Cosines of the angles between task gradients.
-
-    Args:
-      interaction: ``[N, N]``.
-
-    Returns:
-      ``[N, N]``, zero in the row and column of a task whose gradient is zero.
-    """
-    inverse = inverse_or_zero(norms(interaction))
+    """Cosines of the angles between task gradients, ``[N, N]``; zero where a gradient is zero."""
+    inverse = inverse_or_zero(lengths(interaction))
     return jnp.clip(interaction * inverse[:, None] * inverse[None, :], -1, 1)
 
 
@@ -66,7 +32,7 @@ def pseudo_solve(cosines: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax
 
     Args:
       cosines: C, ``[N, N]``, as :func:`cosines` gives them.
-      lengths: of the gradients, ``[N]``, as :func:`norms` gives them.
+      lengths: of the gradients, ``[N]``.
 
     Returns:
       z, ``[N]``, zero for a task without gradient; and whether ``C z`` is one.
@@ -80,10 +46,7 @@ def pseudo_solve(cosines: jax.Array, lengths: jax.Array) -> tuple[jax.Array, jax
 
 
 def spectral(cosines: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Eigenvalues and eigenvectors of a matrix of cosines.
-
-    Args:
-      cosines: ``[N, N]``.
+    """Eigenvalues and eigenvectors of a matrix of cosines, ``[N, N]``.
 
     Returns:
       The eigenvalues ``[N]``, in ascending order; the eigenvectors, as columns ``[N, N]``; and

@@ -42,17 +42,12 @@ def grape(
     to its size. An adversary z moves to the tasks where it is least, and the weights α to those
     whose gradients help them. In the paper z weighs target tasks and α the domains that are trained
     on; here they are the same tasks. The paper takes a step of both every 100 steps of training;
-    here there is one in each.
+    here there is one in each. The weights given are α. The method needs positive losses.
 
     Args:
       weight_lr: η_α, the learning rate of the weights, γ / μ_α in the paper (1.5 there), in units
-        of a loss over a squared gradient. A number or an Optax schedule.
+        of a loss over a squared gradient.
       adversary_lr: η_z, that of the adversary, γ / μ_z in the paper (10 there), in the same unit.
-        A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, which gives α; the weights sum to one. It
-      needs positive losses.
 
     Raises:
       ValueError: if a rate is negative or not finite.

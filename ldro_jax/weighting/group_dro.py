@@ -33,13 +33,10 @@ def group_dro(
     r"""Online group DRO, :math:`w_i ∝ w_i \exp(η (ℓ_i + C / \sqrt{n_i}))`.
 
     Args:
-      weight_lr: η, the learning rate of the weights. A number or an Optax schedule.
+      weight_lr: η, the learning rate of the weights.
       group_sizes: :math:`n_i`, training examples of each task, ``[N]``; needed for an adjustment.
       adjustment: C, the group-size adjustment of the paper's section 3.3: small groups, which
         generalise worse, count as if their loss were higher.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`.
 
     Raises:
       ValueError: if the rate is negative, if a group size is not positive, if their number isn't

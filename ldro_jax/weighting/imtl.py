@@ -27,66 +27,48 @@ def imtl_g() -> base.Weighting:
 
     :math:`A^+ d / 1^⊤ A^+ d`, with the gradients' lengths d; computed from the cosines, so that
     tasks of any scale take part. Weights can be negative.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
     """
 
     def weights(statistics):
         matrix = base.known_interaction(statistics)
-        lengths = gram.norms(matrix)
+        lengths = gram.lengths(matrix)
         shortest = jnp.min(jnp.where(lengths > 0, lengths, jnp.inf))
         relative = jnp.where(lengths > 0, shortest / jnp.where(lengths > 0, lengths, 1), 0)
         z, solved = gram.pseudo_solve(gram.cosines(matrix), lengths)
-        found = z * relative
-        total = jnp.sum(found)
-        lost = jnp.abs(total) <= 4 * jnp.finfo(total.dtype).eps * jnp.sum(jnp.abs(found))
-        weights = jnp.where(lost, gram.even(statistics), found / jnp.where(lost, 1, total))
+        solution = z * relative
+        total = jnp.sum(solution)
+        lost = jnp.abs(total) <= 4 * jnp.finfo(total.dtype).eps * jnp.sum(jnp.abs(solution))
+        weights = jnp.where(lost, gram.even(statistics), solution / jnp.where(lost, 1, total))
         return weights, solved & ~(lost & (lengths > 0).any())
 
     return base.solving(weights)
 
 
 class ScalesState(NamedTuple):
-    """State of :func:`imtl_l`.
-
-    Attributes:
-      scales: s, ``[N]``; task i has the weight exp(s_i).
-    """
+    """State of :func:`imtl_l`: s, ``[N]``; task i has the weight exp(s_i)."""
 
     scales: jax.Array
 
 
 def no_scales(num_tasks: int, dtype=jnp.float32) -> ScalesState:
-    """Scales of zero.
-
-    Args:
-      num_tasks: N.
-      dtype: of the scales.
-
-    Returns:
-      The state.
-    """
+    """Scales of zero."""
     return ScalesState(jnp.zeros(num_tasks, dtype))
 
 
 def learned_scales(
     statistics: base.Statistics, scales: jax.Array, steps: jax.Array, best: jax.Array
 ) -> ScalesState:
-    """The scales after a gradient step, which ends where its loss has its minimum.
+    """The scales after a gradient step that goes no further than to the minimum of its loss.
 
-    Far from it the slope is an exponential of the distance, so that a step could go so far beyond
-    that its weight becomes zero or infinite.
+    Far from it the slope is an exponential of the distance, so that a plain step could go so far
+    beyond that the weight becomes zero or infinite. A scale stays where it is while its loss isn't
+    positive, when there is no minimum, and at zero while its task is unknown.
 
     Args:
       statistics: this step's statistics.
       scales: s, ``[N]``.
       steps: what the learning rate makes of the slopes, to be added, ``[N]``.
       best: the scales for which this step's losses have their minimum, ``[N]``.
-
-    Returns:
-      The state. A scale stays where it is while its loss isn't positive, when there is no minimum,
-      and at zero while its task is unknown.
     """
     moved = scales + steps
     moved = jnp.where(best > scales, jnp.minimum(moved, best), jnp.maximum(moved, best))
@@ -105,12 +87,10 @@ def learned_scales(
 def imtl_l(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     r"""Scales the losses to one: weights :math:`e^{s_i}`, with s learned on :math:`e^s ℓ − s`.
 
-    Args:
-      weight_lr: learning rate of s. A number or an Optax schedule.
+    The weights begin at one and tend to 1 / ℓ. The method needs positive losses.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights begin at one and tend to 1 / ℓ.
-      It needs positive losses.
+    Args:
+      weight_lr: learning rate of s.
 
     Raises:
       ValueError: if the rate is negative or not finite.

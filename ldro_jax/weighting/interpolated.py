@@ -22,11 +22,7 @@ def interpolated(alpha: optax.ScalarOrSchedule) -> base.Weighting:
     r"""Weights of :math:`α · \frac1N Σ_i ℓ_i + (1 − α) · \max_i ℓ_i`.
 
     Args:
-      alpha: α in [0, 1]; 1 is the average loss, 0 trains on the worst task of each batch alone. A
-        number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless.
+      alpha: α in [0, 1]; 1 is the average loss, 0 trains on the worst task of each batch alone.
 
     Raises:
       ValueError: if α lies outside [0, 1].

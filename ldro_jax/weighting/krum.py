@@ -30,9 +30,6 @@ def krum(*, num_outliers: int = 1, num_selected: int = 1, squared: bool = True) 
       squared: whether to sum the squares of distances, as in the paper, or distances, as TorchJD
         does.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
-
     Raises:
       ValueError: if a number is not what it must be, or there are too few tasks.
     """
@@ -49,7 +46,7 @@ def krum(*, num_outliers: int = 1, num_selected: int = 1, squared: bool = True) 
             )
         known = base.known_tasks(statistics)
         matrix = base.known_interaction(statistics)
-        scale = jnp.max(gram.norms(matrix))
+        scale = jnp.max(gram.lengths(matrix))
         matrix = matrix / jnp.where(scale > 0, scale, 1) ** 2
         lengths = jnp.diagonal(matrix)
         distances = jnp.maximum(lengths[:, None] + lengths[None, :] - 2 * matrix, 0)
@@ -62,7 +59,7 @@ def krum(*, num_outliers: int = 1, num_selected: int = 1, squared: bool = True) 
         scores = jnp.sum(jnp.where(counted, distances, 0), axis=1)
         return _smallest(jnp.where(known, scores, jnp.inf), num_selected)
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.stateless(weights, uses_interaction=True)
 
 
 def _smallest(scores, count):

@@ -1,8 +1,8 @@
 """Lists of all methods, made from what each says of itself: `ldro-jax list`, and the documents.
 
 ``python -m ldro_jax.weighting.listing README.md docs/methods.md`` writes the tables of these files
-anew, between ``<!-- methods: … -->`` and ``<!-- end -->``. What a method costs is measured, by
-``benchmarks/methods.py``, so the last column of the large table is kept.
+anew, between ``<!-- methods: … -->`` and ``<!-- end -->``. The last column of the large table, what
+a method costs, is measured by ``benchmarks/methods.py`` and kept.
 """
 
 import inspect
@@ -40,15 +40,7 @@ def _with_default(parameter: inspect.Parameter) -> str:
 
 
 def document(page: str) -> str:
-    """A document with its tables written anew.
-
-    Args:
-      page: Markdown.
-
-    Returns:
-      The same with what stands between the marks made from the methods; without a figure in the
-      last column for a method that had none.
-    """
+    """A document, in Markdown, with what stands between the marks made anew from the methods."""
     made: dict[str, Callable[[str], list[str]]] = {
         "families": _families,
         "losses": _losses,
@@ -120,8 +112,8 @@ def _usual(name: str):
     return registry.create(name, about.usual(name, 2))
 
 
-def _code(found: list[str]) -> str:
-    return " ".join(f"`{name}`" for name in found)
+def _code(methods: list[str]) -> str:
+    return " ".join(f"`{name}`" for name in methods)
 
 
 def _row(*cells: str) -> str:

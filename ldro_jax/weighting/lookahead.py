@@ -11,7 +11,7 @@ References:
   2021.
 """
 
-from typing import NamedTuple
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +23,14 @@ from ldro_jax.weighting import about, base, gram
 
 
 def normalized(interaction: jax.Array) -> jax.Array:
-    r"""Interaction with normalised lookahead steps, :math:`⟨∇ℓ_i, ∇ℓ_j / ‖∇ℓ_j‖⟩`.
+    """Interaction with normalised lookahead steps, :math:`⟨∇ℓ_i, ∇ℓ_j / ‖∇ℓ_j‖⟩`, ``[N, N]``.
 
-    Column j is divided by the norm of task j's gradient, which makes λ a distance and keeps a stale
-    matrix usable while gradient norms change (appendix A.2 of the paper). The column of a task
-    whose gradient is zero, one that has converged, is zero rather than 0/0.
-
-    Args:
-      interaction: Gram matrix of the task gradients, ``[N, N]``.
-
-    Returns:
-      The normalised matrix, ``[N, N]``, not symmetric.
+    Column j of the Gram matrix is divided by the norm of task j's gradient, which makes λ a
+    distance and keeps a stale matrix usable while gradient norms change (appendix A.2 of the
+    paper). The column of a task whose gradient is zero, one that has converged, is zero rather than
+    0/0.
     """
-    norms = gram.norms(interaction)
+    norms = gram.lengths(interaction)
     nonzero = norms > 0
     return jnp.where(nonzero[None, :], interaction / jnp.where(nonzero, norms, 1)[None, :], 0)
 
@@ -71,10 +66,10 @@ def lookahead_online(
 
     Args:
       lookahead_lr: λ, the size of the step that is looked ahead: with the normalised interaction a
-        distance in parameter space, otherwise a learning rate. A number or an Optax schedule.
-      weight_lr: η, the learning rate of the weights. A number or an Optax schedule. Only the
-        product ηλ moves the weights, λ alone decides which task is looked at; the paper's grids
-        make ηλ tiny (1e-7 to 1e-3), so try larger ones too.
+        distance in parameter space, otherwise a learning rate.
+      weight_lr: η, the learning rate of the weights. Only the product ηλ moves the weights, λ alone
+        decides which task is looked at; the paper's grids make ηλ tiny (1e-7 to 1e-3), so try
+        larger ones too.
       relative: take both rates relative to the mean loss and the gradients' lengths, so that the
         scale of losses and parameters makes no difference: λ is then the share of the mean loss
         that a step along a gradient of root-mean-square length would remove, to first order. It
@@ -83,25 +78,22 @@ def lookahead_online(
         the length of a gradient is mostly that of its noise, unless A is measured on many rows or
         by ``interaction="split"``.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`.
-
     Raises:
       ValueError: if a rate is negative or not finite.
     """
     base.check_range("weight_lr", weight_lr)
-    made = game(lookahead_lr, relative=relative, normalize_interaction=normalize_interaction)
+    game = Game(lookahead_lr, relative, normalize_interaction)
 
     def direction(statistics, weights):
         eta = base.value_at(weight_lr, statistics)
-        expected = base.above_least(statistics) - gram.dot(made.decrease(statistics), weights)
+        expected = base.above_least(statistics) - gram.dot(game.decrease(statistics), weights)
         worst = jnp.argmax(jnp.where(base.known_tasks(statistics), expected, -jnp.inf))
-        row = made.step_size(statistics) * made.interaction(statistics)[worst]
+        row = game.step_size(statistics) * game.interaction(statistics)[worst]
         return eta * row / base.mean_loss(statistics) if relative else eta * row
 
     return base.exponentiated_gradient(direction, uses_interaction=True)._replace(
         default_interval=100,
-        expected_losses=made.expected_losses,
+        expected_losses=game.expected_losses,
         needs_positive_losses=relative,
     )
 
@@ -125,80 +117,63 @@ def lookahead_exact(
 
     Right when losses and gradients are measured without noise (small or full-batch problems). On
     minibatches the equilibrium jumps with the noise; use :func:`lookahead_online` there. By default
-    A is measured in every step.
+    A is measured in every step. The state counts the steps in which the equilibrium wasn't found.
 
     Args:
       lookahead_lr: λ, as in :func:`lookahead_online`.
       relative: as in :func:`lookahead_online`.
       normalize_interaction: use :func:`normalized` instead of the raw Gram matrix.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, whose state counts the steps in which the
-      equilibrium wasn't found.
-
     Raises:
       ValueError: if the rate is negative or not finite.
     """
-    made = game(lookahead_lr, relative=relative, normalize_interaction=normalize_interaction)
+    game = Game(lookahead_lr, relative, normalize_interaction)
 
     def weights(statistics):
-        payoff = base.above_least(statistics)[:, None] - made.decrease(statistics)
-        found = games.max_entropy_nash(payoff, base.known_tasks(statistics))
-        return found.weights, found.solved
+        payoff = base.above_least(statistics)[:, None] - game.decrease(statistics)
+        equilibrium = games.max_entropy_nash(payoff, base.known_tasks(statistics))
+        return equilibrium.weights, equilibrium.solved
 
     return base.solving(weights)._replace(
-        expected_losses=made.expected_losses, needs_positive_losses=relative
+        expected_losses=game.expected_losses, needs_positive_losses=relative
     )
 
 
-def game(
-    lookahead_lr: optax.ScalarOrSchedule, *, relative: bool, normalize_interaction: bool
-) -> "Game":
-    """The game that looks ahead, its arguments checked; see :func:`lookahead_online`.
-
-    Args:
-      lookahead_lr: λ.
-      relative: whether λ is relative to the mean loss and the gradients' lengths.
-      normalize_interaction: whether to use :func:`normalized`.
-
-    Returns:
-      The game.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Game:
+    """The game whose payoff is the losses after a step; see :func:`lookahead_online`.
 
     Raises:
       ValueError: if the rate is negative or not finite.
     """
-    base.check_range("lookahead_lr", lookahead_lr)
-    checks.flag("relative", relative)
-    checks.flag("normalize_interaction", normalize_interaction)
-    return Game(lookahead_lr, relative, normalize_interaction)
-
-
-class Game(NamedTuple):
-    """The game whose payoff is the losses after a step; see :func:`game`."""
 
     lookahead_lr: optax.ScalarOrSchedule
     relative: bool
     normalize_interaction: bool
 
+    def __post_init__(self):
+        base.check_range("lookahead_lr", self.lookahead_lr)
+        checks.flag("relative", self.relative)
+        checks.flag("normalize_interaction", self.normalize_interaction)
+
     def step_size(self, statistics: base.Statistics) -> jax.Array:
         """λ in this step."""
-        found = base.value_at(self.lookahead_lr, statistics)
+        step = base.value_at(self.lookahead_lr, statistics)
         if not self.relative:
-            return found
-        lengths = gram.norms(base.known_interaction(statistics))
+            return step
+        lengths = gram.lengths(base.known_interaction(statistics))
         longest = jnp.max(lengths)
-        inverse = gram.inverse_or_zero(longest)
         # The root-mean-square length; squares of lengths may overflow.
-        squares = jnp.mean((lengths * inverse) ** 2, where=base.known_tasks(statistics))
-        length = longest * jnp.sqrt(squares)
-        share = gram.inverse_or_zero(length)
-        found = found * base.mean_loss(statistics) * share
-        return found if self.normalize_interaction else found * share
+        relative = lengths * gram.inverse_or_zero(longest)
+        squares = jnp.mean(relative**2, where=base.known_tasks(statistics))
+        share = gram.inverse_or_zero(longest * jnp.sqrt(squares))
+        step = step * base.mean_loss(statistics) * share
+        return step if self.normalize_interaction else step * share
 
     def interaction(self, statistics: base.Statistics) -> jax.Array:
         """The matrix whose product with the weights is the decrease per λ, ``[N, N]``."""
-        found = base.known_interaction(statistics)
-        return normalized(found) if self.normalize_interaction else found
+        matrix = base.known_interaction(statistics)
+        return normalized(matrix) if self.normalize_interaction else matrix
 
     def decrease(self, statistics: base.Statistics) -> jax.Array:
         """λA, ``[N, N]``."""

@@ -32,9 +32,6 @@ def mgda(*, normalization: str = "none") -> base.Weighting:
         "none", its length ("l2"), its loss ("loss"), or both ("loss+"). The weights are then those
         of the gradients as they are.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
-
     Raises:
       ValueError: if the normalization is none of these.
     """

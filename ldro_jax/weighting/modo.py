@@ -28,11 +28,8 @@ def modo(
     which this method asks for by default.
 
     Args:
-      weight_lr: γ, the learning rate of the weights. A number or an Optax schedule.
-      ridge: ρ, a pull to even weights. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
+      weight_lr: γ, the learning rate of the weights.
+      ridge: ρ, a pull to even weights.
 
     Raises:
       ValueError: if a number is negative or not finite.

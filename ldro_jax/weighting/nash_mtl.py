@@ -24,14 +24,10 @@ def nash_mtl(max_norm: optax.ScalarOrSchedule = 1.0) -> base.Weighting:
     r"""Solves :math:`A w = 1 / w`, and shortens the update to ``max_norm``.
 
     The update of the solution has the length √N whatever the gradients are, N the number of tasks
-    that have one.
+    that have one. The weights are one over lengths of gradients.
 
     Args:
-      max_norm: length of the update at most; inf leaves it at √N. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights are one over lengths
-      of gradients.
+      max_norm: length of the update at most; inf leaves it at √N.
 
     Raises:
       ValueError: if the length is not positive.

@@ -38,9 +38,6 @@ def pcgrad(*, seed: int = 0) -> base.Weighting:
     Args:
       seed: of the orders, which are a function of it and of the step.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless.
-
     Raises:
       ValueError: if the seed is not an integer of 32 bits.
     """
@@ -51,12 +48,12 @@ def pcgrad(*, seed: int = 0) -> base.Weighting:
         projected = coefficients(base.known_interaction(statistics), orders)
         return gram.dot(projected.T, gram.even(statistics))
 
-    return base.stateless(weights)._replace(uses_interaction=True)
+    return base.stateless(weights, uses_interaction=True)
 
 
 @functools.partial(jax.jit, inline=True)
 def coefficients(interaction: jax.Array, orders: jax.Array) -> jax.Array:
-    r"""The projected gradients as combinations of the task gradients.
+    """The projected gradients as combinations of the task gradients.
 
     Args:
       interaction: Gram matrix of the task gradients, ``[N, N]``.
@@ -67,7 +64,7 @@ def coefficients(interaction: jax.Array, orders: jax.Array) -> jax.Array:
       C, ``[N, N]``, with :math:`g_i^{PC} = Σ_j C_{ij} g_j`.
     """
     tasks = jnp.arange(interaction.shape[0], dtype=jnp.int32)
-    squared_norms = gram.norms(interaction) ** 2
+    squared_norms = gram.lengths(interaction) ** 2
 
     def one_task(task, order):
         def project(row, other):

@@ -29,17 +29,14 @@ def pike(
     parameters, and b the number of examples of all tasks in a batch. N tasks with b / N examples
     each have batch gradients of the variance :math:`N σ_i^2 / b`, which is what is measured
     (``statistics.noise``). The squared length of the gradient is taken without that variance: the
-    method asks for ``interaction="split"`` by default, which measures both.
+    method asks for ``interaction="split"`` by default, which measures both. The weighting's
+    ``update`` raises ``ValueError`` if the variance isn't measured.
 
     Args:
       weight_lr: ζ_1, in units of one over a squared gradient. The paper's number, which doesn't
-        adapt to the scale of the losses. A number or an Optax schedule.
+        adapt to the scale of the losses.
       noise_penalty: ζ_2, in the same unit; in the paper's bound it is to ζ_1 as the learning rate
-        times the smoothness of the losses to one. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one. Its ``update`` raises
-      ``ValueError`` if the variance isn't measured.
+        times the smoothness of the losses to one.
 
     Raises:
       ValueError: if a number is negative or not finite.

@@ -15,12 +15,11 @@ from ldro_jax.weighting import about, base
 def q_ffl(q: optax.ScalarOrSchedule) -> base.Weighting:
     r"""Weights of :math:`\frac{1}{q+1} Σ_i ℓ_i^{q+1}`, :math:`∝ ℓ_i^q`, made to sum to one.
 
-    Args:
-      q: 0 is the average loss, large the worst task. A number or an Optax schedule.
+    A loss of zero has no weight, unless all are; one below zero is taken for zero, so the method
+    needs positive losses.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless. A loss of zero has no weight,
-      unless all are; one below zero is taken for zero, so the method needs positive losses.
+    Args:
+      q: 0 is the average loss, large the worst task.
 
     Raises:
       ValueError: if q is negative or not finite.

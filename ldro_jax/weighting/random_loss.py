@@ -24,9 +24,6 @@ def random_loss(*, seed: int = 0) -> base.Weighting:
     Args:
       seed: of the samples, which are a function of it and of the step.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
-
     Raises:
       ValueError: if the seed is not an integer of 32 bits.
     """

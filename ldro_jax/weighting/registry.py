@@ -21,13 +21,7 @@ FROM_DATA = ("reference_losses", "sizes")
 
 
 def factory(method: Named) -> Callable[..., base.Weighting]:
-    """The function that makes a weighting.
-
-    Args:
-      method: a key of ``METHODS``, a factory, or a weighting.
-
-    Returns:
-      A function of its hyperparameters.
+    """The function that makes a weighting from its hyperparameters.
 
     Raises:
       ValueError: if there is no method of that name.
@@ -49,9 +43,6 @@ def create(method: Named, hyperparameters: Mapping[str, Any] | None = None) -> b
       method: a key of ``METHODS``, a factory, or a weighting, which has no hyperparameters.
       hyperparameters: keyword arguments of that factory.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`.
-
     Raises:
       ValueError: if there is no method of that name, or it has no such hyperparameter, lacks one,
         or doesn't take one's value.
@@ -69,31 +60,16 @@ def create(method: Named, hyperparameters: Mapping[str, Any] | None = None) -> b
 
 
 def outline(method: Named, hyperparameters: Mapping[str, Any] | None = None) -> base.Weighting:
-    """Makes a weighting for its properties, before the data is known.
+    """Makes a weighting for its properties, before the data is known: its weights mean nothing.
 
-    Args:
-      method: a key of ``METHODS``, a factory, or a weighting, which has no hyperparameters.
-      hyperparameters: keyword arguments of that factory. Those of :data:`FROM_DATA` that it takes
-        and that aren't given are filled in.
-
-    Returns:
-      A :class:`~ldro_jax.weighting.base.Weighting` whose weights mean nothing.
-
-    Raises:
-      ValueError: see :func:`create`.
+    Those of :data:`FROM_DATA` that the method takes and that aren't given are filled in. Raises
+    what :func:`create` does.
     """
     return create(method, _filled(method, hyperparameters or {}))
 
 
 def lacking(method: Named, hyperparameters: Mapping[str, Any]) -> list[str]:
-    """The hyperparameters that a method needs and wasn't given.
-
-    Args:
-      method: a key of ``METHODS``, a factory, or a weighting, which has no hyperparameters.
-      hyperparameters: what it was given.
-
-    Returns:
-      Their names.
+    """The names of the hyperparameters that a method needs and wasn't given.
 
     Raises:
       ValueError: if there is no method of that name, or it has no such hyperparameter.
@@ -112,55 +88,38 @@ def lacking(method: Named, hyperparameters: Mapping[str, Any]) -> list[str]:
 
 
 def from_data(method: Named, hyperparameters: Mapping[str, Any]) -> list[str]:
-    """The arguments that the data has to give, since the hyperparameters don't.
-
-    Args:
-      method: a key of ``METHODS``, a factory, or a weighting, which has no hyperparameters.
-      hyperparameters: what it was given.
-
-    Returns:
-      Those of :data:`FROM_DATA` that the method takes.
-
-    Raises:
-      ValueError: if there is no method of that name.
-    """
+    """The arguments of :data:`FROM_DATA` that a method takes, and that aren't among those given."""
     return [n for n in FROM_DATA if n in _parameters(method) and n not in hyperparameters]
 
 
 def rates(method: Named, hyperparameters: Mapping[str, Any]) -> set[str]:
-    """Names of the hyperparameters that a method computes with on the device.
+    """Names of the hyperparameters, numbers here, that a method computes with on the device.
 
     They may be arrays, so one compiled program can take many values of them; the others are needed
     while the weighting is made. Which they are is found by tracing it with one of them unknown.
-
-    Args:
-      method: a key of ``METHODS``, a factory, or a weighting, which has no hyperparameters.
-      hyperparameters: keyword arguments of that factory, numbers among them.
-
-    Returns:
-      The names of those numbers.
-
-    Raises:
-      ValueError: see :func:`create`.
+    Raises what :func:`create` does.
     """
     filled = _filled(method, hyperparameters)
     create(method, filled)
-    given = [k for k, v in hyperparameters.items() if isinstance(v, numbers.Real)]
     return {
-        k for k in given if not isinstance(hyperparameters[k], bool) and _traces(method, filled, k)
+        name
+        for name, value in hyperparameters.items()
+        if isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if _traces(method, filled, name)
     }
 
 
 def _traces(method: Named, hyperparameters: dict[str, Any], rate: str) -> bool:
+    """Whether the weighting can be made and used with a traced value of a rate."""
     num_tasks = _num_tasks(hyperparameters)
 
     def weights(value):
         weighting = create(method, hyperparameters | {rate: value})
         statistics = base.nothing_known(num_tasks)
-        found, _ = weighting.update(statistics, weighting.init(num_tasks, jnp.float32))
+        chosen, _ = weighting.update(statistics, weighting.init(num_tasks, jnp.float32))
         if weighting.expected_losses is not None:
-            weighting.expected_losses(statistics, found)
-        return found
+            weighting.expected_losses(statistics, chosen)
+        return chosen
 
     try:
         jax.eval_shape(weights, jax.ShapeDtypeStruct((), jnp.float32))
@@ -199,14 +158,7 @@ def _parameters(method: Named) -> Mapping[str, inspect.Parameter]:
 
 
 def described(method: Named) -> str:
-    """How messages and records name a method.
-
-    Args:
-      method: a key of ``METHODS``, a factory, or a weighting.
-
-    Returns:
-      A word.
-    """
+    """How messages and records name a method, in a word."""
     if isinstance(method, str):
         return repr(method)
     return getattr(method, "__name__", type(method).__name__)

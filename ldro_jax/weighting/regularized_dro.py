@@ -28,14 +28,10 @@ def regularized_dro(
     over about 1 / ρ steps.
 
     Args:
-      temperature: σ, in units of the losses; with ``relative``, of their mean. A number or an Optax
-        schedule.
-      rate: ρ in [0, 1], how fast the weights move. A number or an Optax schedule.
+      temperature: σ, in units of the losses; with ``relative``, of their mean.
+      rate: ρ in [0, 1], how fast the weights move.
       relative: take σ relative to the mean loss, so that the scale of the losses makes no
         difference.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
 
     Raises:
       ValueError: if the temperature is not positive, or ρ lies outside [0, 1].

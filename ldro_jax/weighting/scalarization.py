@@ -35,9 +35,6 @@ def scalarization(
       draw: the number of the draw. 0 is the even weights.
       concentration: of the distribution; the higher, the more even the weights.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
-
     Raises:
       ValueError: if a number is out of range.
     """

@@ -25,10 +25,7 @@ def sdmgrad(strength: optax.ScalarOrSchedule = 0.3) -> base.Weighting:
     oscillate at their defaults.
 
     Args:
-      strength: λ; 0 is MGDA, large is the average loss. A number or an Optax schedule.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one.
+      strength: λ; 0 is MGDA, large is the average loss.
 
     Raises:
       ValueError: if λ is negative or not finite.

@@ -18,10 +18,9 @@ from ldro_jax.weighting import about, base, gram
 
 
 class LossesState(NamedTuple):
-    """State of :func:`skill_it`.
+    """State of :func:`skill_it`: the losses of the last steps, ``[window, N]``.
 
-    Attributes:
-      losses: those of the last steps, ``[window, N]``, the newest first; inf where there was none.
+    The newest come first, and there is inf where there was none.
     """
 
     losses: jax.Array
@@ -47,17 +46,14 @@ def skill_it(
 
     The graph was measured before. In the paper the losses are those of rounds of many steps; here
     every step is one. Its weights before any loss is measured, :math:`∝ \exp(η M 1)`, aren't needed
-    here, where losses are measured before the first step.
+    here, where losses are measured before the first step. The method needs positive losses: they
+    say how much of each skill is left to learn.
 
     Args:
-      weight_lr: η, the learning rate of the weights. A number or an Optax schedule.
+      weight_lr: η, the learning rate of the weights.
       skills: M, ``[N, N]``; M_ij is how much training on task i helps task j.
       window: over how many steps the losses are summed, 3 in the paper; ``None`` for all steps so
         far, which is :math:`w ∝ w \exp(η M ℓ)` from even weights.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one. It needs positive
-      losses: they say how much of each skill is left to learn.
 
     Raises:
       ValueError: if the rate is negative, the window not a positive integer, or the graph not a

@@ -55,7 +55,8 @@ def smooth_lookahead(
 
     The adversary v weighs the losses after the step by :math:`\exp((ℓ − λAw) / σ)`; the weights
     answer with :math:`w ∝ \exp(λ A^⊤ v / τ)`. τ, σ → 0 is Lookahead-DRO (Algorithm 1), τ → ∞ the
-    average loss. Best with means over steps: ``smoothed(smooth_lookahead(…), 0.99)``.
+    average loss. Best with means over steps: ``smoothed(smooth_lookahead(…), 0.99)``. Each solution
+    begins at the last.
 
     Args:
       lookahead_lr: λ, the size of the step that is looked ahead; see
@@ -66,16 +67,10 @@ def smooth_lookahead(
       relative: take λ, τ and σ relative to the mean loss and the gradients' lengths.
       normalize_interaction: divide column j of A by ‖∇ℓ_j‖.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, which begins each solution at the last; the
-      weights sum to one.
-
     Raises:
       ValueError: if a rate is negative or a temperature not positive.
     """
-    game = lookahead.game(
-        lookahead_lr, relative=relative, normalize_interaction=normalize_interaction
-    )
+    game = lookahead.Game(lookahead_lr, relative, normalize_interaction)
     base.check_range("temperature", temperature, "(0, inf)")
     if adversary_temperature is None:
         adversary_temperature = temperature
@@ -86,7 +81,7 @@ def smooth_lookahead(
 
     def update(statistics, state):
         unit = base.mean_loss(statistics) if relative else jnp.ones((), statistics.losses.dtype)
-        found = games.smooth_equilibrium(
+        equilibrium = games.smooth_equilibrium(
             base.above_least(statistics) / unit,
             game.decrease(statistics) / unit,
             column_temperature=base.value_at(temperature, statistics),
@@ -94,8 +89,8 @@ def smooth_lookahead(
             start=state.weights,
             playing=base.known_tasks(statistics),
         )
-        unsolved = base.with_failure(state.unsolved, found.solved)
-        return found.weights, SmoothState(found.weights, unsolved)
+        unsolved = base.with_failure(state.unsolved, equilibrium.solved)
+        return equilibrium.weights, SmoothState(equilibrium.weights, unsolved)
 
     return base.Weighting(
         init,

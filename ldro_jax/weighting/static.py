@@ -19,9 +19,6 @@ def average() -> base.Weighting:
     """The average loss: every task weighs ``1 / N``, however many rows it has.
 
     This is the baseline of a comparison. The mean over all rows is :func:`erm`.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`.
     """
     return base.stateless(
         lambda statistics: jnp.full_like(statistics.losses, 1 / statistics.losses.size)
@@ -43,9 +40,6 @@ def erm(sizes: Sequence[float]) -> base.Weighting:
     Args:
       sizes: number of rows of each task, ``[N]``, or any numbers in the same proportions.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, whose weights sum to one.
-
     Raises:
       ValueError: if a size is not positive and finite, or their number isn't that of the tasks.
     """
@@ -65,9 +59,6 @@ def static_mixing(sizes: Sequence[float], *, exponent: float = 0.3) -> base.Weig
     Args:
       sizes: amount of data of each task, ``[N]``, in any unit.
       exponent: α, the inverse temperature. 0 weighs all tasks the same, 1 by their size.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`.
 
     Raises:
       ValueError: if a size is not positive and finite, if their number isn't that of the tasks, or
@@ -98,9 +89,6 @@ def unimax(sizes: Sequence[float], *, budget: float = 1.0, epochs: float = 4.0) 
       sizes: amount of data of each task, ``[N]``, in any unit.
       budget: amount of data to train on, relative to that of all tasks together.
       epochs: how often the data of a task may be seen.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, whose weights sum to one.
 
     Raises:
       ValueError: if a number is not positive and finite, or the sizes aren't those of the tasks.

@@ -16,11 +16,7 @@ from ldro_jax.weighting import about, base
 
 
 class IdealState(NamedTuple):
-    """State of :func:`stch`.
-
-    Attributes:
-      ideal: z*, the least loss of each task so far, ``[N]``; inf while the task is unknown.
-    """
+    """State of :func:`stch`: z*, the least loss of each task so far, ``[N]``; inf while unknown."""
 
     ideal: jax.Array
 
@@ -38,14 +34,11 @@ def stch(
 ) -> base.Weighting:
     r""":math:`p_i \, \mathrm{softmax}(p (ℓ − z^*) / μ)_i`, the gradient of a smooth maximum.
 
-    Args:
-      smoothing: μ, in units of the losses; near 0 the worst task counts alone. A number or an Optax
-        schedule.
-      preferences: p, a positive number for each task; 1 by default.
+    With preferences the weights don't sum to one.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights sum to one if no preferences are
-      given.
+    Args:
+      smoothing: μ, in units of the losses; near 0 the worst task counts alone.
+      preferences: p, a positive number for each task; 1 by default.
 
     Raises:
       ValueError: if μ or a preference is not positive, or their number isn't that of the tasks.

@@ -22,11 +22,8 @@ def term(tilt: optax.ScalarOrSchedule, *, relative: bool = False) -> base.Weight
     r"""The gradient of :math:`\frac1t \log \frac1N Σ_i e^{t ℓ_i}`: weights softmax(t ℓ).
 
     Args:
-      tilt: t; 0 is the average loss, large the worst task. A number or an Optax schedule.
+      tilt: t; 0 is the average loss, large the worst task.
       relative: divide t by the mean loss, so that the scale of the losses makes no difference.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`, stateless; the weights sum to one.
 
     Raises:
       ValueError: if the tilt is negative or not finite.

@@ -22,12 +22,11 @@ from ldro_jax.weighting import about, base, imtl
 def uncertainty(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
     r""":math:`½ e^{−s}`, with s, a logarithm of a variance, learned on :math:`½ (e^{−s} ℓ + s)`.
 
-    Args:
-      weight_lr: learning rate of s. A number or an Optax schedule.
+    The weights begin at ½ and tend to 1 / 2ℓ. The method needs positive losses, such as squared
+    errors and cross entropies.
 
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights begin at ½ and tend to 1 / 2ℓ.
-      It needs positive losses, such as squared errors and cross entropies.
+    Args:
+      weight_lr: learning rate of s.
 
     Raises:
       ValueError: if the rate is negative or not finite.

@@ -25,9 +25,6 @@ def upgrad() -> base.Weighting:
     Each gradient is projected onto the cone of directions in which no loss grows, by N quadratic
     programmes solved together. The update has no conflict with any task, and is linear in the
     length of each gradient.
-
-    Returns:
-      The :class:`~ldro_jax.weighting.base.Weighting`; the weights are 1 / N or more.
     """
 
     def weights(statistics):

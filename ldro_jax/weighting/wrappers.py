@@ -1,4 +1,4 @@
-"""Weightings around weightings: means of what they see, of what they say, and limits on it."""
+"""Wrappers of a weighting: running means of what it sees or gives, and limits on what it gives."""
 
 from typing import Any, NamedTuple
 
@@ -16,11 +16,8 @@ def with_floor(weighting: base.Weighting, floor: optax.ScalarOrSchedule) -> base
     state is left as it is.
 
     Args:
-      weighting: the weighting to wrap.
-      floor: share of the weight that is spread evenly, in [0, 1]. A number or an Optax schedule.
-
-    Returns:
-      The wrapped :class:`~ldro_jax.weighting.base.Weighting`.
+      weighting: what to wrap.
+      floor: share of the weight that is spread evenly, in [0, 1]; a number or an Optax schedule.
 
     Raises:
       ValueError: if ``floor`` is a number outside [0, 1].
@@ -47,17 +44,8 @@ def wrapped(
 ) -> base.Weighting:
     """The weighting with the options that every method has.
 
-    Args:
-      weighting: the weighting to wrap.
-      smoothing: see :func:`smoothed`; 0 for none.
-      total: see :func:`rescaled`; ``None`` for what the method says.
-      floor: see :func:`with_floor`.
-
-    Returns:
-      The wrapped :class:`~ldro_jax.weighting.base.Weighting`.
-
-    Raises:
-      ValueError: if an option is out of range.
+    These are those of :func:`smoothed` (0 for none), :func:`rescaled` (``None`` for what the method
+    says) and :func:`with_floor`.
     """
     base.check_range("smoothing", smoothing, "[0, 1)")
     if isinstance(smoothing, jax.Array) or smoothing > 0:
@@ -93,12 +81,9 @@ def smoothed(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.W
     follows the noise.
 
     Args:
-      weighting: the weighting to wrap.
+      weighting: what to wrap.
       decay: of the exponential means, in [0, 1): 0.9 averages over about ten steps. They are
         corrected for their start from zero. A number or an Optax schedule.
-
-    Returns:
-      The wrapped :class:`~ldro_jax.weighting.base.Weighting`.
 
     Raises:
       ValueError: if ``decay`` is a number outside [0, 1).
@@ -165,11 +150,8 @@ def averaged(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.W
     brought to the sum of theirs, so that it gets the room that the method gives it.
 
     Args:
-      weighting: the weighting that gives ŵ.
-      decay: in [0, 1). A number or an Optax schedule.
-
-    Returns:
-      The wrapped :class:`~ldro_jax.weighting.base.Weighting`.
+      weighting: what gives ŵ.
+      decay: in [0, 1); a number or an Optax schedule.
 
     Raises:
       ValueError: if ``decay`` is a number outside [0, 1).
@@ -205,15 +187,6 @@ def normalized_gradients(weighting: base.Weighting) -> base.Weighting:
 
     Its weights, which are those of unit vectors, are divided by the gradients' lengths, and made to
     sum to what they did. A task whose gradient is zero has none.
-
-    Args:
-      weighting: the weighting to wrap.
-
-    Returns:
-      The wrapped :class:`~ldro_jax.weighting.base.Weighting`, which uses the interaction.
-
-    Raises:
-      ValueError: if it isn't a weighting.
     """
     base.check_weighting(weighting)
 
@@ -222,27 +195,23 @@ def normalized_gradients(weighting: base.Weighting) -> base.Weighting:
         seen = statistics._replace(interaction=gram.cosines(matrix))
         weights, state = weighting.update(seen, state)
         weights = jnp.where(base.known_tasks(statistics), weights, 0)
-        lengths = gram.norms(matrix)
+        lengths = gram.lengths(matrix)
         inverse = gram.inverse_or_zero(lengths)
-        found = weights * inverse * gram.inverse_or_zero(jnp.max(inverse))
-        total = jnp.sum(found)
-        found = found * jnp.where(total != 0, jnp.sum(weights) / jnp.where(total != 0, total, 1), 0)
-        return jnp.where(total != 0, found, weights), state
+        plain = weights * inverse * gram.inverse_or_zero(jnp.max(inverse))
+        total = jnp.sum(plain)
+        plain = plain * jnp.where(total != 0, jnp.sum(weights) / jnp.where(total != 0, total, 1), 0)
+        return jnp.where(total != 0, plain, weights), state
 
     return weighting._replace(update=update, uses_interaction=True, expected_losses=None)
 
 
 def clipped(weighting: base.Weighting, lower: float = 0.0, upper: float = 1.0) -> base.Weighting:
-    """Keeps each weight between two limits.
+    """Keeps each weight between two limits; what they sum to may change, see :func:`rescaled`.
 
     Args:
-      weighting: the weighting to wrap.
+      weighting: what to wrap.
       lower: limit from below; 0 leaves out negative weights.
       upper: limit from above, not below the lower one.
-
-    Returns:
-      The wrapped :class:`~ldro_jax.weighting.base.Weighting`. What its weights sum to may change;
-      see :func:`rescaled`.
 
     Raises:
       ValueError: if a limit is negative, or the upper one is below the lower.
@@ -263,14 +232,12 @@ def rescaled(weighting: base.Weighting, total: float = 1.0) -> base.Weighting:
     """Makes the sizes of the weights sum to a number, so that methods share one learning rate.
 
     Sizes are absolute values. Weights of one sign then sum to the number; where signs differ, as
-    they may for IMTL-G, ConFIG and Aligned-MTL, they sum to less.
+    they may for IMTL-G, ConFIG and Aligned-MTL, they sum to less. Where all are zero, even ones
+    take their place.
 
     Args:
-      weighting: the weighting to wrap.
+      weighting: what to wrap.
       total: of the absolute values of the weights, positive.
-
-    Returns:
-      The wrapped :class:`~ldro_jax.weighting.base.Weighting`; even weights where all were zero.
 
     Raises:
       ValueError: if ``total`` is not positive.

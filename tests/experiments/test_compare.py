@@ -179,6 +179,7 @@ def break_seed_1(monkeypatch):
         monkeypatch.setattr(engine, "init", init)
 
 
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("test", ["always", "best"])
 def test_a_run_that_never_recovers_does_not_stop_the_others(test, layout, tmp_path, monkeypatch):
     break_seed_1(monkeypatch)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import calls, tiny, tiny_lm
+from helpers import calls, pictures, tiny, tiny_lm
 
 from ldro_jax import reporting
 from ldro_jax.experiments import alone, compare, runs
@@ -113,6 +113,7 @@ def finished(tmp_path_factory):
     """All methods with two seeds, and what was trained for it."""
     directory = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
+        pictures.leave_out(patch)
         trained = Trained(patch)
         ready = functools.partial(_note, directory, seen := [])
         multilingual(directory, methods=ALL, seeds=(0, 1), references=monolingual, ready=ready)

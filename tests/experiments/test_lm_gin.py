@@ -24,8 +24,8 @@ _TINY = [
     "language_model.max_test_tokens=200",
     "language_model.max_validation_tokens=100",
 ]
+# One with sizes, one with references, and the one that is compared with them.
 _METHODS = {
-    "average": "Average (α = 0)",
     "static_mixing": "Static mixing, α = 0.3",
     "baselined_dro": "Baselined-DRO",
     "ldro": "L-DRO",
@@ -71,6 +71,7 @@ def _bytes_of_all_languages(cache_dir):
     ]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_it_ends_with_table_1(text_dir, tmp_path, capsys):
     pytest.importorskip("seqio")
     methods = ", ".join(f"@{scope}/Method()" for scope in _METHODS)

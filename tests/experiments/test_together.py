@@ -23,7 +23,7 @@ LDRO = Method(
 )
 
 
-def test_a_sweep_is_one_run_for_each_setting_and_seed(tmp_path):
+def test_a_sweep_is_one_run_for_each_setting_and_seed(tmp_path, no_report):
     methods = [tiny.AVERAGE, grid(tiny.GROUP_DRO, {"weight_lr": (0.1, 0.5)})]
     record = tiny.run(tmp_path, methods=methods, runs_together=3)
     assert [(r.method, r.seed) for r in record.runs] == [
@@ -38,7 +38,9 @@ def test_a_sweep_is_one_run_for_each_setting_and_seed(tmp_path):
     assert sum(name.startswith("group-") for name in folders) == 2
 
 
-def test_a_group_that_does_not_fit_memory_shrinks_and_says_so(tmp_path, monkeypatch, caplog):
+def test_a_group_that_does_not_fit_memory_shrinks_and_says_so(
+    tmp_path, no_report, monkeypatch, caplog
+):
     train, sizes = loop.train, []
 
     def small_memory(program, trials, schedule, **options):
@@ -200,10 +202,11 @@ def test_runs_together_is_a_positive_integer(value, tmp_path):
 
 
 @pytest.mark.parametrize("layout", [None, Layout(data=1)], ids=["stacked", "meshed"])
-def test_plain_random_batches_train_too(layout, tmp_path):
+def test_plain_random_batches_train_too(layout, tmp_path, no_report):
     record = tiny.run(
         tmp_path,
         methods=[LDRO, tiny.AVERAGE],
+        seeds=(0,),
         sampler="uniform",
         schedule=tiny.schedule(train_steps=40, eval_interval=20),
         layout=layout,

@@ -1,6 +1,7 @@
 """Figure 2 of the paper, from the configuration that reproduces it."""
 
 import pathlib
+import sys
 
 import gin
 import jax
@@ -29,9 +30,10 @@ def record(tmp_path_factory):
     directory = tmp_path_factory.mktemp("synthetic")
     ready = []
 
-    experiment = configuration.load(
-        [str(_FILE)], ["Schedule.eval_interval=500", "c/Panel.seeds=(0,)"]
-    )
+    bindings = ["Schedule.eval_interval=500", "c/Panel.seeds=(0,)"]
+    # What noise does to exact weights is seen below.
+    bindings += ["c/Panel.methods=[@noisy_ldro/Method()]"]
+    experiment = configuration.load([str(_FILE)], bindings)
     found = experiment(
         output_dir=Directories(
             directory,
@@ -93,6 +95,17 @@ def test_the_path_is_that_of_the_parameters(record):
         np.testing.assert_allclose(outlier, expected, rtol=1e-4)
 
 
+def test_without_matplotlib_there_is_no_figure(record, monkeypatch):
+    from ldro_jax.reporting import figures
+
+    panels = [trajectories.Panel("a", [tiny.AVERAGE])]
+    drawn = [("a", {"Average": np.zeros((2, 2))})]
+    assert len(trajectories._figure(drawn, np.zeros((3, 2)), panels, record[0])) == 1
+    monkeypatch.delattr(figures, "toy")
+    monkeypatch.setitem(sys.modules, "ldro_jax.reporting.figures.toy", None)
+    assert trajectories._figure(drawn, np.zeros((3, 2)), panels, record[0]) == []
+
+
 def test_the_record_is_complete(record):
     found, directory = record
     assert found.metric == "loss" and not found.higher_is_better
@@ -100,7 +113,7 @@ def test_the_record_is_complete(record):
     for run in found.runs:
         assert [e.step for e in run.evaluations] == list(range(500, 3001, 500))
         assert run.weights.values.shape == (6, 10) and run.seconds_per_step > 0
-    assert len(results.load_results(directory / "results.json").runs) == len(found.runs) == 6
+    assert len(results.load_results(directory / "results.json").runs) == len(found.runs) == 5
     page = (directory / "report.html").read_text(encoding="utf-8")
     assert "Paths over the task points" in page
     (figure,) = (directory / "figures").glob("paths*.png")

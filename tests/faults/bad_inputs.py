@@ -277,7 +277,7 @@ LANGUAGES = """
 text.load.languages='aa'
     text.load.languages must be a list of names
 text.load.languages=('aa', 'aa')
-    text.load.languages must be a list … all different
+    text.load.languages must be a list of names that all differ
 text.load.languages=('aa', 'xx')
     There is no language 'xx' in … Found: aa, bb.
 text.load.vocabulary_size=100

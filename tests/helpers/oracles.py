@@ -3,6 +3,8 @@
 The gradients come from one `jax.grad` per task, or from a closed form.
 """
 
+import functools
+
 import jax
 import numpy as np
 
@@ -74,12 +76,16 @@ def lookahead_dro(
     return tuple(np.array(part) for part in zip(*trajectory, strict=True))
 
 
+@functools.cache
+def _gradient_fn(loss_fn):
+    return jax.jit(jax.grad(loss_fn))
+
+
 def task_gradients(loss_fn, params, batch):
     """The gradient of each task, one after another: [N, D], all parameters in one vector."""
-    gradient_fn = jax.jit(jax.grad(loss_fn))
     rows = []
     for task in range(len(jax.tree.leaves(batch)[0])):
-        gradient = gradient_fn(params, jax.tree.map(lambda x, task=task: x[task], batch))
+        gradient = _gradient_fn(loss_fn)(params, jax.tree.map(lambda x, task=task: x[task], batch))
         leaves = [np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(gradient)]
         rows.append(np.concatenate(leaves))
     return np.array(rows)

@@ -27,9 +27,10 @@ class Step(NamedTuple):
 def of_rows(gradient_of_row, params, rows):
     """Losses [R] and gradients [R, D] of rows, one after another."""
     size = len(jax.tree.leaves(rows)[0])
+    rows = jax.tree.map(np.asarray, rows)
     found = [gradient_of_row(params, jax.tree.map(lambda x, i=i: x[i], rows)) for i in range(size)]
-    gradients = [np.asarray(flatten_util.ravel_pytree(g)[0], np.float64) for _, g in found]
-    return np.array([loss for loss, _ in found], np.float64), np.array(gradients)
+    gradients = [np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for _, g in found]
+    return np.array([loss for loss, _ in found], np.float64), np.array(gradients, np.float64)
 
 
 def gram(gradient_of_row, params, rows, tasks):

@@ -1,5 +1,6 @@
 """Tiny multitask problems: a loss, parameters and a task-major batch, and how to train on them."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,6 +31,21 @@ def _normal(seed, dtype, *shapes, scale=1.0):
     return [jnp.asarray(scale * generator.standard_normal(shape), dtype) for shape in shapes]
 
 
+def _made_once(make):
+    """The same problem again where it is asked for again, so that its programs are, too."""
+
+    @functools.cache
+    def made(x64, args, options):
+        return make(*args, **dict(options))
+
+    @functools.wraps(make)
+    def found(*args, **options):
+        return made(jax.config.jax_enable_x64, args, tuple(options.items()))
+
+    return found
+
+
+@_made_once
 def least_squares(dtype=jnp.float32, *, num_tasks=3):
     """Linear regression, whose gradients have a closed form; see `least_squares_oracle`."""
     x, y, w = _normal(0, dtype, (num_tasks, 8, 4), (num_tasks, 8), (4,))
@@ -53,6 +69,7 @@ def least_squares_oracle(problem):
     return losses_and_gradients
 
 
+@_made_once
 def mlp(dtype=jnp.float32, *, num_tasks=5, num_examples=8):
     """A shared hidden layer and a head for each task, whose gradient is zero for the others."""
     x, y, w, b, heads = _normal(
@@ -180,6 +197,11 @@ def make_step(tx, problem, form="tasks", **extra):
         return optax.apply_updates(params, updates), state
 
     return step
+
+
+def update(tx, *args, **kwargs):
+    """``tx.update``, whose result is computed by one program, where each operation would be one."""
+    return jax.jit(lambda: tx.update(*args, **kwargs))()
 
 
 def train(tx, problem, steps, form="tasks", **extra):

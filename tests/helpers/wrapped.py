@@ -94,4 +94,4 @@ def one_update(tx, state=None, updates="zeros", **extra):
     if updates == "zeros":
         updates = jax.tree.map(jnp.zeros_like, p.params)
     state = tx.init(p.params) if state is None else state
-    return tx.update(updates, state, p.params, loss_fn=p.loss_fn, batch=p.batch, **extra)
+    return problems.update(tx, updates, state, p.params, loss_fn=p.loss_fn, batch=p.batch, **extra)

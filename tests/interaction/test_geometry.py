@@ -63,9 +63,8 @@ def test_a_step_of_adam_is_what_it_says(dtype):
         gradients = oracles.task_gradients(problem.loss_fn, params, problem.batch)
         squares = B2 * squares + (1 - B2) * gradients.mean(axis=0) ** 2
         with jax.numpy_dtype_promotion("standard"):  # Optax leaves conversions to JAX
-            updates, state = tx.update(
-                None, state, params, loss_fn=problem.loss_fn, batch=problem.batch
-            )
+            given = {"loss_fn": problem.loss_fn, "batch": problem.batch}
+            updates, state = problems.update(tx, None, state, params, **given)
         expected = 1 / (np.sqrt(squares / (1 - B2 ** (step + 1))) + EPS)
         found = ldro.preconditioner(state, decay=B2, eps=EPS)
         np.testing.assert_allclose(found["w"], expected, rtol=1e-4)

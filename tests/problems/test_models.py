@@ -188,11 +188,11 @@ def taken():
 
 @pytest.mark.parametrize("model, outside", list(taken()))
 def test_a_model_computes_what_it_computes_outside(model, outside):
-    functions = models.as_functions(model)
+    functions = models.as_functions(model, INPUTS)
     params = functions.init(KEY, INPUTS)
     np.testing.assert_allclose(functions.apply(params, INPUTS), outside(), rtol=1e-6, atol=1e-6)
     # As the trainer uses it: traced, with the gradient, and without init before.
-    again = models.as_functions(model)
+    again = models.as_functions(model, INPUTS)
     gradient = jax.eval_shape(jax.grad(lambda p: jnp.sum(again.apply(p, INPUTS))), params)
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
 
@@ -212,14 +212,14 @@ def test_a_model_that_needs_or_changes_something_else_is_refused(name):
             test=rows,
         )
     with pytest.raises(ValueError, match=message):
-        models.as_functions(model).init(KEY, INPUTS)
+        models.as_functions(model, INPUTS)
 
 
 def test_something_else_is_no_model():
     with pytest.raises(ValueError, match="model must be a flax.linen.Module"):
-        models.as_functions(3)
+        models.as_functions(3, INPUTS)
 
 
 def test_functions_are_taken_as_they_are():
     init, apply = (lambda key, inputs: 0), (lambda params, inputs: inputs)
-    assert models.as_functions((init, apply)) == models.Functions(init, apply)
+    assert models.as_functions((init, apply), INPUTS) == models.Functions(init, apply)

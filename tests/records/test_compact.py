@@ -74,6 +74,7 @@ def test_a_run_without_anything_stays_empty():
     assert found.weights is None and found.seconds_per_step is None and not found.evaluations
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_command_makes_the_report_again(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     results.save_results(_record(), tmp_path / "results.json")

@@ -30,8 +30,9 @@ def trained(request, tmp_path_factory):
         "alone": {"schedule": tiny.schedule(15, 5, test="best")},
         "mesh": {"layout": tiny.ONE},
     }[request.param]
+    options = {"schedule": tiny.schedule(15, 15, 15), **options}
     other = dataclasses.replace(tiny.GROUP_DRO, hyperparameters={"weight_lr": 0.1})
-    options = {"schedule": tiny.schedule(15, 5), "methods": [tiny.GROUP_DRO, other], **options}
+    options |= {"methods": [tiny.GROUP_DRO, other]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reporting, "write_report", lambda *args, **more: None)
         record = tiny.run(directory, problem=a_problem, **options)

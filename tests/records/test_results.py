@@ -378,8 +378,8 @@ def test_a_record_shows_itself_in_short():
     assert repr(record) == "<Results 'toy': 2 methods, 43 runs, 3 tasks, accuracy>"
     page, lines = record._repr_html_(), str(record).splitlines()
     assert lines[0] == "toy: accuracy on test"
-    assert lines[2].split() == ["a", "<b>", "0.55", "0.3", "2", "of", "3"]
-    assert lines[3].split() == ["c", '{"r":', "0}", "0.5", "0.25", "1", "of", "1"]
+    assert lines[3].split() == ["a", "<b>", "0.55", "0.3", "2", "of", "3"]
+    assert lines[4].split() == ["c", '{"r":', "0}", "0.5", "0.25", "1", "of", "1"]
     assert lines[-1] == "and 21 more settings"
     row = "<tr><td>a &lt;b&gt;</td><td>0.55</td><td>0.3</td><td>2 of 3</td></tr>"
     assert row in page and "and 21 more settings" in page
@@ -388,4 +388,4 @@ def test_a_record_shows_itself_in_short():
     assert "on validation" in str(validation)
     assert str(Results("empty", NAMES, "accuracy", True, [])).startswith("empty: accuracy on test")
     unknown = Results("toy", NAMES, "loss", False, two)
-    assert str(unknown).splitlines()[2].split() == ["a", "<b>", "–", "–", "0", "of", "3"]
+    assert str(unknown).splitlines()[3].split() == ["a", "<b>", "–", "–", "0", "of", "3"]

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import sys
 
 import numpy as np
 import pandas as pd
@@ -16,9 +15,9 @@ from matplotlib.transforms import Bbox
 
 from ldro_jax import reporting
 from ldro_jax.records.results import Results, Run, Series, summarise_evaluation
-from ldro_jax.reporting import figures, sweeps
+from ldro_jax.reporting import sweeps
 from ldro_jax.reporting.comparison import compare
-from ldro_jax.reporting.figures import balance, interaction, pareto, relative, style, training
+from ldro_jax.reporting.figures import balance, interaction, pareto, relative, style, toy, training
 from ldro_jax.reporting.pareto import non_dominated
 
 STEPS = (10, 20, 30, 40)
@@ -265,17 +264,11 @@ def test_looks_are_distinct_and_skip_reserved_colours():
 def test_trajectories_draw_every_panel():
     path = np.stack([np.linspace(-2, -0.3, 9), np.linspace(1, 0, 9)], axis=1)
     panels = [("a", {"Average": path}), ("b", {"L-DRO": path, "L-DRO online": path + 0.1})]
-    figure = figures.trajectories(panels, path[:3], [1, 0], [1, 0], 1.25)
+    figure = toy.trajectories(panels, path[:3], [1, 0], 1.25)
     figure.canvas.draw()
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     assert {"L-DRO online", "outlier task", "start"} <= set(texts(figure.legends[0]))
     assert all(axes.patches[0].radius == 1.25 for axes in figure.axes)
-
-
-def test_matplotlib_may_be_missing(monkeypatch):
-    assert figures.available()
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert not figures.available()
 
 
 def test_lower_is_better_is_said_on_the_axis(full):

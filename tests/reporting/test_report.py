@@ -12,7 +12,7 @@ import pytest
 from ldro_jax import reporting
 from ldro_jax.records.compact import compact
 from ldro_jax.records.results import Run, load_results, save_results
-from ldro_jax.reporting import figures, sections
+from ldro_jax.reporting import sections
 from ldro_jax.reporting.comparison import compare
 from ldro_jax.runtime import paths
 
@@ -123,7 +123,9 @@ def test_everything_from_the_record_is_escaped(made_up, tmp_path):
 
 def test_extra_sections_take_figures_and_html(made_up, tmp_path):
     path = np.array([[-2.0, 1.0], [-1.0, 0.0]])
-    figure = figures.trajectories([("t", {"A": path})], path, [1, 0], [1, 0], 1.25)
+    from ldro_jax.reporting.figures import toy
+
+    figure = toy.trajectories([("t", {"A": path})], path, [1, 0], 1.25)
     extra = [("Toy problem", "A caption.", figure), ("Toy problem", "Another.", "<b>table</b>")]
     record = made_up.results([made_up.run("A", 0, [0.1, 0.2])])
     page = read(reporting.write_report(record, tmp_path, config_text="", extra_sections=extra))
@@ -147,12 +149,14 @@ def test_missing_parts_still_make_a_page(made_up, tmp_path):
     assert not (tmp_path / "stopped" / "figures").exists()
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_loaded_record_makes_the_same_page(full, written, tmp_path):
     path = save_results(full, tmp_path / "results.json")
     again = reporting.write_report(load_results(path), tmp_path, config_text="rate = 0.1  # <why>")
     assert read(again).words == read(written).words
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_extra_sections_take_tables(made_up, tmp_path):
     rows = [["run", "tokens", "share"], ["<a>", "1,000", "–"], ["b", "2", "3.5"]]
     record = made_up.results([made_up.run("A", 0, [0.1, 0.2])])
@@ -191,6 +195,7 @@ def test_without_pandas_the_results_are_kept(full, tmp_path, run_python):
     assert load_results(tmp_path / "results.json").runs
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_results_are_written_last_and_tables_are_printed(full, tmp_path, monkeypatch, capsys):
     written, write = [], paths.write
     monkeypatch.setattr(
@@ -205,6 +210,7 @@ def test_the_results_are_written_last_and_tables_are_printed(full, tmp_path, mon
     assert str(tmp_path / "report.html") in printed
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_compact_record_makes_the_same_page(full, tmp_path):
     save_results(compact(full), tmp_path / "results.json")
     small = load_results(tmp_path / "results.json")
@@ -345,18 +351,21 @@ def test_the_report_of_a_sweep_has_its_sections_in_order(made_up, tmp_path):
     assert (tmp_path / "figures" / "pareto_frontiers_other_accuracy.png").exists()
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_sweep_without_validation_says_so(made_up, tmp_path):
     words = read(reporting.write_report(sweep(made_up, ["test"]), tmp_path)).words
     assert "No checkpoint was evaluated on both validation and test." in words
     assert "comes first in the record" in words
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_baseline_is_a_method_with_all_its_settings(made_up, tmp_path):
     for name in ("L-DRO", "L-DRO (x=0.2)"):
         path = reporting.write_report(sweep(made_up), tmp_path, baseline=name)
         assert "minus L-DRO</th>" in path.read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_models_of_one_task_have_a_section_after_the_summary(made_up, tmp_path):
     references = {"test": {"task 0": 0.5, "task 1": float("nan")}}
     record = dataclasses.replace(sweep(made_up), references=references)
@@ -368,6 +377,7 @@ def test_models_of_one_task_have_a_section_after_the_summary(made_up, tmp_path):
     assert (tmp_path / "figures" / "relative_by_task.png").exists()
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_setting_that_is_not_shown_is_warned_of_too(made_up, tmp_path):
     record = sweep(made_up)
     runs = [
@@ -390,6 +400,7 @@ def test_reporting_trains_nothing(run_python):
     assert not [name for name in found if name.startswith("ldro_jax.training")]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_of_many_methods_pictures_show_the_best_and_one_shows_all(made_up, tmp_path):
     runs = [
         made_up.run(f"M{i:02d}" if i else "Average", seed, [0.5, 0.3 + 0.01 * i + 0.001 * seed])

@@ -106,7 +106,8 @@ def test_an_integer_that_is_not_trained_may_stay():
     params = PROBLEM.params | {"n": jnp.arange(3)}
     mask = {name: name != "n" for name in params}
     tx = ldro.transform(N, lookahead_lr=0.1, weight_lr=0.5, trainable=mask)
-    updates, state = tx.update(state=tx.init(params), params=params, **arguments("layout"))
+    given = arguments("layout")
+    updates, state = problems.update(tx, state=tx.init(params), params=params, **given)
     np.testing.assert_array_equal(updates["n"], 0)
     expected = task_gradients() @ task_gradients().T
     np.testing.assert_allclose(
@@ -158,7 +159,7 @@ def test_trees_of_the_same_leaves_may_mix(outer, inner):
         if form == "forward":
             given["pullback"] = lambda weights, pull=given["pullback"]: wrap(pull(weights))
         updates = extra if updates is None else wrap(updates)
-        found, state = tx.update(updates, tx.init(params), params, **given)
+        found, state = problems.update(tx, updates, tx.init(params), params, **given)
         assert jax.tree.structure(found) == jax.tree.structure(params)
         gradient = np.asarray(state.weights, np.float64) @ task_gradients()
         flat = np.concatenate([np.ravel(as_dict(found)[name]) for name in sorted(PROBLEM.params)])
@@ -178,7 +179,7 @@ def test_losses_in_a_list_and_keys_in_a_batch_are_taken():
             "batch": (PROBLEM.batch, keys),
         },
     ):
-        _, state = tx.update(None, tx.init(PROBLEM.params), PROBLEM.params, **given)
+        _, state = problems.update(tx, None, tx.init(PROBLEM.params), PROBLEM.params, **given)
         found = ldro.interaction(state)
         np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -223,7 +224,7 @@ def test_a_masked_preconditioner_needs_a_mask_of_the_interaction(interval):
         options |= {"lookahead_lr": 0.1, "weight_lr": 0.5, "interaction_interval": interval}
         tx = ldro.transform(N, **options)
         given = {"preconditioner": ldro.preconditioner(state), **arguments("tasks")}
-        return tx.update(state=tx.init(PROBLEM.params), params=PROBLEM.params, **given)
+        return problems.update(tx, state=tx.init(PROBLEM.params), params=PROBLEM.params, **given)
 
     with pytest.raises(ValueError, match=r"\['b'\] is masked; mark it False in `trainable`"):
         update()

@@ -33,7 +33,8 @@ def command(tmp_path):
     return [
         *(sys.executable, "-c", _PROGRAM, f"--gin_file={tmp_path / 'ways.gin'}"),
         *("--gin.Schedule.train_steps=4", "--gin.Schedule.eval_interval=4"),
-        *("--gin.trajectories.panels=[@a/Panel()]", "--gin.Report.name='Ö'"),
+        *("--gin.trajectories.panels=[@a/Panel()]", "--gin.a/Panel.methods=[@average/Method()]"),
+        "--gin.Report.name='Ö'",
         f"--output_dir={tmp_path / 'o'}",
     ]
 

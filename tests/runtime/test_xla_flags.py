@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import pathlib
 import subprocess
 import types
 
@@ -110,6 +111,18 @@ def test_a_file_that_cannot_be_read_or_written_is_done_without(monkeypatch, tria
     assert is_set()
 
 
+def test_who_has_no_home_gets_no_folder_of_that_name(monkeypatch, trials, tmp_path):
+    def expanduser(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(pathlib.Path, "expanduser", expanduser)
+    trials += [ended(0)] * 2
+    assert is_set() and is_set()
+    assert not list(tmp_path.iterdir())
+
+
 def test_sets_nothing_beside_libtpu(monkeypatch, trials):
     monkeypatch.setattr(
         xla_flags.importlib.util, "find_spec", lambda name: types.SimpleNamespace(origin=name)
@@ -160,7 +173,8 @@ def test_the_tests_run_with_the_flag():
 @pytest.mark.heavy
 def test_every_strategy_is_right_without_the_flag(run_python):
     program = f"""
-import jax, oracles, problems
+import jax
+from helpers import oracles, problems
 from ldro_jax import interaction
 problem = problems.transformer(**{SHAPES})
 expected = oracles.gram(*problem)

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from ldro_jax import ldro
-from ldro_jax.t5x import gin_text
+from ldro_jax.t5x import gin_text, run_file
 
 tiny_t5x = pytest.importorskip(
     "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
@@ -46,7 +46,7 @@ def run(saved, tmp_path):
 
 
 def check(folder, num_tasks=N, **options):
-    tiny_t5x.checkpoints_lib.check(str(folder), num_tasks, **options)
+    tiny_t5x.checkpoints_lib.check_newest(str(folder), num_tasks, **options)
 
 
 def test_what_is_whole_passes(run, tmp_path, monkeypatch):
@@ -134,7 +134,7 @@ def test_the_weights_of_other_tasks_are_refused_with_a_way_on(run):
     with pytest.raises(ValueError, match="has the weights of 4 tasks, but now there are 3.") as at:
         check(run, 3)
     assert str(at.value).endswith(way_on)
-    tiny_t5x.tasks_lib.save_names(str(run), tiny_t5x.NAMES)
+    run_file.save_tasks(str(run), tiny_t5x.NAMES)
     with pytest.raises(ValueError, match="was begun with the tasks ar, fr, ru, sw, but now") as at:
         tiny_t5x.tasks_lib.check_names(str(run), tiny_t5x.NAMES[:3])
     assert str(at.value).endswith(way_on)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import seqio
 
+from ldro_jax.t5x import run_file
+
 tiny_t5x = pytest.importorskip(
     "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
@@ -78,7 +80,7 @@ def test_other_tasks_than_those_a_run_began_with_are_refused(cfg, tmp_path):
     get(cfg, tmp_path)
     # A start that fails before the first step leaves the tasks open.
     assert not (tmp_path / "run").exists()
-    tiny_t5x.tasks_lib.save_names(str(tmp_path / "run"), names)
+    run_file.save_tasks(str(tmp_path / "run"), names)
     get(cfg, tmp_path)
     fewer = tiny_t5x.data.text_mixture(
         str(tmp_path / "text"), vocabulary=tiny_t5x.vocabulary.load(None), languages=("a", "c")

@@ -108,7 +108,7 @@ def test_a_run_writes_down_whether_that_was_all(cfg, tmp_path, whole):
     model_dir = str(tmp_path / "run")
     with make_trainer(evaluation.EvaluatingTrainer, model_dir, tasks=tuple(datasets)) as a_trainer:
         evaluate(a_trainer, datasets)
-    assert run_file.load(model_dir).whole is whole
+    assert run_file.read(model_dir).whole is whole
 
 
 def test_t5x_takes_zeros_like_a_split(cfg):
@@ -258,7 +258,7 @@ def test_the_mixture_of_t5x_own_datasets_is_no_task(cfg, tmp_path):
     losses = [found[task][names.NATS].value for task in TASKS]
     average = found[names.OVER_TASKS][names.AVERAGE_LOSS].value
     np.testing.assert_allclose(average, np.mean(losses), rtol=1e-6)
-    assert tuple(run_file.load(str(tmp_path / "run")).tokens) == TASKS
+    assert tuple(run_file.read(str(tmp_path / "run")).tokens) == TASKS
 
 
 @pytest.mark.parametrize("nats", [0.0, 88.7, 88.8, 300.0, 800.0, np.inf, np.nan])

@@ -116,9 +116,9 @@ def test_macros_and_references_may_go_round():
 def test_something_else_is_one_clear_error(text, tmp_path):
     (tmp_path / "config.gin").write_text(text)
     with pytest.raises(ValueError, match="Expected the configuration of a run .*gin, but"):
-        gin_text.load(str(tmp_path))
+        gin_text.read(str(tmp_path))
 
 
 def test_a_run_without_a_configuration_says_nothing(tmp_path):
-    text, config = gin_text.load(str(tmp_path))
+    text, config = gin_text.read(str(tmp_path))
     assert text == "" and config.hyperparameters() == {}

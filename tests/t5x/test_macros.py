@@ -39,13 +39,13 @@ def parse():
 def test_a_mistyped_macro_is_refused_with_what_was_meant(parse, name, meant):
     parse(f"{name} = 0.1\n")
     with pytest.raises(ValueError, match=f"nothing refers to {name}. Did you mean {meant}[?]"):
-        macros.check()
+        macros.refuse_mistyped()
 
 
 def test_others_without_use_are_logged(parse, caplog):
     # As of T5X's own fine-tuning files.
     parse("EVALUATOR_NUM_EXAMPLES = None\nEVAL_BATCH_SIZE = 8\n")
-    macros.check()
+    macros.refuse_mistyped()
     assert "refers to the macros EVALUATOR_NUM_EXAMPLES, EVAL_BATCH_SIZE, EVAL_P" in caplog.text
 
 
@@ -55,7 +55,7 @@ def test_what_is_used_anywhere_passes(parse, caplog):
         "tiny_t5x.batch.seed = [{'rate': (%LOOKAHED_LR,)}]\ntiny_t5x.batch.rows = %BATCHSIZE\n"
         "tiny_t5x.batch.padding = %EVAL_PERIOD\n"
     )
-    macros.check()
+    macros.refuse_mistyped()
     assert "refers to the macros" not in caplog.text
 
 
@@ -68,12 +68,12 @@ def test_a_run_is_checked_when_its_data_is_asked_for(parse, tmp_path):
 
 def test_values_in_force_are_printed(parse, capsys):
     parse("from t5x import train\ntrain.train.model = %MODEL\nLOOKAHEAD_LR = 0.25\n")
-    macros.check()
+    macros.refuse_mistyped()
     printed = capsys.readouterr().out
     assert printed.startswith("Training with optimizer = ") and "lookahead_lr = 0.25" in printed
 
 
 def test_without_gin_there_is_nothing_to_say(capsys):
     gin.clear_config()
-    macros.check()
+    macros.refuse_mistyped()
     assert not capsys.readouterr().out

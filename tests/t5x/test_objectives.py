@@ -83,7 +83,9 @@ def test_sizes_are_those_of_t5():
 
 
 def test_what_does_not_fit_is_refused(lines):
-    with pytest.raises(ValueError, match="one of lm, prefix_lm, span_corruption, but it is 'x'"):
+    with pytest.raises(
+        ValueError, match="one of 'lm', 'prefix_lm', 'span_corruption', but it is 'x'"
+    ):
         objectives.task(lines, "x", [])
     with pytest.raises(ValueError, match="room for text, .* but TASK_FEATURE_LENGTHS is"):
         objectives.span_sizes({"inputs": 9, "targets": 2})

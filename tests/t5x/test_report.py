@@ -149,7 +149,7 @@ def test_the_report_says_how_much_was_evaluated(make_counted, config, expected):
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_split_of_exactly_eval_steps_batches_is_whole(make_counted, whole):
     folder = make_counted("ldro", [[3, 4]], steps=[10], config=CONFIG.format(steps=8))
-    found = run_file.load(folder)
+    found = run_file.read(folder)
     run_file.save(
         folder, step=10, tokens=found.tokens, batches=found.batches, machine=MACHINE, whole=whole
     )

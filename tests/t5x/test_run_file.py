@@ -18,10 +18,10 @@ def save(folder, step, machine=CPU, tokens=100):
 
 
 def test_another_machine_is_another_entry(tmp_path):
-    assert run_file.load(str(tmp_path)) is None
+    assert run_file.read(str(tmp_path)) is None
     for step, machine in [(10, CPU), (20, CPU), (30, GPU), (40, GPU), (50, CPU)]:
         save(tmp_path, step, machine, tokens=step)
-    found = run_file.load(str(tmp_path))
+    found = run_file.read(str(tmp_path))
     assert [m["step"] for m in found.machines] == [10, 30, 50]
     assert found.machines[1]["device"] == {"count": 1}
     assert found.tokens == {"b": 50, "a": 1} and found.batches == {"b": 2, "a": 1}
@@ -39,9 +39,9 @@ def test_what_is_damaged_is_one_clear_error_and_stops_no_run(tmp_path, text):
     file = tmp_path / "ldro_run.json"
     file.write_text(text)
     with pytest.raises(ValueError, match="ldro_run.json"):
-        run_file.load(str(tmp_path))
+        run_file.read(str(tmp_path))
     save(tmp_path, 10)
-    assert [m["step"] for m in run_file.load(str(tmp_path)).machines] == [10]
+    assert [m["step"] for m in run_file.read(str(tmp_path)).machines] == [10]
 
 
 def test_what_was_altered_is_noticed(tmp_path):
@@ -51,4 +51,4 @@ def test_what_was_altered_is_noticed(tmp_path):
     record["tokens"]["a"] = 2
     file.write_text(json.dumps(record))
     with pytest.raises(ValueError, match="not what was written"):
-        run_file.load(str(tmp_path))
+        run_file.read(str(tmp_path))

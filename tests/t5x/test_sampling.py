@@ -465,5 +465,10 @@ def test_batches_that_can_not_be_drawn_are_refused(cfg, tmp_path):
     refused("Bind data.get_dataset.weighting = %WEIGHTING", sampling="weights")
     refused("must be one of .*, but it is 'by size'", sampling="by size")
     refused("temperature must be .* but it is 0", sampling="rates", temperature=0.0)
-    refused("must be at least 3, a row of each task, but it is 2", batch_size=2)
+    refused("batch_size must be at least 3, a row of each task, but it is 2", batch_size=2)
+    measuring = {"sampling": "rates", "weighting": tiny_t5x.weighting()}
+    refused("must be at least 3, a row of each task, but it is 2", batch_size=2, **measuring)
+    static = transform.weighted(weighting.static_mixing((1.0, 1.0, 2.0), exponent=1.0), 3)
+    drawn = {"sampling": "weights", "weighting": static}
+    refused("must be at least 1, a row, but it is 0", batch_size=0, **drawn)
     refused("multiple of the 3 shards of the data, but it is 50", shards=3)

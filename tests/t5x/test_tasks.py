@@ -6,6 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from ldro_jax.t5x import run_file
+
 tiny_t5x = pytest.importorskip(
     "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
@@ -70,8 +72,8 @@ def test_names_are_saved_when_the_first_step_is_taken(trainer, tmp_path):
 def test_the_names_a_run_began_with_are_checked_and_kept(tmp_path):
     run = str(tmp_path / "run")
     tiny_t5x.tasks_lib.check_names(run, NAMES)
-    tiny_t5x.tasks_lib.save_names(run, NAMES)
-    tiny_t5x.tasks_lib.save_names(run, NAMES[:2])
+    run_file.save_tasks(run, NAMES)
+    run_file.save_tasks(run, NAMES[:2])
     tiny_t5x.tasks_lib.check_names(run, list(NAMES))
     for other in (NAMES[:2], NAMES[::-1]):
         with pytest.raises(ValueError, match="begun with the tasks ar, fr, ru, sw, but now"):

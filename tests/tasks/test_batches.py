@@ -23,7 +23,7 @@ def test_an_empty_task_is_named():
     ("change", "message"),
     [
         ({"task_names": ("left", "right")}, "of 2 tasks"),
-        ({"task_names": ("left", "right", "left")}, "its own name"),
+        ({"task_names": ("left", "right", "left")}, "names that all differ"),
         ({"num_classes": 1}, "from 0 to 0, but they are from 0 to 1"),
         ({"task_classes": np.ones((2, 3), bool)}, r"\[3 tasks, 2 classes\].*\(2, 3\)"),
     ],

@@ -13,7 +13,7 @@ from helpers import tiny_mc4
 from ldro_jax import configuration
 from ldro_jax.experiments.arguments import Directories
 from ldro_jax.records import results
-from ldro_jax.tasks import mc4
+from ldro_jax.tasks import mc4, token_cache
 from ldro_jax.training import recording
 
 # Importing seqio brings TensorFlow, whose packages use what is deprecated.
@@ -93,7 +93,7 @@ def test_held_out_text_is_tokenised_once(corpus, data_dir, cache_dir, monkeypatc
     def fail(*_):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(mc4, "_tokenise", fail)
+    monkeypatch.setattr(token_cache, "_tokenised", fail)
     again = load(data_dir, cache_dir)
     assert again.vocabulary == corpus.vocabulary
     for split in ("validation", "test"):

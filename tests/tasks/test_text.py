@@ -69,13 +69,13 @@ def documents(tokens):
 @pytest.fixture
 def tokenised(monkeypatch):
     """What is tokenised from here on: names of tasks and splits."""
-    calls, original = [], text._tokenise
+    calls, original = [], token_cache._tokenised
 
     def tokenise(task, split, *rest):
         calls.append((task.name.removeprefix("ldro_text_"), split))
         return original(task, split, *rest)
 
-    monkeypatch.setattr(text, "_tokenise", tokenise)
+    monkeypatch.setattr(token_cache, "_tokenised", tokenise)
     return calls
 
 
@@ -269,8 +269,8 @@ def test_languages_may_have_any_name(seqio, tmp_path):
     [
         ({"languages": "sr"}, "languages must be a list of names"),
         ({"languages": ()}, "languages must be a list of names"),
-        ({"languages": ("sr", "sr")}, "that are all different, but it is"),
-        ({"languages": (1, 2)}, "languages must be a list of names"),
+        ({"languages": ("sr", "sr")}, "a list of names that all differ, but it is"),
+        ({"languages": (1, 2)}, "languages must be a text in quotes, but it is 1"),
         ({"vocabulary_size": 259}, "vocabulary_size must be an integer of at least 260"),
         ({"vocabulary_size": "1000"}, "vocabulary_size must be an integer"),
         ({"vocabulary_path": 3}, "vocabulary_path must be a path in quotes, or None"),

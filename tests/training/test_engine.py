@@ -134,8 +134,9 @@ def test_all_methods_see_the_same_batches(make, tmp_path):
     # Group DRO with rate 0 keeps uniform weights, so on the same batches it is the average loss.
     frozen = dataclasses.replace(tiny.GROUP_DRO, hyperparameters={"weight_lr": 0.0})
     program = make()
+    schedule = tiny.schedule(20, 10, 20)
     run, average = (
-        tiny.train(program.engine.program(method), tmp_path / method.name)
+        tiny.train(program.engine.program(method), tmp_path / method.name, schedule)
         for method in (frozen, tiny.AVERAGE)
     )
     np.testing.assert_allclose(run.losses.values, average.losses.values, rtol=1e-4)

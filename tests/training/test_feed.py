@@ -1,6 +1,8 @@
 """The rows of a batch are those of the source, and every device gets its own."""
 
+import copy
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -51,7 +53,9 @@ def batch(program, probabilities=UNIFORM):
 def test_every_device_gets_its_rows_of_the_same_batch(make):
     programs = [make(layout) for layout in (EIGHT, tiny.ONE)]
     (found, draw, _), (one, *_) = map(batch, programs)
-    jax.tree.map(np.testing.assert_array_equal, found, one)
+    # More rows may be measured than on one device, to fill all of them up; see below.
+    both = (drawn._replace(measured=None) for drawn in (found, one))
+    jax.tree.map(np.testing.assert_array_equal, *both)
     for array in jax.tree.leaves(found.rows):
         assert array.sharding.spec == PartitionSpec("data")
         shapes = {shard.data.shape for shard in array.addressable_shards}
@@ -76,9 +80,26 @@ def test_random_batches_measure_every_task_on_rows_that_are_not_drawn_yet(make):
     indices = after.counts[tasks] + np.arange(len(tasks)) // num_tasks
     rows = program.problem.source(0).rows(tasks, indices)
     jax.tree.map(np.testing.assert_array_equal, found.measured, rows)
-    # Every device holds them all.
-    for array in jax.tree.leaves(batch(make(EIGHT))[0].measured):
-        assert array.is_fully_replicated
+    # Each is read for one device: another process, whose stream has other text, has others.
+    split = batch(make(EIGHT))[0].measured
+    for array, whole in zip(jax.tree.leaves(split), jax.tree.leaves(rows), strict=True):
+        assert array.sharding.spec == PartitionSpec("data")
+        np.testing.assert_array_equal(array[: len(whole)], whole)
+        assert len(array) == -(-len(whole) // 8) * 8
+
+
+def test_a_stream_is_refused_where_processes_need_the_same_rows():
+    program, stream = tiny_lm.program(), tiny_lm.streamed().stream.source(8, 0)
+    program.feed.check_source(stream)
+    feed, devices = copy.copy(program.feed), np.empty((4, 2), object)
+    for i in range(8):
+        devices.flat[i] = types.SimpleNamespace(process_index=i // 4)
+    feed._devices = devices
+    feed.check_source(stream)
+    feed._devices = devices.reshape(1, 8)
+    with pytest.raises(ValueError, match="Layout.model must divide .* a stream, .* it is 8"):
+        feed.check_source(stream)
+    feed.check_source(program.problem.source(0))
 
 
 def test_a_device_has_rows_of_several_tasks():

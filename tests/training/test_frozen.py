@@ -97,6 +97,7 @@ def test_in_parts():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_compare_freezes_what_is_not_trainable(tmp_path):
     def values(name, optimizer):
         results = ldro_jax.compare(

@@ -33,6 +33,17 @@ def engine(request):
     return request.param
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Trains a program from its start to its end, once for all tests here."""
+
+    @functools.cache
+    def trained(engine, name="Average"):
+        return tiny.train(program(engine, name), tmp_path_factory.mktemp("whole"))
+
+    return trained
+
+
 def everything(run):
     """All of a record but what the clock says."""
     return results.run_to_record(dataclasses.replace(run, seconds_per_step=None))
@@ -54,9 +65,9 @@ def ask_to_stop():
     ("engine", "name"),
     [*(("stacked", m.name) for m in tiny.METHODS), ("meshed", "L-DRO"), ("meshed", "drawn")],
 )
-def test_a_run_learns_and_repeats_itself(engine, name, tmp_path):
-    first = tiny.train(program(engine, name), tmp_path / "first")
-    same(tiny.train(program(engine, name), tmp_path / "second"), first)
+def test_a_run_learns_and_repeats_itself(engine, name, whole, tmp_path):
+    first = whole(engine, name)
+    same(tiny.train(program(engine, name), tmp_path), first)
     assert first.losses.values[-1].mean() < 0.95 * first.losses.values[0].mean()
     assert first.evaluations[-1].average > 0.8
     assert first.losses.steps.tolist() == [10, 20, 30, 40]
@@ -70,16 +81,15 @@ def test_a_run_learns_and_repeats_itself(engine, name, tmp_path):
     ("engine", "name"),
     [("stacked", "Group DRO"), ("stacked", "L-DRO"), ("meshed", "L-DRO"), ("meshed", "drawn")],
 )
-def test_an_interrupted_run_ends_as_if_nothing_had_happened(engine, name, tmp_path):
+def test_an_interrupted_run_ends_as_if_nothing_had_happened(engine, name, whole, tmp_path):
     found = program(engine, name)
-    whole = tiny.train(found, tmp_path / "whole")
     for stop_after in (1, 2):
         with pytest.raises(KeyboardInterrupt):
             progress = tiny.Progress(stop_after=stop_after)
             tiny.train(found, tmp_path / "pieces", progress=progress)
     progress = tiny.Progress()
     run = tiny.train(found, tmp_path / "pieces", progress=progress)
-    same(run, whole)
+    same(run, whole(engine, name))
     # Interrupted before the checkpoint of step 10 and, from the start again, before that of 20.
     assert progress.lines == [f"{name}, seed 0: resumed at step 10."]
     assert progress.steps[0] == 10 and sum(progress.steps) == 40
@@ -88,9 +98,8 @@ def test_an_interrupted_run_ends_as_if_nothing_had_happened(engine, name, tmp_pa
 @pytest.mark.parametrize(
     ("engine", "name"), [("stacked", "Average"), ("meshed", "L-DRO"), ("meshed", "drawn")]
 )
-def test_a_damaged_checkpoint_costs_time_but_changes_nothing(engine, name, tmp_path, caplog):
+def test_a_damaged_checkpoint_costs_time_but_changes_nothing(engine, name, whole, tmp_path, caplog):
     found = program(engine, name)
-    whole = tiny.train(found, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         tiny.train(found, tmp_path / "pieces", progress=tiny.Progress(stop_after=3))
     for path in (tmp_path / "pieces" / "checkpoints" / "20").rglob("*"):
@@ -102,7 +111,7 @@ def test_a_damaged_checkpoint_costs_time_but_changes_nothing(engine, name, tmp_p
     assert "The checkpoint of step 20" in caplog.text
     assert str(aside) in caplog.text and (aside / "state").is_dir()
     assert progress.lines == [f"{name}, seed 0: resumed at step 10."]
-    same(run, whole)
+    same(run, whole(engine, name))
 
 
 def test_a_run_that_was_killed_after_its_last_step_only_reports(engine, tmp_path):

@@ -69,7 +69,6 @@ def test_without_variables_or_a_cluster_the_error_names_them(run_python):
 def test_one_process_is_the_first_and_waits_for_nobody():
     assert processes.is_first() and processes.all_agree(True) and not processes.all_agree(False)
     processes.wait_for_all("nobody")
-    processes.require_one()
 
 
 def test_rows_that_fit_on_a_device_come_from_the_host_of_each_process(monkeypatch):

@@ -43,7 +43,6 @@ def test_what_was_observed_is_joined_to_a_path():
     record, schedule = begun(tiny.schedule()), tiny.schedule()
     for taken, observed in [(3, np.eye(3, 2)), (5, np.ones((2, 2)))]:
         record.extend(
-            tiny.NAMES,
             schedule,
             start()._replace(step=jnp.int32(taken)),
             losses=jnp.zeros(3),
@@ -81,7 +80,6 @@ def ended(train_steps, streak):
     state = state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:]))
     record = begun(schedule)
     record.extend(
-        tiny.NAMES,
         schedule,
         state,
         losses=jnp.zeros(3),
@@ -124,7 +122,6 @@ def test_a_task_that_broke_once_is_not_blamed_for_another():
         state = state._replace(step=jnp.int32(taken), opt_state=(weighted, *state.opt_state[1:]))
         evaluations = [dataclasses.replace(EVALUATION, step=taken)]
         record.extend(
-            tiny.NAMES,
             schedule,
             state,
             losses=jnp.zeros(3),
@@ -150,7 +147,6 @@ def test_steps_that_a_solver_did_not_solve_are_counted_and_told(tmp_path, caplog
         _, state = tx.update(jnp.ones((3, 2)), state, params, losses=jnp.ones(3))
         caplog.clear()
         log.extend(
-            tiny.NAMES,
             schedule,
             TrainState(jnp.int32(taken), params, state),
             losses=jnp.ones(3),
@@ -214,7 +210,6 @@ def test_a_record_that_is_taken_up_again_grows_as_if_it_had_not_been_put_down():
         record = begun(schedule)
         for taken in range(1, 5):
             record.extend(
-                tiny.NAMES,
                 schedule,
                 start()._replace(step=jnp.int32(taken)),
                 losses=jnp.full(3, taken / 3),

@@ -14,9 +14,8 @@ from ldro_jax.transform import diagnostics
 def test_the_numbers_are_those_of_the_gradients(dtype):
     problem = problems.mlp(dtype)
     tx = transform.weighted(weighting.lookahead_online(0.1, 0.5), 5, interaction_interval=1)
-    _, state = tx.update(
-        None, tx.init(problem.params), problem.params, loss_fn=problem.loss_fn, batch=problem.batch
-    )
+    given = {"loss_fn": problem.loss_fn, "batch": problem.batch}
+    _, state = problems.update(tx, None, tx.init(problem.params), problem.params, **given)
     found = jax.jit(ldro.diagnose)(state)
     rows = oracles.task_gradients(problem.loss_fn, problem.params, problem.batch)
     units = rows / np.linalg.norm(rows, axis=1, keepdims=True)
@@ -37,9 +36,8 @@ def test_the_noise_is_its_share_of_the_squared_gradient():
     tx = transform.weighted(
         weighting.lookahead_online(0.1, 0.5), 5, interaction="split", interaction_interval=1
     )
-    _, state = tx.update(
-        None, tx.init(problem.params), problem.params, loss_fn=problem.loss_fn, batch=even
-    )
+    given = {"loss_fn": problem.loss_fn, "batch": even}
+    _, state = problems.update(tx, None, tx.init(problem.params), problem.params, **given)
     plain = np.diag(interaction.vmap().matrix(problem.loss_fn, problem.params, even))
     noise = plain - np.diag(state.interaction)
     np.testing.assert_allclose(state.noise, noise, rtol=1e-4, atol=1e-6)
@@ -59,13 +57,8 @@ def test_the_descent_is_what_small_steps_do():
     problem, rate = problems.least_squares(), 1e-4
     tx = transform.weighted(weighting.lookahead_online(0.1, 0.5), 3, interaction_interval=1)
     chain = optax.chain(tx, optax.sgd(rate))
-    params, state = problem.params, chain.init(problem.params)
-    first = np.asarray(problem.losses(params))
-    for _ in range(20):
-        updates, state = chain.update(
-            None, state, params, loss_fn=problem.loss_fn, batch=problem.batch
-        )
-        params = optax.apply_updates(params, updates)
+    first = np.asarray(problem.losses(problem.params))
+    params, state = problems.train(chain, problem, 20)[-1]
     fall = first - np.asarray(problem.losses(params))
     found = rate * np.asarray(transform.find_state(state).descent)
     np.testing.assert_allclose(found, fall, rtol=0.02)

@@ -21,7 +21,7 @@ def in_losses_dtype(problem, dtype):
 def one_step(tx, problem, form, params=None, **extra):
     params = problem.params if params is None else params
     updates, arguments = problems.form_arguments(form, problem, params)
-    return tx.update(updates, tx.init(params), params, **(arguments | extra))
+    return problems.update(tx, updates, tx.init(params), params, **(arguments | extra))
 
 
 @pytest.mark.parametrize("form", problems.FORMS)
@@ -81,7 +81,9 @@ def test_the_fused_step_does_not_round_the_weights(half):
     tx = ldro.transform(
         5, lookahead_lr=0.1, weight_lr=0.5, interaction_interval=1, interaction=strategy
     )
-    update, state = one_step(tx, half_problem, "tasks")
+    # Not compiled: within a program the gradients needn't be rounded to half precision.
+    _, arguments = problems.form_arguments("tasks", half_problem, half_problem.params)
+    update, state = tx.update(None, tx.init(half_problem.params), half_problem.params, **arguments)
     _, gradients = strategy.gradients(problem.loss_fn, half_problem.params, half_problem.batch)
     weights = np.asarray(ldro.weights(state), np.float64)
     for name, gradient in gradients.items():
@@ -94,7 +96,8 @@ def test_half_precision_losses_of_full_precision_gradients(dtype):
     gradients, arguments = problems.form_arguments("stacked", problem, problem.params)
     arguments["losses"] = arguments["losses"].astype(jnp.bfloat16)
     tx = transform.weighted(weighting.group_dro(1.0), 5)
-    update, state = tx.update(gradients, tx.init(problem.params), problem.params, **arguments)
+    state = tx.init(problem.params)
+    update, state = problems.update(tx, gradients, state, problem.params, **arguments)
     assert state.weights.dtype == dtype
     expected = jax.tree.map(
         lambda g: np.einsum(

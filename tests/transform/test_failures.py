@@ -89,8 +89,8 @@ def update(updates=None, *, weights=None, pass_params=True, **arguments):
     tx = transform.weighted(
         weights or weighting.lookahead_online(0.1, 0.5), N, interaction_interval=1
     )
-    state = tx.init(problem.params)
-    return tx.update(updates, state, problem.params if pass_params else None, **arguments)
+    state, params = tx.init(problem.params), problem.params if pass_params else None
+    return problems.update(tx, updates, state, params, **arguments)
 
 
 def given(form="tasks"):

@@ -26,6 +26,7 @@ from helpers.wrapped import (
 )
 
 from ldro_jax import interaction, ldro, transform
+from ldro_jax.transform import forms
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "optax.md"
 TEXT = DOCS.read_text(encoding="utf-8")
@@ -237,6 +238,19 @@ def test_inject_hyperparams_without_static_arguments_is_refused():
     tx = make(num_tasks=3, lookahead_lr=0.1, weight_lr=0.5)
     with pytest.raises(TypeError, match=r"num_tasks.*static_args=.*'num_tasks'"):
         tx.init(problem().params)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TEXT.partition("## Which wrappers work")[0],
+        ldro.transform.__doc__,
+        transform.weighted.__doc__,
+    ],
+    ids=["docs", "ldro.transform", "transform.weighted"],
+)
+def test_the_keyword_arguments_of_update_are_named_where_a_user_looks(text):
+    assert set(forms.Arguments._fields) <= set(re.findall(r"`(\w+)[^`]*`", text))
 
 
 def test_every_row_of_the_table_is_tested():

@@ -66,7 +66,9 @@ def test_no_gradient_is_taken_of_them():
     def loss_fn(params, task):
         return problem.loss_fn(params | {"b": watched(params["b"])}, task)
 
-    tx.update(None, tx.init(problem.params), problem.params, loss_fn=loss_fn, batch=problem.batch)
+    # Which gradients are taken shows where it is traced.
+    given = {"loss_fn": loss_fn, "batch": problem.batch}
+    jax.eval_shape(lambda: tx.update(None, tx.init(problem.params), problem.params, **given))
     assert not seen
 
 
@@ -83,7 +85,8 @@ def test_upgrad_makes_no_task_worse():
     def moved(trainable):
         tx = transform.weighted(weighting.upgrad(), 2, trainable=trainable)
         tx = optax.chain(tx, frozen)
-        updates, state = tx.update(None, tx.init(params), params, loss_fn=loss_fn, batch=batch)
+        given = {"loss_fn": loss_fn, "batch": batch}
+        updates, state = problems.update(tx, None, tx.init(params), params, **given)
         return updates, transform.find_state(state)
 
     updates, state = moved(ldro.moved_by(frozen, params))
@@ -98,7 +101,8 @@ def test_the_gradient_of_no_task_is_not_added_to_them():
 
     def update(updates):
         arguments = {"loss_fn": problem.loss_fn, "batch": problem.batch}
-        return tx.update(updates, tx.init(problem.params), problem.params, **arguments)[0]
+        state = tx.init(problem.params)
+        return problems.update(tx, updates, state, problem.params, **arguments)[0]
 
     more, plain = update(ones), update(None)
     np.testing.assert_allclose(more["w"] - plain["w"], 1, rtol=1e-5)
@@ -129,7 +133,8 @@ def test_in_the_geometry_of_a_partitioned_optimizer():
         for _ in range(2):
             arguments = {"loss_fn": problem.loss_fn, "batch": problem.batch}
             known = ldro.preconditioner(state)
-            updates, state = tx.update(None, state, params, preconditioner=known, **arguments)
+            arguments["preconditioner"] = known
+            updates, state = problems.update(tx, None, state, params, **arguments)
             params = optax.apply_updates(params, updates)
         return ldro.interaction(state)
 

@@ -1,5 +1,7 @@
 """Interactions that can't be measured: what is finite is taken, and the rest is counted by task."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,22 +31,29 @@ def batch(gradients, dtype):
     return {"gradient": jnp.asarray(gradients, dtype)[:, None]}
 
 
-def make(interval=2, **options):
-    return ldro.transform(
-        N, lookahead_lr=0.1, weight_lr=0.5, interaction_interval=interval, **options
-    )
+@functools.cache
+def make(interval=2):
+    return ldro.transform(N, lookahead_lr=0.1, weight_lr=0.5, interaction_interval=interval)
 
 
-def step(tx, state, gradients, dtype, form="tasks", **extra):
-    params = jnp.zeros(3, dtype)
-    problem = problems.Problem(loss_fn, params, batch(gradients, dtype))
+@functools.cache
+def compiled(tx, form, interaction_fn):
+    """A jitted step, compiled once for all tests of a transformation and a form."""
 
     @jax.jit
-    def update(state, batch):
-        updates, arguments = problems.form_arguments(form, problem, params, batch)
+    def update(state, params, batch, extra):
+        problem = problems.Problem(loss_fn, params, batch)
+        updates, arguments = problems.form_arguments(form, problem, params)
+        if interaction_fn is not None:
+            arguments["interaction_fn"] = interaction_fn
         return tx.update(updates, state, params, **arguments, **extra)
 
-    return update(state, problem.batch)
+    return update
+
+
+def step(tx, state, gradients, dtype, form="tasks", interaction_fn=None, **extra):
+    update = compiled(tx, form, interaction_fn)
+    return update(state, jnp.zeros(3, dtype), batch(gradients, dtype), extra)
 
 
 def sevens(tx, dtype):

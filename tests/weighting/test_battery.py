@@ -198,7 +198,8 @@ def test_jit_equals_eager_and_compiles_once(name):
 def test_state_is_type_stable(name, dtype):
     method = WEIGHTINGS[name](ORDER)
     state = method.init(N, dtype)
-    _, after = jax.eval_shape(method.update, statistics(dtype), state)
+    weights, after = jax.eval_shape(method.update, statistics(dtype), state)
+    assert (weights.shape, weights.dtype) == ((N,), dtype)
     assert avals(after) == avals(state)
     assert not any(x.weak_type for x in jax.tree.leaves(state))
 

@@ -1,5 +1,6 @@
 """GRAPE, PiKE and GO4Align against their papers' rules, written out in NumPy."""
 
+import functools
 import itertools
 
 import jax
@@ -27,10 +28,13 @@ def given(losses, interaction, noise, dtype, count=0):
     return weighting.Statistics(jnp.int32(count), losses, interaction, noise=noise)
 
 
+compiled = functools.cache(jax.jit)
+
+
 def weights_of(method, steps, dtype):
     """Weights after each step."""
     state = method.init(len(steps[0][0]), jnp.dtype(dtype))
-    update = jax.jit(method.update)
+    update = compiled(method.update)
     found = []
     for count, step in enumerate(steps):
         weights, state = update(given(*step, dtype, count), state)
@@ -211,6 +215,11 @@ def test_a_number_of_groups_that_makes_no_sense_is_refused(num_groups):
         weighting.go4align(num_groups, risk_lr=1e-4)
 
 
+@functools.cache
+def made(name):
+    return METHODS[name](0.5)
+
+
 SCALES = [1e-12, 1.0, 1e12]
 
 
@@ -226,7 +235,7 @@ def test_weights_are_finite_and_twins_alike(name, of_losses, of_gradients, dtype
         interaction[1, :] = interaction[:, 1] = noise[1] = 0
         interaction, noise = of_gradients**2 * interaction, of_gradients**2 * noise
         steps.append((of_losses * losses[twins], interaction[np.ix_(twins, twins)], noise[twins]))
-    for weights in weights_of(METHODS[name](0.5), steps, dtype):
+    for weights in weights_of(made(name), steps, dtype):
         assert np.isfinite(weights).all() and (weights >= 0).all() and weights.any()
         np.testing.assert_allclose(weights[3], weights[0], rtol=50 * float(jnp.finfo(dtype).eps))
         if name != "go4align":

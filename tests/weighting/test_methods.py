@@ -17,10 +17,10 @@ INTERACTION = GRADIENTS @ GRADIENTS.T
 def weights_of(method, losses=LOSSES, interaction=INTERACTION, *, steps=1, count=0):
     losses = jnp.asarray(losses, jnp.float32)
     interaction = jnp.asarray(interaction, jnp.float32)
-    state = method.init(losses.size, jnp.float32)
+    state, update = method.init(losses.size, jnp.float32), jax.jit(method.update)
     for step in range(steps):
         current = weighting.Statistics(jnp.int32(count + step), losses, interaction)
-        weights, state = method.update(current, state)
+        weights, state = update(current, state)
     return np.asarray(weights)
 
 

@@ -144,7 +144,8 @@ def test_every_door_has_the_same_default(name):
 
 
 def test_an_interval_of_numpy_is_an_interval():
-    method = Method("a", "lookahead_exact", {"lookahead_lr": 0.1}, interaction_interval=np.int64(2))
+    rates = {"lookahead_lr": 0.1, "weight_lr": 0.1}
+    method = Method("a", "lookahead_online", rates, interaction_interval=np.int64(2))
     assert measured(method.transform(2)) == [True, False, True]
     assert type(method.settings()["interaction_interval"]) is int
 

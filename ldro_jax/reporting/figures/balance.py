@@ -56,10 +56,10 @@ def ranking(comparison: Comparison):
             if setting is comparison.baseline:
                 color = "black"
                 axes.axvline(np.nanmean(seeds), color=style.GREY, linestyle="--", linewidth=1)
-            found = spread(seeds)
+            value = spread(seeds)
             axes.plot(seeds, np.full(len(seeds), row), "|", color=color, alpha=0.35, markersize=7)
-            error = found.std if math.isfinite(found.std) else 0.0
-            axes.errorbar(found.mean, row, xerr=error, fmt="o", color=color, markersize=5)
+            error = value.std if math.isfinite(value.std) else 0.0
+            axes.errorbar(value.mean, row, xerr=error, fmt="o", color=color, markersize=5)
         axes.set_title("average over tasks" if which == "average" else "worst task")
         axes.set_xlabel(style.axis_name(values, f"{values.split} "))
         axes.grid(False, axis="y")
@@ -87,12 +87,12 @@ def task_values(comparison: Comparison):
     means, keys = [], []
     for shift, setting in zip(style.shifts(len(drawn), 0.32), drawn, strict=False):
         look = drawn_as[setting]
-        found = [values.task_spread(setting, name) for name in order]
-        means += [s.mean for s in found]
+        spreads = [values.task_spread(setting, name) for name in order]
+        means += [s.mean for s in spreads]
         axes.errorbar(
-            [s.mean for s in found],
+            [s.mean for s in spreads],
             np.arange(len(order)) + shift,
-            xerr=None if is_many else [s.std if math.isfinite(s.std) else 0.0 for s in found],
+            xerr=None if is_many else [s.std if math.isfinite(s.std) else 0.0 for s in spreads],
             fmt=look.marker,
             color=look.color,
             markersize=3 if is_many else 5,

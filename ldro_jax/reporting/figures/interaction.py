@@ -74,13 +74,13 @@ def last_interaction(comparison: Comparison) -> Interaction | None:
 
 
 @style.applied
-def interaction_matrix(found: Interaction, task_names):
+def interaction_matrix(measured: Interaction, task_names):
     """Cosine similarity between the tasks' gradients, similar tasks side by side.
 
     The bars at the right are the lengths of the gradients.
     """
-    order = similarity_order(found.cosines)
-    shown, size = found.cosines[np.ix_(order, order)], len(order)
+    order = similarity_order(measured.cosines)
+    shown, size = measured.cosines[np.ix_(order, order)], len(order)
     off_diagonal = np.abs(shown[~np.eye(size, dtype=bool)])
     # The scale follows the pairs: a diagonal of ones would wash out small cosines.
     limit = float(np.clip(off_diagonal.max(initial=0.0), 0.05, 1.0))
@@ -94,15 +94,15 @@ def interaction_matrix(found: Interaction, task_names):
             colour = "white" if abs(cosine) > 0.6 * limit else "black"
             text = f"{cosine:.2f}".replace("-", "−")
             axes.text(j, i, text, ha="center", va="center", fontsize=9, color=colour)
-    side.barh(range(size), found.norms[order], style.thickness(size), color="#777777")
+    side.barh(range(size), measured.norms[order], style.thickness(size), color="#777777")
     side.set_ylim(size - 0.5, -0.5)
     side.set_yticks([])
     side.grid(False, axis="y")
     side.locator_params(axis="x", nbins=3)
     side.set_xlabel("gradient\nnorm")
-    plural = "s" if found.seeds > 1 else ""
-    label = style.short(found.label, 40)
-    axes.set_title(f"{label}, step {found.step}, mean over {found.seeds} seed{plural}")
+    plural = "s" if measured.seeds > 1 else ""
+    label = style.short(measured.label, 40)
+    axes.set_title(f"{label}, step {measured.step}, mean over {measured.seeds} seed{plural}")
     figure.colorbar(
         image, ax=side, location="right", label="cosine similarity", extend="max", shrink=0.8
     )

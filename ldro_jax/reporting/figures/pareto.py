@@ -33,15 +33,17 @@ def pareto_frontiers(frontiers: Frontiers):
     some of them outside: the axes show where the frontiers are.
     """
     looks = style.looks(frontiers.clouds)
-    seeds = sorted({s for found in frontiers.clouds.values() for s, c in found.items() if len(c)})
+    seeds = sorted(
+        {s for by_seed in frontiers.clouds.values() for s, c in by_seed.items() if len(c)}
+    )
     columns = min(len(seeds), 3)
     rows = math.ceil(len(seeds) / columns)
     figure = style.new_figure(style.WIDTH, 0.7 + {1: 4.6, 2: 3.9, 3: 3.1}[columns] * rows)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     shown, markers = [], {"markersize": 5.5, "mec": "white", "mew": 0.6}
     for axes, seed in zip(grid.flat, seeds, strict=False):
-        for method, found in frontiers.clouds.items():
-            points, look = found.get(seed, np.zeros((0, 2))), looks[method]
+        for method, by_seed in frontiers.clouds.items():
+            points, look = by_seed.get(seed, np.zeros((0, 2))), looks[method]
             axes.plot(*points.T, ".", color=look.color, markersize=4, alpha=0.25, mew=0)
             shown.append(non_dominated(points, frontiers.higher_is_better))
             axes.plot(*shown[-1].T, linewidth=1.5, zorder=3, **look.options, **markers)

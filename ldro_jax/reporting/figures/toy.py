@@ -9,15 +9,14 @@ _RED = "#d40000"
 
 
 @style.applied
-def trajectories(panels, task_points, outlier, centre, radius):
+def trajectories(panels, task_points, outlier, radius):
     """Draws where each method's prediction goes, with tasks as points to be near.
 
     Args:
       panels: pairs of a title and `{method: path}`, each path of shape [T, 2].
       task_points: the tasks' points, shape [N, 2].
-      outlier: the outlier task's point, shape [2].
-      centre: the centre of the disc that cannot be entered, shape [2].
-      radius: its radius.
+      outlier: the outlier task's point, shape [2], the centre of the disc that cannot be entered.
+      radius: of that disc.
 
     Returns:
       A figure with one panel per title, all with the same axes.
@@ -29,9 +28,8 @@ def trajectories(panels, task_points, outlier, centre, radius):
     methods = dict.fromkeys(m for _, paths in panels for m in paths)
     drawn_as = style.looks(methods, without=[style.COLOURS[2]])
     task_points, outlier = np.reshape(task_points, (-1, 2)), np.asarray(outlier, dtype=float)
-    centre = np.asarray(centre, dtype=float)
     corners = [task_points, outlier[None], *(p for _, paths in panels for p in paths.values())]
-    corners = np.concatenate([*corners, [centre - radius, centre + radius]])
+    corners = np.concatenate([*corners, [outlier - radius, outlier + radius]])
     corners = corners[np.isfinite(corners).all(axis=1)]
     low, high = corners.min(axis=0), corners.max(axis=0)
     pad = 0.06 * (high - low).max()
@@ -40,8 +38,7 @@ def trajectories(panels, task_points, outlier, centre, radius):
     figure = style.new_figure(width * len(panels), min(height, 5.0) + 1.2)
     grid = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)
     for axes, (title, paths) in zip(grid.flat, panels, strict=True):
-        x, y = centre
-        axes.add_patch(Circle((float(x), float(y)), radius, color="#dcdcdc", zorder=0, linewidth=0))
+        axes.add_patch(Circle(outlier.tolist(), radius, color="#dcdcdc", zorder=0, linewidth=0))
         axes.plot(*task_points.T, "o", color="#F0C000", mec="#806600", markersize=6, zorder=3)
         axes.plot(*outlier, "*", color=_RED, mec="#7a2c00", markersize=13, zorder=3)
         for i, (method, path) in enumerate(paths.items()):

@@ -32,10 +32,10 @@ def mean_weights(setting: Setting) -> tuple[np.ndarray, np.ndarray] | None:
 
 def moving_weights(comparison: Comparison) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Steps and mean weights of the methods whose weights change in training, by label."""
-    found = {s.label: mean_weights(s) for s in comparison.shown}
+    by_label = {s.label: mean_weights(s) for s in comparison.shown}
     return {
         label: series
-        for label, series in found.items()
+        for label, series in by_label.items()
         if series is not None and np.nanmax(np.ptp(series[1], axis=0), initial=0.0) > 1e-6
     }
 

@@ -57,7 +57,7 @@ class Drawer:
         :meth:`following` gives them.
 
     Raises:
-      ValueError: if no batch can be drawn so.
+      ValueError: if the sampler is unknown, or needs ``sizes``.
     """
 
     sampler: str
@@ -70,10 +70,6 @@ class Drawer:
 
     def __post_init__(self):
         checks.one_of("sampler", self.sampler, ("balanced", "uniform", "probabilities"))
-        least = self.num_tasks if self.sampler == "balanced" else 1
-        if self.size < least:
-            what = ", a row of each task," if least > 1 else ","
-            raise ValueError(f"size must be at least {least}{what} but it is {self.size}.")
         if self.sampler == "uniform" and self.sizes is None:
             raise ValueError(
                 "sampler must be 'balanced' for tasks without a number of rows, but it is "
@@ -86,13 +82,9 @@ class Drawer:
         return len(self.counts)
 
     def next(self) -> tuple[Draw, "Drawer"]:
-        """Draws a batch.
+        """Draws a batch. Returns the draw, and what draws the batch after it.
 
-        Interleaved rows of all tasks lie on every device when a balanced batch is split over
-        devices.
-
-        Returns:
-          The draw, and what draws the batch after it.
+        A balanced batch has the tasks in turn, so each device that takes a part of it gets all.
         """
         tasks = {
             "balanced": self._in_turn,
@@ -125,23 +117,16 @@ class Drawer:
         return rng.choice(self.num_tasks, size=self.size, p=share / share.sum())
 
     def ahead(self, rows: int) -> Draw:
-        """The rows that come next, the tasks in turn, without drawing them.
-
-        Args:
-          rows: how many of all tasks.
-
-        Returns:
-          The draw: row r is of task ``r mod N``.
-        """
+        """The rows that come next, row r of task ``r mod N``, without drawing them."""
         tasks = np.arange(rows) % self.num_tasks
         return Draw(tasks.astype(np.int32), numbered(tasks, self.counts)[0])
 
     def expected(self, tasks: Any) -> Any:
         """How many rows of each task a batch has, or has on average if it is drawn at random.
 
-        A row counts ``w_i`` over its task's number here, so that a task counts by its weight w
-        whatever its rows: with probabilities q the gradient is that of the weighted loss in
-        expectation, however the weights have moved since q was set.
+        The weight of a row is ``w_i`` divided by this number for its task, so that a task counts by
+        its weight whatever its rows: with probabilities q the gradient is that of the weighted loss
+        in expectation, however the weights have moved since q was set.
 
         Args:
           tasks: the task of each row of the batch, ``[B]``, a NumPy or JAX array.
@@ -159,14 +144,9 @@ class Drawer:
         return np.bincount(tasks, None, self.num_tasks).astype(np.float32)
 
     def following(self, weights: Any, seen: Any = True) -> "Drawer":
-        """The same with the probabilities of some task weights, if it draws by probabilities.
+        """The same drawer, whose probabilities, if it draws by these, are those of task weights.
 
-        Args:
-          weights: ``[N]``.
-          seen: the tasks that were in some batch so far, bool ``[N]``.
-
-        Returns:
-          It; see :func:`~ldro_jax.tasks.drawing.shares.probabilities_of_weights`.
+        See :func:`~ldro_jax.tasks.drawing.shares.probabilities_of_weights` for the arguments.
         """
         if self.sampler != "probabilities":
             return self
@@ -174,7 +154,7 @@ class Drawer:
         return dataclasses.replace(self, probabilities=probabilities)
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it, in plain JSON types."""
+        """What a checkpoint keeps of the drawer, in plain JSON types."""
         probabilities = self.probabilities
         return {
             "version": VERSION,
@@ -185,16 +165,10 @@ class Drawer:
         }
 
     def restored(self, record: Mapping[str, Any] | None) -> "Drawer":
-        """Goes on from where :meth:`record` was called.
-
-        Args:
-          record: what it gave, of a drawer with this one's sampler and tasks.
-
-        Returns:
-          The drawer.
+        """The drawer at the place of which :meth:`record` was made.
 
         Raises:
-          ValueError: if it is of another version, sampler or number of tasks.
+          ValueError: if the record is of another version, sampler or number of tasks.
         """
         version = (record or {}).get("version")
         if record is None or version != VERSION:
@@ -242,11 +216,7 @@ def numbered(tasks: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def rows_by_task(tasks: np.ndarray, num_tasks: int) -> np.ndarray:
-    """Where the rows of each task are in a balanced batch.
-
-    Args:
-      tasks: the task of each row, ``[B]``, the tasks in turn.
-      num_tasks: N.
+    """Where the rows of each task are in a batch that has the tasks in turn, ``[B]``.
 
     Returns:
       int32 ``[N, ⌈B / N⌉]``; −1 where a task has fewer rows than others.

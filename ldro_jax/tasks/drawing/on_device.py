@@ -36,7 +36,7 @@ def stretch(drawer: Drawer, key: jax.Array, start: jax.typing.ArrayLike, num_ste
 def _balanced(key, start, num_steps: int, sizes: np.ndarray, batch_size: int) -> Draw:
     """Where N doesn't divide the batch, the tasks take turns in having one row more.
 
-    None has ever drawn over one more than another.
+    No task is ever more than one row ahead of another.
     """
     num_tasks = sizes.size
     share, extra = divmod(batch_size, num_tasks)
@@ -74,15 +74,9 @@ def _uniform(key, start, num_steps: int, sizes: np.ndarray, batch_size: int) -> 
 
 
 def _epochs(key: jax.Array, positions: jax.Array, sizes: np.ndarray) -> jax.Array:
-    """Looks positions of endless streams up, each a fresh random order of its task in every epoch.
+    """The rows at ascending positions, int32 ``[N, P]``, of one endless stream for each task.
 
-    Args:
-      key: of all streams.
-      positions: ascending, int32 ``[N, P]``.
-      sizes: rows of each task, a NumPy array ``[N]``.
-
-    Returns:
-      Indices, int32 ``[N, P]``.
+    The ``sizes[n]`` rows of a task come in a fresh random order in every epoch of its stream.
     """
 
     def one_task(key, positions, size, capacity, num_epochs):
@@ -116,15 +110,10 @@ def _epochs(key: jax.Array, positions: jax.Array, sizes: np.ndarray) -> jax.Arra
 
 
 def places(tasks: jax.Array, num_tasks: int, capacity: int) -> jax.Array:
-    """Where the rows of each task are in one batch.
-
-    Args:
-      tasks: the task of each row, int32 ``[B]``.
-      num_tasks: N.
-      capacity: room for rows of a task; more are left out.
+    """Where the rows of each task are in one batch, whose tasks are int32 ``[B]``.
 
     Returns:
-      int32 ``[N, capacity]``, filled up with −1.
+      int32 ``[N, capacity]``, filled up with −1; more rows of a task than that are left out.
     """
     belongs = tasks[:, None] == jnp.arange(num_tasks, dtype=jnp.int32)[None, :]  # [B, N]
     rank = jnp.sum(jnp.where(belongs, jnp.cumsum(belongs, axis=0), 0), axis=1) - 1

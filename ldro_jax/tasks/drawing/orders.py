@@ -26,11 +26,7 @@ class Orders:
         self._known: dict[int, tuple[int, int, np.ndarray]] = {}
 
     def __call__(self, task: int, index: int) -> tuple[int, int]:
-        """Looks a row up.
-
-        Args:
-          task: of the row.
-          index: how many rows of that task come before it, in all epochs.
+        """Looks up the row before which ``index`` rows of its task come, in all epochs.
 
         Returns:
           Where the rows of its epoch begin, from 0 to the remainder, and which of them it is.

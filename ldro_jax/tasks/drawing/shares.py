@@ -6,13 +6,10 @@ import numpy as np
 
 
 def probabilities(weights: Any) -> np.ndarray:
-    """Scales one number for each task to probabilities.
+    """Scales one number for each task to probabilities, float32 ``[N]``.
 
-    Args:
-      weights: ``[N]``, which may sum to any number; a negative one counts by its size.
-
-    Returns:
-      ``[N]``, float32, which sum to one; even ones if the weights sum to zero or to no number.
+    A negative one counts by its size. If they sum to zero or to no number, the probabilities are
+    even.
     """
     sizes = np.abs(np.asarray(weights, np.float64))
     total = sizes.sum()

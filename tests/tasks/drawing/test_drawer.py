@@ -213,19 +213,12 @@ def test_a_place_that_does_not_fit_is_refused_in_one_line():
 
 
 @pytest.mark.parametrize(
-    ("sampler", "size", "message"),
+    ("sampler", "message"),
     [
-        ("balanced", 3, "size must be at least 4, a row of each task, but it is 3"),
-        ("balanced", 0, "size must be at least 4, a row of each task, but it is 0"),
-        ("uniform", 0, "size must be at least 1, but it is 0"),
-        (
-            "uniform",
-            4,
-            "'balanced' for tasks without a number of rows, but it is 'uniform'",
-        ),
-        ("random", 4, "sampler must be one of .*, but it is 'random'"),
+        ("uniform", "'balanced' for tasks without a number of rows, but it is 'uniform'"),
+        ("random", "sampler must be one of .*, but it is 'random'"),
     ],
 )
-def test_batches_that_can_not_be_drawn_are_refused(sampler, size, message):
+def test_batches_that_can_not_be_drawn_are_refused(sampler, message):
     with pytest.raises(ValueError, match=message):
-        drawing.Drawer(sampler, size, np.zeros(4, np.int64))
+        drawing.Drawer(sampler, 4, np.zeros(4, np.int64))

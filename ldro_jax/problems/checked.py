@@ -1,0 +1,55 @@
+"""Arrays and metrics as users give them, checked."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldro_jax.runtime import checks, errors
+
+
+def numbers(name: str, part: str, array: Any, *, finite: bool = True) -> np.ndarray:
+    """The array that something is, checked."""
+    # Of a list of them NumPy would keep no mask.
+    parts = array if isinstance(array, (list, tuple)) else [array]
+    for each in parts:
+        checks.on_device(name, part, each)
+    try:
+        found = np.asarray(array)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must have {part} that are one array, but they can't be made one "
+            f"({errors.first_line(error)})."
+        ) from error
+    is_small = found.dtype.name == "bfloat16"
+    if not (is_small or (found.dtype.kind in "biuf" and found.itemsize <= 8)):
+        raise ValueError(f"{name} must have {part} that are numbers, but they are {found.dtype}.")
+    comparable = found.astype(np.float32) if is_small else found
+    if finite and found.dtype.kind not in "biu" and not np.isfinite(comparable).all():
+        raise ValueError(f"{name} must have {part} that are finite, but some are NaN or infinite.")
+    checks.on_device(name, part, found)
+    return found
+
+
+def value(
+    measure: Callable[[Any, Any], Any], outputs: Any, rows: dict[str, jax.Array], count: jax.Array
+) -> jax.Array:
+    """What a metric says of one task's rows, of which there are ``count``."""
+    size, name = len(rows["task"]), checks.called(measure)
+    with errors.of(f"metrics: {name}"):
+        given = measure(outputs, rows)
+    try:
+        found = jnp.asarray(given)
+    except (TypeError, ValueError):  # text, a dictionary, or nothing
+        found = None
+    if found is None or found.shape not in ((), (size,)) or jnp.iscomplexobj(found):
+        described = checks.shown(given) if found is None else f"{found.dtype}{list(found.shape)}"
+        raise ValueError(
+            "metrics must give one real number for each row of a task, a shape of "
+            f"{[size]}, or one for all of them, but {name} gives {described}."
+        )
+    found = found.astype(jnp.float32)
+    # XLA multiplies by the inverse of a number that it knows, and n · (1/n) may be less than 1.
+    return jnp.sum(found) / count.astype(jnp.float32) if found.ndim else found

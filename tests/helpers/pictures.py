@@ -1,0 +1,15 @@
+"""Reports without what takes longest in them."""
+
+import base64
+
+# The smallest PNG file.
+_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
+)
+
+
+def leave_out(patch):
+    """Figures are drawn, but what is written of them is a single pixel."""
+    from matplotlib.figure import Figure
+
+    patch.setattr(Figure, "savefig", lambda self, file, **options: file.write(_PIXEL))
