@@ -312,8 +312,12 @@ def _look(model: _Library, all_inputs: Any, inputs: Any, name: tuple[str, ...]) 
 
     # A call that is jitted or rematerialised assigns all variables, changed or not.
     if _assigned(evaluated, key, params, inputs):
-        single = all_inputs if not name else {name[0]: inputs}
-        if moved := _moved(lambda key, x: evaluated(key, model.make(key, single)[0], x), inputs):
+
+        def made_and_called(key, x):
+            params, _ = model.make(key, {name[0]: x} if name else x)
+            return evaluated(key, params, x)
+
+        if moved := _moved(made_and_called, inputs):
             raise _unsupported(model.model, f"changes {', '.join(moved)} in a call")
     if _depends_on_key(lambda made, *given: evaluated(made, *given).outputs, params, inputs):
         raise _unsupported(
