@@ -4,8 +4,8 @@
     python benchmarks/shared_inputs.py --labels 10,14,40,1000 --rounds 20
 
 A residual network of six layers of 512 on batches of 128 rows of random numbers, with a head for
-each label. Stretches of the trainer's steps, batches included, beside a compiled loop that draws its
-rows in the same way and has nothing of this library around it.
+each label. Stretches of the trainer's steps, batches included, beside a compiled loop that draws
+its rows in the same way and has nothing else of this library.
 """
 
 import argparse
@@ -35,6 +35,7 @@ class Network(nn.Module):
 
     @nn.compact
     def __call__(self, inputs):
+        """Outputs ``[R, labels]``."""
         x = nn.Dense(WIDTH)(inputs)
         for _ in range(LAYERS):
             x = x + nn.relu(nn.Dense(WIDTH)(x)) / LAYERS

@@ -10,15 +10,20 @@ from ldro_jax.problems.arrays import ArrayProblem, from_arrays
 from ldro_jax.problems.base import Metric, OnDevice, Problem
 from ldro_jax.problems.classifiers import accuracy, classification, cross_entropy
 from ldro_jax.problems.language_models import LanguageModel, language_model
+from ldro_jax.problems.models import Functions
+from ldro_jax.problems.tables import Table, TableProblem
 from ldro_jax.tasks.source import Source
 
 __all__ = [
     "ArrayProblem",
+    "Functions",
     "LanguageModel",
     "Metric",
     "OnDevice",
     "Problem",
     "Source",
+    "Table",
+    "TableProblem",
     "accuracy",
     "classification",
     "cross_entropy",

@@ -9,7 +9,8 @@ import optax
 import pytest
 from helpers import labelled, tiny
 
-from ldro_jax import transform
+from ldro_jax import problems, transform
+from ldro_jax.records import results
 from ldro_jax.sharding import Layout
 from ldro_jax.tasks import drawing
 from ldro_jax.training.batches import Batches
@@ -34,10 +35,10 @@ METHODS = {
 LAYOUTS = {"stacked": None, "one": tiny.ONE, "4 x 2": Layout(data=4, model=2)}
 
 
-def program(problem, method, layout, **options):
+def program(problem, method, layout, optimizer=None, **options):
     engine = StackedEngine if layout is None else MeshedEngine
     batches = Batches(SIZE, layout=layout, **options)
-    return engine(problem, optax.sgd(RATE, momentum=0.9), batches).program(method)
+    return engine(problem, optimizer or optax.sgd(RATE, momentum=0.9), batches).program(method)
 
 
 def rows_of(a_program):
@@ -171,7 +172,7 @@ def test_microbatches_move_the_statistics_once_a_step(layout):
 
 @pytest.mark.parametrize("layout", ["stacked", "one", "4 x 2"])
 def test_tables_that_differ_are_trained_together(layout):
-    a_program = program(labelled.two_tables(), LDRO, LAYOUTS[layout])
+    a_program = program(labelled.two_tables(), LDRO, LAYOUTS[layout], optax.sgd(0.02))
     a_program.check()
     a_program.check_evaluation()
     session = a_program.start([Trial(LDRO, SEED)])
@@ -179,3 +180,94 @@ def test_tables_that_differ_are_trained_together(layout):
     session.advance(200, lambda step: False, tiny.Progress())
     last = a_program.evaluate(session.state(0).params, "validation")["error"]
     assert (last < first).all()
+
+
+def results_of(run):
+    return results.run_to_record(dataclasses.replace(run, seconds_per_step=None))
+
+
+@pytest.mark.parametrize("layout", ["stacked", "one"])
+@pytest.mark.parametrize("make", [labelled.problem, labelled.two_tables])
+def test_an_interrupted_run_ends_with_the_same_bits(make, layout, tmp_path):
+    method = dataclasses.replace(LDRO, interaction_interval=3)
+    a_program, schedule = program(make(), method, LAYOUTS[layout]), tiny.schedule(20, 5, 5)
+    whole = tiny.train(a_program, tmp_path / "whole", schedule)
+    again = a_program.engine.program(method)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(again, tmp_path / "pieces", schedule, progress=tiny.Progress(stop_after=2))
+    progress = tiny.Progress()
+    run = tiny.train(again, tmp_path / "pieces", schedule, progress=progress)
+    assert "resumed at step" in progress.lines[0]
+    assert results_of(run) == results_of(whole)
+
+
+def test_runs_together_end_as_one_at_a_time(tmp_path):
+    engine = StackedEngine(
+        labelled.problem(), optax.sgd(RATE, momentum=0.9), Batches(SIZE), together="vmap"
+    )
+    together, alone = engine.program(LDRO), program(labelled.problem(), LDRO, None)
+    trials, schedule = [Trial(LDRO, seed) for seed in (0, 1)], tiny.schedule(10, 10, 10)
+    runs = tiny.train_together(together, tmp_path / "all", trials, schedule)
+    for trial, run in zip(trials, runs, strict=True):
+        (expected,) = tiny.train_together(alone, tmp_path / str(trial.seed), [trial], schedule)
+        np.testing.assert_allclose(run.losses.values, expected.losses.values, rtol=1e-4)
+        np.testing.assert_allclose(run.weights.values, expected.weights.values, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "one"])
+def test_rows_of_one_task_each_train_models_with_statistics(layout):
+    # The whole batch is normalised, whatever the tasks of its rows.
+    rng = np.random.default_rng(0)
+    data = {
+        task: tuple(rng.normal(size=(12, width)).astype(np.float32) for width in (4, 1))
+        for task in labelled.TASKS
+    }
+    model = labelled.Network(rate=0.0, outputs=1)
+    problem = problems.from_arrays(
+        data,
+        model=model,
+        loss=lambda outputs, rows: jnp.sum((outputs - rows["targets"]) ** 2, axis=1),
+        metrics={labelled.LOSS_ERROR: lambda o, rows: jnp.sum((o - rows["targets"]) ** 2, axis=1)},
+        validation=data,
+        test=data,
+    )
+    options = {"size": 9} if layout == "stacked" else {"size": 9, "layout": tiny.ONE}
+    engine = StackedEngine if layout == "stacked" else MeshedEngine
+    a_program = engine(problem, optax.sgd(RATE), Batches(**options)).program(LDRO)
+    session = a_program.start([Trial(LDRO, SEED)])
+    variables = jax.tree.map(np.array, session.state(0).params)
+    if layout == "stacked":
+        sizes, key = np.array([12] * 3), jax.random.fold_in(jax.random.key(SEED), 1)
+        drawn = drawing.stretch(drawing.Drawer("balanced", 9, 0 * sizes, sizes=sizes), key, 0, 1)
+        rows = problem.on_device.take(
+            problem.on_device.arrays, key, 0, drawn.tasks[0], drawn.indices[0]
+        )
+    else:
+        batch, _ = a_program.feed.batch(problem.source(SEED), a_program.feed.drawer(LDRO, SEED))
+        rows = batch.rows
+    belongs = jnp.asarray(rows["task"])[None, :] == jnp.arange(3)[:, None]
+
+    def losses(params):
+        outputs, new = model.apply(
+            {"params": params, "batch_stats": variables["batch_stats"]},
+            rows["inputs"],
+            train=True,
+            mutable=["batch_stats"],
+        )
+        each = jnp.sum((outputs - rows["targets"]) ** 2, axis=1)
+        return jnp.sum(jnp.where(belongs, each[None, :], 0), axis=1) / 3, new["batch_stats"]
+
+    expected, statistics = losses(variables["params"])
+    jacobian, _ = jax.jacrev(losses, has_aux=True)(variables["params"])
+    flat = np.concatenate([np.reshape(x, (3, -1)) for x in jax.tree.leaves(jacobian)], axis=1)
+    session.advance(1, lambda step: False, tiny.Progress())
+    state = session.state(0)
+    weighted = transform.find_state(state.opt_state)
+    np.testing.assert_allclose(weighted.losses, expected, rtol=1e-5)
+    np.testing.assert_allclose(weighted.interaction, flat @ flat.T, rtol=1e-4, atol=1e-5)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, **close),
+        state.params["batch_stats"],
+        statistics,
+    )
