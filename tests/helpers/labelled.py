@@ -59,9 +59,9 @@ def two_tables(model=None):
 
     def of_split():
         first, second = (rng.normal(size=(12, width)).astype(np.float32) for width in (4, 2))
-        classes = rng.integers(0, 2, 12)
+        classes, there = np.int32(first[:, 0] > 0), rng.random(12) < 0.8
         return {
-            "wide": Table(first, {"sum": first.sum(1), "sign": classes}, {"sign": classes < 2}),
+            "wide": Table(first, {"sum": first.sum(1), "sign": classes}, {"sign": there}),
             "narrow": Table({"x": second}, {"product": second.prod(1)}),
         }
 
