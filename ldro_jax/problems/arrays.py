@@ -28,35 +28,47 @@ def from_arrays(
     train: Any,
     *,
     model: Any,
-    loss: RowFunction,
-    metrics: Mapping[base.Metric, MetricFunction],
+    loss: RowFunction | Mapping[str, RowFunction],
+    metrics: Mapping[base.Metric, MetricFunction | Mapping[str, MetricFunction]],
     validation: Any,
     test: Any,
+    penalty: Callable[[Any], jax.Array] | None = None,
 ) -> "ArrayProblem | tables.TableProblem":
     """Makes a problem of arrays in memory.
 
-    Tasks may have any number of examples each. All inputs have one shape, and all targets one:
-    where they differ between tasks, fill them up, and let the loss look at ``rows["task"]``. What
-    the model gives for a row must not depend on the rows beside it.
+    Tasks may have any number of examples each. With rows of one task each, all inputs have one
+    shape, and all targets one. Where an input has labels of several tasks, or tasks differ in
+    shape, the data is a :class:`~ldro_jax.problems.Table` or a dictionary of them. The model then
+    gives the outputs of each task, in an array ``[R, tasks, ...]`` or a dictionary by task, and is
+    told the name of the table where there are several. The loss of a task is the mean over the rows
+    that have its label; labels that are missing count in no loss and no metric.
 
     Args:
-      train: for each task, by name, its inputs ``[examples, ...]`` and targets ``[examples, ...]``.
+      train: for each task, by name, its inputs ``[examples, ...]`` and targets ``[examples, ...]``;
+        or a :class:`~ldro_jax.problems.Table`, or a dictionary of tables by name.
       model: a Flax Linen module, a function that makes a Flax NNX module, or a pair of functions;
-        see :func:`ldro_jax.problems.models.as_functions`.
+        see :func:`ldro_jax.problems.models.as_functions`. With batch normalisation and dropout it is
+        told when it trains. Then a training pass normalises over the whole batch, of all tasks, and
+        moves the running statistics once; the interaction is measured in the same pass, with the
+        same mask of dropout, at N backward passes over the batch.
       loss: ``(outputs, rows) -> [R]``, from the model's outputs for some rows, and the rows, to the
         loss of each. The rows are ``{"inputs": [R, ...], "targets": [R, ...], "task": int32 [R]}``.
+        With tables it is called for each task, or is a dictionary of a function for each.
       metrics: for each metric, a function of the outputs for all examples of one task, and of these
-        as rows. It gives ``[R]``, whose mean is the task's value, or that value, one number, as a
-        correlation is. Methods are compared by the first metric. All are traced, so they compute
-        with ``jax.numpy``, not with scikit-learn. Where each task is measured in another way, the
-        function looks at ``rows["task"]``: ``jnp.where(rows["task"] == 0, is_right,
-        -squared_error)`` is better the higher it is.
+        as rows; with tables also a dictionary of such functions by task. It gives ``[R]``, whose
+        mean is the task's value, or that value, one number, as a correlation is. Methods are
+        compared by the first metric. What JAX can't trace, such as scikit-learn's functions, is
+        given NumPy's arrays. Where each task is measured in another way, the function looks at
+        ``rows["task"]``: ``jnp.where(rows["task"] == 0, is_right, -squared_error)`` is better the
+        higher it is.
       validation: examples of the same tasks to choose by.
       test: examples of the same tasks to report on.
+      penalty: ``params -> scalar``, a loss of no task, such as a norm of the parameters. No method
+        weighs it.
 
     Raises:
-      ValueError: if the arrays don't fit together, something is of another kind, or the model has
-        something besides parameters (see :func:`ldro_jax.problems.models.as_functions`).
+      ValueError: if the arrays don't fit together, something is of another kind, or an evaluation
+        of the model isn't a function of its parameters and inputs alone.
 
     Example:
       >>> import numpy as np
@@ -80,7 +92,7 @@ def from_arrays(
     if isinstance(train, tables.Table) or (
         isinstance(train, Mapping) and any(isinstance(x, tables.Table) for x in train.values())
     ):
-        return tables.TableProblem(splits, model, loss, metrics)
+        return tables.TableProblem(splits, model, loss, metrics, penalty=penalty)
     checks.require(
         isinstance(train, Mapping) and len(train) > 0,
         "train",
@@ -91,7 +103,7 @@ def from_arrays(
     joined: dict[str, Split] = {}
     for name, split in splits.items():
         joined[name] = _joined(name, split, names, like=joined.get("train"))
-    return ArrayProblem(names, joined, model, loss, metrics)
+    return ArrayProblem(names, joined, model, loss, metrics, penalty=penalty)
 
 
 class ArrayProblem(base.Problem):
@@ -105,6 +117,7 @@ class ArrayProblem(base.Problem):
       metrics: see :func:`from_arrays`.
       prepare: from inputs as they are stored, ``[R, ...]``, to those of the model; applied on the
         device, so that images can be stored as bytes.
+      penalty: see :func:`from_arrays`.
     """
 
     def __init__(
@@ -116,7 +129,9 @@ class ArrayProblem(base.Problem):
         metrics: Mapping[base.Metric, MetricFunction],
         *,
         prepare: Callable[[jax.Array], jax.Array] = lambda inputs: inputs,
+        penalty: Callable[[Any], jax.Array] | None = None,
     ):
+        self.penalty = penalty
         self.task_names = tuple(task_names)
         checks.function("loss", loss, example="a function (outputs, rows) -> [R]")
         expected = "a dictionary from a Metric to a function (outputs, rows) -> [R] or one number"
@@ -133,9 +148,10 @@ class ArrayProblem(base.Problem):
             np.asarray(train.sizes),
             lambda arrays, key, step, tasks, indices: self._rows(arrays, tasks, indices),
         )
-        self._evaluate = jax.jit(self._task_values, static_argnums=2)
         self._model = self._looked_at(model)
         self.draws_at_random = self._model.draws
+        self._on_host = self._not_traced()
+        self._evaluate = jax.jit(self._task_values, static_argnums=2)
 
     @override
     def replaced(self, params: Any) -> Any:
@@ -171,28 +187,61 @@ class ArrayProblem(base.Problem):
 
     @override
     def evaluate(self, params: Any, split: str) -> dict[str, Any]:
-        return self._evaluate(params, self._placed[split], split)
+        values, outputs = self._evaluate(params, self._placed[split], split)
+        if not self._on_host:
+            return values
+        held_out = jax.tree.map(np.asarray, self._splits[split])
+        outputs = jax.device_get(outputs)
+        found: dict[str, list[float]] = {name: [] for name in self._on_host}
+        for task, (start, size) in enumerate(zip(held_out.starts, held_out.sizes, strict=True)):
+            where = slice(start, start + size)
+            rows = {
+                "inputs": held_out.inputs[where],
+                "targets": held_out.targets[where],
+                "task": np.full(size, task, np.int32),
+            }
+            mine = jax.tree.map(lambda x, where=where: x[where], outputs)
+            for name in self._on_host:
+                found[name].append(checked.number(self._measures[name], mine, rows))
+        return {**values, **{name: np.float32(x) for name, x in found.items()}}
+
+    def _not_traced(self) -> list[str]:
+        """The metrics that JAX can't trace, such as scikit-learn's; NumPy computes them."""
+        inputs, rows, outputs = self._abstract_rows(2)
+        del inputs
+        return [n for n, f in self._measures.items() if not checked.is_traced(f, outputs, rows)]
+
+    def _abstract_rows(self, size: int) -> tuple[Any, dict[str, Any], Any]:
+        """Shapes of the inputs of so many held-out rows, of these rows, and of their outputs."""
+        held_out = self._splits[self.splits[0]]
+        inputs, targets = (
+            jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
+            for x in (held_out.inputs, held_out.targets)
+        )
+        rows = {"inputs": inputs, "targets": targets, "task": jnp.zeros(size, jnp.int32)}
+        params = jax.eval_shape(self.init, jax.random.key(0))
+        return inputs, rows, jax.eval_shape(self.apply, params, inputs)
 
     @override
     def check_evaluation(self, params: Any) -> bool:
         for name in self.splits:
             evaluate = functools.partial(self._task_values, split=name)
             jax.eval_shape(evaluate, params, self._splits[name])
-        return True
+        # What NumPy computes is tried.
+        return not self._on_host
 
     @override
     def evaluation_digests(self, params: Any) -> dict[str, str]:
-        held_out = self._splits[self.splits[0]]
-        size = int(np.max(held_out.sizes))
-        inputs, targets = (
-            jax.ShapeDtypeStruct((size, *x.shape[1:]), jax.dtypes.canonicalize_dtype(x.dtype))
-            for x in (held_out.inputs, held_out.targets)
-        )
-        rows = {"inputs": inputs, "targets": targets, "task": jnp.zeros(size, jnp.int32)}
-        outputs = jax.eval_shape(self.apply, params, inputs)
+        size = int(np.max(self._splits[self.splits[0]].sizes))
+        inputs, rows, outputs = self._abstract_rows(size)
         model = traced.of(self.apply, params, inputs)
         return {
-            name: model + traced.of(measure, outputs, rows)
+            name: model
+            + (
+                traced.of_code(measure)
+                if name in self._on_host
+                else traced.of(measure, outputs, rows)
+            )
             for name, measure in self._measures.items()
         }
 
@@ -248,7 +297,10 @@ class ArrayProblem(base.Problem):
         return functions
 
     def _task_values(self, params, arrays, split):
-        """The values of each metric, each task measured on its own rows alone, ``[N]``."""
+        """The metrics that JAX computes, each task on its own rows alone, ``[N]`` by name.
+
+        And the outputs, for those that NumPy computes.
+        """
         inputs, targets, counts = arrays
         sizes, starts = np.asarray(self._splits[split].sizes), self._splits[split].starts
         outputs = self._outputs(params, inputs, sizes.max())
@@ -260,9 +312,10 @@ class ArrayProblem(base.Problem):
                 (outputs, {"inputs": inputs, "targets": targets}),
             )
             rows["task"] = jnp.full(size, task, jnp.int32)
-            return {name: checked.value(f, mine, rows, count) for name, f in self._measures.items()}
+            return {name: checked.value(f, mine, rows, count) for name, f in measures.items()}
 
-        values = {name: jnp.zeros(self.num_tasks, jnp.float32) for name in self._measures}
+        measures = {n: f for n, f in self._measures.items() if n not in self._on_host}
+        values = {name: jnp.zeros(self.num_tasks, jnp.float32) for name in measures}
         # A function of all rows has no use for a mask, so each size is traced for itself.
         for size in np.unique(sizes):
             tasks = np.flatnonzero(sizes == size)
@@ -270,7 +323,7 @@ class ArrayProblem(base.Problem):
             measure = functools.partial(one_task, size=int(size))
             measured = jax.lax.map(measure, (*where, counts[tasks]))
             values = jax.tree.map(lambda x, new, t=tasks: x.at[t].set(new), values, measured)
-        return values
+        return values, outputs if self._on_host else ()
 
     def _outputs(self, params, inputs, group):
         """The model's outputs for all rows, ``[E, ...]``, computed in groups of one size.

@@ -65,6 +65,8 @@ class Problem(abc.ABC):
       reference: parameters of a reference model, if there is one; see :meth:`with_reference`.
       reference_identity: what tells one reference from another, a part of ``identity``.
       observe: what to keep of the parameters after every step, ``params -> [D]``, if anything.
+      penalty: a loss of no task, ``params -> scalar``, whose gradient is added to the weighted one;
+        ``None`` if there is none.
       labels: where a row has labels of several tasks: how often a row of each table has one of each
         task, between 0 and 1, ``[T, N]``; NaN where that isn't known. Rows are then drawn from
         tables, and :meth:`training_losses` gives ``[R, N]``. ``None`` if each row is of one task,
@@ -82,6 +84,7 @@ class Problem(abc.ABC):
     reference: Any = None
     reference_identity: Mapping[str, Any] = types.MappingProxyType({})
     observe: Callable[[Any], jax.Array] | None = None
+    penalty: Callable[[Any], jax.Array] | None = None
     labels: np.ndarray | None = None
     tables: Mapping[str, int] | None = None
     draws_at_random: bool = False

@@ -53,3 +53,24 @@ def value(
     found = found.astype(jnp.float32)
     # XLA multiplies by the inverse of a number that it knows, and n · (1/n) may be less than 1.
     return jnp.sum(found) / count.astype(jnp.float32) if found.ndim else found
+
+
+def number(measure: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> float:
+    """The value of a metric that NumPy computes: a number, or the mean of one for each row."""
+    name = checks.called(measure)
+    with errors.of(f"metrics: {name}"):
+        values = np.asarray(measure(outputs, rows))
+    fits = values.dtype.kind in "biuf" and values.shape in ((), rows["task"].shape)
+    checks.require(fits, f"metrics: {name}", "a function that gives a real number", values)
+    return float(np.mean(values))
+
+
+def is_traced(measure: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bool:
+    """Whether a metric can be compiled. Others, such as scikit-learn's, get NumPy's arrays."""
+    try:
+        jax.eval_shape(measure, outputs, rows)
+    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+        return False
+    except Exception:  # what is wrong with it is said where it is measured
+        return True
+    return True

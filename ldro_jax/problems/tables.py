@@ -75,6 +75,7 @@ class TableProblem(base.Problem):
       loss: a function ``(outputs, rows) -> [R]`` for all tasks, or one for each, by name.
       metrics: for each metric such a function, or one for each task; see
         :func:`ldro_jax.problems.from_arrays`.
+      penalty: a loss of no task; see :func:`ldro_jax.problems.from_arrays`.
 
     Raises:
       ValueError: if something doesn't fit.
@@ -86,7 +87,10 @@ class TableProblem(base.Problem):
         model: Any,
         loss: RowFunction | Mapping[str, RowFunction],
         metrics: Mapping[base.Metric, RowFunction | Mapping[str, RowFunction]],
+        *,
+        penalty: Callable[[Any], jax.Array] | None = None,
     ):
+        self.penalty = penalty
         self._named = not isinstance(tables["train"], Table)
         by_name = {split: _by_name(split, given) for split, given in tables.items()}
         self._tasks = {name: tuple(map(str, t.targets)) for name, t in by_name["train"].items()}
@@ -253,26 +257,29 @@ class TableProblem(base.Problem):
             outputs, arrays = jax.device_get((outputs, self._placed[split]))
             for task, mine, rows in self._labelled_rows(split, outputs, arrays):
                 for name in self._on_host:
-                    values[name][self.task_names.index(task)] = self._measures[name][task](
-                        mine, rows
-                    )
+                    number = checked.number(self._measures[name][task], mine, rows)
+                    values[name][self.task_names.index(task)] = number
         return values
 
-    def _values(self, params: Any, arrays: dict[str, Rows], split: str) -> tuple[Any, Any]:
+    def _values(
+        self, params: Any, arrays: dict[str, Rows], split: str, only: str | None = None
+    ) -> tuple[Any, Any]:
         """The metrics that JAX computes, ``[N]`` by name, and outputs for those that it doesn't."""
         outputs = {
             table: self._outputs(params, rows["inputs"], *self._called(table))
             for table, rows in arrays.items()
         }
         values: dict[str, list[Any]] = {
-            name: [jnp.float32(jnp.nan)] * self.num_tasks for name in self._measures
+            name: [jnp.float32(jnp.nan)] * self.num_tasks
+            for name in self._measures
+            if only in (None, name)
         }
         for task, mine, rows in self._labelled_rows(split, outputs, arrays):
             count = jnp.int32(len(rows["task"]))
-            for name, measures in self._measures.items():
+            for name, found in values.items():
                 if name not in self._on_host:
-                    value = checked.value(measures[task], mine, rows, count)
-                    values[name][self.task_names.index(task)] = value
+                    value = checked.value(self._measures[name][task], mine, rows, count)
+                    found[self.task_names.index(task)] = value
         return {name: jnp.stack(x) for name, x in values.items()}, outputs if self._on_host else ()
 
     def _labelled_rows(self, split: str, outputs: Any, arrays: Any) -> Iterator[tuple[Any, ...]]:
@@ -310,12 +317,13 @@ class TableProblem(base.Problem):
     @override
     def evaluation_digests(self, params: Any) -> dict[str, str]:
         arrays = {name: rows._asdict() for name, rows in self._splits[self.splits[0]].items()}
-        evaluate = functools.partial(self._values, split=self.splits[0])
-        found = traced.of(evaluate, params, arrays)
-        return {
-            name: found + "".join(map(traced.of_code, measures.values()))
-            for name, measures in self._measures.items()
-        }
+        digests = {}
+        for name, measures in self._measures.items():
+            evaluate = functools.partial(self._values, split=self.splits[0], only=name)
+            digests[name] = traced.of(evaluate, params, arrays)
+            if name in self._on_host:
+                digests[name] += "".join(map(traced.of_code, measures.values()))
+        return digests
 
     @functools.cached_property
     def _placed(self) -> dict[str, Any]:
@@ -371,7 +379,7 @@ class TableProblem(base.Problem):
     def _find_on_host(self, table: str, outputs: Any, rows: Rows) -> None:
         for task, mine, given, _ in self._each_task(table, outputs, rows):
             for name, measures in self._measures.items():
-                if name not in self._on_host and not _is_traced(measures[task], mine, given):
+                if name not in self._on_host and not checked.is_traced(measures[task], mine, given):
                     self._on_host.append(name)
 
 
@@ -413,17 +421,6 @@ def _outputs_of(own: Sequence[str], place: int, outputs: Any) -> Any:
 
 def _is_stacked(outputs: Any, own: Sequence[str]) -> bool:
     return not isinstance(outputs, Mapping) and jnp.shape(outputs)[1:2] == (len(own),)
-
-
-def _is_traced(measure: RowFunction, outputs: Any, rows: Rows) -> bool:
-    """Whether a metric can be compiled. Others, such as scikit-learn's, get NumPy's arrays."""
-    try:
-        jax.eval_shape(measure, outputs, rows)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-        return False
-    except Exception:  # what is wrong with it is said where it is measured
-        return True
-    return True
 
 
 def _where(labelled: jax.Array, outputs: jax.Array) -> jax.Array:

@@ -137,6 +137,9 @@ class Engine(abc.ABC):
         replaced = problem.replaced(shapes)
         if replaced is not None:
             optimizer = trained_lib.only(optimizer, jax.tree.map(operator.not_, replaced))
+        if problem.penalty is not None:
+            checks.function("penalty", problem.penalty, example="params -> scalar")
+            optimizer = optax.chain(_adding(problem.penalty), optimizer)
         self.optimizer = optimizer
         by_task = problem.labels is None and replaced is None and not problem.draws_at_random
         self.is_whole = not by_task
@@ -355,6 +358,23 @@ def _geometry(
     shapes = jax.eval_shape(problem.init, jax.random.key(0))
     decay = preconditioner.decay_of(optimizer, shapes)
     return functools.partial(preconditioner.preconditioner, decay=decay)
+
+
+def _adding(penalty: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
+    """Adds the gradient of a loss of no task."""
+
+    def value(params):
+        with errors.of("penalty"):
+            return penalty(params)
+
+    def update(updates, params):
+        gradient = jax.grad(value, allow_int=True)(params)
+        return jax.tree.map(
+            lambda u, g: u if g.dtype == jax.dtypes.float0 else (u + g).astype(u.dtype),
+            *(updates, gradient),
+        )
+
+    return optax.stateless(update)
 
 
 def _check_floating(shapes: Any, moved: Any) -> None:
