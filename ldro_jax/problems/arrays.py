@@ -47,10 +47,10 @@ def from_arrays(
       train: for each task, by name, its inputs ``[examples, ...]`` and targets ``[examples, ...]``;
         or a :class:`~ldro_jax.problems.Table`, or a dictionary of tables by name.
       model: a Flax Linen module, a function that makes a Flax NNX module, or a pair of functions;
-        see :func:`ldro_jax.problems.models.as_functions`. With batch normalisation and dropout it is
-        told when it trains. Then a training pass normalises over the whole batch, of all tasks, and
-        moves the running statistics once; the interaction is measured in the same pass, with the
-        same mask of dropout, at N backward passes over the batch.
+        see :func:`ldro_jax.problems.models.as_functions`. With batch normalisation and dropout it
+        is told when it trains. Then a training pass normalises over the whole batch, of all tasks,
+        and moves the running statistics once; the interaction is measured in the same pass, with
+        the same mask of dropout, at N backward passes over the batch.
       loss: ``(outputs, rows) -> [R]``, from the model's outputs for some rows, and the rows, to the
         loss of each. The rows are ``{"inputs": [R, ...], "targets": [R, ...], "task": int32 [R]}``.
         With tables it is called for each task, or is a dictionary of a function for each.
@@ -125,8 +125,8 @@ class ArrayProblem(base.Problem):
         task_names: Sequence[str],
         splits: Mapping[str, Split],
         model: Any,
-        loss: RowFunction,
-        metrics: Mapping[base.Metric, MetricFunction],
+        loss: Any,
+        metrics: Mapping[base.Metric, Any],
         *,
         prepare: Callable[[jax.Array], jax.Array] = lambda inputs: inputs,
         penalty: Callable[[Any], jax.Array] | None = None,
@@ -203,7 +203,7 @@ class ArrayProblem(base.Problem):
             mine = jax.tree.map(lambda x, where=where: x[where], outputs)
             for name in self._on_host:
                 found[name].append(checked.number(self._measures[name], mine, rows))
-        return {**values, **{name: np.float32(x) for name, x in found.items()}}
+        return {**values, **{name: np.array(x, np.float32) for name, x in found.items()}}
 
     def _not_traced(self) -> list[str]:
         """The metrics that JAX can't trace, such as scikit-learn's; NumPy computes them."""

@@ -48,9 +48,11 @@ def table(seed=0, **options):
     return Table(inputs, dict(zip(TASKS, targets.T, strict=True)))
 
 
-def problem(model=None, *, loss=squared, metrics=None, **options):
+def problem(model=None, *, loss=squared, metrics=None, penalty=None, **options):
     splits = {name: table(i, **options) for i, name in enumerate(("train", "validation", "test"))}
-    return TableProblem(splits, model or Network(), loss, metrics or {LOSS_ERROR: squared})
+    return TableProblem(
+        splits, model or Network(), loss, metrics or {LOSS_ERROR: squared}, penalty=penalty
+    )
 
 
 def two_tables(model=None):

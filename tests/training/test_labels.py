@@ -271,3 +271,26 @@ def test_rows_of_one_task_each_train_models_with_statistics(layout):
         state.params["batch_stats"],
         statistics,
     )
+
+
+@pytest.mark.parametrize("layout", ["stacked", "one"])
+def test_a_penalty_is_a_loss_of_no_task(layout):
+    def penalty(params):
+        return sum(jnp.sum(x**2) for x in jax.tree.leaves(params["params"]))
+
+    states = {}
+    for given in (None, penalty):
+        a_program = program(labelled.problem(penalty=given), LDRO, LAYOUTS[layout], optax.sgd(RATE))
+        session = a_program.start([Trial(LDRO, SEED)])
+        before = jax.tree.map(np.array, session.state(0).params)
+        session.advance(1, lambda step: False, tiny.Progress())
+        states[given] = session.state(0)
+    # The weights know nothing of it, and the statistics have no gradient of it.
+    without, with_it = states[None].params, states[penalty].params
+    jax.tree.map(
+        lambda x, y, z: np.testing.assert_allclose(x, y - RATE * 2 * z, rtol=1e-5, atol=1e-6),
+        *(with_it["params"], without["params"], before["params"]),
+    )
+    jax.tree.map(np.testing.assert_array_equal, with_it["batch_stats"], without["batch_stats"])
+    weights = [transform.find_state(state.opt_state).weights for state in states.values()]
+    np.testing.assert_array_equal(*weights)
