@@ -69,7 +69,11 @@ def is_traced(measure: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bo
     """Whether a metric can be compiled. Others, such as scikit-learn's, get NumPy's arrays."""
     try:
         jax.eval_shape(measure, outputs, rows)
-    except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
+    except (
+        jax.errors.ConcretizationTypeError,
+        jax.errors.NonConcreteBooleanIndexError,
+        jax.errors.TracerArrayConversionError,
+    ):
         return False
     except Exception:  # what is wrong with it is said where it is measured
         return True

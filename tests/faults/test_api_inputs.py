@@ -271,6 +271,10 @@ arrays(**dict.fromkeys(("train", "validation", "test"), {1: (X, Y), 2: [X, Y]}))
 arrays(train={"a": (pd.DataFrame(X), pd.Series(Y)), "b": (X.tolist(), Y)} | {"b": (X, Y)})
 arrays(train={"a": (np.ma.array(X), Y), "b": (jnp.asarray(X), Y)})
 arrays(loss=partial(mse), metrics={ERROR: partial(mse)})
+arrays(metrics={ERROR: lambda outputs, rows: mean_squared_error(rows["targets"], outputs)})
+arrays(metrics={ERROR: lambda outputs, rows: accuracy_score(rows["targets"] > 0, outputs > 0)})
+arrays(metrics={ERROR: lambda outputs, rows: float(jnp.mean(outputs))})
+arrays(metrics={ERROR: lambda outputs, rows: outputs[rows["targets"] > 0].mean()})
 """
 
 
