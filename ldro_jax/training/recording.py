@@ -125,9 +125,8 @@ class Record:
           observed: what the problem observed after each step of the stretch, ``[steps, D]``.
         """
         weighting = transform.find_state(state.opt_state)
-        numbers = diagnostics.diagnose(weighting)
-        # Everything at once, as every transfer from a device is a wait.
-        found, numbers, step, losses = jax.device_get(
+        numbers = diagnostics.numbers(weighting)
+        found, numbers, step, losses = _on_host(
             ({n: getattr(weighting, n) for n in _RECORDED}, numbers, state.step, losses)
         )
         step, before = int(step), self._run
@@ -143,11 +142,11 @@ class Record:
         streak = int(found["nonfinite_streak"])
         if stopped := _reason_to_stop(before, self._run, step, streak, schedule):
             logging.error("%s: %s", self.label, stopped)
-        self._run = dataclasses.replace(self._run, stopped=stopped, interaction=None)
+        matrix = None
         if found["interaction"].any():
             matrix = results.Series([step], found["interaction"][None])
-            self._run = dataclasses.replace(self._run, interaction=matrix)
             self._append("descent", [step], [found["descent"]])
+        self._run = dataclasses.replace(self._run, stopped=stopped, interaction=matrix)
         self._append("weights", [step], [found["weights"]])
         self._append("losses", [step], [np.asarray(losses)])
         in_order = np.array([numbers[name] for name in diagnostics.NAMES])
@@ -159,6 +158,13 @@ class Record:
     def _append(self, name: str, steps: Iterable[int], values: Iterable[np.ndarray]) -> None:
         self._steps.setdefault(name, []).extend(steps)
         self._values.setdefault(name, []).extend(values)
+
+
+def _on_host(tree: Any) -> Any:
+    """NumPy's copies of all arrays, asked for at once, as each transfer from a device is a wait."""
+    if jax.default_backend() != "cpu":
+        tree = jax.device_get(tree)
+    return jax.tree.map(np.array, tree)
 
 
 def _counts(task_names: Sequence[str], counts: np.ndarray) -> dict[str, int]:

@@ -4,6 +4,7 @@ How many steps are taken is known when the program is called. So a stretch can b
 some seconds, with signals heeded in between, by one program and with the same numbers to the bit.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -56,7 +57,7 @@ class Means(NamedTuple):
     @classmethod
     def none(cls, shape: tuple[int, ...]) -> "Means":
         """Of no steps."""
-        return cls(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32))
+        return cls(*_zeros(shape))
 
     def including(self, losses: jax.Array) -> "Means":
         """With one more step."""
@@ -64,6 +65,12 @@ class Means(NamedTuple):
         counts = self.counts + finite.astype(jnp.int32)
         change = (losses - self.values) / jnp.maximum(counts, 1).astype(jnp.float32)
         return Means(self.values + jnp.where(finite, change, 0).astype(jnp.float32), counts)
+
+
+# One call instead of six: the trainer makes some at every evaluation.
+@functools.partial(jax.jit, static_argnums=0)
+def _zeros(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
 
 
 def vmapped(stretch):
