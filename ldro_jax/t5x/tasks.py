@@ -57,8 +57,9 @@ def read(batch: Mapping[str, Any], names: Sequence[str]) -> measuring.Batch:
     Raises:
       ValueError: if there are no marks.
     """
+    features = unmarked(batch)
     size, num_tasks = batch[MARK].shape[0], len(names)
-    drawn = measuring.Batch(numbered(unmarked(batch), size))
+    drawn = measuring.Batch(numbered(features, size))
     apart = {k.removeprefix(MEASURED): x for k, x in batch.items() if k.startswith(MEASURED)}
     if SHARE in batch:
         expected = batch[SHARE][0] * size

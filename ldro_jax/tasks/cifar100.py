@@ -52,22 +52,16 @@ def load(
     """
     checks.text("dataset", dataset)
     checks.integer("validation_per_class", validation_per_class)
-    limits = {"max_train_per_class": max_train_per_class, "max_test_per_class": max_test_per_class}
+    limits: dict[str, Any] = {
+        "max_train_per_class": max_train_per_class,
+        "max_test_per_class": max_test_per_class,
+    }
     for name, value in limits.items():
         if value is not None:
             checks.integer(name, value)
     checks.seed("seed", seed)
-    builder = _open(dataset, data_dir)
-    features = builder.info.features
-    return from_arrays(
-        _read(builder, dataset, "train", data_dir),
-        _read(builder, dataset, "test", data_dir),
-        task_names=tuple(name.replace("_", " ") for name in features["coarse_label"].names),
-        num_classes=features["label"].num_classes,
-        validation_per_class=validation_per_class,
-        **limits,
-        seed=seed,
-    )
+    arrays = _read(dataset, data_dir)
+    return from_arrays(**arrays, validation_per_class=validation_per_class, **limits, seed=seed)
 
 
 def from_arrays(
@@ -136,6 +130,18 @@ def _split(part: dict[str, np.ndarray], chosen: np.ndarray, num_tasks: int) -> b
     )
 
 
+def _read(dataset: str, data_dir: str | None) -> dict[str, Any]:
+    """Images, labels, names and number of classes, as :func:`from_arrays` takes them."""
+    builder = _open(dataset, data_dir)
+    features = builder.info.features
+    names = tuple(name.replace("_", " ") for name in features["coarse_label"].names)
+    return {
+        **{split: _read_split(builder, dataset, split, data_dir) for split in ("train", "test")},
+        "task_names": names,
+        "num_classes": features["label"].num_classes,
+    }
+
+
 def _open(dataset: str, data_dir: str | None) -> Any:
     """The TFDS builder of a data set that has what is needed."""
     try:
@@ -167,7 +173,9 @@ def _open(dataset: str, data_dir: str | None) -> Any:
     return builder
 
 
-def _read(builder: Any, dataset: str, split: str, data_dir: str | None) -> dict[str, np.ndarray]:
+def _read_split(
+    builder: Any, dataset: str, split: str, data_dir: str | None
+) -> dict[str, np.ndarray]:
     where = f"The {split} split of {dataset} under {builder.data_path}"
     try:
         examples = builder.as_dataset(split=split, batch_size=-1)

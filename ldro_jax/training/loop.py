@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +77,7 @@ def train(
         folders = tensorboard_dirs if processes.is_first() else ()
         log = [stack.enter_context(tensorboard.TensorBoardWriter(folder)) for folder in folders]
         # The time of a step is that of the last stretches, so that it takes the same time to find.
-        last_saved, seconds = session.step, collections.deque(maxlen=1000)
+        last_saved, seconds = session.step, collections.deque(maxlen=100)
 
         def save():
             nonlocal last_saved
@@ -134,7 +135,7 @@ def _evaluate(
     problem = program.problem
     splits = [s for s in problem.splits if s != "test" or schedule.test == "always"]
     losses, values = session.evaluated(), {}
-    seconds_per_step = float(np.median(seconds)) if seconds else math.nan
+    seconds_per_step = statistics.median(seconds) if seconds else math.nan
     for index, record in enumerate(now.records):
         if record.stopped is not None:
             continue

@@ -117,9 +117,8 @@ class Record:
           observed: what the problem observed after each step of the stretch, ``[steps, D]``.
         """
         weighting = transform.find_state(state.opt_state)
-        numbers = diagnostics.diagnose(weighting)
-        # Everything at once, as each transfer from a device waits for it.
-        fetched, numbers, step, losses = jax.device_get(
+        numbers = diagnostics.numbers(weighting)
+        fetched, numbers, step, losses = _on_host(
             ({n: getattr(weighting, n) for n in _RECORDED}, numbers, state.step, losses)
         )
         step, task_names, matrix = int(step), list(evaluations[0].per_task), None
@@ -151,6 +150,13 @@ class Record:
     def _append(self, name: str, steps: Iterable[int], values: Iterable[np.ndarray]) -> None:
         self._steps.setdefault(name, []).extend(steps)
         self._values.setdefault(name, []).extend(values)
+
+
+def _on_host(tree: Any) -> Any:
+    """NumPy's copies of all arrays, asked for at once, as each transfer from a device is a wait."""
+    if jax.default_backend() != "cpu":
+        tree = jax.device_get(tree)
+    return jax.tree.map(np.array, tree)
 
 
 def _counts(task_names: Sequence[str], counts: np.ndarray) -> dict[str, int]:

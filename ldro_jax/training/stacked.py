@@ -247,7 +247,7 @@ class StackedProgram(engine.Program):
         rates, keys = settings
         size = size or Stretch(num_steps, 1)
         so_far = means or Means.none((len(keys), self.problem.num_tasks))
-        blocks = jnp.asarray(num_steps // size.block, jnp.int32)
+        blocks = np.int32(num_steps // size.block)
         arguments: Any = (rates, states, so_far, keys, blocks, self.engine.arrays)
         key = (len(keys), size)
         if key not in self._stretches:

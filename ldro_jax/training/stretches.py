@@ -1,5 +1,6 @@
 """Stretches of steps as compiled programs: their sizes, and how several runs share one."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class Means(NamedTuple):
     @classmethod
     def none(cls, shape: tuple[int, ...]) -> "Means":
         """Before the first step."""
-        return cls(jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32))
+        return cls(*_zeros(shape))
 
     def including(self, losses: jax.Array) -> "Means":
         """With one more step."""
@@ -60,6 +61,12 @@ class Means(NamedTuple):
         counts = self.counts + finite.astype(jnp.int32)
         change = (losses - self.values) / jnp.maximum(counts, 1).astype(jnp.float32)
         return Means(self.values + jnp.where(finite, change, 0).astype(jnp.float32), counts)
+
+
+# One call instead of six: the trainer makes some at every evaluation.
+@functools.partial(jax.jit, static_argnums=0)
+def _zeros(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
 
 
 def vmapped(stretch):

@@ -28,7 +28,11 @@ def diagnose(opt_state: Any) -> Mapping[str, jax.Array]:
     Raises:
       ValueError: if the optimizer's state holds no weighting, or more than one.
     """
-    state = state_lib.find_state(opt_state)
+    return numbers(state_lib.find_state(opt_state))
+
+
+def numbers(state: state_lib.WeightedState) -> Mapping[str, jax.Array]:
+    """The numbers of :func:`diagnose` from the state of the task weighting itself."""
     return _numbers(state.weights, state.interaction, state.noise, state.measured)
 
 

@@ -81,9 +81,10 @@ def test_the_fused_step_does_not_round_the_weights(half):
     tx = ldro.transform(
         5, lookahead_lr=0.1, weight_lr=0.5, interaction_interval=1, interaction=strategy
     )
-    # Not compiled: within a program the gradients needn't be rounded to half precision.
-    _, arguments = problems.form_arguments("tasks", half_problem, half_problem.params)
-    update, state = tx.update(None, tx.init(half_problem.params), half_problem.params, **arguments)
+    # Operation by operation, as the gradients: a program may round elsewhere.
+    given = {"loss_fn": half_problem.loss_fn, "batch": half_problem.batch}
+    params = half_problem.params
+    update, state = tx.update(None, tx.init(params), params, **given)
     _, gradients = strategy.gradients(problem.loss_fn, half_problem.params, half_problem.batch)
     weights = np.asarray(ldro.weights(state), np.float64)
     for name, gradient in gradients.items():
