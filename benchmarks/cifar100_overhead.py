@@ -14,7 +14,7 @@ import optax
 import timing
 
 from ldro_jax.models.cnn import CNN
-from ldro_jax.problems import classifiers, models
+from ldro_jax.problems import classifiers
 from ldro_jax.runtime import xla_flags
 from ldro_jax.tasks import base, cifar100
 from ldro_jax.training.batches import Batches
@@ -104,7 +104,7 @@ def main():
     xla_flags.set_cpu_defaults()
     timing.print_machine()
     print(f"The {args.model} network, N = {NUM_TASKS}, batches of {BATCH_SIZE}.\n")
-    model = models.as_functions(CNN(NUM_CLASSES, **MODELS[args.model]))
+    model = CNN(NUM_CLASSES, **MODELS[args.model])
     problem = classifiers.from_data(random_data(), model)
     optimizer = optax.sgd(0.025, momentum=0.9, nesterov=True)
     programs = {

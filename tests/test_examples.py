@@ -101,7 +101,8 @@ def test_own_loop_lowers_the_losses(capsys):
 # Each is twenty seconds, most of it imports and compilation.
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    "name, runs", [("nnx_model", 9), ("imbalanced_groups", 12), ("sharded", 2)]
+    "name, runs",
+    [("nnx_model", 9), ("imbalanced_groups", 12), ("multilabel", 9), ("sharded", 2)],
 )
 def test_the_other_examples_train_and_report(name, runs, tmp_path):
     run(name, tmp_path)

@@ -8,7 +8,7 @@ from helpers import tiny
 
 from ldro_jax.experiments import finished
 from ldro_jax.models import mlp
-from ldro_jax.problems import classifiers, models
+from ldro_jax.problems import classifiers
 from ldro_jax.records import files, results
 from ldro_jax.runtime import processes
 from ldro_jax.training import fingerprint, loop, recording
@@ -181,7 +181,7 @@ def test_an_experiment_on_other_data_is_refused_before_it_trains(tmp_path, monke
     def other(data_dir):
         data = tiny.data()
         data.test.targets[0] ^= 1
-        return classifiers.from_data(data, models.as_functions(mlp.MLP(2, (4,))))
+        return classifiers.from_data(data, mlp.MLP(2, (4,)))
 
     with pytest.raises(ValueError, match="made with other data: content was"):
         tiny.run(tmp_path, problem=other, seeds=(0, 1, 2), ready=lambda: None)
