@@ -198,8 +198,9 @@ _CASES = {
     "training/test_sources.py::test_rows_that_change_are_refused_and_nothing_saved_is_lost": (
         *("another dtype", "masked", "nothing", "other keys", "too few"),
     ),
-    "training/test_stacked.py::"
-    "test_a_run_that_ended_within_a_block_of_a_longer_schedule_goes_on": ("12",),
+    "training/test_stacked.py::test_a_run_that_ended_within_a_block_of_a_longer_schedule_goes_on": (
+        "12",
+    ),
     "training/test_stacked.py::test_balanced_steps_are_a_plain_loop": (
         *("group DRO", "L-DRO, every third"),
     ),
