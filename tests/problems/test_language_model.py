@@ -125,7 +125,26 @@ class WithDropout(nn.Module):
         return tiny_lm.Bigram(self.vocab_size)(tokens) * jnp.mean(forgotten)
 
 
-def test_a_model_with_dropout_is_refused_before_training():
-    problem = tiny_lm.problem(model=WithDropout)
+class ToldBigram(nn.Module):
+    """The same, told when it is trained."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, tokens, train):
+        forgotten = nn.Dropout(0.5, deterministic=not train)(tokens.astype(jnp.float32))
+        return tiny_lm.Bigram(self.vocab_size)(tokens) * jnp.mean(forgotten > 0)
+
+
+def test_dropout_is_for_training_alone():
     with pytest.raises(ValueError, match='WithDropout needs random numbers.*"dropout"'):
-        problem.init(jax.random.key(0))
+        tiny_lm.problem(model=WithDropout)
+    problem = tiny_lm.problem(model=ToldBigram)
+    params, key = problem.init(jax.random.key(0)), jax.random.key(1)
+    rows = jnp.ones((4, tiny_lm.LENGTH), jnp.int32)
+    whole = problem.row_losses(params, rows)
+    assert problem.draws_at_random
+    np.testing.assert_allclose(whole, problem.row_losses(params, rows))
+    dropped = problem.training_losses(params, rows, key).sums
+    share = np.mean(jax.device_get(dropped / whole))
+    assert 0.2 < share < 0.8

@@ -110,7 +110,7 @@ def _start_and_step(name, method, strategy, **options):
 
     interval = method.interval if method.uses_interaction else None
     plan = Plan(found.num_tasks, interaction.get(strategy), interval, **options)
-    step = step_lib.train_step(found.row_losses, make_tx, plan)
+    step = step_lib.train_step(found.training_losses, make_tx, plan)
     state = step_lib.TrainState(jnp.zeros([], jnp.int32), params, make_tx({}).init(params))
     return state, functools.partial(jax.jit(step), jax.tree.map(np.float32, method.rates()))
 
