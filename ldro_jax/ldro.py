@@ -20,6 +20,7 @@ from ldro_jax.measuring.trained import moved_by, only
 from ldro_jax.runtime import checks
 from ldro_jax.transform.diagnostics import diagnose
 from ldro_jax.transform.preconditioner import preconditioner
+from ldro_jax.transform.statistics import statistics
 from ldro_jax.weighting import lookahead, smooth
 from ldro_jax.weighting.regularized_dro import regularized_dro
 
@@ -30,6 +31,7 @@ __all__ = [
     "moved_by",
     "only",
     "preconditioner",
+    "statistics",
     "transform",
     "weights",
 ]

@@ -1,0 +1,90 @@
+"""One forward pass of a loop of one's own, with what it gives besides losses."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ldro_jax import interaction as interaction_lib
+from ldro_jax.interaction import base
+from ldro_jax.measuring.measure import check_floating
+from ldro_jax.runtime import checks, leaves
+
+
+def statistics(
+    losses_fn: Callable[..., Any],
+    params: Any,
+    batch: Any = None,
+    *,
+    has_aux: bool = False,
+    interaction: str | base.Interaction = "auto",
+) -> Any:
+    """Makes the keyword arguments of ``update`` from one forward pass.
+
+    It is for losses that come with something else, such as new running statistics, predictions or
+    metrics, which ``update`` has no place to return::
+
+        given, new_statistics = ldro.statistics(losses_fn, params, has_aux=True)
+        updates, opt_state = tx.update(None, opt_state, params, **given)
+
+    The interaction is measured when the weighting asks for it: without a batch by pulling each loss
+    back through the same pass, N backward passes; with one in a pass of its own.
+
+    Args:
+      losses_fn: ``params -> losses [N]`` of all tasks; with ``batch``, ``(params, task_batch) ->
+        scalar``, the mean loss of one task.
+      params: where to differentiate.
+      batch: each leaf ``[task, example, ...]``.
+      has_aux: whether the function returns a pair of that and something else.
+      interaction: how to measure the interaction with ``batch``, as in
+        :func:`ldro_jax.transform.weighted`.
+
+    Returns:
+      The keyword arguments; with ``has_aux`` a pair of these and the something else, with
+      ``batch`` stacked along a leading axis of tasks.
+
+    Raises:
+      ValueError: if the function doesn't return one floating-point loss for each task.
+    """
+    checks.function("losses_fn", losses_fn, example="params -> losses [N]")
+    checks.flag("has_aux", has_aux)
+    leaves.check_arrays("params", params)
+    one = losses_fn if has_aux else lambda *given: (losses_fn(*given), ())
+
+    def of_all(params):
+        if batch is None:
+            losses, aux = one(params)
+        else:
+            losses, aux = jax.vmap(one, in_axes=(None, 0))(params, batch)
+        losses = base.replicated(jnp.asarray(losses))
+        check_floating(losses)
+        if losses.ndim != 1:
+            raise ValueError(
+                "losses_fn must return one loss for each task, [N], or with batch one number for a "
+                f"task, but all together have the shape {list(losses.shape)}."
+            )
+        # A pullback takes the weights in the dtype of its losses, which must not round them.
+        return losses.astype(np.promote_types(losses.dtype, np.float32)), aux
+
+    losses, pull, aux = jax.vjp(of_all, params, has_aux=True)
+
+    def matrix():
+        if batch is not None:
+            strategy = interaction_lib.get(interaction)
+            return strategy.matrix(lambda *given: one(*given)[0], params, batch)
+        basis = jnp.eye(losses.size, dtype=losses.dtype)
+        return base.gram(jax.lax.map(lambda cotangent: pull(cotangent)[0], basis))
+
+    given = {
+        "losses": losses,
+        "pullback": functools.partial(_first, pull),
+        "interaction_fn": matrix,
+    }
+    return (given, aux) if has_aux else given
+
+
+def _first(pull: Callable[[jax.Array], Any], weights: jax.Array) -> Any:
+    return pull(weights)[0]
