@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import checkify
 
 from ldro_jax.measuring import RowLosses
+from ldro_jax.problems import starting
 from ldro_jax.records import traced
 from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks.base import content
@@ -65,6 +66,8 @@ class Problem(abc.ABC):
       reference: parameters of a reference model, if there is one; see :meth:`with_reference`.
       reference_identity: what tells one reference from another, a part of ``identity``.
       observe: what to keep of the parameters after every step, ``params -> [D]``, if anything.
+      starting: parameters to begin with in the place of new ones, a tree like the parameters with
+        ``None`` for those that are new; see :meth:`with_parameters`.
       penalty: a loss of no task, ``params -> scalar``, whose gradient is added to the weighted one;
         ``None`` if there is none.
       labels: where a row has labels of several tasks: how often a row of each table has one of each
@@ -84,6 +87,7 @@ class Problem(abc.ABC):
     reference: Any = None
     reference_identity: Mapping[str, Any] = types.MappingProxyType({})
     observe: Callable[[Any], jax.Array] | None = None
+    starting: Any = None
     penalty: Callable[[Any], jax.Array] | None = None
     labels: np.ndarray | None = None
     tables: Mapping[str, int] | None = None
@@ -149,6 +153,23 @@ class Problem(abc.ABC):
         other = copy.copy(self)
         other.reference = params
         other.reference_identity = {"reference": content(jax.tree.leaves(params))}
+        return other
+
+    def with_parameters(self, params: Any) -> Self:
+        """The problem with parameters to begin with, such as a pretrained trunk, for all runs.
+
+        What is to stay as it is, or to move more slowly, is the optimizer's affair
+        (``ldro.only``, ``optax.partition``).
+
+        Args:
+          params: some or all parameters, arrays in a tree like that which ``init`` makes, such as
+            :func:`ldro_jax.load` gives. The others are new for each seed.
+
+        Raises:
+          ValueError: if one of them isn't the model's, or has another shape.
+        """
+        other = copy.copy(self)
+        other.starting = starting.aligned(starting.shapes_of(self.init), params)
         return other
 
     @abc.abstractmethod

@@ -111,7 +111,7 @@ def _shared(program: "Program") -> dict[str, str]:
     # In the order in which an error looks for what has changed.
     digests = {
         "loss or model": _loss(program, params),
-        "initial parameters": traced.of(_init(problem), jax.random.key(0)),
+        "initial parameters": _first_parameters(problem),
         "training rows": program.engine.digest_of_rows(),
         "optimizer": optimizer,
     }
@@ -122,6 +122,15 @@ def _shared(program: "Program") -> dict[str, str]:
 
 def _params(problem: Problem) -> Any:
     return jax.eval_shape(_init(problem), jax.random.key(0))
+
+
+def _first_parameters(problem: Problem) -> str:
+    digest = traced.of(_init(problem), jax.random.key(0))
+    if problem.starting is None:
+        return digest
+    given = jax.tree_util.tree_leaves_with_path(problem.starting)
+    names = [jax.tree_util.keystr(path) for path, _ in given]
+    return digest + traced.of_values(names, [leaf for _, leaf in given])
 
 
 def _init(problem: Problem) -> Callable[[jax.Array], Any]:

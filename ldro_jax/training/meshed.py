@@ -21,6 +21,7 @@ from typing_extensions import override
 
 from ldro_jax import interaction, sharding, transform
 from ldro_jax.measuring import Batch, Plan, trained
+from ldro_jax.problems import starting
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import preemption
 from ldro_jax.tasks import drawing
@@ -92,7 +93,7 @@ class _Compiled(NamedTuple):
       plan: how the step measures.
       shapes: of the state.
       shardings: of the state.
-      init: ``key -> state``, jitted.
+      init: ``(key, parameters to begin with) -> state``, jitted.
       step: ``(rates, state, batch) -> (state, losses [N])``, jitted.
     """
 
@@ -142,14 +143,17 @@ class MeshedProgram(engine.Program):
         return MeshedProgram(self.engine.for_problem(problem), self.method, self._compiled)
 
     def _compile(self) -> "_Compiled":
-        boxed = jax.eval_shape(self._boxed_state, jax.random.key(0))
+        boxed = jax.eval_shape(self._boxed_state, jax.random.key(0), self.problem.starting)
         shardings = sharding.shardings(boxed, self.mesh, self.engine.rules)
         plan = self.make_plan(self._strategy(shardings.params), multiple=self.mesh.shape["data"])
         return _Compiled(
             plan,
             meta.unbox(boxed),
             shardings,
-            jax.jit(lambda key: meta.unbox(self._boxed_state(key)), out_shardings=shardings),
+            jax.jit(
+                lambda key, given: meta.unbox(self._boxed_state(key, given)),
+                out_shardings=shardings,
+            ),
             jax.jit(
                 self.step_function(plan),
                 donate_argnums=1,
@@ -166,13 +170,13 @@ class MeshedProgram(engine.Program):
         found = interaction.auto(shardings)
         return interaction.split(found) if named == "split" else found
 
-    def _boxed_state(self, key):
-        params = self.problem.init(key)
+    def _boxed_state(self, key, given):
+        params = starting.overlaid(self.problem.init(key), given)
         return step_lib.TrainState(jnp.zeros([], jnp.int32), params, self.tx({}).init(params))
 
     @override
     def init(self, seed: int) -> step_lib.TrainState:
-        return self._compiled.init(jax.random.key(seed))
+        return self._compiled.init(jax.random.key(seed), self.problem.starting)
 
     @override
     def start(self, trials: Sequence[Trial], schedule: Schedule | None = None) -> "MeshedSession":

@@ -18,6 +18,7 @@ from flax.core import meta
 from typing_extensions import override
 
 from ldro_jax.measuring import Batch
+from ldro_jax.problems import starting
 from ldro_jax.problems.base import OnDevice, Problem
 from ldro_jax.records import traced
 from ldro_jax.runtime import preemption
@@ -67,7 +68,8 @@ class StackedEngine(engine.Engine):
         assert problem.on_device is not None
         self.data: OnDevice = problem.on_device
         self.arrays = jax.device_put((self.data.arrays, problem.reference))
-        self.init_params = jax.jit(lambda key: meta.unbox(problem.init(key)))
+        made = jax.jit(lambda key, given: starting.overlaid(meta.unbox(problem.init(key)), given))
+        self.init_params = lambda key: made(key, problem.starting)
 
     @override
     def program(self, method: Method) -> "StackedProgram":

@@ -13,6 +13,7 @@ from ldro_jax import problems, transform
 from ldro_jax.records import results
 from ldro_jax.sharding import Layout
 from ldro_jax.tasks import drawing
+from ldro_jax.training import fingerprint
 from ldro_jax.training.batches import Batches
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.meshed import MeshedEngine
@@ -294,3 +295,41 @@ def test_a_penalty_is_a_loss_of_no_task(layout):
     jax.tree.map(np.testing.assert_array_equal, with_it["batch_stats"], without["batch_stats"])
     weights = [transform.find_state(state.opt_state).weights for state in states.values()]
     np.testing.assert_array_equal(*weights)
+
+
+@pytest.mark.parametrize("layout", ["stacked", "one"])
+def test_runs_begin_with_the_parameters_that_are_given(layout):
+    problem = labelled.problem()
+    first = program(problem, LDRO, LAYOUTS[layout]).init(3).params
+    kernel = np.asarray(first["params"]["Dense_0"]["kernel"]) + 1
+    part = {"params": {"Dense_0": {"kernel": kernel}}, "batch_stats": first["batch_stats"]}
+    begun = program(problem.with_parameters(part), LDRO, LAYOUTS[layout])
+    for seed in (3, 4):
+        state = begun.init(seed)
+        np.testing.assert_array_equal(state.params["params"]["Dense_0"]["kernel"], kernel)
+        same = np.array_equal(
+            state.params["params"]["Dense_1"]["kernel"], first["params"]["Dense_1"]["kernel"]
+        )
+        assert same == (seed == 3)
+    schedule = tiny.schedule(5, 5, 5)
+    digests = [
+        fingerprint.of(x, schedule, [])["programs"]["initial parameters"]
+        for x in (begun, program(problem, LDRO, LAYOUTS[layout]))
+    ]
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"params": {"Dense_0": {"kernel": np.ones((2, 2))}}},
+            r"must have the shape \[4, 6\].* \[2, 2\]",
+        ),
+        ({"params": {"Dense_7": {"kernel": np.ones((2, 2))}}}, "but it has params/Dense_7/kernel"),
+        ({}, "params must be a pytree of some of the model's parameters"),
+    ],
+)
+def test_parameters_of_another_model_are_refused(params, message):
+    with pytest.raises(ValueError, match=message):
+        labelled.problem().with_parameters(params)
