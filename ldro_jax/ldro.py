@@ -18,6 +18,7 @@ from ldro_jax import transform as transform_lib
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.measuring.trained import moved_by, only
 from ldro_jax.runtime import checks
+from ldro_jax.transform.averaging import averaged, evaluated
 from ldro_jax.transform.diagnostics import diagnose
 from ldro_jax.transform.preconditioner import preconditioner
 from ldro_jax.transform.statistics import statistics
@@ -25,7 +26,9 @@ from ldro_jax.weighting import lookahead, smooth
 from ldro_jax.weighting.regularized_dro import regularized_dro
 
 __all__ = [
+    "averaged",
     "diagnose",
+    "evaluated",
     "interaction",
     "losses",
     "moved_by",

@@ -97,7 +97,8 @@ def load(
         which may have lists, tuples or classes of its own; without, in dictionaries.
 
     Returns:
-      The parameters, NumPy arrays.
+      The parameters that the run is evaluated with, NumPy arrays: with
+      :func:`ldro_jax.ldro.averaged` their mean.
 
     Raises:
       FileNotFoundError: if there is no such run, or no checkpoint of that step.
@@ -202,10 +203,34 @@ def _params(checkpoint: Kept, index: int) -> Any:
         # Whoever saved them may have had another order of the same arrays.
         if sorted(identity.digest(restored)) == sorted(checkpoint.payload["state"]):
             # Runs that are trained together are stacked.
-            params, together = restored["params"], np.ndim(restored["step"]) == 1
+            params, together = _evaluated(restored), np.ndim(restored["step"]) == 1
             return jax.tree.map(lambda x: x[index], params) if together else params
         reason = "it is not what was saved"
     raise OSError(f"{folder / str(step) / 'state'} is damaged ({reason}).")
+
+
+def _evaluated(state: Mapping[str, Any]) -> Any:
+    """What a state is evaluated with: a mean of the parameters, where its optimizer keeps one.
+
+    A state that was restored without its types holds dictionaries and lists.
+    """
+    stack = [state["opt_state"]]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Mapping):
+            if {"averaged", "inner", "count"} <= set(node):
+                return _merged(node["averaged"], state["params"])
+            node = list(node.values())
+        stack += node if isinstance(node, (list, tuple)) else []
+    return state["params"]
+
+
+def _merged(mean: Any, params: Any) -> Any:
+    """The mean, and the parameters that it has nothing of."""
+    if isinstance(params, Mapping):
+        known = mean if isinstance(mean, Mapping) else {}
+        return {name: _merged(known.get(name), value) for name, value in params.items()}
+    return params if mean is None else mean
 
 
 def _restored(state: Any) -> Any:

@@ -140,7 +140,7 @@ def _evaluate(
         if record.stopped is not None:
             continue
         state = session.state(index)
-        values = {split: program.evaluate(state.params, split) for split in splits}
+        values = {split: program.evaluate(state.evaluated, split) for split in splits}
         record.extend(
             schedule,
             state,
@@ -170,7 +170,7 @@ def _measure_again(
     known = {metric.name for metric in problem.metrics} - set(changed)
     for index, run in enumerate(now.runs):
         kept = [e for e in run.evaluations if e.metric in known]
-        params = session.state(index).params
+        params = session.state(index).evaluated
         for split in problem.splits if run.stopped is None else ():
             if split == "test" and schedule.test != "always":
                 continue
@@ -199,7 +199,7 @@ def _test(
             step = now.best_step
     for index, run in enumerate(now.runs):
         if run.stopped is None:
-            params = session.state(index, best).params
+            params = session.state(index, best).evaluated
             values = program.evaluate(params, "test")
             tested = _evaluations(program, step, "test", values)
             runs[index] = dataclasses.replace(run, evaluations=[*run.evaluations, *tested])

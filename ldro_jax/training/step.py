@@ -10,6 +10,7 @@ import optax
 from ldro_jax import measuring, transform
 from ldro_jax.measuring import Batch, LossesOf, Plan
 from ldro_jax.measuring import trained as trained_lib
+from ldro_jax.transform import averaging
 
 MakeOptimizer = Callable[[Mapping[str, Any]], optax.GradientTransformationExtraArgs]
 
@@ -26,6 +27,11 @@ class TrainState(NamedTuple):
     step: jax.Array
     params: Any
     opt_state: Any
+
+    @property
+    def evaluated(self) -> Any:
+        """The parameters to evaluate with; see :func:`ldro_jax.ldro.evaluated`."""
+        return averaging.evaluated(self.params, self.opt_state)
 
 
 def train_step(
