@@ -53,7 +53,7 @@ def test_the_trainer_evaluates_and_keeps_the_mean(engine, tmp_path):
     assert not np.allclose(*kernels)
     # The running statistics are those of the last step.
     jax.tree.map(np.testing.assert_array_equal, mean["batch_stats"], state.params["batch_stats"])
-    last = [e for e in run.evaluations if e.step == 10 and e.split == "test"][0]
+    last = next(e for e in run.evaluations if e.step == 10 and e.split == "test")
     expected = problem.evaluate(mean, "test")["error"]
     np.testing.assert_allclose(list(last.per_task.values()), expected, rtol=1e-5)
 
