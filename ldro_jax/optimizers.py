@@ -54,6 +54,9 @@ def adam(
     checks.number("final_learning_rate", final_learning_rate, "[0, inf)")
     if clip_norm is not None:
         checks.number("clip_norm", clip_norm, "(0, inf)")
+    checks.number("b1", b1, "[0, 1)")
+    checks.number("b2", b2, "[0, 1)")
+    checks.number("weight_decay", weight_decay, "[0, inf)")
     checks.integer("train_steps", train_steps)
     checks.integer("warmup_steps", warmup_steps, low=0)
     if warmup_steps >= train_steps:
@@ -65,7 +68,7 @@ def adam(
         0.0, learning_rate, warmup_steps, train_steps, final_learning_rate
     )
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
-    return optax.chain(clip, checked(optax.adamw)(schedule, b1, b2, weight_decay=weight_decay))
+    return optax.chain(clip, optax.adamw(schedule, b1, b2, weight_decay=weight_decay))
 
 
 def checked(factory: Callable[..., Any]) -> Callable[..., Any]:

@@ -152,8 +152,8 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
         if not isinstance(matrix, interaction_base.Measured):
             return matrix
         # The noise is that of the batch's gradients, whatever it was measured on.
-        ratio = rows_each.astype(dtype) / expected.astype(dtype)
-        return matrix._replace(noise=matrix.noise * ratio)
+        each_row, expected_row = (x.astype(matrix.noise.dtype) for x in (rows_each, expected))
+        return matrix._replace(noise=matrix.noise * (each_row / expected_row))
 
     def by_task():
         taken, is_real = rows_lib.by_task(plan, batch, plan.rows)
@@ -187,9 +187,10 @@ def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
     """
     other = rows_lib.measured_apart(plan, batch)
     rows, tasks = (batch.rows, batch.tasks) if other is None else other
+    microbatches = plan.microbatches if other is None else 1
 
     def pass_over(rows):
-        found, pull = rows_lib.forward(losses_of, params, rows, key=batch.key)
+        found, pull = rows_lib.forward(losses_of, params, rows, microbatches, batch.key)
         return _Pass(found, pull, rows_lib.tasks_of(found, tasks, plan.num_tasks))
 
     def gradients(one, first, count):
@@ -202,8 +203,9 @@ def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
             counted = its_own if one.found.counts is None else its_own * one.found.counts
             each = one.tasks.sums(jnp.broadcast_to(counted, one.found.sums.shape))
             is_it = jnp.arange(plan.num_tasks, dtype=jnp.int32) == task
-            share = is_it.astype(dtype) / _divisor(each, dtype)
-            return one.pull(one.tasks.of_rows(share) * its_own)
+            # Of no rows there is no gradient, not one of zero: what is known of the task stays.
+            share = jnp.where(is_it, jnp.where(each > 0, 1 / _divisor(each, dtype), jnp.nan), 0)
+            return one.pull(one.tasks.of_rows(share.astype(dtype)) * its_own)
 
         return jax.lax.map(pulled, jnp.arange(count * parts, dtype=jnp.int32))
 

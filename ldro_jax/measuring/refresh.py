@@ -49,7 +49,7 @@ def if_due(
       matrix_fn: measures it, ``() -> [N, N]`` or with the noise, or ``None`` if there is no way to.
       last: what was measured last. Its noise stays where the strategy doesn't measure it.
       present: the tasks that are in the batch, bool ``[N]``.
-      due: bool; ``None`` in every step.
+      due: whether to measure it, bool; ``None`` in every step.
       from_batch: whether it is measured on that batch. Otherwise it may be measured for absent
         tasks too: those whose squared length isn't exactly zero.
       needs_noise: whether the weighting uses the noise.
@@ -118,7 +118,7 @@ def unless_underflow(
       last: of the step before.
       gradient: of the weighted loss.
       present: the tasks that were measured, bool ``[N]``.
-      due: bool.
+      due: whether they were measured in this step, bool; ``None`` if in every step.
       good: whether all losses of this step are finite, bool.
     """
     no = jnp.zeros([], bool)

@@ -95,15 +95,9 @@ def by_task(plan: Plan, batch: Batch, limit: int | None = None) -> tuple[Any, ja
       Arrays ``[N, E, ...]``, and which rows are real and not only fill them up, bool ``[N, E]``.
     """
     rows: Any = batch.measured() if callable(batch.measured) else batch.measured
-    where: Any = None
-    if rows is None:
-        rows, where = batch.rows, batch.by_task
-        where = where() if callable(where) else where
-    size = jax.tree.leaves(rows)[0].shape[0]
-    if where is None:
-        # Rows beyond the last full turn of the tasks only fill up.
-        each = size // plan.num_tasks
-        where = jnp.arange(each * plan.num_tasks, dtype=jnp.int32).reshape(each, plan.num_tasks).T
+    rows, where = (
+        (batch.rows, places(plan, batch)) if rows is None else (rows, _in_turn(plan, rows))
+    )
     where = where[:, :limit]
     where = jnp.pad(where, ((0, 0), (0, -where.shape[1] % plan.filled_to)), constant_values=-1)
     taken = jax.tree.map(lambda array: array[jnp.maximum(where, 0)], rows)
@@ -111,6 +105,18 @@ def by_task(plan: Plan, batch: Batch, limit: int | None = None) -> tuple[Any, ja
         spec = PartitionSpec(None, *plan.over_data.spec)
         taken = jax.lax.with_sharding_constraint(taken, NamedSharding(plan.over_data.mesh, spec))
     return taken, where >= 0
+
+
+def places(plan: Plan, batch: Batch) -> jax.Array:
+    """Where the rows of each task are in a batch, int32 ``[N, E]``, filled up with −1."""
+    where: Any = batch.by_task() if callable(batch.by_task) else batch.by_task
+    return _in_turn(plan, batch.rows) if where is None else where
+
+
+def _in_turn(plan: Plan, rows: Any) -> jax.Array:
+    """The same where row r is of task ``r mod N``; those after the last full turn only fill up."""
+    each = jax.tree.leaves(rows)[0].shape[0] // plan.num_tasks
+    return jnp.arange(each * plan.num_tasks, dtype=jnp.int32).reshape(each, plan.num_tasks).T
 
 
 def measured_apart(plan: Plan, batch: Batch) -> tuple[Any, jax.Array | None] | None:
@@ -126,13 +132,20 @@ def measured_apart(plan: Plan, batch: Batch) -> tuple[Any, jax.Array | None] | N
       tasks. ``None`` for both if the rows of the batch serve.
     """
     if batch.measured is not None:
-        return batch.measured() if callable(batch.measured) else batch.measured, None
+        rows = batch.measured() if callable(batch.measured) else batch.measured
+        if not plan.owned:
+            return rows, None
+        number = jnp.arange(jax.tree.leaves(rows)[0].shape[0], dtype=jnp.int32)
+        is_real = number < number.size // plan.num_tasks * plan.num_tasks
+        return rows, jnp.where(is_real, number % plan.num_tasks, plan.num_tasks)
     if not plan.owned or plan.rows is None or plan.rows >= batch.size // plan.num_tasks:
         return None
-    taken, is_real = by_task(plan, batch, plan.rows)
+    where = places(plan, batch)[:, : plan.rows]
     task = jnp.arange(plan.num_tasks, dtype=jnp.int32)[:, None]
-    tasks = jnp.where(is_real, task, plan.num_tasks)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), taken), tasks.reshape(-1)
+    # A task that has fewer is filled up with its first row, which counts nowhere.
+    chosen = jnp.where(where < 0, where[:, :1], where).reshape(-1)
+    tasks = jnp.where(where < 0, plan.num_tasks, task).reshape(-1)
+    return jax.tree.map(lambda x: x[jnp.maximum(chosen, 0)], batch.rows), tasks
 
 
 class Tasks(NamedTuple):

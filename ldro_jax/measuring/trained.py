@@ -66,7 +66,10 @@ def merge(part: Any, whole: Any) -> Any:
 
 
 def of_part(function: Any, params: Any) -> Any:
-    """A function of all parameters, if any, as one of the trained parameters alone."""
+    """The function of the trained parameters alone; ``None`` for ``None``.
+
+    The frozen ones have the values in ``params``.
+    """
     if function is None:
         return None
     return lambda part, *rest: function(merge(part, params), *rest)

@@ -279,19 +279,11 @@ class ArrayProblem(base.Problem):
     def _looked_at(self, model: Any) -> models.Functions:
         """The model's functions, tried on an input."""
         inputs: Any = self._splits["train"].inputs[:1]
-        try:
+        with models.trying(inputs):
             taken = jax.eval_shape(self._prepare, inputs)
             functions = models.as_functions(model, taken)
             params = jax.eval_shape(functions.init, jax.random.key(0), taken)
             outputs = jax.eval_shape(functions.apply, params, taken)
-        except (models.UnsupportedError, models.NoModelError):
-            raise
-        # Whatever the model says, it isn't made for these inputs.
-        except Exception as error:
-            raise ValueError(
-                f"model must take inputs of the shape {inputs.shape[1:]}, but it doesn't "
-                f"({errors.first_line(error)})."
-            ) from error
         if not jax.tree.leaves(outputs):
             raise ValueError("model must give outputs, but it gives none.")
         return functions

@@ -211,7 +211,7 @@ class Problem(abc.ABC):
             return rows
         if not np.isfinite(self.labels).all():
             return None
-        return rows @ np.asarray(self.labels, np.float32)
+        return (rows[:, None] * np.asarray(self.labels, np.float32)).sum(axis=0)
 
     @property
     def identity(self) -> dict[str, Any]:

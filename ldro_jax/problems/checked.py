@@ -73,6 +73,7 @@ def is_traced(measure: Callable[[Any, Any], Any], outputs: Any, rows: Any) -> bo
         jax.errors.ConcretizationTypeError,
         jax.errors.NonConcreteBooleanIndexError,
         jax.errors.TracerArrayConversionError,
+        jax.errors.TracerIntegerConversionError,
     ):
         return False
     except Exception:  # what is wrong with it is said where it is measured

@@ -13,10 +13,11 @@ the tree is that of the parameters alone.
 """
 
 import abc
+import contextlib
 import functools
 import inspect
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -27,6 +28,7 @@ from flax import linen as nn
 from typing_extensions import override
 
 from ldro_jax.runtime import checks
+from ldro_jax.runtime import errors as said
 
 # What tells a Linen model in which way it is called, and its value in a training pass.
 _SWITCHES = {
@@ -66,15 +68,15 @@ class UnsupportedError(ValueError):
     """An evaluation of a model isn't a function of its parameters and inputs alone."""
 
 
-def as_functions(model: Any, inputs: Any) -> Functions:
+def as_functions(model: Any, inputs: Any, *, tables: bool = False) -> Functions:
     """A model as pure functions.
 
     Args:
       model: a ``flax.linen.Module``; a function ``(rngs) -> flax.nnx.Module``, such as a class of
         modules; a pair of functions ``(init, apply)``; or :class:`Functions`. It is called as
         ``model(inputs)``, and with several tables as ``model(inputs, name of the table)``.
-      inputs: shapes or arrays of some inputs, ``[B, ...]``; of several tables, a dictionary of
-        these by name.
+      inputs: shapes or arrays of some inputs, ``[B, ...]``, a pytree.
+      tables: whether they are a dictionary of the inputs of several tables, by name.
 
     Raises:
       NoModelError: a ``ValueError``, if it is something else.
@@ -85,14 +87,36 @@ def as_functions(model: Any, inputs: Any) -> Functions:
     if isinstance(model, tuple) and len(model) == 2 and all(map(callable, model)):
         return Functions(*model)
     if isinstance(model, nn.Module):
-        return _functions(_Linen(model), inputs)
+        return _functions(_Linen(model, tables), inputs)
     if callable(model) and not isinstance(model, nnx.Module):
-        return _functions(_Nnx(model), inputs)
+        return _functions(_Nnx(model, tables), inputs)
     raise NoModelError(
         "model must be a flax.linen.Module, a function of rngs that makes a flax.nnx.Module (such "
         "as lambda rngs: MyModule(rngs=rngs)), or a pair of functions (init(key, inputs) -> "
         f"params, apply(params, inputs) -> outputs), but it is {checks.shown(model)}."
     )
+
+
+@contextlib.contextmanager
+def trying(inputs: Any) -> Iterator[None]:
+    """What a model says of inputs that it isn't made for, as one line.
+
+    Args:
+      inputs: arrays or shapes, ``[B, ...]``.
+
+    Raises:
+      ValueError: naming the shapes.
+    """
+    try:
+        yield
+    except (UnsupportedError, NoModelError):
+        raise
+    except Exception as error:  # whatever a model says
+        shapes = jax.tree.map(lambda x: tuple(x.shape[1:]), inputs)
+        raise ValueError(
+            f"model must take inputs of the shape {shapes}, but it doesn't "
+            f"({said.first_line(error)})."
+        ) from error
 
 
 class _Call(NamedTuple):
@@ -106,7 +130,14 @@ class _Call(NamedTuple):
 class _Library(abc.ABC):
     """A model as its library has it: parameters, and other variables in collections."""
 
-    model: Any
+    def __init__(self, model: Any, tables: bool):
+        self.model, self._tables = model, tables
+
+    def calls(self, inputs: Any) -> list[tuple[Any, tuple[str, ...]]]:
+        """The inputs of each call that makes the model, and the name of their table, if any."""
+        if self._tables:
+            return [(x, (name,)) for name, x in inputs.items()]
+        return [(inputs, ())]
 
     @property
     @abc.abstractmethod
@@ -128,8 +159,9 @@ class _Library(abc.ABC):
 
 
 class _Linen(_Library):
-    def __init__(self, model: nn.Module):
-        self.model, self._is_alone = model, False
+    def __init__(self, model: nn.Module, tables: bool):
+        super().__init__(model, tables)
+        self._has_others = False
         taken = inspect.signature(type(model).__call__).parameters
         self._arguments = {name: on for name, on in _SWITCHES.items() if name in taken}
         # A field that is set to evaluation stays so.
@@ -157,19 +189,20 @@ class _Linen(_Library):
         model, arguments = self._set(train=False)
 
         def call(module, inputs):
-            for x, name in _calls(inputs):
+            for x, name in self.calls(inputs):
                 module(x, *name, **arguments)
 
         variables = dict(nn.init(call, model)(key, inputs))
         params = variables.pop("params", {})
-        self._is_alone = not variables
+        # Once there were others, there may be for other inputs.
+        self._has_others = self._has_others or bool(variables)
         return params, variables
 
     @override
     def call(self, made, others, params, inputs, *name, train, key=None):
         model, arguments = self._set(train)
         # Making the model is as long to trace as calling it.
-        if not self._is_alone:
+        if self._has_others:
             others = {**self.make(made, {name[0]: inputs} if name else inputs)[1], **others}
         try:
             # What is sown is for those who look at it, and nothing reads it later.
@@ -187,9 +220,6 @@ class _Linen(_Library):
 
 
 class _Nnx(_Library):
-    def __init__(self, model: Callable[[nnx.Rngs], Any]):
-        self.model = model
-
     @property
     @override
     def has_switch(self) -> bool:
@@ -235,21 +265,16 @@ class _Nnx(_Library):
         return _Call(outputs, before, {"state": nnx.to_pure_dict(nnx.state(module, kept))})
 
 
-def _calls(inputs: Any) -> list[tuple[Any, tuple[str, ...]]]:
-    """The inputs of each call that makes a model, and the name of their table if there is one."""
-    if isinstance(inputs, Mapping):
-        return [(x, (name,)) for name, x in inputs.items()]
-    return [(inputs, ())]
-
-
 def _begun_anew(rngs: Any, key: jax.Array) -> Any:
     """The streams of random numbers of a module, begun anew from a key."""
     numbers = iter(range(len(jax.tree.leaves(rngs))))
 
     def begun(x):
-        fresh = jax.random.key_data(jax.random.fold_in(key, next(numbers)))
+        fresh = jax.random.fold_in(key, next(numbers))
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(fresh, impl=jax.random.key_impl(x))
+            # Stacked layers have a stacked key.
+            fresh = jax.random.split(fresh, x.shape) if x.shape else fresh
+            return jax.random.wrap_key_data(jax.random.key_data(fresh), impl=jax.random.key_impl(x))
         return jnp.zeros_like(x)
 
     return jax.tree.map(begun, rngs)
@@ -258,7 +283,7 @@ def _begun_anew(rngs: Any, key: jax.Array) -> Any:
 def _functions(model: _Library, inputs: Any) -> Functions:
     """The functions of a model, looked at with inputs of some shapes."""
     made = jax.random.key(0)
-    looks = [_look(model, inputs, x, name) for x, name in _calls(inputs)]
+    looks = [_look(model, inputs, x, name) for x, name in model.calls(inputs)]
     kept = set().union(*(look.changed for look in looks))
 
     def init(key, inputs):
@@ -331,6 +356,11 @@ def _look(model: _Library, all_inputs: Any, inputs: Any, name: tuple[str, ...]) 
         return model.call(jax.random.key(0), others, params, inputs, *name, train=True, key=key)
 
     changed = _assigned(trained, key, params, others, inputs)
+    if new := sorted(changed - set(others)):
+        raise _unsupported(
+            model.model,
+            f"makes {', '.join(new)} in a training pass, which isn't there when it is made",
+        )
     return _Look(_depends_on_key(trained, params, others, inputs), changed)
 
 

@@ -1,7 +1,7 @@
 """Problems whose rows have labels of several tasks: one input, many labels, some of them missing.
 
-A :class:`Table` is rows of one kind: inputs, and for each of its tasks a target. Several tables may
-differ in everything, and share tasks.
+A :class:`Table` is rows of one kind: inputs, and for each of its tasks a target. Several tables,
+each with tasks of its own, may differ in everything.
 """
 
 import functools
@@ -93,7 +93,7 @@ class TableProblem(base.Problem):
         self.penalty = penalty
         self._named = not isinstance(tables["train"], Table)
         by_name = {split: _by_name(split, given) for split, given in tables.items()}
-        self._tasks = {name: tuple(map(str, t.targets)) for name, t in by_name["train"].items()}
+        self._tasks = {name: _names(name, t) for name, t in by_name["train"].items()}
         self.task_names = tuple(dict.fromkeys(t for tasks in self._tasks.values() for t in tasks))
         self._splits: dict[str, dict[str, _Rows]] = {}
         for split, named in by_name.items():
@@ -117,7 +117,8 @@ class TableProblem(base.Problem):
             self._sizes,
             lambda arrays, key, step, tables, indices: self._taken(arrays, tables, indices),
         )
-        self._model = models.as_functions(model, self._example)
+        with models.trying(self._example):
+            self._model = models.as_functions(model, self._example, tables=self._named)
         self.draws_at_random = self._model.draws
         self._on_host: list[str] = []
         self._evaluate = jax.jit(self._values, static_argnums=2)
@@ -157,12 +158,20 @@ class TableProblem(base.Problem):
 
     @override
     def row_losses(self, params: Any, rows: Any) -> jax.Array:
-        return self.training_losses(params, rows).sums
+        each = [
+            self._losses_of_table(
+                table, self.apply(params, rows[table]["inputs"], *self._called(table)), rows[table]
+            )
+            for table in self._tasks
+            if table in rows
+        ]
+        return jnp.concatenate([losses for losses, _ in each])
 
     @override
     def training_losses(self, params: Any, rows: Any, key: jax.Array | None = None) -> RowLosses:
-        found, counts, new = [], [], ()
-        for table, given in rows.items():
+        found, counts, left = [], [], []
+        for table in (name for name in self._tasks if name in rows):
+            given = rows[table]
             called = given["inputs"], *self._called(table)
             if self._model.train is None:
                 outputs = self._model.apply(params, *called)
@@ -171,11 +180,14 @@ class TableProblem(base.Problem):
                 if key is not None and self.tables is not None:
                     own_key = jax.random.fold_in(key, list(self._tasks).index(table))
                 outputs, new = self._model.train(params, called[0], own_key, *called[1:])
-                # The next table goes on with the statistics that this one leaves.
-                params = trained.merge(new, params)
+                left.append(new)
             losses, labelled = self._losses_of_table(table, outputs, given)
             found.append(losses)
             counts.append(labelled)
+        new: Any = ()
+        if left and jax.tree.leaves(left):
+            # Every table begins with the same statistics, which move once.
+            new = jax.tree.map(_mean, trained.hide(params, self.replaced(params)), *left)
         is_complete = all(given["labelled"] is None for given in rows.values())
         if is_complete and len(self._tasks) == 1:
             return RowLosses(found[0], auxiliary=new)
@@ -228,8 +240,8 @@ class TableProblem(base.Problem):
         else:
             places = indices[jnp.argsort(tables)].reshape(len(self._tasks), -1)
         return {
-            name: jax.tree.map(lambda x, where=where: x[where], rows)
-            for (name, rows), where in zip(arrays.items(), places, strict=True)
+            name: jax.tree.map(lambda x, where=where: x[where], arrays[name])
+            for name, where in zip(self._tasks, places, strict=True)
         }
 
     @override
@@ -280,7 +292,8 @@ class TableProblem(base.Problem):
                 if name not in self._on_host:
                     value = checked.value(self._measures[name][task], mine, rows, count)
                     found[self.task_names.index(task)] = value
-        return {name: jnp.stack(x) for name, x in values.items()}, outputs if self._on_host else ()
+        is_kept = self._on_host and only in (None, *self._on_host)
+        return {name: jnp.stack(x) for name, x in values.items()}, outputs if is_kept else ()
 
     def _labelled_rows(self, split: str, outputs: Any, arrays: Any) -> Iterator[tuple[Any, ...]]:
         """Of each task its name, and outputs and rows of a split where it has labels."""
@@ -419,8 +432,16 @@ def _outputs_of(own: Sequence[str], place: int, outputs: Any) -> Any:
     )
 
 
+def _mean(old: Any, *values: Any) -> Any:
+    """Of a statistic, over the tables that have moved it; of what isn't a number, the last one."""
+    moved = [x for x in values if x is not old]
+    if not moved or not jnp.issubdtype(old.dtype, jnp.inexact):
+        return values[-1]
+    return sum(moved[1:], moved[0]) / jnp.asarray(len(moved), old.dtype)
+
+
 def _is_stacked(outputs: Any, own: Sequence[str]) -> bool:
-    return not isinstance(outputs, Mapping) and jnp.shape(outputs)[1:2] == (len(own),)
+    return getattr(outputs, "shape", ())[1:2] == (len(own),)
 
 
 def _where(labelled: jax.Array, outputs: jax.Array) -> jax.Array:
@@ -435,6 +456,14 @@ def _of_each_task(name: str, given: Any, tasks: Sequence[str]) -> dict[str, RowF
     fits = set(functions) == set(tasks) and all(map(callable, functions.values()))
     checks.require(fits, name, expected, given)
     return {task: functions[task] for task in tasks}
+
+
+def _names(name: str, table: Table) -> tuple[str, ...]:
+    where = "train" if name == _ONLY else f"train[{name!r}]"
+    expected = "a dictionary from the name of each task to an array [E, ...]"
+    is_by_task = isinstance(table.targets, Mapping) and len(table.targets) > 0
+    checks.require(is_by_task, f"{where}.targets", expected, table.targets)
+    return tuple(map(str, table.targets))
 
 
 def _by_name(split: str, given: Any) -> dict[str, Table]:
@@ -453,15 +482,22 @@ def _stored(
     like: Mapping[str, _Rows] | None,
 ) -> dict[str, _Rows]:
     """The tables of a split as they are kept, checked; ``like`` are those of the first split."""
-    found = {name: tuple(map(str, table.targets)) for name, table in tables.items()}
-    expected = f"tables with the tasks {dict(tasks)}, in this order"
-    checks.require(found == dict(tasks), split, expected, found)
-    names = [task for own in found.values() for task in own]
-    checks.require(len(set(names)) == len(names), split, "tables with tasks of their own", names)
     stored = {}
     for name, table in tables.items():
         where = split if name == _ONLY else f"{split}[{name!r}]"
         stored[name] = _stored_table(where, table)
+    found = {name: tuple(map(str, table.targets)) for name, table in tables.items()}
+    if list(tasks) == [_ONLY] == list(found):
+        own, ours = list(tasks[_ONLY]), list(found[_ONLY])
+        checks.require(ours == own, split, f"a Table with the tasks {own}, in this order", ours)
+    known = {name: list(own) for name, own in tasks.items() if name != _ONLY}
+    ours = {name: list(own) for name, own in found.items() if name != _ONLY}
+    expected = f"tables with the tasks {known}, in this order" if known else "one Table, as train"
+    checks.require(list(found.items()) == list(tasks.items()), split, expected, ours or "a Table")
+    names = [task for own in found.values() for task in own]
+    checks.require(len(set(names)) == len(names), split, "tables with tasks of their own", names)
+    for name in tables:
+        where = split if name == _ONLY else f"{split}[{name!r}]"
         if like is not None:
             ours, theirs = (
                 jax.tree.map(lambda x: (x.shape[1:], str(x.dtype)), rows[:2])
@@ -472,6 +508,10 @@ def _stored(
 
 
 def _stored_table(where: str, table: Table) -> _Rows:
+    for name, given in (("targets", table.targets), ("labelled", table.labelled)):
+        is_by_task = isinstance(given, Mapping) and (given or name == "labelled")
+        expected = "a dictionary from the name of each task to an array [E, ...]"
+        checks.require(is_by_task, f"{where}.{name}", expected, given)
     inputs = jax.tree.map(lambda x: checked.numbers(where, "inputs", x), table.inputs)
     sizes = {np.shape(x)[:1] for x in jax.tree.leaves(inputs)}
     expected = "inputs that are arrays [E, ...] of as many rows, at least one"

@@ -1,6 +1,5 @@
 """JSON files that are never half-written, know when they have been altered, and say so clearly."""
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -41,11 +40,7 @@ def digests(folder: Path) -> dict[str, str]:
         if path.is_dir():
             by_path |= {f"{path.name}/{name}": digest for name, digest in digests(path).items()}
             continue
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while part := file.read(2**20):
-                digest.update(part)
-        by_path[path.name] = digest.hexdigest()
+        by_path[path.name] = paths.sha256(path)
     return by_path
 
 

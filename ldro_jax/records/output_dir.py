@@ -20,8 +20,15 @@ CONFIG, RESULTS, REPORT = "config.gin", "results.json", "report.html"
 # All that an experiment writes, in the order in which it is deleted: without the results it doesn't
 # count as finished, and without the configuration not as an experiment.
 _WRITTEN = (
-    *(RESULTS, REPORT, "figures", "runs", "references.json"),
-    *("monolingual", "tensorboard", "checkpoints", CONFIG),
+    RESULTS,
+    REPORT,
+    "figures",
+    "runs",
+    "references.json",
+    "monolingual",
+    "tensorboard",
+    "checkpoints",
+    CONFIG,
 )
 # How many lines an error quotes of each of two configurations.
 _SHOWN = 4

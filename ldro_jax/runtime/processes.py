@@ -44,7 +44,7 @@ def is_first() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Waits until all processes are at the place of this name; returns at once if there is one."""
+    """Waits until all processes are at the place of this name; not at all if there is one."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 

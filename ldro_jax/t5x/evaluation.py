@@ -129,12 +129,13 @@ def get_datasets(
 
 
 class Evaluating(trainer_lib.BaseTrainer):
-    """Makes a trainer of T5X that it is put before evaluate by the token.
+    """A mixin: put before a trainer of T5X, it makes that evaluate by the token.
 
     The summaries of each task, ``training_eval/TASK``, get the number of target tokens,
     ``ldro/tokens``, and of batches, ``ldro/batches``; the cross entropy of a token,
     ``ldro/nats_per_token``, without z-loss, label smoothing and normalising factor; and
-    ``ldro/perplexity``. T5X's own losses there are also without the latter two. ``ldro_eval`` has
+    ``ldro/perplexity``. T5X's own losses there
+    are without label smoothing and normalising factor too, but with z-loss. ``ldro_eval`` has
     the mean of ``nats_per_token`` over tasks, ``average_loss``, and the largest, ``worst_loss``:
     infinite if one is not finite. Actions of T5X, such as early stopping, find them as metrics of a
     task of that name. When an evaluation is over, all of it is on disk, and with it

@@ -1,8 +1,8 @@
 """Names that training in T5X and its report share; T5X itself is not needed for them."""
 
-# A run with L-DRO writes this into MODEL_DIR;
+# What a run with L-DRO writes into MODEL_DIR.
 TASKS_FILE = "ldro_tasks.json"
-# and this, a run whose trainer counts the tokens that it evaluates.
+# What a run writes there whose trainer counts the tokens that it evaluates.
 RUN_FILE = "ldro_run.json"
 # The directory of its summaries over tasks, with the tags below; a checkpoint is chosen by one.
 OVER_TASKS = "ldro_eval"

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import ldro_jax.t5x.installed  # noqa: F401
 from ldro_jax import measuring
 from ldro_jax.t5x import checkpoints, run_file
 from ldro_jax.tasks import drawing

@@ -93,7 +93,7 @@ class Session(abc.ABC):
         """Goes on from a checkpoint's states and :meth:`record`."""
 
     def load_some(self, states: Any, record: Mapping[str, Any], chosen: Sequence[int]) -> None:
-        """Goes on from a checkpoint of more runs than these, which are its ``chosen`` ones."""
+        """Goes on from a checkpoint of more runs, NumPy arrays; these are its ``chosen`` ones."""
         raise NotImplementedError
 
     def renew_source(self) -> Source | None:
@@ -137,10 +137,9 @@ class Engine(abc.ABC):
         replaced = problem.replaced(shapes)
         if replaced is not None:
             optimizer = trained_lib.only(optimizer, jax.tree.map(operator.not_, replaced))
+        self.optimizer = optimizer
         if problem.penalty is not None:
             checks.function("penalty", problem.penalty, example="params -> scalar")
-            optimizer = optax.chain(_adding(problem.penalty), optimizer)
-        self.optimizer = optimizer
         by_task = problem.labels is None and replaced is None and not problem.draws_at_random
         self.is_whole = not by_task
         with errors.of("optimizer"):
@@ -205,7 +204,10 @@ class Program(abc.ABC):
         """The weighting with some rates, and the optimizer after it."""
         num_tasks, trainable = self.problem.num_tasks, self.engine.trained
         weighting = self.method.transform(num_tasks, rates, trainable=trainable)
-        return optax.chain(weighting, self.engine.optimizer)
+        penalty, optimizer = self.problem.penalty, self.engine.optimizer
+        if penalty is None:
+            return optax.chain(weighting, optimizer)
+        return optax.chain(_with_penalty(weighting, penalty), optimizer)
 
     def step_function(self, plan: Plan) -> Callable:
         """The function that takes one step, which both engines jit."""
@@ -225,6 +227,11 @@ class Program(abc.ABC):
         The number of rows of a task is filled up to a ``multiple``.
         """
         method, batches, problem = self.method, self.batches, self.problem
+        if self.engine.is_whole and not isinstance(method.named_strategy, str):
+            raise ValueError(
+                "interaction must be a name for rows with several labels and for models with "
+                f"statistics or dropout, but {method.name} has an Interaction of its own."
+            )
         rows = batches.measured_rows(method)
         measured = rows or batches.rows_of_each(problem)
         if method.uses_interaction and measured < strategy.multiple:
@@ -360,21 +367,28 @@ def _geometry(
     return functools.partial(preconditioner.preconditioner, decay=decay)
 
 
-def _adding(penalty: Callable[[Any], jax.Array]) -> optax.GradientTransformation:
-    """Adds the gradient of a loss of no task."""
+def _with_penalty(
+    weighting: optax.GradientTransformationExtraArgs, penalty: Callable[[Any], jax.Array]
+) -> optax.GradientTransformationExtraArgs:
+    """Adds the gradient of a loss of no task, in steps that train."""
 
     def value(params):
         with errors.of("penalty"):
             return penalty(params)
 
-    def update(updates, params):
+    def update(updates, state, params=None, **statistics):
+        updates, state = weighting.update(updates, state, params, **statistics)
         gradient = jax.grad(value, allow_int=True)(params)
-        return jax.tree.map(
-            lambda u, g: u if g.dtype == jax.dtypes.float0 else (u + g).astype(u.dtype),
-            *(updates, gradient),
-        )
+        trains = jnp.isfinite(statistics["losses"]).all()
 
-    return optax.stateless(update)
+        def added(u, g):
+            return (
+                u if g.dtype == jax.dtypes.float0 else jnp.where(trains, u + g, u).astype(u.dtype)
+            )
+
+        return jax.tree.map(added, updates, gradient), state
+
+    return optax.GradientTransformationExtraArgs(weighting.init, update)
 
 
 def _check_floating(shapes: Any, moved: Any) -> None:

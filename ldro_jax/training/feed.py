@@ -101,10 +101,14 @@ class Feed:
         serves = self._method.uses_interaction and not self._measured_rows
         return self._owned and uneven and serves
 
+    @property
+    def spans_processes(self) -> bool:
+        """Whether devices of several processes need the same rows."""
+        return any(len({d.process_index for d in row}) > 1 for row in self._devices)
+
     def check_source(self, source: Source) -> None:
         """Refuses a stream where devices of several processes need the same rows."""
-        spread = any(len({d.process_index for d in row}) > 1 for row in self._devices)
-        if source.has_state and spread:
+        if source.has_state and self.spans_processes:
             raise ValueError(
                 "Layout.model must divide the number of devices of each process, "
                 f"{jax.local_device_count()}, where rows come from a stream, since each process "

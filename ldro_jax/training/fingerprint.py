@@ -115,6 +115,8 @@ def _shared(program: "Program") -> dict[str, str]:
         "training rows": program.engine.digest_of_rows(),
         "optimizer": optimizer,
     }
+    if problem.penalty is not None:
+        digests["penalty"] = traced.of(jax.grad(problem.penalty, allow_int=True), params)
     if problem.observe is not None:
         digests["observe"] = traced.of(problem.observe, params)
     return digests

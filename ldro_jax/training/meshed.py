@@ -135,8 +135,11 @@ class MeshedProgram(engine.Program):
         """What a run draws at random with in its training passes, on the mesh; if anything."""
         if not self.problem.draws_at_random:
             return None
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), 3)
-        return jax.device_put(key, NamedSharding(self.mesh, PartitionSpec()))
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        make = jax.jit(
+            lambda seed: step_lib.random_key(step_lib.run_key(seed)), out_shardings=everywhere
+        )
+        return make(np.uint32(seed))
 
     def for_problem(self, problem: Problem) -> "MeshedProgram":
         """The program for other data of the model in :attr:`problem`; it compiles nothing anew."""
@@ -206,6 +209,8 @@ class MeshedProgram(engine.Program):
 
     @override
     def check(self) -> None:
+        if self.feed.spans_processes:
+            self.feed.check_source(self.problem.source(0))
         arguments = self._abstract_arguments()
         self.check_losses(arguments[1].params, arguments[2].rows)
         jax.eval_shape(self._compiled.step, *arguments)

@@ -199,7 +199,7 @@ class StackedProgram(engine.Program):
                     measured=None if apart is None else measured,
                     by_task=places(drawn.tasks) if owned else None,
                     reference=reference,
-                    key=jax.random.fold_in(key, 3) if problem.draws_at_random else None,
+                    key=step_lib.random_key(key) if problem.draws_at_random else None,
                 )
                 state, losses = step(rates, state, batch)
                 return (state, means.including(losses)), observe(state.params)
@@ -227,8 +227,7 @@ class StackedProgram(engine.Program):
         rates = {
             name: jnp.asarray([v[name] for v in values], float) for name in self.method.rates()
         }
-        # Not the keys that the parameters come from.
-        keys = jnp.stack([jax.random.fold_in(jax.random.key(t.seed), 1) for t in trials])
+        keys = jnp.stack([step_lib.run_key(t.seed) for t in trials])
         return rates, keys
 
     def run(

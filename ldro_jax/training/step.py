@@ -15,6 +15,10 @@ from ldro_jax.transform import averaging
 MakeOptimizer = Callable[[Mapping[str, Any]], optax.GradientTransformationExtraArgs]
 
 
+# Neither a number that rows are drawn by, nor a task's.
+_RANDOM = 2**31 - 1
+
+
 class TrainState(NamedTuple):
     """All that training carries from one step to the next.
 
@@ -89,13 +93,23 @@ def train_step(
         found = transform.find_state(opt_state)
         if jax.tree.leaves(measured.auxiliary):
             # A step whose losses aren't finite trains nothing, and may have spoilt these.
-            is_bad, moved = found.nonfinite_streak > 0, _of_parts(measured.auxiliary)
+            is_bad, moved = ~jnp.isfinite(measured.losses).all(), _of_parts(measured.auxiliary)
             moved = trained_lib.merge(moved, params)
             params = jax.tree.map(lambda new, old: jnp.where(is_bad, old, new), moved, params)
         known = jnp.where(found.seen, found.losses, jnp.nan)
         return TrainState(state.step + 1, params, opt_state), known
 
     return step
+
+
+def run_key(seed: jax.typing.ArrayLike) -> jax.Array:
+    """What a run draws its rows with; not the key that its parameters come from."""
+    return jax.random.fold_in(jax.random.key(seed), 1)
+
+
+def random_key(key: jax.Array) -> jax.Array:
+    """What a run draws at random with in its training passes, from its :func:`run_key`."""
+    return jax.random.fold_in(key, _RANDOM)
 
 
 def _of_parts(stacked: Any) -> Any:

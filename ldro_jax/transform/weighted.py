@@ -87,9 +87,11 @@ def weighted(
     absent one keeps its last loss and adds no gradient. It keeps its last interactions as well,
     unless those come from an ``interaction_batch`` or ``interaction_fn`` that has examples of it:
     one whose squared length is exactly zero there had none. ``excess``, ``[N]``, says by how much
-    each task is worse than a reference, for weightings that compare with one. ``preconditioner``,
-    like the parameters, measures the interaction in the geometry of the optimizer; see
-    :func:`ldro_jax.ldro.preconditioner`.
+    each task is worse than a reference, for weightings that compare with one.
+
+    With ``loss_fn``, ``losses_fn`` or stacked gradients, and without an ``interaction_fn``, may
+    come ``preconditioner``, like the parameters: it measures the interaction in the geometry of the
+    optimizer; see :func:`ldro_jax.ldro.preconditioner`.
 
     A step in which a loss is not finite trains nothing: its update is zero, the weights stay, and
     ``nonfinite`` counts the event. One in which the weighting's weights are not finite trains with
