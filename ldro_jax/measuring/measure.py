@@ -203,9 +203,11 @@ def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
             counted = its_own if one.found.counts is None else its_own * one.found.counts
             each = one.tasks.sums(jnp.broadcast_to(counted, one.found.sums.shape))
             is_it = jnp.arange(plan.num_tasks, dtype=jnp.int32) == task
+            share = is_it.astype(dtype) / _divisor(each, dtype)
+            gradient = one.pull(one.tasks.of_rows(share) * its_own)
             # Of no rows there is no gradient, not one of zero: what is known of the task stays.
-            share = jnp.where(is_it, jnp.where(each > 0, 1 / _divisor(each, dtype), jnp.nan), 0)
-            return one.pull(one.tasks.of_rows(share.astype(dtype)) * its_own)
+            is_there = (each[task] > 0).astype(dtype)
+            return jax.tree.map(lambda x: x / is_there.astype(x.dtype), gradient)
 
         return jax.lax.map(pulled, jnp.arange(count * parts, dtype=jnp.int32))
 

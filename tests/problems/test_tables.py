@@ -141,7 +141,10 @@ def test_tables_that_differ_have_their_own_rows():
 
 
 WRONG = {
-    "another task": (lambda: Table(INPUTS, {"a": TARGETS[:, 0]}), "validation must be tables with"),
+    "another task": (
+        lambda: Table(INPUTS, {"a": TARGETS[:, 0]}),
+        "validation must be a Table with the tasks",
+    ),
     "too few targets": (
         lambda: Table(INPUTS, dict(zip(labelled.TASKS, TARGETS[:3].T, strict=True))),
         r"validation\.targets\['a'\] must be an array \[24, \.\.\.\]",

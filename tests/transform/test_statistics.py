@@ -119,7 +119,7 @@ def test_batch_normalisation_and_dropout_in_nnx():
     @jax.jit
     def step(params, rest, opt_state):
         def losses_fn(params):
-            model = nnx.merge(graph, params, rest)
+            model = nnx.merge(graph, params, jax.tree.map(lambda x: x, rest))
             losses = jnp.mean((model(INPUTS) - TARGETS) ** 2, axis=0)
             return losses, nnx.state(model, nnx.Not(nnx.Param))
 
