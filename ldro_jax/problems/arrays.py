@@ -50,7 +50,9 @@ def from_arrays(
         see :func:`ldro_jax.problems.models.as_functions`. With batch normalisation and dropout it
         is told when it trains. Then a training pass normalises over the whole batch, of all tasks,
         and moves the running statistics once; the interaction is measured in the same pass, with
-        the same mask of dropout, at N backward passes over the batch.
+        the same mask of dropout, at N backward passes over the batch (or on rows drawn apart, in a
+        pass of theirs). Microbatches, and tables, are normalised each by itself, and the statistics
+        move by their mean.
       loss: ``(outputs, rows) -> [R]``, from the model's outputs for some rows, and the rows, to the
         loss of each. The rows are ``{"inputs": [R, ...], "targets": [R, ...], "task": int32 [R]}``.
         With tables it is called for each task, or is a dictionary of a function for each.
@@ -58,7 +60,8 @@ def from_arrays(
         as rows; with tables also a dictionary of such functions by task. It gives ``[R]``, whose
         mean is the task's value, or that value, one number, as a correlation is. Methods are
         compared by the first metric. What JAX can't trace, such as scikit-learn's functions, is
-        given NumPy's arrays. Where each task is measured in another way, the function looks at
+        given NumPy's arrays; where a metric is no number, as AUROC of one class, no checkpoint
+        counts as the best. Where each task is measured in another way, the function looks at
         ``rows["task"]``: ``jnp.where(rows["task"] == 0, is_right, -squared_error)`` is better the
         higher it is.
       validation: examples of the same tasks to choose by.

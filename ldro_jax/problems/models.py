@@ -4,8 +4,9 @@ A model is called in two ways. A training pass may draw random numbers, as dropo
 running statistics, as batch normalisation does. An evaluation gives the same outputs for the same
 parameters and inputs, and changes nothing. A Linen model is told by an argument of its call or a
 field, ``train``, ``training``, ``is_training``, ``deterministic`` or ``use_running_average``; of an
-NNX module, ``eval()`` switches all layers to evaluation. What else it has, such as constants, is
-part of the model.
+NNX module, ``eval()`` switches all layers to evaluation, and it trains as it was made: layers that
+need ``train()`` first, such as attention with dropout, get it where the module is made. A field or
+a layer that is set to evaluation stays so. What else a model has, such as constants, is part of it.
 
 Running statistics are kept beside the parameters in one tree, ``{"params": …, "batch_stats": …}``
 of a Linen model and its collections, ``{"params": …, "state": …}`` of an NNX module. Without them

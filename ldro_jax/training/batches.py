@@ -22,9 +22,9 @@ class Batches:
         are noisier. A method with ``sampling="weights"`` draws rows by its weights instead.
       microbatches: in how many parts to take a batch. The weights are chosen from the losses of all
         of them.
-      interaction_rows: measure the interaction on so many rows of each task, or of each table where
-        tasks share rows; by default on those of the batch. More than these are drawn apart, when
-        they are needed.
+      interaction_rows: measure the interaction on so many rows of each task; by default on those
+        of the batch. More than these are drawn apart, when they are needed. Where rows have labels
+        of several tasks it is so many rows of each table, which are always drawn apart.
       layout: how to use several devices, which one run at a time is then trained on, with rows from
         the host. Where it isn't given, data that fits on a device is held there, and runs that
         differ in rates and seeds alone are trained together.

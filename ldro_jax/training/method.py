@@ -29,10 +29,12 @@ class Method:
       weighting: a key of :data:`ldro_jax.weighting.METHODS`; or your own, as a
         :class:`~ldro_jax.weighting.Weighting` or a function of the hyperparameters that makes one.
       hyperparameters: its arguments.
-      interaction: how to measure the interaction, as in :func:`ldro_jax.transform.weighted`.
+      interaction: how to measure the interaction, as in :func:`ldro_jax.transform.weighted`. Rows
+        with several labels, and models with statistics or dropout, have one way: each task is
+        pulled back through the same pass, and a name says only whether rows are ``"split"``.
       interaction_interval: every how many steps to measure it; by default as the weighting says.
       interaction_rows: measure it on so many rows of each task, drawn apart if a batch has fewer;
-        by default as all methods of the comparison do.
+        by default as all methods of the comparison do. See :class:`Batches` for tables.
       lagged: with an interval of 1, let the weights use the matrix of the step before.
       smoothing: decay of the running means of losses and interactions that the weighting sees.
       total: what the weights' absolute values are made to sum to; by default what the method says.

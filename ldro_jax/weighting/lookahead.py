@@ -82,7 +82,11 @@ def lookahead_online(
       ValueError: if a rate is negative or not finite.
     """
     base.check_range("weight_lr", weight_lr)
-    game = Game(lookahead_lr, relative, normalize_interaction)
+    game = Game(
+        lookahead_lr=lookahead_lr,
+        relative=relative,
+        normalize_interaction=normalize_interaction,
+    )
 
     def direction(statistics, weights):
         eta = base.value_at(weight_lr, statistics)
@@ -127,7 +131,11 @@ def lookahead_exact(
     Raises:
       ValueError: if the rate is negative or not finite.
     """
-    game = Game(lookahead_lr, relative, normalize_interaction)
+    game = Game(
+        lookahead_lr=lookahead_lr,
+        relative=relative,
+        normalize_interaction=normalize_interaction,
+    )
 
     def weights(statistics):
         payoff = base.above_least(statistics)[:, None] - game.decrease(statistics)
@@ -139,7 +147,7 @@ def lookahead_exact(
     )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Game:
     """The game whose payoff is the losses after a step; see :func:`lookahead_online`.
 

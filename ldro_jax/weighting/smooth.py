@@ -70,7 +70,11 @@ def smooth_lookahead(
     Raises:
       ValueError: if a rate is negative or a temperature not positive.
     """
-    game = lookahead.Game(lookahead_lr, relative, normalize_interaction)
+    game = lookahead.Game(
+        lookahead_lr=lookahead_lr,
+        relative=relative,
+        normalize_interaction=normalize_interaction,
+    )
     base.check_range("temperature", temperature, "(0, inf)")
     if adversary_temperature is None:
         adversary_temperature = temperature
