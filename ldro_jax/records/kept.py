@@ -214,7 +214,7 @@ def _evaluated(state: Mapping[str, Any]) -> Any:
 
     A state that was restored without its types holds dictionaries and lists.
     """
-    stack = [state["opt_state"]]
+    stack = [state.get("opt_state")]
     while stack:
         node = stack.pop()
         if isinstance(node, Mapping):
