@@ -22,10 +22,13 @@ def jacobian_gram(losses_fn: Callable[[Any], jax.Array], params: Any) -> jax.Arr
     # XLA:CPU of jaxlib 0.10.2 silently miscompiles a batched pullback (jit of jacrev or of
     # vmap(vjp)) of some loss vectors; one row after another has always been right, and is no slower
     # there.
-    losses, pullback = jax.vjp(lambda p: base.replicated(losses_fn(p)), params)
+    return pullback_gram(*jax.vjp(lambda p: base.replicated(losses_fn(p)), params))
+
+
+def pullback_gram(losses: jax.Array, pullback: Callable[[jax.Array], Any]) -> jax.Array:
+    """Gram matrix ``[N, N]`` of losses ``[N]``, each pulled back as :func:`jax.vjp` gives it."""
     basis = jnp.eye(losses.size, dtype=losses.dtype)
-    rows = jax.lax.map(lambda cotangent: pullback(cotangent)[0], basis)
-    return base.gram(rows)
+    return base.gram(jax.lax.map(lambda cotangent: pullback(cotangent)[0], basis))
 
 
 @leaves.needs_arrays

@@ -298,7 +298,8 @@ class ArrayProblem(base.Problem):
         """
         inputs, targets, counts = arrays
         sizes, starts = np.asarray(self._splits[split].sizes), self._splits[split].starts
-        outputs = self._outputs(params, inputs, sizes.max())
+        # The activations of as many rows as the largest task has are enough to hold.
+        outputs = checked.outputs(lambda x: self.apply(params, x), inputs, int(sizes.max()))
 
         def one_task(part, size):
             task, start, count = part
@@ -319,25 +320,6 @@ class ArrayProblem(base.Problem):
             measured = jax.lax.map(measure, (*where, counts[tasks]))
             values = jax.tree.map(lambda x, new, t=tasks: x.at[t].set(new), values, measured)
         return values, outputs if self._on_host else ()
-
-    def _outputs(self, params, inputs, group):
-        """The model's outputs for all rows, ``[E, ...]``, computed in groups of one size.
-
-        The activations of as many rows as the largest task has are enough to hold, and the model is
-        compiled once, whatever the sizes of the tasks.
-        """
-        count = -(-len(inputs) // group)
-        places = jnp.minimum(jnp.arange(count * group, dtype=jnp.int32), len(inputs) - 1)
-        grouped = jax.lax.map(
-            lambda places: self.apply(params, inputs[places]), places.reshape(count, group)
-        )
-        for path, leaf in jax.tree_util.tree_leaves_with_path(grouped):
-            if leaf.shape[1:2] != (group,):
-                raise ValueError(
-                    f"model must give an output for each of {group} rows, [{group}, ...], but its "
-                    f"output{jax.tree_util.keystr(path)} has the shape {leaf.shape[1:]}."
-                )
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: len(inputs)], grouped)
 
 
 class ShuffledRows(Source):

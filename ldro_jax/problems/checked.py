@@ -33,6 +33,30 @@ def numbers(name: str, part: str, array: Any, *, finite: bool = True) -> np.ndar
     return found
 
 
+def outputs(apply: Callable[[Any], Any], inputs: Any, group: int) -> Any:
+    """A model's outputs for all rows, ``[E, ...]``, computed in groups of at most so many.
+
+    The model is compiled once, and the activations of one group are all that are held.
+
+    Raises:
+      ValueError: if it doesn't give an output for each row.
+    """
+    size = len(jax.tree.leaves(inputs)[0])
+    group = min(group, size)
+    count = -(-size // group)
+    places = jnp.minimum(jnp.arange(count * group, dtype=jnp.int32), size - 1)
+    grouped = jax.lax.map(
+        lambda where: apply(jax.tree.map(lambda x: x[where], inputs)), places.reshape(count, group)
+    )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grouped):
+        if leaf.shape[1:2] != (group,):
+            raise ValueError(
+                f"model must give an output for each of {group} rows, [{group}, ...], but its "
+                f"output{jax.tree_util.keystr(path)} has the shape {leaf.shape[1:]}."
+            )
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], grouped)
+
+
 def value(
     measure: Callable[[Any, Any], Any], outputs: Any, rows: dict[str, jax.Array], count: jax.Array
 ) -> jax.Array:

@@ -113,7 +113,7 @@ class TableProblem(base.Problem):
         self.labels = np.array([self._frequency(name, rows) for name, rows in train.items()])
         self._sizes = np.array([rows.size for rows in train.values()])
         self.on_device = base.OnDevice(
-            {name: rows._asdict() for name, rows in train.items()},
+            self._arrays("train"),
             self._sizes,
             lambda arrays, key, step, tables, indices: self._taken(arrays, tables, indices),
         )
@@ -266,8 +266,8 @@ class TableProblem(base.Problem):
         on_device, outputs = self._evaluate(params, self._placed[split], split)
         values = {name: np.array(x) for name, x in on_device.items()}
         if self._on_host:
-            outputs, arrays = jax.device_get((outputs, self._placed[split]))
-            for task, mine, rows in self._labelled_rows(split, outputs, arrays):
+            outputs = jax.device_get(outputs)
+            for task, mine, rows in self._labelled_rows(split, outputs, self._arrays(split)):
                 for name in self._on_host:
                     number = checked.number(self._measures[name][task], mine, rows)
                     values[name][self.task_names.index(task)] = number
@@ -278,7 +278,11 @@ class TableProblem(base.Problem):
     ) -> tuple[Any, Any]:
         """The metrics that JAX computes, ``[N]`` by name, and outputs for those that it doesn't."""
         outputs = {
-            table: self._outputs(params, rows["inputs"], *self._called(table))
+            table: checked.outputs(
+                lambda x, table=table: self.apply(params, x, *self._called(table)),
+                rows["inputs"],
+                _GROUP,
+            )
             for table, rows in arrays.items()
         }
         values: dict[str, list[Any]] = {
@@ -307,30 +311,20 @@ class TableProblem(base.Problem):
                     mine, given = jax.tree.map(lambda x, where=where: x[where], (mine, given))
                 yield task, mine, given
 
-    def _outputs(self, params: Any, inputs: Any, *table: str) -> Any:
-        """The outputs for all rows, computed in groups so that activations take little room."""
-        size = len(jax.tree.leaves(inputs)[0])
-        group = min(size, _GROUP)
-        count = -(-size // group)
-        places = jnp.minimum(jnp.arange(count * group, dtype=jnp.int32), size - 1)
-        grouped = jax.lax.map(
-            lambda where: self.apply(params, jax.tree.map(lambda x: x[where], inputs), *table),
-            places.reshape(count, group),
-        )
-        return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:size], grouped)
+    def _arrays(self, split: str) -> dict[str, Rows]:
+        return {name: rows._asdict() for name, rows in self._splits[split].items()}
 
     @override
     def check_evaluation(self, params: Any) -> bool:
         for split in self.splits:
-            arrays = {name: rows._asdict() for name, rows in self._splits[split].items()}
-            jax.eval_shape(functools.partial(self._values, split=split), params, arrays)
+            evaluate = functools.partial(self._values, split=split)
+            jax.eval_shape(evaluate, params, self._arrays(split))
         # What NumPy computes is tried.
         return not self._on_host
 
     @override
     def evaluation_digests(self, params: Any) -> dict[str, str]:
-        arrays = {name: rows._asdict() for name, rows in self._splits[self.splits[0]].items()}
-        digests = {}
+        arrays, digests = self._arrays(self.splits[0]), {}
         for name, measures in self._measures.items():
             evaluate = functools.partial(self._values, split=self.splits[0], only=name)
             digests[name] = traced.of(evaluate, params, arrays)
@@ -340,12 +334,7 @@ class TableProblem(base.Problem):
 
     @functools.cached_property
     def _placed(self) -> dict[str, Any]:
-        return {
-            split: {
-                name: jax.device_put(rows._asdict()) for name, rows in self._splits[split].items()
-            }
-            for split in self.splits
-        }
+        return {split: jax.device_put(self._arrays(split)) for split in self.splits}
 
     @property
     @override

@@ -10,6 +10,7 @@ import numpy as np
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base
+from ldro_jax.interaction.jacrev import pullback_gram
 from ldro_jax.measuring.measure import check_floating
 from ldro_jax.runtime import checks, leaves
 
@@ -75,8 +76,7 @@ def statistics(
         if batch is not None:
             strategy = interaction_lib.get(interaction)
             return strategy.matrix(lambda *given: one(*given)[0], params, batch)
-        basis = jnp.eye(losses.size, dtype=losses.dtype)
-        return base.gram(jax.lax.map(lambda cotangent: pull(cotangent)[0], basis))
+        return pullback_gram(losses, pull)
 
     given = {
         "losses": losses,
