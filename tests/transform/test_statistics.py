@@ -1,5 +1,8 @@
 """A forward pass with something besides losses: the same step, and what it gave besides."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -82,28 +85,25 @@ TARGETS = np.stack([INPUTS.sum(1), INPUTS[:, 0], -INPUTS[:, 1]], axis=1)
 LDRO = ldro.transform(3, lookahead_lr=0.1, weight_lr=0.1, interaction_interval=5)
 
 
+# The steps of docs/optax.md: one for Linen, one for NNX.
+DOCS = pathlib.Path(__file__).parents[2] / "docs" / "optax.md"
+EXAMPLES = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+IN_LINEN, IN_NNX = (code for code in EXAMPLES if "ldro.statistics" in code)
+
+
+def documented(code, model, tx):
+    """What there is after the code, a definition of `step`, on the inputs and targets here."""
+    names = {"jax": jax, "jnp": jnp, "ldro": ldro, "nnx": nnx, "optax": optax}
+    names |= {"model": model, "tx": tx, "inputs": INPUTS, "targets": TARGETS}
+    exec(code, names)
+    return names
+
+
 def test_batch_normalisation_and_dropout_in_linen():
-    # The loop of docs/optax.md.
     model, tx = Network(), optax.chain(LDRO, optax.sgd(0.1))
     variables = model.init(jax.random.key(0), INPUTS, train=False)
     params, statistics = variables["params"], variables["batch_stats"]
-
-    @jax.jit
-    def step(params, statistics, opt_state, key):
-        def losses_fn(params):
-            outputs, new = model.apply(
-                {"params": params, "batch_stats": statistics},
-                INPUTS,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": key},
-            )
-            return jnp.mean((outputs - TARGETS) ** 2, axis=0), new["batch_stats"]
-
-        given, statistics = ldro.statistics(losses_fn, params, has_aux=True)
-        updates, opt_state = tx.update(None, opt_state, params, **given)
-        return optax.apply_updates(params, updates), statistics, opt_state
-
+    step = documented(IN_LINEN, model, tx)["step"]
     opt_state, losses = tx.init(params), []
     for key in jax.random.split(jax.random.key(1), 60):
         params, statistics, opt_state = step(params, statistics, opt_state, key)
@@ -114,19 +114,8 @@ def test_batch_normalisation_and_dropout_in_linen():
 
 def test_batch_normalisation_and_dropout_in_nnx():
     model, tx = InNnx(nnx.Rngs(0)), optax.chain(LDRO, optax.sgd(0.1))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-
-    @jax.jit
-    def step(params, rest, opt_state):
-        def losses_fn(params):
-            model = nnx.merge(graph, params, jax.tree.map(lambda x: x, rest))
-            losses = jnp.mean((model(INPUTS) - TARGETS) ** 2, axis=0)
-            return losses, nnx.state(model, nnx.Not(nnx.Param))
-
-        given, rest = ldro.statistics(losses_fn, params, has_aux=True)
-        updates, opt_state = tx.update(None, opt_state, params, **given)
-        return optax.apply_updates(params, updates), rest, opt_state
-
+    code = documented(IN_NNX, model, tx)
+    step, params, rest = code["step"], code["params"], code["rest"]
     opt_state, losses = tx.init(params), []
     for _ in range(60):
         params, rest, opt_state = step(params, rest, opt_state)
