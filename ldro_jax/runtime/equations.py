@@ -174,4 +174,6 @@ def run(jaxpr: Program, eqn: Equation, known: Mapping[Any, Any]) -> Sequence[jax
     alone = jaxpr.replace(
         constvars=[], invars=inputs, outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects
     )
-    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, []))(*(known[v] for v in inputs))
+    # JAX 0.12 keeps this name for what is now a Jaxpr, without exporting it to type checkers.
+    closed = core.ClosedJaxpr(alone, [])  # pyright: ignore[reportPrivateImportUsage]
+    return core.jaxpr_as_fun(closed)(*(known[v] for v in inputs))
