@@ -102,7 +102,13 @@ def test_own_loop_lowers_the_losses(capsys):
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     "name, runs",
-    [("nnx_model", 9), ("imbalanced_groups", 12), ("multilabel", 9), ("sharded", 2)],
+    [
+        ("nnx_model", 9),
+        ("imbalanced_groups", 12),
+        ("multilabel", 9),
+        ("sharded", 2),
+        ("streams", 6),
+    ],
 )
 def test_the_other_examples_train_and_report(name, runs, tmp_path):
     run(name, tmp_path)

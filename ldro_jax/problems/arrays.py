@@ -96,17 +96,20 @@ def from_arrays(
         isinstance(train, Mapping) and any(isinstance(x, tables.Table) for x in train.values())
     ):
         return tables.TableProblem(splits, model, loss, metrics, penalty=penalty)
-    checks.require(
-        isinstance(train, Mapping) and len(train) > 0,
-        "train",
-        "a dictionary from the name of each task to its inputs and targets",
-        train,
-    )
+    names, joined_splits = joined(splits)
+    return ArrayProblem(names, joined_splits, model, loss, metrics, penalty=penalty)
+
+
+def joined(splits: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """The names of the tasks, and the examples of all of them in each split, checked."""
+    train = splits["train"]
+    expected = "a dictionary from the name of each task to its inputs and targets"
+    checks.require(isinstance(train, Mapping) and len(train) > 0, "train", expected, train)
     names = tuple(map(str, train))
-    joined: dict[str, Split] = {}
+    found: dict[str, Split] = {}
     for name, split in splits.items():
-        joined[name] = _joined(name, split, names, like=joined.get("train"))
-    return ArrayProblem(names, joined, model, loss, metrics, penalty=penalty)
+        found[name] = _joined(name, split, names, like=found.get("train"))
+    return names, found
 
 
 class ArrayProblem(base.Problem):

@@ -497,6 +497,20 @@ def _stored(
 
 
 def _stored_table(where: str, table: Table) -> _Rows:
+    stored = converted(where, table)
+    labelled: Any = stored.labelled
+    for task, mask in zip(table.targets, labelled.T, strict=True):
+        name = f"{where}.targets[{task!r}]"
+        checks.require(mask.any(), name, "at least one row with a label", "none")
+    return stored._replace(labelled=None) if labelled.all() else stored
+
+
+def converted(where: str, table: Table) -> _Rows:
+    """A table as it is stored, with a mask also where all rows have all labels.
+
+    Raises:
+      ValueError: if something isn't what a table has; it is found at ``where``.
+    """
     for name, given in (("targets", table.targets), ("labelled", table.labelled)):
         is_by_task = isinstance(given, Mapping) and (given or name == "labelled")
         expected = "a dictionary from the name of each task to an array [E, ...]"
@@ -518,11 +532,8 @@ def _stored_table(where: str, table: Table) -> _Rows:
     checks.require(not unknown, f"{where}.labelled", f"masks of {list(table.targets)}", unknown)
     labelled = np.stack(list(masks.values()), axis=1)
     alike = len({(x.shape, x.dtype) for x in targets.values()}) == 1
-    return _Rows(
-        inputs,
-        np.stack(list(targets.values()), axis=1) if alike else targets,
-        None if labelled.all() else labelled,
-    )
+    stored = np.stack(list(targets.values()), axis=1) if alike else targets
+    return _Rows(inputs, stored, labelled)
 
 
 def _without_missing(
@@ -541,6 +552,5 @@ def _without_missing(
         whole = "targets that are finite, or missing as a whole (all NaN)"
         is_finite = bool(np.isfinite(numbers[np.flatnonzero(mask)]).all())
         checks.require(is_finite, name, whole, "some are infinite, or NaN in part")
-    checks.require(mask.any(), name, "at least one row with a label", "none")
     shape = (size, *(1,) * (targets.ndim - 1))
     return np.where(mask.reshape(shape), targets, np.zeros_like(targets)), mask

@@ -61,7 +61,7 @@ def train(
         saved = Saved(checkpoint_dir, identity(program, session, schedule, trials))
         stack.enter_context(contextlib.closing(saved.checkpoints))
         preempted = stack.enter_context(preemption.watch())
-        restored = saved.restore(session)
+        restored = saved.restore(session, program.problem)
         if restored is None and origin is not None:
             restored = taken_from(origin, program, session, schedule)
         now, changed = restored or (None, [])

@@ -4,12 +4,14 @@ import contextlib
 import dataclasses
 import math
 import pathlib
+import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from ldro_jax.problems.base import Problem
 from ldro_jax.records import checkpoints, files, results
 from ldro_jax.runtime import errors, paths, processes
 from ldro_jax.tasks.source import Source
@@ -19,8 +21,8 @@ from ldro_jax.training.schedule import Schedule
 
 # Where the states of sources are kept, beside the checkpoints.
 _SOURCE = "stream"
-# The classes of sources that were saved and restored before.
-_TRIED: set[type] = set()
+# The problems whose sources were saved and restored before.
+_TRIED: weakref.WeakSet[Problem] = weakref.WeakSet()
 
 
 class Origin(NamedTuple):
@@ -129,7 +131,7 @@ class Saved:
         processes.wait_for_all("stream saved")
         return place
 
-    def restore(self, session: Session) -> tuple[Progress, list[str]] | None:
+    def restore(self, session: Session, problem: Problem) -> tuple[Progress, list[str]] | None:
         """Restores the newest good checkpoint.
 
         Returns the progress and the names of metrics that are measured otherwise now; ``None`` if
@@ -154,15 +156,15 @@ class Saved:
         restored = self.checkpoints.restore(session.states, restore_source)
         if restored is None:
             if (source := session.renew_source()) is not None:
-                self._try_source(session, source)
+                self._try_source(session, problem, source)
             return None
         states, record, changed = restored
         session.load(states, record["session"])
         return Progress.from_record(record), changed
 
-    def _try_source(self, session: Session, source: Source) -> None:
+    def _try_source(self, session: Session, problem: Problem, source: Source) -> None:
         """Raises ``ValueError`` for a source that no run could go on with, before any training."""
-        if type(source) in _TRIED:
+        if problem in _TRIED:
             return
         try:
             place = self._save_source(source, "0")
@@ -176,7 +178,7 @@ class Saved:
                 "go on after an interruption. Mend its save and restore; where rows depend on "
                 "nothing but their numbers, has_state is False and neither is needed."
             ) from error
-        _TRIED.add(type(source))
+        _TRIED.add(problem)
         session.renew_source()
         processes.wait_for_all("stream tried")
         if processes.is_first():

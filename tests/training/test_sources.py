@@ -207,7 +207,7 @@ def test_the_trial_of_a_source_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tiny_lm.train(made, tmp_path, progress=tiny.Progress(stop_after=1))
     assert {path.name for path in (tmp_path / "checkpoints" / "stream").iterdir()} <= {"10"}
-    assert tiny_lm.Counted in progress_lib._TRIED
+    assert made.problem in progress_lib._TRIED
 
 
 def test_what_a_source_is_known_by_is_compared_where_a_run_goes_on(tmp_path, monkeypatch):
