@@ -71,12 +71,17 @@ class Table:
         return widths
 
     def html(self) -> str:
-        """A table for a notebook."""
+        """A table for a notebook, the best of a column in bold."""
 
-        def row(cells, tag):
-            return "<tr>" + "".join(f"<{tag}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
+        def row(i, cells, tag):
+            texts = (
+                f"<b>{html.escape(c)}</b>" if (i, j) in self.best else html.escape(c)
+                for j, c in enumerate(cells)
+            )
+            return "<tr>" + "".join(f"<{tag}>{text}</{tag}>" for text in texts) + "</tr>"
 
-        rows = [row(self.header, "th"), *(row(cells, "td") for cells in self.rows)]
+        rows = [row(-1, self.header, "th")]
+        rows += [row(i, cells, "td") for i, cells in enumerate(self.rows)]
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         title = html.escape(self.title)
         return f"<table><caption>{title}</caption>{''.join(rows)}</table>{note}"

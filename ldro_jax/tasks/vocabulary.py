@@ -105,7 +105,8 @@ def train_sentencepiece(
       data_dir: holds one directory for each language.
       output: where the model goes; ``.model`` is appended where it is missing, and directories are
         made. A file that is there is replaced, at the end and at once.
-      vocab_size: number of ids, among them 3 marks (padding, end, unknown) and the bytes.
+      vocab_size: number of ids, at least 260: 3 marks (padding, end, unknown), the 256 bytes, and a
+        piece.
       languages: which ones, in any order; by default all of them.
       bytes_per_language: how much of each to train on, at most; see :func:`sample_lines`.
       seed: of the choice of the lines, at least 0.

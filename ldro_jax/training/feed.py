@@ -1,38 +1,33 @@
 """The batches of a run: rows from the host, put on a mesh of devices."""
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ldro_jax import weighting
 from ldro_jax.measuring import Batch
-from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks
 from ldro_jax.tasks import drawing
 from ldro_jax.tasks.source import Source
-from ldro_jax.training.batches import Batches
 from ldro_jax.training.method import Method
+
+if TYPE_CHECKING:
+    from ldro_jax.training.meshed import MeshedEngine
 
 
 class Feed:
-    """Draws and places the batches of one problem and one method.
+    """Draws and places the batches of one method.
 
     The interaction is measured on ``rows_apart`` rows of each task, if they are drawn apart. Raises
     ``ValueError`` if such batches can't be drawn.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        batches: Batches,
-        method: Method,
-        mesh: Mesh,
-        rows_apart: int | None,
-    ):
+    def __init__(self, engine: "MeshedEngine", method: Method, rows_apart: int | None):
+        problem, batches, mesh = engine.problem, engine.batches, engine.mesh
         self._problem, self._batches, self._method = problem, batches, method
         self._owned = problem.labels is None
         # Filled up, so that every device holds as many and each process reads its own.
@@ -42,7 +37,7 @@ class Feed:
         self._devices: np.ndarray = mesh.devices
         self._over_data = NamedSharding(mesh, PartitionSpec("data"))
         self._everywhere = NamedSharding(mesh, PartitionSpec())
-        self._row_shapes = problem.row_shapes()
+        self._row_shapes = engine.row
         on_device = problem.on_device
         self._drawer = drawing.Drawer(
             batches.sampler,

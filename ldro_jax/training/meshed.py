@@ -26,8 +26,9 @@ from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import preemption
 from ldro_jax.tasks import drawing
 from ldro_jax.tasks.source import Source
-from ldro_jax.training import engine, fingerprint
+from ldro_jax.training import engine as engine_lib
 from ldro_jax.training import feed as feed_lib
+from ldro_jax.training import fingerprint
 from ldro_jax.training import step as step_lib
 from ldro_jax.training.batches import Batches
 from ldro_jax.training.engine import Trial, strategy_on_one_device
@@ -41,7 +42,7 @@ _QUEUED_STEPS = 32
 _DRAWN_AHEAD = 4
 
 
-class MeshedEngine(engine.Engine):
+class MeshedEngine(engine_lib.Engine):
     """A mesh of devices, with rows from the host; see the module.
 
     Args:
@@ -52,6 +53,8 @@ class MeshedEngine(engine.Engine):
     Attributes:
       mesh: the devices.
       rules: which axis of the mesh each logical axis of the parameters is spread over.
+      row: shapes and dtypes of a row, from :meth:`Problem.row_shapes`, for which the source is
+        asked once.
 
     Raises:
       ValueError: if the batch doesn't fit the tasks or the mesh.
@@ -64,7 +67,7 @@ class MeshedEngine(engine.Engine):
         self.mesh, self.rules = layout.mesh(), layout.rules()
         batches.check(problem, self.mesh.shape["data"])
         super().__init__(problem.on(self.mesh, batches.size), optimizer, batches)
-        self.source_problem = problem
+        self.source_problem, self.row = problem, self.problem.row_shapes()
 
     @override
     def program(self, method: Method) -> "MeshedProgram":
@@ -73,13 +76,13 @@ class MeshedEngine(engine.Engine):
     def for_problem(self, problem: Problem) -> "MeshedEngine":
         """The engine for other data of the model in :attr:`problem`."""
         other = copy.copy(self)
-        other.problem = problem
+        other.problem, other.row = problem, problem.row_shapes()
         return other
 
     @override
     def row_shapes(self, size: int) -> Any:
-        rows, size = self.problem.row_shapes(), self.problem.in_each_table(size)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), rows)
+        size = self.problem.in_each_table(size)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), self.row)
 
     @override
     def digest_of_rows(self) -> str:
@@ -104,7 +107,7 @@ class _Compiled(NamedTuple):
     step: Any
 
 
-class MeshedProgram(engine.Program):
+class MeshedProgram(engine_lib.Program):
     """What trains a method on a mesh of devices; see the module.
 
     Args:
@@ -126,7 +129,7 @@ class MeshedProgram(engine.Program):
         self.mesh = engine.mesh
         self._compiled = compiled or self._compile()
         self.plan, self.shardings = self._compiled.plan, self._compiled.shardings
-        self.feed = feed_lib.Feed(self.problem, self.batches, method, engine.mesh, self.rows_apart)
+        self.feed = feed_lib.Feed(engine, method, self.rows_apart)
         self._reference = None
         if method.uses_excess:
             self._reference = jax.device_put(self.problem.reference, self.shardings.params)
@@ -230,7 +233,7 @@ def _queue_length(began: float, timed: int) -> int:
     return int(np.clip(preemption.SECONDS / max(seconds, 1e-6), 1, _QUEUED_STEPS if timed else 1))
 
 
-class MeshedSession(engine.Session):
+class MeshedSession(engine_lib.Session):
     """One run of a program, which draws its rows a few steps ahead."""
 
     def __init__(self, program: MeshedProgram, trial: Trial):

@@ -23,8 +23,9 @@ from ldro_jax.problems.base import OnDevice, Problem
 from ldro_jax.records import traced
 from ldro_jax.runtime import preemption
 from ldro_jax.tasks import drawing
-from ldro_jax.training import engine, stretches
+from ldro_jax.training import engine as engine_lib
 from ldro_jax.training import step as step_lib
+from ldro_jax.training import stretches
 from ldro_jax.training.batches import Batches
 from ldro_jax.training.engine import Trial, strategy_on_one_device
 from ldro_jax.training.method import Method
@@ -32,7 +33,7 @@ from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.stretches import Means, Stretch
 
 
-class StackedEngine(engine.Engine):
+class StackedEngine(engine_lib.Engine):
     """One device, which holds the data; see the module.
 
     Args:
@@ -93,7 +94,7 @@ class StackedEngine(engine.Engine):
         return self.data.arrays, key, step, tasks, tasks
 
 
-class StackedProgram(engine.Program):
+class StackedProgram(engine_lib.Program):
     """What trains runs of one method on one device, with all their data there; see the module.
 
     Args:
@@ -268,7 +269,7 @@ class StackedProgram(engine.Program):
         return list(self._stretches.values())
 
 
-class StackedSession(engine.Session):
+class StackedSession(engine_lib.Session):
     """R runs of one program, with states ``[R, ...]``."""
 
     def __init__(
