@@ -27,7 +27,8 @@ _TRAINER = [
     "typing-extensions>=4.4",
 ]
 _TFDS = [
-    "tensorflow>=2.19",
+    # 2.19 needs protobuf 5, under which today's tensorflow-metadata isn't imported.
+    "tensorflow>=2.20",
     # TFDS 4.9.9 can't read a data set under protobuf 7.
     "tensorflow-datasets>=4.9.10",
     # TFDS imports it to build a data set, but doesn't name it.
@@ -52,9 +53,9 @@ _T5X = [
 ]
 # Checkers are pinned: a new release of one finds new things.
 _TEST = [
-    "grain>=0.2.10",
+    "grain>=0.2.12",
     "pyright[nodejs]==1.1.414",
-    "pytest>=8",
+    "pytest>=8.2",
     "pytest-xdist>=3.6",
     "ruff>=0.17,<0.18",
     "scipy>=1.14",
