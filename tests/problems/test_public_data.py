@@ -13,6 +13,7 @@ import pytest
 from helpers import public_files
 
 import ldro_jax
+from ldro_jax import reporting
 from ldro_jax.models import mlp
 from ldro_jax.problems import public_data
 from ldro_jax.training import Batches, Method, Schedule
@@ -29,6 +30,11 @@ def made_up(tmp_path_factory):
     folder = tmp_path_factory.mktemp("public")
     public_files.write(folder)
     return folder
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    monkeypatch.setattr(reporting, "write_report", lambda *args, **options: None)
 
 
 def _load(name, folder, **options):
@@ -103,7 +109,7 @@ def _agrees_with_scikit_learn(name, folder, output_dir, *, ridge, steps, **optio
     return largest
 
 
-@pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("name", ["yeast", "chicago", "moleculeace"])
 def test_linear_models_are_scikit_learns(name, made_up, tmp_path):
     options = {"targets": public_files.PROTEINS, "num_features": 16}
@@ -118,7 +124,7 @@ def test_linear_models_are_scikit_learns(name, made_up, tmp_path):
     _GIVEN not in os.environ,
     reason=f"{_GIVEN} doesn't name a directory that scripts/public_data.py made",
 )
-@pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     ("name", "ridge", "steps"),
     [("yeast", 0.01, 100), ("chicago", 0.01, 250), ("moleculeace", 1.0, 300)],
@@ -158,9 +164,7 @@ def test_riders_of_a_day_are_known_two_weeks_later(made_up):
     assert problem.task_names[6] == "Clark_Lake"
     # The row of a day has the riders of two weeks before.
     np.testing.assert_allclose(riders[:-14], table["Clark_Lake"][14:90], rtol=1e-6)
-    np.testing.assert_allclose(
-        np.corrcoef(inputs[14:, 6], riders[:-14])[0, 1], 1, rtol=1e-6
-    )
+    np.testing.assert_allclose(np.corrcoef(inputs[14:, 6], riders[:-14])[0, 1], 1, rtol=1e-6)
     weekday = np.argmax(inputs[:, -7:], axis=1)
     np.testing.assert_array_equal(weekday, pd.to_datetime(table["date"]).dt.day_of_week[:90])
 
