@@ -113,6 +113,7 @@ _CASES = {
     "experiments/test_compare.py::test_an_experiment_that_is_asked_to_stop_begins_no_other_run": (
         *("stacked-best", "meshed-always"),
     ),
+    "experiments/test_public_data_experiments.py::test_runs_to_the_report": ("moleculeace.gin",),
     "faults/test_changes.py::test_what_changes_no_number_is_taken": (
         *("a seed-interrupted", "more steps-finished"),
     ),
@@ -143,6 +144,7 @@ _CASES = {
     "models/test_decoder.py::test_gradients_of_all_tasks_at_once_are_those_of_each": (
         *("False-None", "True-3"),
     ),
+    "problems/test_public_data.py::test_linear_models_are_scikit_learns": ("yeast",),
     "reporting/test_report.py::test_the_committed_records_make_a_page": ("cifar100",),
     **{
         f"solvers/test_solvers.py::test_{name}": _SIZES

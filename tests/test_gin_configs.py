@@ -23,6 +23,10 @@ _RUN = {
             "renormalization",
         )
     },
+    **{
+        f"experiments/{name}.gin": "experiments/test_public_data_experiments.py"
+        for name in ("chicago", "moleculeace", "yeast")
+    },
     "experiments/digits.gin": "helpers/command_line.py",
     "experiments/digits_methods.gin": "experiments/test_digits_methods.py",
     "experiments/digits_sweep.gin": "experiments/test_digits_methods.py",

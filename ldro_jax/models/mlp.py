@@ -13,7 +13,7 @@ class MLP(nn.Module):
 
     Attributes:
       num_classes: number of outputs.
-      features: width of each hidden layer.
+      features: width of each hidden layer; ``()`` for a linear model.
 
     Raises:
       ValueError: if a width isn't a positive integer.
