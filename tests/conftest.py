@@ -53,11 +53,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # What -m smoke runs: the mathematics, data, records and tables, and one experiment to its end.
 _SMOKE = (
+    "experiments/test_compare.py::test_a_call_from_python_looks_after_its_directory",
     "problems/test_arrays.py",
     "records/test_results.py",
     "reporting/test_tables.py",
     "runtime/test_checks.py",
-    "test_main.py::test_results_hold_what_was_promised",
     "training/test_schedule.py",
     "weighting/test_methods.py",
     "weighting/test_pcgrad.py",
@@ -185,7 +185,7 @@ _CASES = {
     "training/test_labels.py::test_rows_of_one_task_each_train_models_with_statistics": (
         "stacked",
     ),
-    "training/test_labels.py::test_tables_that_differ_are_trained_together": ("stacked", "4 x 2"),
+    "training/test_labels.py::test_tables_that_differ_are_trained_together": ("4 x 2",),
     "training/test_labels.py::test_training_is_a_loop_written_by_hand": (
         *("average-one", "every step-stacked", "every step-4 x 2", "every tenth-stacked"),
     ),

@@ -117,8 +117,7 @@ def test_compare_freezes_what_is_not_trainable(tmp_path, monkeypatch):
     by_hand = optax.partition(
         {True: sgd, False: optax.set_to_zero()}, lambda params: trained_lib.mask(kernels, params)
     )
-    asked, found = values("a", ldro.only(sgd, kernels)), values("b", by_hand)
-    assert asked == found != values("c", sgd)
+    assert values("a", ldro.only(sgd, kernels)) == values("b", by_hand)
     text = (tmp_path / "a" / "config.gin").read_text()
     assert "frozen" in text and "bias" in text
 
