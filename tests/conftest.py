@@ -242,14 +242,10 @@ _CASES = {
     "training/test_stacked.py::test_a_run_that_ended_within_a_block_of_a_longer_schedule_goes_on": (
         "12",
     ),
-    "training/test_stacked.py::test_balanced_steps_are_a_plain_loop": (
-        *("group DRO", "L-DRO, every third"),
-    ),
-    "training/test_stacked.py::test_fewer_rows_can_be_asked_for_and_halved": (
-        *("1-meshed", "2-stacked"),
-    ),
+    "training/test_stacked.py::test_balanced_steps_are_a_plain_loop": ("L-DRO, every third",),
+    "training/test_stacked.py::test_fewer_rows_can_be_asked_for_and_halved": ("1-meshed",),
     "training/test_stacked.py::test_plain_random_steps_with_an_absent_task_are_a_plain_loop": (
-        *("group DRO", "L-DRO, every third"),
+        "group DRO",
     ),
     "training/test_stacked.py::test_the_gradients_of_halves_serve_for_the_training_gradient": (
         *("euclidean-21", "optimizer-24"),
