@@ -60,7 +60,6 @@ _SMOKE = (
     "runtime/test_checks.py",
     "training/test_schedule.py",
     "weighting/test_methods.py",
-    "weighting/test_pcgrad.py",
 )
 
 
@@ -316,9 +315,17 @@ def _is_heavy(item):
 _FIRST = ("test_examples.py", "faults/", "experiments/", "test_meshes.py", "test_main.py")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With -m smoke the files without such a test, whose imports take longer than all of these."""
+    if config.option.markexpr == "smoke" and collection_path.suffix == ".py":
+        name = collection_path.relative_to(pathlib.Path(__file__).parent).as_posix()
+        return name not in {test.partition("::")[0] for test in _SMOKE}
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
     """Marks what is quick and goes through most of the library, and what takes long."""
-    if config.args_source is config.ArgsSource.TESTPATHS:
+    if config.args_source is config.ArgsSource.TESTPATHS and config.option.markexpr != "smoke":
         cases = collections.defaultdict(list)
         for item in items:
             test, _, case = item.nodeid.removeprefix("tests/").partition("[")
