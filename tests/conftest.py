@@ -324,7 +324,8 @@ def pytest_ignore_collect(collection_path, config):
     """With -m smoke the files without such a test, whose imports take longer than all of these."""
     if config.option.markexpr == "smoke" and collection_path.suffix == ".py":
         name = collection_path.relative_to(pathlib.Path(__file__).parent).as_posix()
-        return name not in {test.partition("::")[0] for test in _SMOKE}
+        if name not in {test.partition("::")[0] for test in _SMOKE}:
+            return True
     return None
 
 
