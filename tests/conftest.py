@@ -2,6 +2,7 @@
 
 import atexit
 import collections
+import ctypes
 import fnmatch
 import functools
 import gc
@@ -52,14 +53,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # What -m smoke runs: the mathematics, data, records and tables, and one experiment to its end.
 _SMOKE = (
+    "experiments/test_compare.py::test_a_call_from_python_looks_after_its_directory",
     "problems/test_arrays.py",
     "records/test_results.py",
     "reporting/test_tables.py",
     "runtime/test_checks.py",
-    "test_main.py::test_results_hold_what_was_promised",
     "training/test_schedule.py",
     "weighting/test_methods.py",
-    "weighting/test_pcgrad.py",
 )
 
 
@@ -68,7 +68,12 @@ _FLOAT32 = (
     "interaction/test_geometry.py",
     "interaction/test_layerwise.py",
     "interaction/test_split.py::test_the_diagonal",
+    "interaction/test_split.py::test_the_halves_give_the_training_gradient_too",
+    "solvers/test_random_games.py",
     "solvers/test_smooth_games.py",
+    "solvers/test_solvers.py::test_twins_are_treated_alike_and_permutations_followed",
+    "transform/test_diagnostics.py",
+    "weighting/test_battery.py::test_reference_values",
     "weighting/test_known_games.py",
     "weighting/test_known_gradients.py",
     "weighting/test_known_losses.py",
@@ -77,14 +82,8 @@ _FLOAT32 = (
     "weighting/test_twins.py",
 )
 
-# One of each kind: closed forms, solvers, games, states of every form, randomness, wrappers.
+# One of each kind: those whose states or programs are of a kind of their own.
 _KINDS = (
-    *("average", "averaged", "cagrad", "doge", "doremi", "famo", "floor", "go4align", "gradnorm"),
-    *("group_dro", "lookahead_exact", "lookahead_online", "mgda", "nash_mtl", "pcgrad", "pike"),
-    *("random_loss", "skill_it", "smooth_lookahead", "smoothed", "uncertainty"),
-)
-# Of those the ones whose states or programs are of a kind of their own.
-_PROGRAMS = (
     *("cagrad", "doge", "famo", "go4align", "gradnorm", "lookahead_online", "nash_mtl", "pcgrad"),
     *("random_loss", "skill_it", "smooth_lookahead", "smoothed", "uncertainty"),
 )
@@ -107,13 +106,18 @@ _WAYS = ("columns", "layerwise", "scan", "tiled 3")
 # Of these tests, by default, the named cases alone, each of which goes another way; the others,
 # which differ in size, type or method, are heavy. A name may be a pattern of many.
 _CASES = {
+    "experiments/test_compare.py::test_a_full_disk_leaves_earlier_work": ("meshed",),
     "experiments/test_compare.py::test_a_run_that_never_recovers_does_not_stop_the_others": (
-        *("stacked-best", "meshed-always"),
+        "stacked-best",
     ),
     "experiments/test_compare.py::test_an_experiment_that_is_asked_to_stop_begins_no_other_run": (
-        *("stacked-best", "meshed-always"),
+        "meshed-always",
     ),
-    "experiments/test_public_data_experiments.py::test_runs_to_the_report": ("moleculeace.gin",),
+    "experiments/test_compare.py::test_ready_is_called_once_before_anything_is_written": (
+        "stacked",
+    ),
+    "experiments/test_public_data_experiments.py::test_runs_to_the_report": ("yeast.gin",),
+    "experiments/test_together.py::test_plain_random_batches_train_too": ("stacked",),
     "faults/test_changes.py::test_what_changes_no_number_is_taken": (
         *("a seed-interrupted", "more steps-finished"),
     ),
@@ -123,7 +127,13 @@ _CASES = {
     "games/test_games.py::test_a_duplicated_task_shares_its_twins_weight_equally": (
         *("gaussian-float32", "lookahead_1-float32", "lookahead_10-float32", "skew-float32"),
     ),
+    "games/test_games.py::test_affine_changes_of_the_payoffs_change_nothing": (
+        *("*-float32", "3-1-float64"),
+    ),
     "games/test_games.py::test_small_games_with_known_solutions": ("float32",),
+    "games/test_games.py::test_the_weights_are_uniform_where_the_game_leaves_the_choice_open": (
+        *("*-float32", "5-*-float64"),
+    ),
     "games/test_games.py::test_value_and_entropy_agree_with_the_oracle": (
         *("1-0-float32", "5-0-float32", "5-0-float64", "20-0-float32"),
     ),
@@ -160,7 +170,11 @@ _CASES = {
         *("eight tasks-interaction_matrix", "eight tasks-weights_over_time", "forty tasks-*"),
         *("one task-average_vs_worst", "one task-pareto_frontiers", "sweep-*"),
     ),
+    "runtime/test_leaves.py::test_trees_of_the_same_leaves_may_mix": (
+        *("dict-FrozenDict", "FrozenDict-NamedTuple", "NamedTuple-nnx.State", "nnx.State-dict"),
+    ),
     "tasks/test_streaming.py::test_a_resumed_stream_goes_on_as_if_it_had_not_stopped": ("0", "151"),
+    "tasks/test_text.py::test_damaged_tokens_are_made_again": ("flip", "no checksum"),
     "test_meshes.py::test_the_digits_of_one_device": (
         "AxisType.Explicit-auto-examples-2-False",
         "AxisType.Explicit-layerwise-parameters and tasks-1-False",
@@ -168,13 +182,40 @@ _CASES = {
         "AxisType.Explicit-vmap-parameters and tasks-1-True",
     ),
     "test_meshes.py::test_other_forms_on_an_explicit_mesh": ("layout", "stacked"),
+    "training/test_engine.py::test_all_methods_see_the_same_batches": ("meshed",),
     "training/test_geometry.py::test_the_interaction_is_that_of_the_geometry": (
         *("1-stacked", "2-meshed"),
     ),
+    "training/test_geometry.py::test_the_optimizers_is_found": ("stacked",),
     "training/test_geometry.py::test_with_its_own_decay": ("stacked",),
-    "training/test_loop.py::test_a_run_learns_and_repeats_itself": (
-        *("stacked-Group DRO", "stacked-L-DRO exact", "meshed-L-DRO"),
+    "training/test_labels.py::test_a_penalty_is_a_loss_of_no_task": ("stacked",),
+    "training/test_labels.py::test_an_interrupted_run_ends_with_the_same_bits": (
+        *("problem-one", "two_tables-stacked"),
     ),
+    "training/test_labels.py::test_microbatches_move_the_statistics_once_a_step": ("one",),
+    "training/test_labels.py::test_rows_of_one_task_each_train_models_with_statistics": (
+        "stacked",
+    ),
+    "training/test_labels.py::test_tables_that_differ_are_trained_together": ("4 x 2",),
+    "training/test_labels.py::test_training_is_a_loop_written_by_hand": (
+        *("average-one", "every step-stacked", "every step-4 x 2", "every tenth-stacked"),
+    ),
+    "training/test_loop.py::test_a_damaged_checkpoint_costs_time_but_changes_nothing": (
+        *("stacked-Average", "meshed-drawn"),
+    ),
+    "training/test_loop.py::test_a_nan_loss_in_one_batch_leaves_the_weights_and_is_counted": (
+        "meshed",
+    ),
+    "training/test_loop.py::test_a_run_learns_and_repeats_itself": (
+        *("stacked-L-DRO", "meshed-L-DRO"),
+    ),
+    "training/test_loop.py::test_an_interrupted_run_ends_as_if_nothing_had_happened": (
+        *("stacked-L-DRO", "meshed-L-DRO", "meshed-drawn"),
+    ),
+    "training/test_loop.py::test_interactions_that_can_not_be_measured_are_counted_and_named": (
+        "stacked",
+    ),
+    "training/test_loop.py::test_other_data_is_refused_and_nothing_is_deleted": ("stacked",),
     "training/test_meshed.py::test_every_layout_trains_the_same": (
         *("data and model-scanned-options0", "data-bigram-options5"),
         *("data-images, uneven-options8", "data-images, in parts-options11"),
@@ -203,14 +244,10 @@ _CASES = {
     "training/test_stacked.py::test_a_run_that_ended_within_a_block_of_a_longer_schedule_goes_on": (
         "12",
     ),
-    "training/test_stacked.py::test_balanced_steps_are_a_plain_loop": (
-        *("group DRO", "L-DRO, every third"),
-    ),
-    "training/test_stacked.py::test_fewer_rows_can_be_asked_for_and_halved": (
-        *("1-meshed", "2-stacked"),
-    ),
+    "training/test_stacked.py::test_balanced_steps_are_a_plain_loop": ("L-DRO, every third",),
+    "training/test_stacked.py::test_fewer_rows_can_be_asked_for_and_halved": ("1-meshed",),
     "training/test_stacked.py::test_plain_random_steps_with_an_absent_task_are_a_plain_loop": (
-        *("group DRO", "L-DRO, every third"),
+        "group DRO",
     ),
     "training/test_stacked.py::test_the_gradients_of_halves_serve_for_the_training_gradient": (
         *("euclidean-21", "optimizer-24"),
@@ -219,8 +256,12 @@ _CASES = {
         *("every third",),
     ),
     "training/test_step.py::test_balanced_steps_are_a_plain_loop": (
-        *("images", "group DRO", "L-DRO, scanned layers"),
+        *("images", "L-DRO, scanned layers"),
     ),
+    "training/test_step.py::test_uneven_batches_are_a_plain_loop": (
+        *("bigram-in every step", "images-now and then"),
+    ),
+    "transform/test_dtypes.py::test_the_fused_step_does_not_round_the_weights": ("bfloat16",),
     "transform/test_failures.py::test_a_loss_below_zero_is_counted_and_moves_no_weight": (
         *("famo", "gradnorm", "q_ffl"),
     ),
@@ -240,14 +281,14 @@ _CASES = {
         *("layout-vmap-2-False", "tasks-split-2-False", "tasks-layerwise-1-True"),
         "stacked-vmap-1-True",
     ),
-    "weighting/test_battery.py::test_a_step_that_donates_its_state": _PROGRAMS,
+    "weighting/test_battery.py::test_a_step_that_donates_its_state": _KINDS,
     "weighting/test_battery.py::test_follows_a_permutation_of_the_tasks": _FLOAT64_OF_KINDS,
     "weighting/test_battery.py::test_jit_equals_eager_and_compiles_once": _KINDS,
-    "weighting/test_battery.py::test_vmaps": _PROGRAMS,
+    "weighting/test_battery.py::test_vmaps": _KINDS,
     "weighting/test_battery.py::test_weights_are_finite_and_sum_to_what_they_should": (
         _FLOAT64_OF_KINDS
     ),
-    "weighting/test_battery.py::test_works_sharded_over_devices": _PROGRAMS,
+    "weighting/test_battery.py::test_works_sharded_over_devices": _KINDS,
     "weighting/test_grape_pike_go4align.py::test_groups_are_the_best_of_all": (
         *("float32-*", "float64-2"),
     ),
@@ -258,6 +299,7 @@ _CASES = {
     ),
     "weighting/test_known_losses.py::"
     "test_the_known_tasks_have_the_weights_of_a_problem_without_the_others": ("*-unknown1",),
+    "weighting/test_lengths.py::test_float32_gives_the_update_of_float64": _OF_GRAM,
     "weighting/test_registry.py::test_every_door_has_the_same_default": (
         *("lookahead_exact", "lookahead_online"),
     ),
@@ -280,9 +322,18 @@ def _is_heavy(item):
 _FIRST = ("test_examples.py", "faults/", "experiments/", "test_meshes.py", "test_main.py")
 
 
+def pytest_ignore_collect(collection_path, config):
+    """With -m smoke the files without such a test, whose imports take longer than all of these."""
+    if config.option.markexpr == "smoke" and collection_path.suffix == ".py":
+        name = collection_path.relative_to(pathlib.Path(__file__).parent).as_posix()
+        if name not in {test.partition("::")[0] for test in _SMOKE}:
+            return True
+    return None
+
+
 def pytest_collection_modifyitems(config, items):
     """Marks what is quick and goes through most of the library, and what takes long."""
-    if config.args_source is config.ArgsSource.TESTPATHS:
+    if config.args_source is config.ArgsSource.TESTPATHS and config.option.markexpr != "smoke":
         cases = collections.defaultdict(list)
         for item in items:
             test, _, case = item.nodeid.removeprefix("tests/").partition("[")
@@ -352,9 +403,9 @@ def _compile_with(patch, options):
     patch.setattr(compiler, "get_compile_options", get_compile_options)
 
 
-# To look at it takes some hundredths of a second.
+# To look at them takes some hundredths of a second.
 _TESTS_BETWEEN_LOOKS = 20
-_MOST_MAPS, _MOST_BYTES, _GROWTH = 40_000, 2e9, 5e8
+_MOST_MAPS, _MOST_BYTES, _GROWTH = 40_000, 1.8e9, 2e8
 _looks = itertools.count()
 _kept_bytes = 0
 
@@ -365,13 +416,17 @@ def _free_programs():
     global _kept_bytes
     yield
     maps = pathlib.Path("/proc/self/maps")
-    if next(_looks) % _TESTS_BETWEEN_LOOKS or not maps.exists():
+    if not maps.exists():
         return
-    # What is freed doesn't all go back to the system: it counts where it has grown since.
-    is_large = _resident_bytes() > max(_MOST_BYTES, _kept_bytes + _GROWTH)
-    if is_large or maps.read_bytes().count(b"\n") > _MOST_MAPS:
+    is_full = _resident_bytes() > max(_MOST_BYTES, _kept_bytes + _GROWTH)
+    if not is_full and next(_looks) % _TESTS_BETWEEN_LOOKS == 0:
+        is_full = maps.read_bytes().count(b"\n") > _MOST_MAPS
+    if is_full:
         jax.clear_caches()
         gc.collect()
+        # Otherwise the C library keeps most of it.
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)
         _kept_bytes = _resident_bytes()
 
 

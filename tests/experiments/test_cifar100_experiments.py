@@ -52,6 +52,13 @@ def generated(dataset, data_dir):
     return {"train": part(4), "test": part(1), "task_names": names, "num_classes": 100}
 
 
+# Two methods of five, a setting each.
+_SHORT = [
+    "compare.methods=[@average/Method(), @ldro/grid()]",
+    "ldro/grid.values={'lookahead_lr': (0.1,), 'weight_lr': (0.01,)}",
+]
+
+
 def _run(file, output_dir, bindings, data_dir=None):
     experiment = configuration.load([f"gin_configs/experiments/{file}"], [*_TINY, *bindings])
     experiment(output_dir=Directories(output_dir, data_dir, config_text=configuration.text()))
@@ -60,7 +67,16 @@ def _run(file, output_dir, bindings, data_dir=None):
     return record, report
 
 
-# In every run one of them is run on real images, below.
+@pytest.mark.usefixtures("unpainted")
+def test_an_experiment_runs_on_a_subset_of_the_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar100, "_read", generated)
+    bindings = ["cifar100.load.max_train_per_class=2", "cifar100.load.validation_per_class=1"]
+    record, report = _run("cifar100_cpu.gin", tmp_path, [*bindings, *_SHORT])
+    assert len(record.runs) == 2 and all(run.seconds_per_step > 0 for run in record.runs)
+    assert all(np.isfinite(run.losses.values).all() for run in record.runs)
+    assert "coarse 7" in record.task_names and "coarse 7" in report
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("file", _EXPERIMENTS)
 def test_an_experiment_runs_to_its_report(file, tmp_path, monkeypatch):
@@ -84,14 +100,15 @@ def test_an_experiment_runs_to_its_report(file, tmp_path, monkeypatch):
     assert (tmp_path / "figures" / "pareto_frontiers.png").stat().st_size > 10_000
 
 
+# Most of it is TensorFlow.
+@pytest.mark.heavy
 @pytest.mark.skipif(not _REAL.is_dir(), reason=f"needs CIFAR-100 as a TFDS directory in {_REAL}")
 @pytest.mark.usefixtures("unpainted")
 def test_an_experiment_runs_on_a_subset_of_the_real_images(tmp_path):
     bindings = [
         "cifar100.load.max_train_per_class=4",
         "cifar100.load.max_test_per_class=2",
-        "compare.methods=[@average/Method(), @ldro/grid()]",
-        "ldro/grid.values={'lookahead_lr': (0.1,), 'weight_lr': (0.01,)}",
+        *_SHORT,
     ]
     record, report = _run("cifar100_cpu.gin", tmp_path, bindings, data_dir=str(_REAL))
     assert "large omnivores and herbivores" in record.task_names

@@ -1,5 +1,7 @@
 """The table of docs/optax.md: what is refused around the weighting, and what works behind it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,6 +15,7 @@ def weighted(**options):
     return ldro.transform(3, **options)
 
 
+@functools.cache
 def problem():
     """Two parameters, so that one of them can be masked."""
     base = problems.least_squares()

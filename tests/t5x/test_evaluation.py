@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import optax
 import pytest
-import seqio
 
 from ldro_jax.t5x import names, run_file, summaries
 
 tiny_t5x = pytest.importorskip(
     "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
+import seqio  # noqa: E402
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 evaluation = tiny_t5x.evaluation
 LANGUAGES, LENGTH, ROWS = ("a", "b", "c"), 16, 8

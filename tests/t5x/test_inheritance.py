@@ -7,11 +7,12 @@ import gin
 import jax
 import numpy as np
 import pytest
-import seqio
 
 tiny_t5x = pytest.importorskip(
     "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
+import seqio  # noqa: E402
+
 pytestmark = pytest.mark.filterwarnings("ignore")
 HEADER = """
 from __gin__ import dynamic_registration

@@ -4,11 +4,12 @@ import itertools
 
 import numpy as np
 import pytest
-import seqio
 
 tiny_t5x = pytest.importorskip(
     "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
+import seqio  # noqa: E402
+
 from ldro_jax.t5x import objectives  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")

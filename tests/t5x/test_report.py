@@ -11,12 +11,12 @@ import pytest
 
 from ldro_jax.t5x import report, report_sections, run_file, summaries
 
-tf = pytest.importorskip("tensorflow")
 pytestmark = pytest.mark.filterwarnings("ignore")
 TASKS = ("ldro_text_ar", "ldro_text_fr")
 
 
 def write(folder, step, scalars):
+    tf = pytest.importorskip("tensorflow")
     # clu's writer, which T5X uses, writes tensors too: ``tf.summary.scalar``, which needs
     # TensorBoard, does no more than this.
     metadata = tf.compat.v1.SummaryMetadata(

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import seqio
 from helpers import tiny, tiny_lm
 
 from ldro_jax import ldro, transform, weighting
@@ -19,6 +18,8 @@ from ldro_jax.training.method import Method
 tiny_t5x = pytest.importorskip(
     "helpers.tiny_t5x", reason="T5X is not installed (scripts/install_t5x.sh)", exc_type=ImportError
 )
+import seqio  # noqa: E402
+
 from ldro_jax.t5x import drawing  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")

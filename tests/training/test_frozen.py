@@ -9,7 +9,7 @@ import pytest
 from helpers import tiny
 
 import ldro_jax
-from ldro_jax import ldro, transform
+from ldro_jax import ldro, reporting, transform
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.sharding import Layout
 from ldro_jax.training import Batches, Method
@@ -64,8 +64,8 @@ METHODS += [{"interaction_interval": 1, "geometry": "optimizer"}]
 def cases():
     for number, settings in enumerate(METHODS):
         for make, options in ENGINES:
-            # Every engine and every way once; all of both are heavy.
-            quick = number in ((1, 2) if make is tiny.stacked else (0, 3))
+            # Each engine, and each way: apart, in one pass, and with a geometry.
+            quick = number in ((2,) if make is tiny.stacked else (0, 3))
             yield pytest.param(make, options, settings, marks=[] if quick else pytest.mark.heavy)
 
 
@@ -97,8 +97,9 @@ def test_in_parts():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("unpainted")
-def test_compare_freezes_what_is_not_trainable(tmp_path):
+def test_compare_freezes_what_is_not_trainable(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "write_report", lambda *args, **options: None)
+
     def values(name, optimizer):
         results = ldro_jax.compare(
             tiny.problem(),
@@ -116,8 +117,7 @@ def test_compare_freezes_what_is_not_trainable(tmp_path):
     by_hand = optax.partition(
         {True: sgd, False: optax.set_to_zero()}, lambda params: trained_lib.mask(kernels, params)
     )
-    asked, found = values("a", ldro.only(sgd, kernels)), values("b", by_hand)
-    assert asked == found != values("c", sgd)
+    assert values("a", ldro.only(sgd, kernels)) == values("b", by_hand)
     text = (tmp_path / "a" / "config.gin").read_text()
     assert "frozen" in text and "bias" in text
 

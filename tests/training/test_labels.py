@@ -1,6 +1,7 @@
 """One input, many labels, statistics and dropout: training is a loop written by hand in Flax."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -59,37 +60,35 @@ def rows_of(a_program):
         yield jax.tree.map(np.asarray, batch.rows)
 
 
-def by_hand(model, variables, method, all_rows, frequencies):
-    """Parameters, statistics and losses after steps of Flax, Optax and a ``jax.grad`` a task."""
-    tx = optax.chain(method.transform(N), optax.sgd(RATE, momentum=0.9))
-    params, stats = variables["params"], variables["batch_stats"]
-    opt_state, seen = tx.init(params), []
-    for step, rows in enumerate(all_rows):
-        rows = rows["table"]
-        mask = jnp.ones((SIZE, N), bool) if rows["labelled"] is None else rows["labelled"]
-        key = jax.random.fold_in(labelled.run_key(SEED), step)
+@functools.cache
+def step_by_hand(method, frequencies):
+    """A transformation, and a step of Flax, Optax and a ``jax.grad`` a task."""
+    model, frequencies = labelled.Network(), np.array(frequencies, np.float32)
+    tx = optax.chain(METHODS[method].transform(N), optax.sgd(RATE, momentum=0.9))
 
-        def passed(params, rows=rows, stats=stats, key=key, mask=mask):
+    @jax.jit
+    def step(params, stats, opt_state, inputs, targets, mask, key):
+        def passed(params):
             outputs, new = model.apply(
                 {"params": params, "batch_stats": stats},
-                rows["inputs"],
+                inputs,
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"params": key},
             )
-            return jnp.sum(jnp.where(mask, (outputs - rows["targets"]) ** 2, 0), axis=0), new
+            return jnp.sum(jnp.where(mask, (outputs - targets) ** 2, 0), axis=0), new
 
         counts = mask.sum(axis=0).astype(jnp.float32)
         sums, new = passed(params)
         gradients = [jax.grad(lambda p, i=i: passed(p)[0][i])(params) for i in range(N)]
 
-        def pullback(weights, gradients=gradients):
+        def pullback(weights):
             shares = weights / (SIZE * frequencies)
             return jax.tree.map(
                 lambda *g: sum(w * x for w, x in zip(shares, g, strict=True)), *gradients
             )
 
-        def interaction(gradients=gradients, counts=counts):
+        def interaction():
             flat = [
                 jax.flatten_util.ravel_pytree(g)[0] / n
                 for g, n in zip(gradients, counts, strict=True)
@@ -100,7 +99,22 @@ def by_hand(model, variables, method, all_rows, frequencies):
         updates, opt_state = tx.update(
             None, opt_state, params, losses=losses, pullback=pullback, interaction_fn=interaction
         )
-        params, stats = optax.apply_updates(params, updates), new["batch_stats"]
+        return optax.apply_updates(params, updates), new["batch_stats"], opt_state, losses
+
+    return tx, step
+
+
+def by_hand(variables, method, all_rows, frequencies):
+    """Parameters, statistics, losses and state after these steps."""
+    tx, taken = step_by_hand(method, tuple(frequencies))
+    params, stats = variables["params"], variables["batch_stats"]
+    opt_state, seen = tx.init(params), []
+    for step, rows in enumerate(all_rows):
+        rows = rows["table"]
+        mask = np.ones((SIZE, N), bool) if rows["labelled"] is None else rows["labelled"]
+        key = jax.random.fold_in(labelled.run_key(SEED), step)
+        given = rows["inputs"], rows["targets"], mask, key
+        params, stats, opt_state, losses = taken(params, stats, opt_state, *given)
         seen.append(losses)
     return {"params": params, "batch_stats": stats}, np.mean(seen, axis=0), opt_state
 
@@ -112,11 +126,7 @@ def test_training_is_a_loop_written_by_hand(method, layout):
     session = a_program.start([Trial(METHODS[method], SEED)])
     variables = jax.tree.map(np.array, session.state(0).params)
     expected, losses, opt_state = by_hand(
-        labelled.Network(),
-        variables,
-        METHODS[method],
-        rows_of(a_program),
-        a_program.problem.labels[0].astype(np.float32),
+        variables, method, rows_of(a_program), a_program.problem.labels[0].tolist()
     )
     session.advance(STEPS, lambda step: False, tiny.Progress())
     np.testing.assert_allclose(session.evaluated()[0], losses, rtol=1e-5)
@@ -193,11 +203,10 @@ def test_an_interrupted_run_ends_with_the_same_bits(make, layout, tmp_path):
     method = dataclasses.replace(LDRO, interaction_interval=3)
     a_program, schedule = program(make(), method, LAYOUTS[layout]), tiny.schedule(20, 5, 5)
     whole = tiny.train(a_program, tmp_path / "whole", schedule)
-    again = a_program.engine.program(method)
     with pytest.raises(KeyboardInterrupt):
-        tiny.train(again, tmp_path / "pieces", schedule, progress=tiny.Progress(stop_after=2))
+        tiny.train(a_program, tmp_path / "pieces", schedule, progress=tiny.Progress(stop_after=2))
     progress = tiny.Progress()
-    run = tiny.train(again, tmp_path / "pieces", schedule, progress=progress)
+    run = tiny.train(a_program, tmp_path / "pieces", schedule, progress=progress)
     assert "resumed at step" in progress.lines[0]
     assert results_of(run) == results_of(whole)
 

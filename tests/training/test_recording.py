@@ -9,7 +9,7 @@ import optax
 import pytest
 from helpers import tiny
 
-from ldro_jax import transform
+from ldro_jax import reporting, transform
 from ldro_jax.experiments.compare import compare
 from ldro_jax.experiments.runs import RunsStoppedError
 from ldro_jax.records import results, tensorboard
@@ -163,7 +163,8 @@ def test_steps_that_a_solver_did_not_solve_are_counted_and_told(tmp_path, caplog
     assert results.load_results(path).runs[0].unsolved_steps == 2
 
 
-def test_losses_below_zero_stop_a_method_that_needs_positive_ones(tmp_path):
+def test_losses_below_zero_stop_a_method_that_needs_positive_ones(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "write_report", lambda *args, **options: None)
     # Distances less ten: the average loss doesn't mind.
     below = tiny.Distances(losses=lambda x: x - 10)
     methods = [tiny.AVERAGE, Method("1/l", "scale_invariant")]

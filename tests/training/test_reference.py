@@ -30,7 +30,7 @@ def weights_after(session, steps=1):
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_the_positive_part_is_taken_row_by_row(make, microbatches):
     problem = tiny.problem()
-    reference = problem.init(jax.random.key(7))
+    reference = jax.jit(problem.init)(jax.random.key(7))
     program = make(DOREMI, problem.with_reference(reference), microbatches=microbatches)
     session = program.start([Trial(DOREMI, 0)])
     params = jax.tree.map(np.asarray, session.state(0).params)
@@ -65,12 +65,12 @@ def first_rows(program, session):
 
 def test_language_models_take_it_token_by_token():
     problem = tiny_lm.problem()
-    reference, params = (problem.init(jax.random.key(seed)) for seed in (1, 2))
+    init, apply = jax.jit(problem.init), jax.jit(problem._model.apply)
+    reference, params = (init(jax.random.key(seed)) for seed in (1, 2))
     rows = jnp.asarray(np.random.default_rng(0).integers(0, 8, (5, tiny_lm.LENGTH)), jnp.int32)
     found = problem.with_reference(reference).row_excess(params, reference, rows)
     losses, theirs = (
-        np.stack([problem._model.apply({"params": p}, row[None])[0] for row in rows])
-        for p in (params, reference)
+        np.stack([apply({"params": p}, row[None])[0] for row in rows]) for p in (params, reference)
     )
     np.testing.assert_allclose(found, np.maximum(losses - theirs, 0).mean(axis=1), rtol=1e-5)
 
@@ -82,7 +82,8 @@ def test_without_a_reference_it_is_refused():
 
 def test_another_reference_is_other_data():
     problem = tiny.problem()
-    one, two = (problem.with_reference(problem.init(jax.random.key(s))) for s in (0, 1))
+    init = jax.jit(problem.init)
+    one, two = (problem.with_reference(init(jax.random.key(s))) for s in (0, 1))
     assert one.identity != two.identity and "reference" not in problem.identity
 
 

@@ -221,14 +221,14 @@ def test_runs_together_equal_runs_one_at_a_time(together, alone, tmp_path):
         assert [r.evaluations for r in runs] == [r.evaluations for r in alone]
 
 
+# The one above is the default.
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("method", "values"),
     [
         (tiny.GROUP_DRO, {"weight_lr": (0, 0.5)}),
-        pytest.param(
-            Method("PCGrad", "pcgrad", interaction_interval=1), {}, marks=pytest.mark.heavy
-        ),
-        pytest.param(tiny.METHODS[4], {"lookahead_lr": (0.1, 1.0)}, marks=pytest.mark.heavy),
+        (Method("PCGrad", "pcgrad", interaction_interval=1), {}),
+        (tiny.METHODS[4], {"lookahead_lr": (0.1, 1.0)}),
     ],
     ids=lambda x: getattr(x, "name", ""),
 )
@@ -296,7 +296,7 @@ def test_a_run_that_breaks_leaves_the_others(tmp_path, monkeypatch):
 
 
 def test_runs_together_have_their_tests_at_the_end(ldro_program, tmp_path):
-    trials = trials_of(values={})
+    trials = trials_of(values={"weight_lr": (0.1, 3.0)})  # four, for which it is compiled
     runs = tiny.train_together(
         ldro_program, tmp_path, trials, dataclasses.replace(SCHEDULE, test="last")
     )
