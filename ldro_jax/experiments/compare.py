@@ -173,13 +173,17 @@ def make_record(
     problem: Problem, runs: Sequence[results.Run], report: Report, **more: Any
 ) -> results.Results:
     """The record of some runs of a problem on this machine, with ``more`` of its fields."""
+    names = list(problem.task_names)
+    directions = {metric.name: metric.direction(names) for metric in problem.metrics}
+    metric = problem.metrics[0].name
     return results.Results(
         experiment=report.name,
         description=report.description,
         select_by=report.select_by,
-        task_names=list(problem.task_names),
-        metric=problem.metrics[0].name,
-        higher_is_better=problem.metrics[0].higher_is_better,
+        task_names=names,
+        metric=metric,
+        higher_is_better=bool(directions[metric]),
+        directions=directions,
         runs=runs,
         versions=provenance.versions(),
         device=provenance.device(),

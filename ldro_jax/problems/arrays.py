@@ -61,9 +61,9 @@ def from_arrays(
         mean is the task's value, or that value, one number, as a correlation is. Methods are
         compared by the first metric. What JAX can't trace, such as scikit-learn's functions, is
         given NumPy's arrays; where a metric is no number, as AUROC of one class, no checkpoint
-        counts as the best. Where each task is measured in another way, the function looks at
-        ``rows["task"]``: ``jnp.where(rows["task"] == 0, is_right, -squared_error)`` is better the
-        higher it is.
+        counts as the best. Where each task is measured in another way, the metric says what is
+        better in each, ``Metric("score", {"digit": True, "angle": False})``, and without tables the
+        function looks at ``rows["task"]``: ``jnp.where(rows["task"] == 0, is_right, error)``.
       validation: examples of the same tasks to choose by.
       test: examples of the same tasks to report on.
       penalty: ``params -> scalar``, a loss of no task, such as a norm of the parameters. No method

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax.records import arrays, shown
+from ldro_jax.records import arrays, relative, shown
 from ldro_jax.records.files import ResultsError, read_json, write_json
 from ldro_jax.records.json_types import plain
 from ldro_jax.runtime import paths
@@ -150,7 +150,8 @@ class Results:
       description: one paragraph in plain words.
       task_names: the tasks, in the order of every [N] array.
       metric: the metric that is compared, e.g. "accuracy" or "perplexity".
-      higher_is_better: the direction of `metric`.
+      higher_is_better: the direction of `metric`; where that of its tasks differs, true, as average
+        and worst value then are those of values with a minus where lower is better.
       runs: all runs.
       versions: package versions by name.
       device: `platform`, `kind` and `count` of the accelerator.
@@ -160,6 +161,7 @@ class Results:
       select_by: "worst" or "average": what on validation decides which setting of each method the
         report shows.
       data: what tells the data from other data of the same tasks.
+      directions: of each metric, by name, whether higher is better; by task where they differ.
 
     Raises:
       ValueError: if `select_by` is neither.
@@ -177,12 +179,30 @@ class Results:
     task_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     select_by: str = "worst"
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    directions: Mapping[str, bool | Mapping[str, bool]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.select_by not in ("worst", "average"):
             raise ValueError(
                 f"Expected select_by to be 'worst' or 'average'; found {self.select_by!r}."
             )
+
+    def direction(self, metric: str) -> bool | Mapping[str, bool]:
+        """Whether higher values of a metric are better; by task where they differ.
+
+        Of a further metric in a record that doesn't say, it is that in which its worst values are
+        the worst.
+        """
+        if metric in self.directions:
+            return self.directions[metric]
+        if metric == self.metric:
+            return self.higher_is_better
+        ours = (e for run in self.runs for e in run.evaluations if e.metric == metric)
+        return not any(e.worst > e.average for e in ours)
+
+    def delta_p(self, *, baseline: str | None = None) -> "relative.DeltaP | None":
+        """Δp of each method to a baseline; see :func:`ldro_jax.records.relative.delta_p`."""
+        return relative.delta_p(self, baseline=baseline)
 
     def __repr__(self):
         return shown.line(self)
@@ -200,7 +220,7 @@ def summarise_evaluation(
     metric: str,
     task_names: Sequence[str],
     values: Sequence[float] | np.ndarray,
-    higher_is_better: bool,
+    higher_is_better: bool | Mapping[str, bool],
 ) -> Evaluation:
     """Makes an evaluation entry from one value per task.
 
@@ -213,7 +233,8 @@ def summarise_evaluation(
       metric: the name of what was measured.
       task_names: the N names.
       values: the N values, in the same order.
-      higher_is_better: False for losses and perplexities.
+      higher_is_better: False for losses and perplexities; by task where they differ. Average and
+        worst are then those of the values with a minus where lower is better.
 
     Returns:
       The evaluation.
@@ -228,15 +249,16 @@ def summarise_evaluation(
             f"{array.shape}."
         )
     array = np.where(np.isfinite(array), array, np.nan)
-    badness = np.where(np.isnan(array), np.inf, -array if higher_is_better else array)
-    worst = int(np.argmax(badness))
+    goodness = relative.signs(higher_is_better, task_names) * array
+    worst = int(np.argmax(np.where(np.isnan(array), np.inf, -goodness)))
+    compared = goodness if isinstance(higher_is_better, Mapping) else array
     return Evaluation(
         step=int(step),
         split=split,
         metric=metric,
         per_task=dict(zip(task_names, array.tolist(), strict=True)),
-        average=float(np.mean(array)),
-        worst=float(array[worst]),
+        average=float(np.mean(compared)),
+        worst=float(compared[worst]),
         worst_task=task_names[worst],
     )
 

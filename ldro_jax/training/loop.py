@@ -214,7 +214,7 @@ def _evaluations(program: Program, step: int, split: str, values) -> list[result
             metric=metric.name,
             task_names=program.problem.task_names,
             values=values[metric.name],
-            higher_is_better=metric.higher_is_better,
+            higher_is_better=metric.direction(program.problem.task_names),
         )
         for metric in program.problem.metrics
     ]
