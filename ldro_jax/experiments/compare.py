@@ -144,6 +144,11 @@ def make_problem(
     checks.require(isinstance(problem, Problem), "problem", expected, problem)
     problem.check_names()
     problem.check_rows()
+    if schedule.patience is not None and "validation" not in problem.splits:
+        raise ValueError(
+            "patience must be None for a problem without the split 'validation', but it is "
+            f"{schedule.patience}."
+        )
     for split in ("validation", "test") if schedule.test != "always" else ():
         if split not in problem.splits:
             raise ValueError(

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from ldro_jax.records import arrays, relative, shown
+from ldro_jax.records import best as best_lib
 from ldro_jax.records.files import ResultsError, read_json, write_json
 from ldro_jax.records.json_types import plain
 from ldro_jax.runtime import paths
@@ -113,6 +114,8 @@ class Run:
       unsolved_steps: in how many steps the method gave no weights: its solver ended without a
         solution, and they were the best that it had; or they weren't finite, and stayed.
       stopped: the error that ended the run before its last step, or None.
+      early_stop: the step at which the run ended as its score on validation hadn't got better for
+        the schedule's patience, or None.
     """
 
     method: str
@@ -132,9 +135,11 @@ class Run:
     negative_losses: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unsolved_steps: int = 0
     stopped: str | None = None
+    early_stop: int | None = None
 
     def __repr__(self):
-        end = f", stopped: {self.stopped}" if self.stopped else ""
+        end = f", ended at step {self.early_stop}" if self.early_stop is not None else ""
+        end += f", stopped: {self.stopped}" if self.stopped else ""
         return (
             f"<Run of {self.method!r}, {dict(self.hyperparameters)}, seed {self.seed}: "
             f"{self.num_steps} steps, {len(self.evaluations)} evaluations{end}>"
@@ -162,6 +167,7 @@ class Results:
         report shows.
       data: what tells the data from other data of the same tasks.
       directions: of each metric, by name, whether higher is better; by task where they differ.
+      directory: where it is, which isn't a part of the record.
 
     Raises:
       ValueError: if `select_by` is neither.
@@ -180,6 +186,7 @@ class Results:
     select_by: str = "worst"
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     directions: Mapping[str, bool | Mapping[str, bool]] = dataclasses.field(default_factory=dict)
+    directory: Path | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self):
         if self.select_by not in ("worst", "average"):
@@ -199,6 +206,16 @@ class Results:
             return self.higher_is_better
         ours = (e for run in self.runs for e in run.evaluations if e.metric == metric)
         return not any(e.worst > e.average for e in ours)
+
+    def best(self, method: str | None = None) -> "best_lib.Best":
+        """The run that was best on validation by `select_by`, of all or of one method.
+
+        Its ``params`` are what it was tested with, as :func:`ldro_jax.load` gives them.
+
+        Raises:
+          ValueError: if no run of that method has finished with a value on validation.
+        """
+        return best_lib.of(self, method)
 
     def delta_p(self, *, baseline: str | None = None) -> "relative.DeltaP | None":
         """Δp of each method to a baseline; see :func:`ldro_jax.records.relative.delta_p`."""
@@ -283,7 +300,8 @@ def save_results(
 
 def to_record(results: Results) -> dict[str, Any]:
     """A record as plain JSON types: the same for records that a file would not tell apart."""
-    record = plain(dataclasses.replace(results, runs=()))
+    record = plain(dataclasses.replace(results, runs=(), directory=None))
+    del record["directory"]
     return {**record, "runs": [run_to_record(run) for run in results.runs]}
 
 
@@ -343,7 +361,7 @@ def load_results(path: str | os.PathLike) -> Results:
             "references": {k: _numbers(v) for k, v in record.get("references", {}).items()},
             "task_sizes": _numbers(record.get("task_sizes", {})),
         }
-        return Results(**{**_known(Results, record), **parts})
+        return Results(**{**_known(Results, record), **parts}, directory=paths.make(path).parent)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         detail = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ResultsError(

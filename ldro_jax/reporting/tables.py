@@ -205,7 +205,7 @@ def provenance(comparison: Comparison) -> list[Table]:
             setting.label,
             ", ".join(f"{k} = {v}" for k, v in setting.hyperparameters.items()) or "–",
             ", ".join(str(run.seed) for run in setting.runs),
-            ", ".join(str(steps) for steps in sorted({run.num_steps for run in setting.runs})),
+            _steps(setting),
         ]
         for setting in comparison.settings
     ]
@@ -232,6 +232,16 @@ def _worst_task(overall: DataFrame) -> str:
     """The task that is worst in most seeds."""
     names = collections.Counter(overall.worst_task)
     return names.most_common(1)[0][0] if names else MISSING
+
+
+def _steps(setting: Setting) -> str:
+    """How long the runs were to be, and which of them ended early."""
+    text = ", ".join(str(steps) for steps in sorted({run.num_steps for run in setting.runs}))
+    early = {r.seed: r.early_stop for r in setting.runs if r.early_stop not in (None, r.num_steps)}
+    if early:
+        ends = (f"seed {seed} at {step}" for seed, step in early.items())
+        text += f"; without further gain ended {', '.join(ends)}"
+    return text
 
 
 def _seeds(finished: int, started: int) -> str:
