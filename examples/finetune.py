@@ -71,7 +71,7 @@ def main(output_dir: str = "results_local/finetune") -> None:
     ldro = Method("L-DRO", "lookahead_online", {"lookahead_lr": 1.0, "weight_lr": 0.1})
 
     def train(problem, methods, seeds, optimizer, name):
-        schedule = Schedule(400, 40, 200, test="best", patience=3, eval_at_start=True)
+        schedule = Schedule(400, 20, 100, test="best", patience=5, eval_at_start=True)
         options = {"schedule": schedule, "batches": Batches(32), "output_dir": folder / name}
         return ldro_jax.compare(problem, methods, seeds, optimizer, **options)
 

@@ -113,11 +113,8 @@ def survives_now(runners, args, expected, output_dir, words):
     return None if harness.record(output_dir) == expected else "it came to other numbers"
 
 
-_HEAVY = sorted(kinds.KINDS.keys() - {"averaged"})  # which has labels, statistics and dropout too
-
-
 @pytest.mark.parametrize(
-    "name", ["digits", "averaged", *(pytest.param(x, marks=pytest.mark.heavy) for x in _HEAVY)]
+    "name", ["digits", *(pytest.param(x, marks=pytest.mark.heavy) for x in kinds.KINDS)]
 )
 def test_killed_again_and_again(name, runners, tmp_path, survived):
     """A short form: one experiment, killed at a later operation each time."""
