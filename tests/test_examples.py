@@ -10,6 +10,7 @@ import sys
 import time
 
 import jax
+import numpy as np
 import pytest
 
 import ldro_jax
@@ -96,6 +97,23 @@ def test_own_loop_lowers_the_losses(capsys):
     output = capsys.readouterr().out
     losses = [float(x) for x in re.findall(r"losses \[([\d.]+)", output)]
     assert len(losses) == 5 and losses[-1] < losses[0]
+
+
+@pytest.mark.heavy
+def test_finetune_keeps_a_layer_moves_the_others_and_exports(tmp_path):
+    run("finetune", tmp_path)
+    trunk = ldro_jax.load(tmp_path / "pretrained")
+    with np.load(tmp_path / "params.npz") as exported:
+        params = dict(exported)
+    assert params["head/bias"].shape == (2,)
+    np.testing.assert_array_equal(params["first/kernel"], trunk["first"]["kernel"])
+    moved = [np.abs(params["second/kernel"] - trunk["second"]["kernel"]).max()]
+    moved += [np.abs(params["head/kernel"] - trunk["head"]["kernel"]).max()]
+    assert 0 < moved[0] < moved[1]
+    for name, runs in (("pretrained", 1), ("finetuned", 6)):
+        found = record(tmp_path / name)["runs"]
+        assert len(found) == runs and not any(r["stopped"] for r in found)
+        assert all(r["evaluations"]["average"][-1] > 0.8 for r in found)
 
 
 # Each is twenty seconds, most of it imports and compilation.

@@ -144,6 +144,11 @@ def make_problem(
     checks.require(isinstance(problem, Problem), "problem", expected, problem)
     problem.check_names()
     problem.check_rows()
+    if schedule.patience is not None and "validation" not in problem.splits:
+        raise ValueError(
+            "patience must be None for a problem without the split 'validation', but it is "
+            f"{schedule.patience}."
+        )
     for split in ("validation", "test") if schedule.test != "always" else ():
         if split not in problem.splits:
             raise ValueError(
@@ -173,13 +178,17 @@ def make_record(
     problem: Problem, runs: Sequence[results.Run], report: Report, **more: Any
 ) -> results.Results:
     """The record of some runs of a problem on this machine, with ``more`` of its fields."""
+    names = list(problem.task_names)
+    directions = {metric.name: metric.direction(names) for metric in problem.metrics}
+    metric = problem.metrics[0].name
     return results.Results(
         experiment=report.name,
         description=report.description,
         select_by=report.select_by,
-        task_names=list(problem.task_names),
-        metric=problem.metrics[0].name,
-        higher_is_better=problem.metrics[0].higher_is_better,
+        task_names=names,
+        metric=metric,
+        higher_is_better=bool(directions[metric]),
+        directions=directions,
         runs=runs,
         versions=provenance.versions(),
         device=provenance.device(),

@@ -98,7 +98,9 @@ def finished_run(
         others = [e for e in run.evaluations if e.metric not in changed]
         return dataclasses.replace(run, evaluations=others)
     key = _key(identity)
-    at_end = (x for x in kept_lib.newest(file.parent.parent) if x.step == num_steps)
+    # With others, one that has ended early is in their last checkpoint.
+    newest, is_early = kept_lib.newest(file.parent.parent), run.early_stop is not None
+    at_end = (x for x in newest if x.step == num_steps or is_early)
     if not any(key in checkpoint.keys for checkpoint in at_end):
         raise identity_lib.OtherRunError(
             f"{what} lacks {', '.join(new)}, which is new or measured otherwise now, and no "

@@ -244,7 +244,7 @@ class Experiment:
         stopped = [f"{r.method}, seed {r.seed}: {r.stopped}" for r in runs if r.stopped]
         if stopped:
             raise RunsStoppedError("Some runs ended early.\n" + "\n".join(stopped))
-        return record
+        return dataclasses.replace(record, directory=self.output_dir)
 
 
 def _same(after: results.Results, before: results.Results) -> bool:

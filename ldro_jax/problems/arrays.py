@@ -1,7 +1,7 @@
 """Problems whose data fits into memory: a user's arrays, with any model, loss and metrics."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from typing_extensions import override
 
 from ldro_jax.measuring import RowLosses
-from ldro_jax.problems import base, checked, models, tables
+from ldro_jax.problems import base, checked, in_memory, models, tables
 from ldro_jax.records import traced
 from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks.base import Split, content
@@ -61,9 +61,9 @@ def from_arrays(
         mean is the task's value, or that value, one number, as a correlation is. Methods are
         compared by the first metric. What JAX can't trace, such as scikit-learn's functions, is
         given NumPy's arrays; where a metric is no number, as AUROC of one class, no checkpoint
-        counts as the best. Where each task is measured in another way, the function looks at
-        ``rows["task"]``: ``jnp.where(rows["task"] == 0, is_right, -squared_error)`` is better the
-        higher it is.
+        counts as the best. Where each task is measured in another way, the metric says what is
+        better in each, ``Metric("score", {"digit": True, "angle": False})``, and without tables the
+        function looks at ``rows["task"]``: ``jnp.where(rows["task"] == 0, is_right, error)``.
       validation: examples of the same tasks to choose by.
       test: examples of the same tasks to report on.
       penalty: ``params -> scalar``, a loss of no task, such as a norm of the parameters. No method
@@ -112,7 +112,7 @@ def joined(splits: Mapping[str, Any]) -> tuple[tuple[str, ...], dict[str, Split]
     return names, found
 
 
-class ArrayProblem(base.Problem):
+class ArrayProblem(in_memory.InMemory):
     """See :func:`from_arrays`.
 
     Args:
@@ -160,10 +160,6 @@ class ArrayProblem(base.Problem):
         self._evaluate = jax.jit(self._task_values, static_argnums=2)
 
     @override
-    def replaced(self, params: Any) -> Any:
-        return None if self._model.replaced is None else self._model.replaced(params)
-
-    @override
     def init(self, key: jax.Array) -> Any:
         return self._model.init(key, self._prepare(jnp.asarray(self._splits["train"].inputs[:1])))
 
@@ -192,13 +188,8 @@ class ArrayProblem(base.Problem):
         return ShuffledRows(self._splits["train"], seed)
 
     @override
-    def evaluate(self, params: Any, split: str) -> dict[str, Any]:
-        values, outputs = self._evaluate(params, self._placed[split], split)
-        if not self._on_host:
-            return values
+    def _of_tasks(self, split: str, outputs: Any) -> Iterator[tuple[str, Any, Any]]:
         held_out = jax.tree.map(np.asarray, self._splits[split])
-        outputs = jax.device_get(outputs)
-        found: dict[str, list[float]] = {name: [] for name in self._on_host}
         for task, (start, size) in enumerate(zip(held_out.starts, held_out.sizes, strict=True)):
             where = slice(start, start + size)
             rows = {
@@ -207,9 +198,16 @@ class ArrayProblem(base.Problem):
                 "task": np.full(size, task, np.int32),
             }
             mine = jax.tree.map(lambda x, where=where: x[where], outputs)
-            for name in self._on_host:
-                found[name].append(checked.number(self._measures[name], mine, rows))
-        return {**values, **{name: np.array(x, np.float32) for name, x in found.items()}}
+            yield self.task_names[task], mine, rows
+
+    @override
+    def _measure(self, name: str, task: str) -> MetricFunction:
+        del task  # it is in the rows
+        return self._measures[name]
+
+    @override
+    def _arrays(self, split: str) -> Split:
+        return self._splits[split]
 
     def _not_traced(self) -> list[str]:
         """The metrics that JAX can't trace, such as scikit-learn's; NumPy computes them."""
@@ -252,15 +250,6 @@ class ArrayProblem(base.Problem):
         }
 
     @functools.cached_property
-    def _placed(self) -> dict[str, Any]:
-        return {name: jax.device_put(self._splits[name]) for name in self.splits}
-
-    @property
-    @override
-    def identity(self) -> dict[str, Any]:
-        return {**self._identity, **self.reference_identity}
-
-    @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         parts = [array for name in ("train", *self.splits) for array in self._splits[name]]
         return {
@@ -273,10 +262,6 @@ class ArrayProblem(base.Problem):
     @override
     def sizes(self) -> np.ndarray:
         return np.asarray(self._splits["train"].sizes)
-
-    @override
-    def check_rows(self) -> None:
-        pass  # the splits are checked, and the rows on the device are theirs
 
     def _rows(self, arrays, tasks, indices):
         where = jnp.asarray(self._splits["train"].starts, jnp.int32)[tasks] + indices

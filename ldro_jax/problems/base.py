@@ -6,8 +6,9 @@ seeds, resuming, devices, the report) works for every problem.
 
 import abc
 import copy
+import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -17,22 +18,33 @@ from jax.experimental import checkify
 
 from ldro_jax.measuring import RowLosses
 from ldro_jax.problems import starting
-from ldro_jax.records import traced
+from ldro_jax.records import relative, traced
 from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks.base import content
 from ldro_jax.tasks.source import Source
 
 
-class Metric(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Metric:
     """What is measured on held-out data, one value for each task.
 
     Attributes:
       name: such as "accuracy".
-      higher_is_better: its direction.
+      higher_is_better: its direction; or, by task, that of each: ``{"segmentation": True, "depth":
+        False}``. The average and the worst task, which methods and checkpoints are chosen by, are
+        then those of the values with a minus where lower is better. What stands for one task keeps
+        its unit.
     """
 
     name: str
-    higher_is_better: bool
+    higher_is_better: bool | Mapping[str, bool] = dataclasses.field(hash=False)
+
+    def direction(self, task_names: Sequence[str]) -> bool | dict[str, bool]:
+        """Whether higher is better: one bool for all tasks, or by task where they differ."""
+        if not isinstance(self.higher_is_better, Mapping):
+            return bool(self.higher_is_better)
+        by_task = {name: bool(self.higher_is_better[name]) for name in task_names}
+        return by_task[task_names[0]] if len(set(by_task.values())) == 1 else by_task
 
 
 class OnDevice(NamedTuple):
@@ -258,10 +270,13 @@ class Problem(abc.ABC):
           values: of all metrics on validation.
 
         Returns:
-          The higher the better: the average of the first metric, with its sign.
+          The higher the better: the average of the first metric, with a minus where lower is
+          better.
         """
-        name, higher_is_better = self.metrics[0]
-        return float(np.mean(values[name])) * (1 if higher_is_better else -1)
+        metric = self.metrics[0]
+        signs = relative.signs(metric.direction(self.task_names), self.task_names)
+        found = np.asarray(values[metric.name])
+        return float(np.mean(signs.astype(found.dtype) * found))
 
     def on(self, mesh: jax.sharding.Mesh, batch_size: int) -> "Problem":
         """The problem for a mesh of devices, with the axes ``data`` and ``model``.
@@ -317,10 +332,19 @@ class Problem(abc.ABC):
         for metric in metrics:
             checks.instance("metrics", metric, Metric, "Metric('accuracy', True)")
             checks.text("Metric.name", metric.name)
-            checks.flag("Metric.higher_is_better", metric.higher_is_better)
+            self._check_direction(metric.higher_is_better)
         names = [metric.name for metric in metrics]
         different = len(set(names)) == len(names)
         checks.require(different, "metrics", "a list of metrics with names that all differ", names)
+
+    def _check_direction(self, given: Any) -> None:
+        name = "Metric.higher_is_better"
+        if not isinstance(given, Mapping):
+            return checks.flag(name, given)
+        expected = f"True or False for each of the tasks {list(self.task_names)}"
+        checks.require(set(given) == set(self.task_names), name, expected, list(given))
+        for task, direction in given.items():
+            checks.flag(f"{name}[{task!r}]", direction)
 
     def check_rows(self) -> None:
         """Checks the numbers of rows, and the rows on the device.

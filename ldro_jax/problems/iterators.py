@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 from typing_extensions import override
 
-from ldro_jax.problems import arrays, base, checked, tables
+from ldro_jax.problems import arrays, base, checked, in_memory, tables
 from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks.base import content
 from ldro_jax.tasks.source import Source
@@ -146,25 +146,22 @@ class _Given(NamedTuple):
     identity: Any
 
 
-class _Streamed(base.Problem):
+class _Streamed(in_memory.InMemory):
     """A problem whose training split is a row of zeros of each task or table, and comes in streams.
 
     A subclass has the other methods, from a problem in memory.
     """
 
     _given: _Given
-    _splits: Any
 
-    @property
-    @override
-    def identity(self) -> dict[str, Any]:
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
         held_out = [self._splits[split] for split in self.splits]
         return {
             "task_names": list(self.task_names),
             "given": self._given.identity,
             "sizes": None if self.sizes is None else self.sizes.tolist(),
             "content": content(jax.tree.leaves(held_out)),
-            **self.reference_identity,
         }
 
     @property

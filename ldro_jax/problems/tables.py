@@ -14,7 +14,7 @@ import numpy as np
 from typing_extensions import override
 
 from ldro_jax.measuring import RowLosses, trained
-from ldro_jax.problems import base, checked, models
+from ldro_jax.problems import base, checked, in_memory, models
 from ldro_jax.records import traced
 from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks.base import content
@@ -65,7 +65,7 @@ class _Rows(NamedTuple):
         return len(jax.tree.leaves(self.inputs)[0])
 
 
-class TableProblem(base.Problem):
+class TableProblem(in_memory.InMemory):
     """Rows with labels of several tasks; see :func:`ldro_jax.problems.from_arrays`.
 
     Args:
@@ -147,10 +147,6 @@ class TableProblem(base.Problem):
     @override
     def init(self, key: jax.Array) -> Any:
         return self._model.init(key, jax.tree.map(jnp.asarray, self._example))
-
-    @override
-    def replaced(self, params: Any) -> Any:
-        return None if self._model.replaced is None else self._model.replaced(params)
 
     def apply(self, params: Any, inputs: Any, *table: str) -> Any:
         """The model's outputs in an evaluation, for inputs ``[R, ...]`` of a table."""
@@ -262,16 +258,12 @@ class TableProblem(base.Problem):
             yield task, _outputs_of(own, place, outputs), given, mine
 
     @override
-    def evaluate(self, params: Any, split: str) -> dict[str, np.ndarray]:
-        on_device, outputs = self._evaluate(params, self._placed[split], split)
-        values = {name: np.array(x) for name, x in on_device.items()}
-        if self._on_host:
-            outputs = jax.device_get(outputs)
-            for task, mine, rows in self._labelled_rows(split, outputs, self._arrays(split)):
-                for name in self._on_host:
-                    number = checked.number(self._measures[name][task], mine, rows)
-                    values[name][self.task_names.index(task)] = number
-        return values
+    def _of_tasks(self, split: str, outputs: Any) -> Iterator[tuple[str, Any, Any]]:
+        return self._labelled_rows(split, outputs, self._arrays(split))
+
+    @override
+    def _measure(self, name: str, task: str) -> RowFunction:
+        return self._measures[name][task]
 
     def _values(
         self, params: Any, arrays: dict[str, Rows], split: str, only: str | None = None
@@ -311,6 +303,7 @@ class TableProblem(base.Problem):
                     mine, given = jax.tree.map(lambda x, where=where: x[where], (mine, given))
                 yield task, mine, given
 
+    @override
     def _arrays(self, split: str) -> dict[str, Rows]:
         return {name: rows._asdict() for name, rows in self._splits[split].items()}
 
@@ -333,15 +326,6 @@ class TableProblem(base.Problem):
         return digests
 
     @functools.cached_property
-    def _placed(self) -> dict[str, Any]:
-        return {split: jax.device_put(self._arrays(split)) for split in self.splits}
-
-    @property
-    @override
-    def identity(self) -> dict[str, Any]:
-        return {**self._identity, **self.reference_identity}
-
-    @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         return {
             "task_names": list(self.task_names),
@@ -355,10 +339,6 @@ class TableProblem(base.Problem):
     def sizes(self) -> np.ndarray:
         assert self.labels is not None
         return np.rint(self._sizes @ self.labels).astype(np.int64)
-
-    @override
-    def check_rows(self) -> None:
-        pass  # the tables are checked, and the rows on the device are theirs
 
     def _check_model(self) -> None:
         """Tries the model on each table, and finds the metrics that JAX can't trace."""

@@ -11,7 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from ldro_jax.records import copies, files, identity, orbax
+from ldro_jax.records import copies, files, identity, json_types, orbax
 from ldro_jax.runtime import checks, errors, paths
 
 
@@ -154,7 +154,8 @@ def _fits(run: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
     return (
         asked["method"] in (None, run["method"])
         and asked["seed"] in (None, run["seed"])
-        and settings == asked["settings"]
+        # As records have them, which round.
+        and json_types.plain(settings) == json_types.plain(asked["settings"])
     )
 
 

@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax.records import arrays, shown
+from ldro_jax.records import arrays, relative, shown
+from ldro_jax.records import best as best_lib
 from ldro_jax.records.files import ResultsError, read_json, write_json
 from ldro_jax.records.json_types import plain
 from ldro_jax.runtime import paths
@@ -113,6 +114,8 @@ class Run:
       unsolved_steps: in how many steps the method gave no weights: its solver ended without a
         solution, and they were the best that it had; or they weren't finite, and stayed.
       stopped: the error that ended the run before its last step, or None.
+      early_stop: the step at which the run ended as its score on validation hadn't got better for
+        the schedule's patience, or None.
     """
 
     method: str
@@ -132,9 +135,11 @@ class Run:
     negative_losses: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unsolved_steps: int = 0
     stopped: str | None = None
+    early_stop: int | None = None
 
     def __repr__(self):
-        end = f", stopped: {self.stopped}" if self.stopped else ""
+        end = f", ended at step {self.early_stop}" if self.early_stop is not None else ""
+        end += f", stopped: {self.stopped}" if self.stopped else ""
         return (
             f"<Run of {self.method!r}, {dict(self.hyperparameters)}, seed {self.seed}: "
             f"{self.num_steps} steps, {len(self.evaluations)} evaluations{end}>"
@@ -150,7 +155,8 @@ class Results:
       description: one paragraph in plain words.
       task_names: the tasks, in the order of every [N] array.
       metric: the metric that is compared, e.g. "accuracy" or "perplexity".
-      higher_is_better: the direction of `metric`.
+      higher_is_better: the direction of `metric`; where that of its tasks differs, true, as average
+        and worst value then are those of values with a minus where lower is better.
       runs: all runs.
       versions: package versions by name.
       device: `platform`, `kind` and `count` of the accelerator.
@@ -160,6 +166,8 @@ class Results:
       select_by: "worst" or "average": what on validation decides which setting of each method the
         report shows.
       data: what tells the data from other data of the same tasks.
+      directions: of each metric, by name, whether higher is better; by task where they differ.
+      directory: where it is, which isn't a part of the record.
 
     Raises:
       ValueError: if `select_by` is neither.
@@ -177,12 +185,41 @@ class Results:
     task_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     select_by: str = "worst"
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    directions: Mapping[str, bool | Mapping[str, bool]] = dataclasses.field(default_factory=dict)
+    directory: Path | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self):
         if self.select_by not in ("worst", "average"):
             raise ValueError(
                 f"Expected select_by to be 'worst' or 'average'; found {self.select_by!r}."
             )
+
+    def direction(self, metric: str) -> bool | Mapping[str, bool]:
+        """Whether higher values of a metric are better; by task where they differ.
+
+        Of a further metric in a record that doesn't say, it is that in which its worst values are
+        the worst.
+        """
+        if metric in self.directions:
+            return self.directions[metric]
+        if metric == self.metric:
+            return self.higher_is_better
+        ours = (e for run in self.runs for e in run.evaluations if e.metric == metric)
+        return not any(e.worst > e.average for e in ours)
+
+    def best(self, method: str | None = None) -> "best_lib.Best":
+        """The run that was best on validation by `select_by`, of all or of one method.
+
+        Its ``params`` are what it was tested with, as :func:`ldro_jax.load` gives them.
+
+        Raises:
+          ValueError: if no run of that method has finished with a value on validation.
+        """
+        return best_lib.of(self, method)
+
+    def delta_p(self, *, baseline: str | None = None) -> "relative.DeltaP | None":
+        """Δp of each method to a baseline; see :func:`ldro_jax.records.relative.delta_p`."""
+        return relative.delta_p(self, baseline=baseline)
 
     def __repr__(self):
         return shown.line(self)
@@ -200,7 +237,7 @@ def summarise_evaluation(
     metric: str,
     task_names: Sequence[str],
     values: Sequence[float] | np.ndarray,
-    higher_is_better: bool,
+    higher_is_better: bool | Mapping[str, bool],
 ) -> Evaluation:
     """Makes an evaluation entry from one value per task.
 
@@ -213,7 +250,8 @@ def summarise_evaluation(
       metric: the name of what was measured.
       task_names: the N names.
       values: the N values, in the same order.
-      higher_is_better: False for losses and perplexities.
+      higher_is_better: False for losses and perplexities; by task where they differ. Average and
+        worst are then those of the values with a minus where lower is better.
 
     Returns:
       The evaluation.
@@ -228,15 +266,16 @@ def summarise_evaluation(
             f"{array.shape}."
         )
     array = np.where(np.isfinite(array), array, np.nan)
-    badness = np.where(np.isnan(array), np.inf, -array if higher_is_better else array)
-    worst = int(np.argmax(badness))
+    goodness = relative.signs(higher_is_better, task_names) * array
+    worst = int(np.argmax(np.where(np.isnan(array), np.inf, -goodness)))
+    compared = goodness if isinstance(higher_is_better, Mapping) else array
     return Evaluation(
         step=int(step),
         split=split,
         metric=metric,
         per_task=dict(zip(task_names, array.tolist(), strict=True)),
-        average=float(np.mean(array)),
-        worst=float(array[worst]),
+        average=float(np.mean(compared)),
+        worst=float(compared[worst]),
         worst_task=task_names[worst],
     )
 
@@ -261,7 +300,8 @@ def save_results(
 
 def to_record(results: Results) -> dict[str, Any]:
     """A record as plain JSON types: the same for records that a file would not tell apart."""
-    record = plain(dataclasses.replace(results, runs=()))
+    record = plain(dataclasses.replace(results, runs=(), directory=None))
+    del record["directory"]
     return {**record, "runs": [run_to_record(run) for run in results.runs]}
 
 
@@ -321,7 +361,7 @@ def load_results(path: str | os.PathLike) -> Results:
             "references": {k: _numbers(v) for k, v in record.get("references", {}).items()},
             "task_sizes": _numbers(record.get("task_sizes", {})),
         }
-        return Results(**{**_known(Results, record), **parts})
+        return Results(**{**_known(Results, record), **parts}, directory=paths.make(path).parent)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         detail = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ResultsError(

@@ -2,18 +2,17 @@
 
 import dataclasses
 import html
-import json
+import textwrap
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldro_jax.records.json_types import plain
+from ldro_jax.records import relative
 
 if TYPE_CHECKING:
-    from ldro_jax.records.results import Evaluation, Results, Run
+    from ldro_jax.records.results import Results
 
-_SPLITS = ("test", "validation", "train")
 # Settings in the table of a sweep; its report has all.
 _MOST = 20
 # Characters of a line, and those that a name in it keeps at least.
@@ -57,7 +56,7 @@ class Table:
 
         rule = "-" * max(len(join(line)) for line in lines)
         notes = ["* best of its column"] if self.best else []
-        notes += [self.note] if self.note else []
+        notes += [part for line in self.note.splitlines() for part in textwrap.wrap(line, _WIDTH)]
         return "\n".join([self.title, join(lines[0]), rule, *map(join, lines[1:]), *notes])
 
     def _limits(self, lines) -> list[int]:
@@ -106,39 +105,30 @@ def line(results: "Results") -> str:
 
 
 def table(results: "Results") -> Table:
-    """Average and worst value of each method, means over the runs that reached their end.
+    """Average and worst value of each method, and Δp: means over the runs that reached their end.
 
     They are of each run's last evaluation on test if there is one, else on validation.
     """
-    finished = [run for run in results.runs if run.stopped is None]
-    splits = {e.split for run in finished for e in run.evaluations if e.metric == results.metric}
-    split = next((name for name in _SPLITS if name in splits), "test")
-    groups: dict[tuple[str, str], list[Run]] = {}
-    for run in results.runs:
-        settings = json.dumps(plain(run.hyperparameters), sort_keys=True)
-        groups.setdefault((run.method, settings), []).append(run)
-    methods = [method for method, _ in groups]
+    split, groups = relative.split_of(results), relative.groups(results.runs)
+    compared = relative.delta_p(results)
     rows = []
-    for (method, settings), runs in groups.items():
-        label = f"{method} {settings}" if methods.count(method) > 1 else method
-        last = [_last(run, split, results.metric) for run in runs]
-        ends = [evaluation for evaluation in last if evaluation is not None]
+    for label, runs in groups.items():
+        ends = [e for e in (relative.last(r, split, results.metric) for r in runs) if e is not None]
         means = [_mean([getattr(e, name) for e in ends]) for name in ("average", "worst")]
-        rows.append((label, *means, f"{len(ends)} of {len(runs)}"))
+        rows.append([label, *means, f"{len(ends)} of {len(runs)}"])
+        if compared is not None:
+            gain = compared.means[label]
+            rows[-1].insert(3, f"{round(gain, 1) + 0.0:.1f}" if np.isfinite(gain) else "–")
     left_out = len(rows) - _MOST
+    notes = [f"and {left_out} more settings"] if left_out > 0 else []
+    notes += [compared.note] if compared is not None else []
+    delta = ["Δp %"] if compared is not None else []
     return Table(
         f"{results.experiment}: {results.metric} on {split}",
-        ("method", "average", "worst task", "finished runs"),
+        ("method", "average", "worst task", *delta, "finished runs"),
         rows[:_MOST],
-        note=f"and {left_out} more settings" if left_out > 0 else "",
+        note="\n".join(notes),
     )
-
-
-def _last(run: "Run", split: str, metric: str) -> "Evaluation | None":
-    if run.stopped is not None:
-        return None
-    ours = [e for e in run.evaluations if (e.split, e.metric) == (split, metric)]
-    return max(ours, key=lambda e: e.step, default=None)
 
 
 def _mean(values: Sequence[float]) -> str:

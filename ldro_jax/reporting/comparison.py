@@ -6,12 +6,12 @@ can mean different runs.
 
 import dataclasses
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
+from ldro_jax.records import relative as relative_lib
 from ldro_jax.records.perplexity import relative_perplexity
 from ldro_jax.records.results import Results, summarise_evaluation
 from ldro_jax.reporting import frame
@@ -30,16 +30,17 @@ class Values:
 
     Attributes:
       metric: what was measured.
-      higher_is_better: its direction.
+      direction: whether higher is better; by task where they differ.
       split: where.
       settings: what is compared.
       baseline: one of them.
-      overall: by setting, for each finished seed, the columns average, worst and worst_task.
+      overall: by setting, for each finished seed, the columns average, worst and worst_task; where
+        directions differ, of values with a minus where lower is better.
       tasks: by setting, for each finished seed, a column for each task.
     """
 
     metric: str
-    higher_is_better: bool
+    direction: bool | Mapping[str, bool]
     split: str
     settings: Sequence[Setting]
     baseline: Setting
@@ -47,9 +48,34 @@ class Values:
     tasks: Mapping[Setting, DataFrame]
 
     @property
+    def higher_is_better(self) -> bool:
+        """The direction of averages and worst values."""
+        return bool(self.direction)
+
+    @property
     def sign(self) -> float:
         """1 if higher is better, else -1."""
         return 1.0 if self.higher_is_better else -1.0
+
+    @property
+    def lower_tasks(self) -> list[str]:
+        """The tasks with a direction of their own, in which lower is better."""
+        by_task = self.direction if isinstance(self.direction, Mapping) else {}
+        return [name for name, is_higher in by_task.items() if not is_higher]
+
+    def task_direction(self, task: str) -> bool:
+        """Whether higher values of a task are better."""
+        return self.direction[task] if isinstance(self.direction, Mapping) else self.direction
+
+    def named(self, task: str, name: str = "") -> str:
+        """The name of a task, or a shorter one, with an arrow where directions differ."""
+        arrow = (" ↑" if self.task_direction(task) else " ↓") if self.lower_tasks else ""
+        return (name or task) + arrow
+
+    @property
+    def better(self) -> str:
+        """Which averages and worst values are better, in words."""
+        return relative_lib.better(self.direction)
 
     @property
     def any(self) -> bool:
@@ -88,6 +114,8 @@ class Comparison:
       values: final values on the split that is reported.
       relative: final values relative to models of one task each, in per cent; None without them.
       own: by task, the values of those models; NaN where there is none.
+      delta_p: what tasks gain on average over those models, or over the baseline; None without
+        anything to compare with.
       progress_split: where training is followed: the split with most evaluations.
       task_order: from the baseline's worst task to its best; those without a value come first.
     """
@@ -100,6 +128,7 @@ class Comparison:
     values: Values
     relative: Values | None
     own: Mapping[str, float]
+    delta_p: relative_lib.DeltaP | None
     progress_split: str
     task_order: Sequence[str]
 
@@ -184,6 +213,7 @@ def compare(
         values=values,
         relative=_relative(values, own),
         own=own,
+        delta_p=relative_lib.of_groups(record, {s: s.runs for s in shown}, base, split, base.label),
         progress_split=frame.progress_split(compared),
         task_order=_task_order(values, record.task_names),
     )
@@ -192,16 +222,7 @@ def compare(
 def _baseline(settings: Sequence[Setting], name: str | None) -> Setting:
     if not settings:
         return Setting(0, "", {}, "", ())
-    if name is not None:
-        for setting in settings:
-            if name in (setting.label, setting.method):
-                return setting
-        labels = ", ".join(repr(setting.label) for setting in settings)
-        raise ValueError(f"Expected the baseline to be one of {labels}; found {name!r}.")
-    for setting in settings:
-        if re.search(r"\b(average|uniform|equal|erm)\b", setting.method.lower().replace("_", " ")):
-            return setting
-    return settings[0]
+    return settings[relative_lib.choose([(s.label, s.method) for s in settings], name)]
 
 
 def _chosen(record, settings, evaluations) -> list[Setting]:
@@ -210,7 +231,7 @@ def _chosen(record, settings, evaluations) -> list[Setting]:
     A run is judged by its value at the step of its last test evaluation, so that it is the tested
     checkpoint that is judged; without one, by its last value.
     """
-    sign = 1.0 if record.higher_is_better else -1.0
+    sign = 1.0 if record.direction(record.metric) else -1.0
     best: dict[str, tuple[float, Setting]] = {}
     for setting in settings:
         rows = frame.rows_of(evaluations, setting, "validation", record.metric)
@@ -236,33 +257,39 @@ def _values(record, split, settings, baseline, finals) -> Values:
         for s, rows in finals.items()
     }
     overall = {s: rows[_OVERALL] for s, rows in finals.items()}
-    direction = record.higher_is_better
+    direction = record.direction(record.metric)
     return Values(record.metric, direction, split, settings, baseline, overall, tasks)
 
 
 def _relative(values: Values, own: Mapping[str, float]) -> Values | None:
-    """100 (value - own) / own by task; the average and the worst task are those of these values."""
+    """100 (value - own) / own by task; the average and the worst task are those of these values.
+
+    Where directions differ, with a minus where lower is better.
+    """
     names = [name for name, value in own.items() if math.isfinite(value)]
     if not names or not values.settings:
         return None
-    references = np.array([own[name] for name in names])
+    references, sign, direction = np.array([own[name] for name in names]), 1.0, values.direction
+    if values.lower_tasks:
+        sign, direction = relative_lib.signs(direction, names), True
     metric = f"relative {values.metric}"
     tasks, overall = {}, {}
     for setting, table in values.tasks.items():
-        relative = [relative_perplexity(row, references) for row in table[names].to_numpy()]
+        found = [sign * relative_perplexity(row, references) for row in table[names].to_numpy()]
         entries = [
-            summarise_evaluation(0, values.split, metric, names, row, values.higher_is_better)
-            for row in relative
+            summarise_evaluation(0, values.split, metric, names, row, direction) for row in found
         ]
-        tasks[setting] = pd.DataFrame(relative, table.index, names, dtype=float)
+        tasks[setting] = pd.DataFrame(found, table.index, names, dtype=float)
         rows = [(e.average, e.worst, e.worst_task) for e in entries]
         overall[setting] = pd.DataFrame(rows, table.index, _OVERALL)
-    return dataclasses.replace(values, metric=metric, overall=overall, tasks=tasks)
+    return dataclasses.replace(
+        values, metric=metric, direction=direction, overall=overall, tasks=tasks
+    )
 
 
 def _task_order(values: Values, names: Sequence[str]) -> list[str]:
     if not values.settings:
         return list(names)
     means = np.array([values.task_spread(values.baseline, name).mean for name in names])
-    keys = np.where(np.isnan(means), -np.inf, values.sign * means)
+    keys = np.where(np.isnan(means), -np.inf, relative_lib.signs(values.direction, names) * means)
     return [names[int(place)] for place in np.argsort(keys, kind="stable")]

@@ -80,8 +80,9 @@ def introduction(comparison: Comparison) -> str:
         counts.append(count(len(comparison.settings), "setting"))
     counts.append(count(len(record.task_names), "task"))
     counts.append(count(len({run.seed for run in record.runs}), "seed"))
-    direction = "higher" if record.higher_is_better else "lower"
-    facts = f"{', '.join(counts)}; {record.metric}, {direction} is better."
+    facts = f"{', '.join(counts)}; {record.metric}, {comparison.values.better}."
+    if lower := comparison.values.lower_tasks:
+        facts += f" Lower is better for {', '.join(lower)}."
     return " ".join(filter(None, [record.description.strip(), facts]))
 
 
@@ -165,7 +166,8 @@ def problems(comparison: Comparison) -> list[str]:
 
 def _summary(comparison: Comparison) -> Section:
     blocks = [Block("note", text)] if (text := selection(comparison)) else []
-    blocks.append(Block("table", tables.headline(comparison)))
+    table = tables.headline(comparison)
+    blocks += [Block("table", table), *([Block("note", table.note)] if table.note else [])]
     blocks.append(Block("text", conclusion(comparison)))
     if comparison.values.others:
         blocks += [Block("table", tables.paired(comparison)), Block("note", _RULE)]

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from ldro_jax.records import relative
 from ldro_jax.reporting import frame
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.frame import DataFrame, Series, Setting
@@ -34,7 +35,7 @@ class Frontiers:
 
     Attributes:
       metric: what was measured.
-      higher_is_better: its direction.
+      direction: whether higher is better; by task where they differ.
       split: where.
       corner: average and worst value that areas begin at, shape [2].
       clouds: by method and seed, average and worst value of all checkpoints, shape [C, 2].
@@ -44,12 +45,22 @@ class Frontiers:
     """
 
     metric: str
-    higher_is_better: bool
+    direction: bool | Mapping[str, bool]
     split: str
     corner: np.ndarray
     clouds: Mapping[str, Mapping[int, np.ndarray]]
     pooled: Mapping[str, Series]
     single: Mapping[str, Series]
+
+    @property
+    def higher_is_better(self) -> bool:
+        """The direction of averages and worst values."""
+        return bool(self.direction)
+
+    @property
+    def better(self) -> str:
+        """Which averages and worst values are better, in words."""
+        return relative.better(self.direction)
 
 
 def further_metrics(comparison: Comparison) -> list[str]:
@@ -62,14 +73,12 @@ def frontiers(comparison: Comparison, metric: str | None = None) -> Frontiers:
     """The frontiers of all methods by the metric that is compared, or by another one.
 
     They are of the reported split, if runs have several evaluations there; where a run is tested
-    once, at the end, of the split with most evaluations. The direction of another metric is that in
-    which its worst values are the worst.
+    once, at the end, of the split with most evaluations.
     """
     rows = comparison.evaluations
     rows = rows[rows.metric == (metric or comparison.record.metric)]
-    higher = comparison.record.higher_is_better
-    if metric is not None:
-        higher = not (rows.worst > rows.average).any()
+    direction = comparison.record.direction(metric or comparison.record.metric)
+    higher = bool(direction)
     split = _split(rows)
     rows = rows[rows.split == split].sort_values("step", kind="stable")
     parts = {
@@ -77,7 +86,7 @@ def frontiers(comparison: Comparison, metric: str | None = None) -> Frontiers:
         for method, settings in comparison.methods.items()
     }
     clouds = {m: {s: np.concatenate(p) for s, p in by_seed.items()} for m, by_seed in parts.items()}
-    corner = _corner([c for by_seed in clouds.values() for c in by_seed.values()], higher)
+    corner = _corner([c for by_seed in clouds.values() for c in by_seed.values()], direction)
     pooled, single = {}, {}
     for method, settings in comparison.methods.items():
         together, each = {}, {}
@@ -88,7 +97,7 @@ def frontiers(comparison: Comparison, metric: str | None = None) -> Frontiers:
         pooled[method] = pd.Series(together, dtype=float)
         single[method] = pd.Series(each, dtype=float)
     name = metric or comparison.record.metric
-    return Frontiers(name, higher, split, corner, clouds, pooled, single)
+    return Frontiers(name, direction, split, corner, clouds, pooled, single)
 
 
 def _clouds(rows: DataFrame, settings: Sequence[Setting], seed: int) -> list[np.ndarray]:
@@ -114,20 +123,22 @@ def _split(rows: DataFrame) -> str:
     return max((split, frame.progress_split(rows)), key=lambda name: most.get(name, 0))
 
 
-def _corner(clouds: Sequence[np.ndarray], higher_is_better: bool) -> np.ndarray:
+def _corner(clouds: Sequence[np.ndarray], direction: bool | Mapping[str, bool]) -> np.ndarray:
     """What hypervolumes begin at: zero, or where lower is better a bad point of the record.
 
-    That is the largest on the frontier of any method and seed, plus a tenth of the range there, so
+    That is the worst on the frontier of any method and seed, plus a tenth of the range there, so
     that a point at the end of all frontiers counts too. What is off the frontiers doesn't matter:
     the perplexity of untrained models is so large that next to it all others would look the same.
     Hypervolumes of different records don't compare.
     """
-    if higher_is_better:
+    if direction is True:
         return np.zeros(2)
-    points = np.concatenate(
-        [np.zeros((0, 2)), *(non_dominated(cloud, higher_is_better=False) for cloud in clouds)]
-    )
-    return points.max(axis=0) + 0.1 * np.ptp(points, axis=0) if len(points) else np.zeros(2)
+    higher = bool(direction)
+    points = np.concatenate([np.zeros((0, 2)), *(non_dominated(c, higher) for c in clouds)])
+    if not len(points):
+        return np.zeros(2)
+    tenth = 0.1 * np.ptp(points, axis=0)
+    return points.min(axis=0) - tenth if higher else points.max(axis=0) + tenth
 
 
 def choices(comparison: Comparison, by: str) -> dict[str, DataFrame]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from ldro_jax.records.results import summarise_evaluation
 from ldro_jax.records.shown import Table
 from ldro_jax.reporting import statistics
-from ldro_jax.reporting.comparison import Comparison, Values
+from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.frame import DataFrame, Setting
 from ldro_jax.reporting.statistics import MISSING, Spread, best_places, decimals_for, spread
 from ldro_jax.reporting.sweeps import RULES, Frontiers, choices
@@ -39,12 +39,17 @@ def headline(comparison: Comparison) -> Table:
     milliseconds = [s.mean * 1e3 for s in seconds]
     quality = decimals_for(s.mean for s in [*averages, *worsts])
     fine = decimals_for(milliseconds)
+    compared = comparison.delta_p
+    gains = [spread(compared.values[s].values()) for s in comparison.shown] if compared else []
+    # Finer than a tenth of a per cent says nothing.
+    per_cent = min(decimals_for(s.mean for s in gains), 1)
     rows = [
         [
             setting.label,
             statistics.mean_and_std(averages[i], quality),
             statistics.mean_and_std(worsts[i], quality),
             _worst_task(values.overall[setting]),
+            *(statistics.mean_and_std(s, per_cent) for s in gains[i : i + 1]),
             statistics.number(ratios[i], 2) + ("×" if math.isfinite(ratios[i]) else ""),
             statistics.number(milliseconds[i], fine),
             _seeds(len(values.overall[setting]), len(setting.runs)),
@@ -54,12 +59,16 @@ def headline(comparison: Comparison) -> Table:
     columns = {
         1: best_places([s.mean for s in averages], values.higher_is_better, quality),
         2: best_places([s.mean for s in worsts], values.higher_is_better, quality),
-        4: best_places(ratios, False, 2),
-        5: best_places(milliseconds, False, fine),
+        4 + bool(gains): best_places(ratios, False, 2),
+        5 + bool(gains): best_places(milliseconds, False, fine),
     }
-    header = ["method", "average", "worst task", "which task", "step time", "ms", "seeds"]
-    title = f"{values.split} {values.metric} ({_direction(values)} is better)"
-    return Table(title, header, rows, _marks(columns), (0, 3))
+    if gains:
+        columns[4] = best_places([s.mean for s in gains], True, per_cent)
+    delta = ["Δp %"] if gains else []
+    header = ["method", "average", "worst task", "which task", *delta, "step time", "ms", "seeds"]
+    title = f"{values.split} {values.metric} ({values.better})"
+    note = compared.note if compared else ""
+    return Table(title, header, rows, _marks(columns), (0, 3), note)
 
 
 def paired(comparison: Comparison) -> Table:
@@ -79,20 +88,25 @@ def paired(comparison: Comparison) -> Table:
 
 
 def tasks(comparison: Comparison) -> Table:
-    """Tasks by methods, from the baseline's worst task to its best; the best of each marked."""
+    """Tasks by methods, from the baseline's worst task to its best; the best of each marked.
+
+    Where directions differ, an arrow says which way a task is better.
+    """
     values = comparison.values
     spreads = [
         [values.task_spread(s, name) for s in comparison.shown] for name in comparison.task_order
     ]
-    decimals = decimals_for(s.mean for row in spreads for s in row)
+    decimals = [decimals_for(s.mean for row in spreads for s in row)] * len(spreads)
+    if values.lower_tasks:  # each has a unit of its own
+        decimals = [decimals_for(s.mean for s in row) for row in spreads]
     rows = [
-        [name, *(statistics.mean_and_std(s, decimals) for s in row)]
-        for name, row in zip(comparison.task_order, spreads, strict=True)
+        [values.named(name), *(statistics.mean_and_std(s, places) for s in row)]
+        for name, row, places in zip(comparison.task_order, spreads, decimals, strict=True)
     ]
     best = {
         (i, j + 1)
-        for i, row in enumerate(spreads)
-        for j in best_places([s.mean for s in row], values.higher_is_better, decimals)
+        for i, (name, row) in enumerate(zip(comparison.task_order, spreads, strict=True))
+        for j in best_places([s.mean for s in row], values.task_direction(name), decimals[i])
     }
     return Table("", ["task", *(s.label for s in comparison.shown)], rows, best)
 
@@ -121,7 +135,7 @@ def relative(comparison: Comparison) -> Table | None:
         seeds = _seeds(len(values.overall[setting]), len(setting.runs))
         rows.append([setting.label, *cells[:2], first, *cells[2:], second, seeds])
     names, own = zip(*comparison.own.items(), strict=True)
-    alone = summarise_evaluation(0, values.split, "", names, own, values.higher_is_better)
+    alone = summarise_evaluation(0, values.split, "", names, own, values.direction)
     worst_task = alone.worst_task if math.isfinite(alone.worst) else MISSING
     zero = statistics.number(0.0, per_cent)
     means = [statistics.number(v, absolute) for v in (alone.average, alone.worst)]
@@ -132,7 +146,7 @@ def relative(comparison: Comparison) -> Table | None:
     }
     title = (
         f"{values.split} {values.metric}, and per cent above a model of each task alone "
-        f"({_direction(values)} is better)"
+        f"({values.better})"
     )
     header = ["method", "average", "worst task", "which task", "average %", "worst %", "which task"]
     return Table(title, [*header, "seeds"], rows, _marks(best), (0, 3, 6))
@@ -191,7 +205,7 @@ def provenance(comparison: Comparison) -> list[Table]:
             setting.label,
             ", ".join(f"{k} = {v}" for k, v in setting.hyperparameters.items()) or "–",
             ", ".join(str(run.seed) for run in setting.runs),
-            ", ".join(str(steps) for steps in sorted({run.num_steps for run in setting.runs})),
+            _steps(setting),
         ]
         for setting in comparison.settings
     ]
@@ -220,9 +234,15 @@ def _worst_task(overall: DataFrame) -> str:
     return names.most_common(1)[0][0] if names else MISSING
 
 
+def _steps(setting: Setting) -> str:
+    """How long the runs were to be, and which of them ended early."""
+    text = ", ".join(str(steps) for steps in sorted({run.num_steps for run in setting.runs}))
+    early = {r.seed: r.early_stop for r in setting.runs if r.early_stop not in (None, r.num_steps)}
+    if early:
+        ends = (f"seed {seed} at {step}" for seed, step in early.items())
+        text += f"; without further gain ended {', '.join(ends)}"
+    return text
+
+
 def _seeds(finished: int, started: int) -> str:
     return str(started) if finished == started else f"{finished} of {started}"
-
-
-def _direction(values: Values) -> str:
-    return "higher" if values.higher_is_better else "lower"

@@ -80,6 +80,10 @@ class Session(abc.ABC):
     def state(self, index: int, states: Any = None) -> TrainState:
         """The state of one run, by default out of :attr:`states`."""
 
+    def hold(self, index: int) -> None:
+        """Keeps the state of one run as it is now, while the others of the group go on."""
+        raise NotImplementedError
+
     def observed(self, index: int) -> np.ndarray | None:
         """What ``problem.observe`` gave of a run in the last stretch, ``[steps, D]``."""
         del index

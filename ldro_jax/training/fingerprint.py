@@ -45,7 +45,7 @@ def of(program: "Program", schedule: Schedule, trials: Sequence["Trial"]) -> dic
         "programs": {
             **_once(program, "shared", _shared),
             **_once(program, program.method.compile_key(), _of_method),
-            **(_choice(program) if schedule.test == "best" else {}),
+            **(_choice(program) if schedule.scores else {}),
         },
         "evaluation": _once(program, "evaluation", _evaluation),
         "versions": _versions(),
@@ -87,6 +87,9 @@ def _settings(program: "Program", schedule: Schedule) -> dict[str, Any]:
         "eval_interval": schedule.eval_interval,
         "test": schedule.test,
         "max_nonfinite_steps": schedule.max_nonfinite_steps,
+        # Runs from before there were these settings have none of them.
+        **({"patience": schedule.patience} if schedule.patience is not None else {}),
+        **({"eval_at_start": True} if schedule.eval_at_start else {}),
     }
 
 
@@ -185,12 +188,12 @@ def _of_method(program: "Program") -> dict[str, str]:
 def _evaluation(program: "Program") -> dict[str, str]:
     problem = program.engine.source_problem
     digests = problem.evaluation_digests(_params(problem))
-    directions = {metric.name: str(metric.higher_is_better) for metric in problem.metrics}
+    directions = {m.name: str(m.direction(problem.task_names)) for m in problem.metrics}
     return {name: f"{digests[name]} {directions[name]}" for name in directions}
 
 
 def _choice(program: "Program") -> dict[str, str]:
-    """Of what decides which checkpoint is the best."""
+    """Of what decides which checkpoint is the best, and when a run ends early."""
     first = program.problem.metrics[0].name
     return {
         "first metric": traced.of_values(first, _once(program, "evaluation", _evaluation)[first]),

@@ -16,8 +16,9 @@ from ldro_jax.records import results, tensorboard
 from ldro_jax.runtime import preemption, processes
 from ldro_jax.training import recording
 from ldro_jax.training.engine import Program, Session, Trial
-from ldro_jax.training.progress import Origin, Progress, Saved, identity, taken_from
+from ldro_jax.training.progress import Best, Origin, Progress, Saved, identity, taken_from
 from ldro_jax.training.schedule import Schedule
+from ldro_jax.training.step import TrainState
 
 
 def train(
@@ -67,7 +68,7 @@ def train(
         now, changed = restored or (None, [])
         if now is None:
             empty = (recording.empty_run(trial, schedule) for trial in trials)
-            now = Progress([recording.Record(run) for run in empty])
+            now = Progress([recording.Record(run) for run in empty], [Best()] * len(trials))
         else:
             progress.write(f"{now.names}: resumed at step {session.step}.")
             progress.update(session.step * len(trials))
@@ -76,6 +77,8 @@ def train(
                 _measure_again(program, session, now, schedule, changed)
         folders = tensorboard_dirs if processes.is_first() else ()
         log = [stack.enter_context(tensorboard.TensorBoardWriter(folder)) for folder in folders]
+        if restored is None and schedule.eval_at_start:
+            _evaluate_first(program, session, now, schedule, log)
         # The time of a step is that of the last stretches, so that it takes the same time to find.
         last_saved, seconds = session.step, collections.deque(maxlen=100)
 
@@ -85,7 +88,7 @@ def train(
             for writer in log:
                 # What isn't on disk when the checkpoint is, a resumed run won't write again.
                 writer.flush()
-            saved.save(session, now)
+            saved.save(session, now, now.best[0].step if schedule.test == "best" else None)
 
         def stop():
             if last_saved < session.step:
@@ -99,11 +102,9 @@ def train(
             if session.step < end:
                 stop()
             seconds += [time_per_step] if math.isfinite(time_per_step) else []
-            values = _evaluate(program, session, now, schedule, log, seconds)
+            _evaluate(program, session, now, schedule, log, seconds)
             progress.set_postfix_str(recording.progress_text(now.records[-1]))
-            improved = schedule.test == "best" and now.improves(
-                program.problem.score(values["validation"]), session.step
-            )
+            improved = schedule.test == "best" and now.best[0].step == session.step
             due = session.step - last_saved >= schedule.checkpoint_interval
             if improved or due:
                 save()
@@ -114,7 +115,8 @@ def train(
             # For whoever wants the parameters, more steps, or another metric; and the records of a
             # group are written one after the other, and what is killed in between needs it.
             save()
-        if schedule.test != "always" and "test" in program.problem.splits and now.is_going:
+        has_ended = all(record.stopped is not None for record in now.records)
+        if schedule.test != "always" and "test" in program.problem.splits and not has_ended:
             tested = _test(program, session, schedule, now, saved)
             # Without the test in its record: the next run makes it again.
             if preempted(session.step):
@@ -130,32 +132,50 @@ def _evaluate(
     schedule: Schedule,
     log: Sequence[Any],
     seconds: collections.deque[float],
-) -> dict[str, dict[str, np.ndarray]]:
-    """Extends the records of the runs that go on; the values of the last one, by split."""
-    problem = program.problem
-    splits = [s for s in problem.splits if s != "test" or schedule.test == "always"]
-    losses, values = session.evaluated(), {}
+) -> None:
+    """Extends the records of the runs that go on, and ends those whose patience is at an end."""
+    losses = session.evaluated()
     seconds_per_step = statistics.median(seconds) if seconds else math.nan
     for index, record in enumerate(now.records):
-        if record.stopped is not None:
+        if not record.is_going:
             continue
-        state = session.state(index)
-        values = {split: program.evaluate(state.evaluated, split) for split in splits}
+        state, is_last = session.state(index), False
+        values = _measured(program, state, schedule)
+        if schedule.scores:
+            score = program.problem.score(values["validation"])
+            is_last = now.judge(index, score, session.step, schedule)
         record.extend(
             schedule,
             state,
             losses=losses[index],
-            evaluations=[
-                evaluation
-                for split in splits
-                for evaluation in _evaluations(program, session.step, split, values[split])
-            ],
+            evaluations=_of_splits(program, session.step, values),
             seconds_per_step=seconds_per_step,
             observed=session.observed(index),
+            is_last=is_last,
         )
+        if not record.is_going:
+            session.hold(index)
         if log:
             recording.write_scalars(log[index], record)
-    return values
+
+
+def _evaluate_first(
+    program: Program, session: Session, now: Progress, schedule: Schedule, log: Sequence[Any]
+) -> None:
+    """Begins the records with what the parameters are worth before the first step."""
+    for index, record in enumerate(now.records):
+        values = _measured(program, session.state(index), schedule)
+        record.begin(_of_splits(program, 0, values))
+        if log:
+            recording.write_scalars(log[index], record)
+
+
+def _measured(
+    program: Program, state: TrainState, schedule: Schedule
+) -> dict[str, dict[str, np.ndarray]]:
+    """The values of each metric, by split, of those that are measured all along."""
+    splits = [s for s in program.problem.splits if s != "test" or schedule.test == "always"]
+    return {split: program.evaluate(state.evaluated, split) for split in splits}
 
 
 def _measure_again(
@@ -166,16 +186,12 @@ def _measure_again(
     changed: Sequence[str],
 ) -> None:
     """Measures some metrics with the parameters there are, and forgets what they were before."""
-    problem = program.problem
-    known = {metric.name for metric in problem.metrics} - set(changed)
+    known = {metric.name for metric in program.problem.metrics} - set(changed)
     for index, run in enumerate(now.runs):
         kept = [e for e in run.evaluations if e.metric in known]
-        params = session.state(index).evaluated
-        for split in problem.splits if run.stopped is None else ():
-            if split == "test" and schedule.test != "always":
-                continue
-            values = program.evaluate(params, split)
-            measured = _evaluations(program, session.step, split, values)
+        if run.stopped is None:
+            state = session.state(index)
+            measured = _of_splits(program, int(state.step), _measured(program, state, schedule))
             kept += [e for e in measured if e.metric in changed]
         now.records[index] = recording.Record(dataclasses.replace(run, evaluations=kept))
     logging.warning(
@@ -188,22 +204,26 @@ def _test(
     program: Program, session: Session, schedule: Schedule, now: Progress, saved: Saved
 ) -> list[results.Run]:
     """The records with the split "test", measured at the best checkpoint, or at the end."""
-    step, best, runs = session.step, None, now.runs
+    best_step, best, runs = None, None, now.runs
     if schedule.test == "best":
         best = saved.checkpoints.restore_best(session.states)
         if best is None:
             logging.warning(
                 "%s: no value on validation was finite, so the test is of the last step.", now.names
             )
-        elif now.best_step is not None:
-            step = now.best_step
+        else:
+            best_step = now.best[0].step
     for index, run in enumerate(now.runs):
         if run.stopped is None:
-            params = session.state(index, best).evaluated
-            values = program.evaluate(params, "test")
-            tested = _evaluations(program, step, "test", values)
+            state = session.state(index, best)
+            step = int(state.step) if best_step is None else best_step
+            tested = _evaluations(program, step, "test", program.evaluate(state.evaluated, "test"))
             runs[index] = dataclasses.replace(run, evaluations=[*run.evaluations, *tested])
     return runs
+
+
+def _of_splits(program: Program, step: int, values) -> list[results.Evaluation]:
+    return [e for split in values for e in _evaluations(program, step, split, values[split])]
 
 
 def _evaluations(program: Program, step: int, split: str, values) -> list[results.Evaluation]:
@@ -214,7 +234,7 @@ def _evaluations(program: Program, step: int, split: str, values) -> list[result
             metric=metric.name,
             task_names=program.problem.task_names,
             values=values[metric.name],
-            higher_is_better=metric.higher_is_better,
+            higher_is_better=metric.direction(program.problem.task_names),
         )
         for metric in program.problem.metrics
     ]

@@ -305,6 +305,10 @@ class MeshedSession(engine_lib.Session):
         return self.states if states is None else states
 
     @override
+    def hold(self, index: int) -> None:
+        del index  # it is alone, and nothing goes on
+
+    @override
     def record(self) -> dict[str, Any]:
         return {
             "drawer": self._drawer.record(),

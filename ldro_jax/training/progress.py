@@ -39,19 +39,37 @@ class Origin(NamedTuple):
     chosen: Sequence[int]
 
 
+class Best(NamedTuple):
+    """The best that a run has come to.
+
+    Attributes:
+      score: on validation, the higher the better.
+      step: the step that had it; ``None`` if no score was finite.
+      since: number of evaluations after it.
+    """
+
+    score: float = -math.inf
+    step: int | None = None
+    since: int = 0
+
+    def including(self, score: float, step: int) -> "Best":
+        """With one more evaluation."""
+        if math.isfinite(score) and score > self.score:
+            return Best(score, step)
+        return self._replace(since=self.since + 1)
+
+
 @dataclasses.dataclass
 class Progress:
     """The records of runs that are being trained together.
 
     Attributes:
       records: one for each run.
-      best_score: the best score on validation so far.
-      best_step: the step that had it.
+      best: of each run; known where the schedule needs it.
     """
 
     records: list[recording.Record]
-    best_score: float = -math.inf
-    best_step: int | None = None
+    best: list[Best]
 
     @property
     def names(self) -> str:
@@ -66,37 +84,35 @@ class Progress:
     @property
     def is_going(self) -> bool:
         """Whether at least one run hasn't ended early."""
-        return any(record.stopped is None for record in self.records)
+        return any(record.is_going for record in self.records)
 
-    def improves(self, score: float, step: int) -> bool:
-        """Whether a score is the best so far; notes it."""
-        if not score > self.best_score:
-            return False
-        self.best_score, self.best_step = score, step
-        return True
+    def judge(self, index: int, score: float, step: int, schedule: Schedule) -> bool:
+        """Notes the score of a run. Returns whether its patience is at an end."""
+        self.best[index] = self.best[index].including(score, step)
+        return schedule.patience is not None and self.best[index].since >= schedule.patience
 
     def go_on(self, schedule: Schedule, session: Session) -> None:
         """Takes the length of the runs from a schedule, which may be longer than it was."""
         for index, record in enumerate(self.records):
             record.go_on(schedule, session.state(index))
+            if not record.is_going:
+                session.hold(index)
 
     def record(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON can hold it."""
         return {
             "runs": [results.run_to_record(run) for run in self.runs],
-            "best_score": self.best_score if math.isfinite(self.best_score) else None,
-            "best_step": self.best_step,
+            "best": [[s if math.isfinite(s) else None, *rest] for s, *rest in self.best],
         }
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Progress":
         """Restores what :meth:`record` gave."""
-        score = record["best_score"]
-        return cls(
-            [recording.Record(results.run_from_record(run)) for run in record["runs"]],
-            -math.inf if score is None else score,
-            record["best_step"],
-        )
+        runs = [recording.Record(results.run_from_record(run)) for run in record["runs"]]
+        if "best" not in record:  # as it was kept before runs could end early
+            record = {"best": [(record["best_score"], record["best_step"], 0)] * len(runs)}
+        best = [Best(-math.inf if s is None else s, *rest) for s, *rest in record["best"]]
+        return cls(runs, best)
 
 
 class Saved:
@@ -106,14 +122,17 @@ class Saved:
         self.checkpoints = checkpoints.Checkpoints(directory, identity=identity)
         self._places = directory / _SOURCE
 
-    def save(self, session: Session, now: Progress) -> None:
-        """Saves the training states, the state of the source, and the records."""
+    def save(self, session: Session, now: Progress, best: int | None = None) -> None:
+        """Saves the training states, the state of the source, and the records.
+
+        Of the step ``best`` a checkpoint is kept.
+        """
         record = {**now.record(), "session": session.record()}
         if session.source is not None:
             # Before the checkpoint of the same step, which can't do without.
             place = self._save_source(session.source, str(session.step))
             record["source"] = files.digests(place) if processes.is_first() else {}
-        self.checkpoints.save(session.step, session.states, record, best=now.best_step)
+        self.checkpoints.save(session.step, session.states, record, best=best)
         if session.source is not None and processes.is_first():
             kept = {str(step) for step in (*self.checkpoints.steps, session.step)}
             for place in self._places.glob("*"):
@@ -208,4 +227,5 @@ def taken_from(
     states, record, changed = restored
     session.load_some(states, record["session"], origin.chosen)
     now = Progress.from_record(record)
-    return Progress([now.records[index] for index in origin.chosen]), changed
+    chosen = Progress([now.records[i] for i in origin.chosen], [now.best[i] for i in origin.chosen])
+    return chosen, changed

@@ -60,6 +60,11 @@ class Record:
         return self._run.stopped
 
     @property
+    def is_going(self) -> bool:
+        """Whether the run hasn't ended before its last step."""
+        return self._run.stopped is None and self._run.early_stop is None
+
+    @property
     def run(self) -> results.Run:
         """The record so far."""
         series = {n: results.Series(self._steps[n], np.stack(v)) for n, v in self._values.items()}
@@ -101,6 +106,7 @@ class Record:
         evaluations: Sequence[results.Evaluation],
         seconds_per_step: float,
         observed: np.ndarray | None = None,
+        is_last: bool = False,
     ) -> None:
         """Adds one stretch of steps.
 
@@ -115,6 +121,7 @@ class Record:
           evaluations: after the stretch, of all tasks.
           seconds_per_step: the time of one step so far.
           observed: what the problem observed after each step of the stretch, ``[steps, D]``.
+          is_last: whether the run ends here though it has steps left.
         """
         weighting = transform.find_state(state.opt_state)
         numbers = diagnostics.numbers(weighting)
@@ -127,6 +134,7 @@ class Record:
             self._append("descent", [step], [fetched["descent"]])
         run = dataclasses.replace(
             self._run,
+            early_stop=step if is_last else None,
             seconds_per_step=seconds_per_step,
             interaction=matrix,
             nonfinite_losses=_counts(task_names, fetched["nonfinite"]),
@@ -145,6 +153,10 @@ class Record:
         self._append("diagnostics", [step], [in_order])
         if observed is not None:
             self._append("path", range(step - len(observed) + 1, step + 1), observed)
+        self._evaluations += evaluations
+
+    def begin(self, evaluations: Sequence[results.Evaluation]) -> None:
+        """Adds what was measured before the first step."""
         self._evaluations += evaluations
 
     def _append(self, name: str, steps: Iterable[int], values: Iterable[np.ndarray]) -> None:
@@ -196,7 +208,7 @@ def _reason_to_stop(
     """Why a run ends here, None if it goes on; `streak` steps in a row had no finite losses."""
     # At the end two in a row are no accident of one batch, and there is nothing to wait for.
     enough = schedule.max_nonfinite_steps
-    if step >= schedule.train_steps:
+    if step >= schedule.train_steps or now.early_stop is not None:
         enough = min(enough, step, 2)
     if streak >= enough:
         last = f"{streak} steps" if streak > 1 else "step"
@@ -224,24 +236,30 @@ def _reason_to_stop(
 def write_scalars(writer: Any, record: Record) -> None:
     """Writes the newest numbers of a run for TensorBoard."""
     latest = record.latest
-    numbers = zip(diagnostics.NAMES, record.last("diagnostics").tolist(), strict=True)
-    numbers = {name: x for name, x in numbers if math.isfinite(x)}
     values = [x for e in latest for x in (e.average, e.worst, *e.per_task.values())]
-    values += [*record.last("weights").tolist(), *record.last("losses").tolist()]
+    numbers, trained = {}, latest[-1].step > 0
+    if trained:
+        numbers = zip(diagnostics.NAMES, record.last("diagnostics").tolist(), strict=True)
+        numbers = {name: x for name, x in numbers if math.isfinite(x)}
+        values += [*record.last("weights").tolist(), *record.last("losses").tolist()]
     measured = tuple((e.split, e.metric) for e in latest)
-    names = _scalar_names(measured, tuple(latest[-1].per_task), tuple(numbers))
+    names = _scalar_names(measured, tuple(latest[-1].per_task), tuple(numbers), trained)
     writer.write_scalars(latest[-1].step, names, [*values, *numbers.values()])
 
 
 @functools.lru_cache(maxsize=16)
 def _scalar_names(
-    measured: tuple[tuple[str, str], ...], tasks: tuple[str, ...], numbers: tuple[str, ...]
+    measured: tuple[tuple[str, str], ...],
+    tasks: tuple[str, ...],
+    numbers: tuple[str, ...],
+    trained: bool,
 ) -> tuple[str, ...]:
     names = []
     for split, metric in measured:
         of_tasks = (f"task/{task}" for task in tasks)
         names += [f"{split}/{metric}/{name}" for name in ("average", "worst", *of_tasks)]
-    names += [f"{what}/{task}" for what in ("weight", "train loss") for task in tasks]
+    series = ("weight", "train loss") if trained else ()
+    names += [f"{what}/{task}" for what in series for task in tasks]
     return (*names, *(f"tasks/{name}" for name in numbers))
 
 

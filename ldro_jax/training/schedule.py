@@ -20,6 +20,11 @@ class Schedule:
       max_nonfinite_steps: a run stops after so many steps in a row whose losses, or the weights
         that the method gives them, aren't all finite. At its end two of them in a row are enough to
         count as stopped, or one if it has no more.
+      patience: a run ends when its score on validation, :meth:`Problem.score`, hasn't been better
+        than before for so many evaluations. What is tested is its state at that step, or with
+        ``test="best"`` the best one. By default no run ends early.
+      eval_at_start: whether the parameters that a run begins with are evaluated as well. They are
+        shown at step 0 and are not among the checkpoints that one is chosen of.
     """
 
     train_steps: int
@@ -27,13 +32,22 @@ class Schedule:
     checkpoint_interval: int
     test: str = "always"
     max_nonfinite_steps: int = 100
+    patience: int | None = None
+    eval_at_start: bool = False
 
     def __post_init__(self):
         checks.one_of("test", self.test, TESTS)
+        checks.flag("eval_at_start", self.eval_at_start)
         for field in dataclasses.fields(self):
-            if field.name != "test":
-                value = checks.integer(field.name, getattr(self, field.name))
-                object.__setattr__(self, field.name, value)
+            given = getattr(self, field.name)
+            if field.name in ("test", "eval_at_start") or (field.name, given) == ("patience", None):
+                continue
+            object.__setattr__(self, field.name, checks.integer(field.name, given))
+
+    @property
+    def scores(self) -> bool:
+        """Whether anything depends on scores on validation."""
+        return self.test == "best" or self.patience is not None
 
 
 def epochs(num_epochs: int, steps_per_epoch: int, *, checkpoint_epochs: int = 1) -> Schedule:

@@ -282,6 +282,7 @@ class StackedSession(engine_lib.Session):
         self._program, self._num_runs = program, len(trials)
         self._settings = program.settings(trials)
         self.states, self.step = states, 0
+        self._held: dict[int, step_lib.TrainState] = {}
         self._size, self._steps_per_second = size, 0.0
         # Since the last evaluation, each [R, steps, D]; and those before it, [R, steps, D].
         self._observing: list[np.ndarray] = []
@@ -311,6 +312,8 @@ class StackedSession(engine_lib.Session):
             progress.update(num_steps * self._num_runs)
             if self.step < until and preempted(self.step):
                 break
+        for index, state in self._held.items():
+            self.states = _with_run(self.states, index, state)
         return seconds / ((self.step - began) * self._num_runs)
 
     @override
@@ -325,6 +328,10 @@ class StackedSession(engine_lib.Session):
     def state(self, index: int, states: Any = None) -> step_lib.TrainState:
         states = self.states if states is None else states
         return _of_run(states, index)
+
+    @override
+    def hold(self, index: int) -> None:
+        self._held[index] = self.state(index)
 
     @override
     def observed(self, index: int) -> np.ndarray | None:
@@ -349,7 +356,7 @@ class StackedSession(engine_lib.Session):
         runs = np.array(chosen)
         if runs.tolist() != list(range(len(states.step))):
             states = jax.tree.map(lambda x: jnp.asarray(x[runs]), states)
-        self.states, self.step = states, int(states.step[0])
+        self.states, self.step = states, int(np.max(states.step))
         values, counts = (np.array(x)[runs] for x in record["means"])
         self._means = Means(jnp.asarray(values, jnp.float32), jnp.asarray(counts, jnp.int32))
         self._observing = [np.array(x, np.float32)[runs] for x in record["observed"]]
@@ -366,3 +373,8 @@ def _json(values: np.ndarray) -> list[Any]:
 @jax.jit
 def _of_run(states, index):
     return jax.tree.map(lambda x: x[index], states)
+
+
+@jax.jit
+def _with_run(states, index, state):
+    return jax.tree.map(lambda x, y: x.at[index].set(y), states, state)

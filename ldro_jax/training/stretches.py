@@ -73,7 +73,8 @@ def vmapped(stretch):
     """Many runs at once, for accelerators."""
 
     def together(rates, states, means, keys, blocks, arrays):
-        step = states.step[0]
+        # That of a run that has ended stays behind.
+        step = jnp.max(states.step)
 
         def one(rates, state, means, key):
             # A count that is the same for all keeps the measuring of the interaction conditional:

@@ -3,7 +3,7 @@
 Importing everything takes longer than a tiny run, so this program does it once, and forks. It reads
 one job a line, a JSON object, and answers each with a line when that has ended:
 
-* ``args``: the command line.
+* ``args``: the command line; or ``--kind=NAME``, one of :mod:`kinds`, and the output directory.
 * ``log``: a file for what it prints.
 * ``watched``: directories. The operations on files there are counted.
 * ``kill``: the number of the operation before which the process is killed, if it comes to that.
@@ -68,6 +68,12 @@ def _run(job) -> None:
             paths.make(output_dir) / "report.html", "report"
         )
     _watch(job)
+    first, *rest = job["args"]
+    if first.startswith("--kind="):
+        from faults import kinds
+
+        kinds.run(first.removeprefix("--kind="), rest[-1].removeprefix("--output_dir="))
+        return
     sys.argv = ["ldro-jax", *job["args"]]
     main.run()
 

@@ -4,16 +4,18 @@ import functools
 import random
 
 import pytest
-from faults import harness
+from faults import harness, kinds
 from helpers import tiny_mc4
 
 pytestmark = pytest.mark.faults
 
-EXPERIMENTS = ["digits", "together", "synthetic", "multilingual", "streamed"]
+EXPERIMENTS = ["digits", "together", "synthetic", "multilingual", "streamed", *kinds.KINDS]
 
 
 def arguments(name, folder):
     """The command line of a tiny experiment, but for the output directory."""
+    if name in kinds.KINDS:
+        return [f"--kind={name}"]
     if name == "digits":
         return harness.DIGITS
     if name == "together":
@@ -111,17 +113,20 @@ def survives_now(runners, args, expected, output_dir, words):
     return None if harness.record(output_dir) == expected else "it came to other numbers"
 
 
-def test_killed_again_and_again(runners, tmp_path, survived):
-    """A short form: one run, killed at a later operation each time."""
-    args = harness.DIGITS
+@pytest.mark.parametrize(
+    "name", ["digits", *(pytest.param(x, marks=pytest.mark.heavy) for x in kinds.KINDS)]
+)
+def test_killed_again_and_again(name, runners, tmp_path, survived):
+    """A short form: one experiment, killed at a later operation each time."""
+    args = arguments(name, tmp_path)
     expected, operations = whole(runners, args, tmp_path)
     kill = functools.partial(runners.run, args, tmp_path / "killed")
-    points = [9, 48, 96]
-    assert points[-1] < operations
+    points = [9, operations // 3, 2 * operations // 3]
+    assert points[0] < points[1]
     problems = []
     for point in points:
         status, _, said = kill(kill=point)
         # What is done already isn't done again, so the last ones may come to the end.
         problems.append(None if status in (-9, 0) else f"kill={point}: {status}: {said[-500:]}")
     problems.append(survives(runners, args, expected, tmp_path / "killed", kill=operations))
-    survived("kill points in a row", problems)
+    survived(f"kill points of {name} in a row", problems)

@@ -378,10 +378,11 @@ def test_a_record_shows_itself_in_short():
     assert repr(record) == "<Results 'toy': 2 methods, 43 runs, 3 tasks, accuracy>"
     page, lines = record._repr_html_(), str(record).splitlines()
     assert lines[0] == "toy: accuracy on test"
-    assert lines[3].split() == ["a", "<b>", "0.55", "0.3", "2", "of", "3"]
-    assert lines[4].split() == ["c", '{"r":', "0}", "0.5", "0.25", "1", "of", "1"]
-    assert lines[-1] == "and 21 more settings"
-    row = "<tr><td>a &lt;b&gt;</td><td>0.55</td><td>0.3</td><td>2 of 3</td></tr>"
+    assert lines[3].split() == ["a", "<b>", "0.55", "0.3", "0.0", "2", "of", "3"]
+    # (−1/6 − 1/6 + 0) / 3 of the means of a.
+    assert lines[4].split() == ["c", '{"r":', "0}", "0.5", "0.25", "-11.1", "1", "of", "1"]
+    assert lines[-2] == "and 21 more settings" and "to a <b>, in %" in lines[-1]
+    row = "<tr><td>a &lt;b&gt;</td><td>0.55</td><td>0.3</td><td>0.0</td><td>2 of 3</td></tr>"
     assert row in page and "and 21 more settings" in page
     assert max(map(len, (repr(long[0]), repr(weights), page, str(record)))) < 4000
     validation = Results("toy", NAMES, "accuracy", True, [run(0, 1, 1, 1, split="validation")])

@@ -25,11 +25,12 @@ def test_the_text_table_is_pinned(made_up):
     runs += [made_up.run("L-DRO", s, [0.75, 0.625], seconds_per_step=0.003) for s in (0, 1)]
     assert reporting.headline_text(made_up.results(runs)).splitlines() == [
         "test accuracy (higher is better)",
-        "method         average     worst task  which task  step time     ms  seeds",
-        "--------------------------------------------------------------------------",
-        "Average  0.688 ± 0.088* 0.500 ± 0.000  task 0          1.00×* 2.000*     2",
-        "L-DRO    0.688 ± 0.000* 0.625 ± 0.000* task 1          1.50×  3.000      2",
+        "method         average     worst task  which task        Δp %  step time     ms  seeds",
+        "--------------------------------------------------------------------------------------",
+        "Average  0.688 ± 0.088* 0.500 ± 0.000  task 0      0.0 ± 10.1      1.00×* 2.000*     2",
+        "L-DRO    0.688 ± 0.000* 0.625 ± 0.000* task 1      10.7 ± 0.0*     1.50×  3.000      2",
         "* best of its column",
+        "Δp: mean relative difference of tasks to Average, in %; higher is better.",
     ]
 
 
@@ -59,9 +60,9 @@ def test_times_are_relative_to_the_named_baseline(made_up):
         made_up.run("Untimed", 0, [0, 1], seconds_per_step=None),
     ]
     record = made_up.results(runs)
-    assert [r[4] for r in tables.headline(compare(record)).rows] == ["1.00×", "1.50×", "n/a"]
+    assert [r[5] for r in tables.headline(compare(record)).rows] == ["1.00×", "1.50×", "n/a"]
     table = tables.headline(compare(record, baseline="L-DRO"))
-    assert [r[4] for r in table.rows] == ["0.67×", "1.00×", "n/a"]
+    assert [r[5] for r in table.rows] == ["0.67×", "1.00×", "n/a"]
 
 
 def test_stopped_and_missing_runs_are_counted_and_not_averaged(made_up):

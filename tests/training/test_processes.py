@@ -102,7 +102,7 @@ class Session:
 
 
 def save_at(saved, session, steps):
-    now = progress_lib.Progress([])
+    now = progress_lib.Progress([], [])
     for step in steps:
         session.step = step
         saved.save(session, now)

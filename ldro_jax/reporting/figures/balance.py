@@ -103,7 +103,7 @@ def task_values(comparison: Comparison):
         keys.append(style.key(setting.label, color=look.color, marker=look.marker, linestyle=""))
     labels = style.task_labels(comparison.record.task_names)
     places, named = style.sampled(order, style.MANY)
-    axes.set_yticks(places, [style.short(labels[name], 26) for name in named])
+    axes.set_yticks(places, [values.named(n, style.short(labels[n], 26)) for n in named])
     style.log_if_wide(axes.xaxis, values, means)
     # The worst task on top, where one looks first.
     axes.set_ylim(len(order) - 0.5, -0.5)

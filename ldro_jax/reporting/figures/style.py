@@ -153,8 +153,7 @@ def key(label: str, *, width: int = 40, **options):
 
 def axis_name(values, prefix: str) -> str:
     """An axis label with the direction of the metric; `values` are `Values` or `Frontiers`."""
-    arrow = "higher is better" if values.higher_is_better else "lower is better"
-    return f"{prefix}{short(values.metric, 40)} ({arrow})"
+    return f"{prefix}{short(values.metric, 40)} ({values.better})"
 
 
 def is_wide(values, drawn) -> bool:

@@ -1,0 +1,74 @@
+"""What problems whose data is in memory have in common, whatever the form of the data."""
+
+import abc
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from typing_extensions import override
+
+from ldro_jax.problems import base, checked, models
+
+
+class InMemory(base.Problem):
+    """Splits of arrays, a model, and metrics that JAX or NumPy computes.
+
+    A subclass sets what is listed here, and its metrics that JAX computes are compiled into
+    ``_evaluate``: ``(params, arrays of a split, name of the split) -> (values [N] by name, outputs
+    for those that NumPy computes)``.
+    """
+
+    _model: models.Functions
+    _splits: Mapping[str, Any]
+    # The names of the metrics that JAX can't trace.
+    _on_host: list[str]
+    _evaluate: Callable[..., Any]
+
+    @property
+    @abc.abstractmethod
+    def _identity(self) -> dict[str, Any]:
+        """What tells the data from other data; a cached property."""
+
+    @abc.abstractmethod
+    def _arrays(self, split: str) -> Any:
+        """The arrays of a split, a pytree."""
+
+    @abc.abstractmethod
+    def _of_tasks(self, split: str, outputs: Any) -> Iterator[tuple[str, Any, Any]]:
+        """Of each task its name, and outputs and rows of a split, NumPy arrays."""
+
+    @abc.abstractmethod
+    def _measure(self, name: str, task: str) -> Callable[[Any, Any], Any]:
+        """The function that measures a task."""
+
+    @override
+    def replaced(self, params: Any) -> Any:
+        return None if self._model.replaced is None else self._model.replaced(params)
+
+    @override
+    def evaluate(self, params: Any, split: str) -> dict[str, Any]:
+        values, outputs = self._evaluate(params, self._placed[split], split)
+        if not self._on_host:
+            return values
+        unknown = np.full(self.num_tasks, np.nan, np.float32)
+        found = {name: unknown.copy() for name in self._on_host}
+        for task, mine, rows in self._of_tasks(split, jax.device_get(outputs)):
+            for name in self._on_host:
+                number = checked.number(self._measure(name, task), mine, rows)
+                found[name][self.task_names.index(task)] = number
+        return {**values, **found}
+
+    @property
+    @override
+    def identity(self) -> dict[str, Any]:
+        return {**self._identity, **self.reference_identity}
+
+    @override
+    def check_rows(self) -> None:
+        pass  # the splits are checked, and the rows on the device are theirs
+
+    @functools.cached_property
+    def _placed(self) -> dict[str, Any]:
+        return {split: jax.device_put(self._arrays(split)) for split in self.splits}
