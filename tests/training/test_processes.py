@@ -169,6 +169,7 @@ class Command:
     """The command line in processes of their own; what each says goes to a file."""
 
     def __init__(self, experiment, bindings, folder, *, data_dir=None):
+        self._command = ["-m", "ldro_jax.main"]
         self._arguments = [f"--gin_file=gin_configs/experiments/{experiment}.gin"]
         self._arguments += configuration.rewrite_gin_flags([f"--gin.{b}" for b in bindings])
         self._arguments += [] if data_dir is None else [f"--data_dir={data_dir}"]
@@ -184,12 +185,12 @@ class Command:
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_NUM_PROCESSES": str(number),
-            "PYTHONPATH": str(_ROOT),
+            "PYTHONPATH": os.pathsep.join([str(_ROOT), str(_ROOT / "tests")]),
             "TF_CPP_MIN_LOG_LEVEL": "3",
             "XDG_CACHE_HOME": str(self._folder / "cache"),
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // number}",
         }
-        command = [sys.executable, "-m", "ldro_jax.main", *self._arguments]
+        command = [sys.executable, *self._command, *self._arguments]
         command += [f"--output_dir={output_dir}"]
         command += ["--distributed"] if number > 1 else []
         self._count += 1
@@ -281,6 +282,39 @@ def test_two_processes_train_images_as_one_does(tmp_path):
     expected, found = map(values, folders)
     for name, numbers in expected.items():
         np.testing.assert_allclose(found[name], numbers, rtol=1e-4, err_msg=name)
+
+
+class Kind(Command):
+    """One of the problems of `faults.kinds` on all devices."""
+
+    def __init__(self, name, folder):
+        self._command, self._arguments = ["-c", _KIND], [name]
+        self._folder, self._count = folder, 0
+
+
+_KIND = """
+import sys
+from ldro_jax.runtime import processes
+if "--distributed" in sys.argv:
+    processes.join()
+from faults import kinds
+from ldro_jax.sharding import Layout
+name, output_dir = sys.argv[1], sys.argv[2].removeprefix("--output_dir=")
+kinds.run(name, output_dir, Layout())
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", ["linen", "nnx"])
+def test_two_processes_normalise_and_drop_as_one_does(name, tmp_path):
+    """Missing labels, the statistics of a whole batch, and one mask of dropout over it."""
+    command = Kind(name, tmp_path)
+    folders = [tmp_path / "alone", tmp_path / "together"]
+    for number, folder in enumerate(folders, 1):
+        command.end(command.start(folder, number), 0)
+    expected, found = map(values, folders)
+    for measured, numbers in expected.items():
+        np.testing.assert_allclose(found[measured], numbers, rtol=1e-4, atol=1e-6, err_msg=measured)
 
 
 def same(alone, together):
