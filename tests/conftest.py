@@ -137,13 +137,9 @@ _CASES = {
     "games/test_games.py::test_value_and_entropy_agree_with_the_oracle": (
         *("1-0-float32", "5-0-float32", "5-0-float64", "20-0-float32"),
     ),
-    "games/test_games.py::test_value_and_entropy_agree_with_the_oracle_for_a_hundred_tasks": (
-        "lookahead_1",
-    ),
     "games/test_games.py::test_weights_are_on_the_simplex_and_the_certificate_is_honest": (
         *("1-float32", "5-float32", "5-float64", "20-float32"),
     ),
-    "interaction/test_strategies.py::test_a_transformer": ("scan",),
     "interaction/test_strategies.py::test_bfloat16_parameters": _WAYS,
     "interaction/test_strategies.py::test_equals_a_loop_of_gradients": _STRATEGIES,
     "interaction/test_strategies.py::test_heads_do_not_interact": _WAYS,
@@ -153,6 +149,12 @@ _CASES = {
     "models/test_decoder.py::test_a_new_model_knows_nothing": ("True",),
     "models/test_decoder.py::test_gradients_of_all_tasks_at_once_are_those_of_each": (
         *("False-None", "True-3"),
+    ),
+    "problems/test_iterators.py::test_a_run_that_was_interrupted_ends_the_same": (
+        *("rows", "a table"),
+    ),
+    "problems/test_iterators.py::test_the_rows_after_a_saved_place_are_the_same": (
+        *("function", "list", "state", "bytes", "Grain"),
     ),
     "problems/test_public_data.py::test_linear_models_are_scikit_learns": ("yeast",),
     "reporting/test_report.py::test_the_committed_records_make_a_page": ("cifar100",),
@@ -166,6 +168,9 @@ _CASES = {
             "on_simplex_satisfies_the_conditions_of_optimality",
         )
     },
+    "solvers/test_smooth_games.py::test_each_player_answers_the_other": (
+        *("float32-1-*", "float32-5-*", "float32-64-*"),
+    ),
     "reporting/test_figures.py::test_no_name_crosses_a_point_a_bar_or_another_name": (
         *("eight tasks-interaction_matrix", "eight tasks-weights_over_time", "forty tasks-*"),
         *("one task-average_vs_worst", "one task-pareto_frontiers", "sweep-*"),
@@ -189,16 +194,14 @@ _CASES = {
     "training/test_geometry.py::test_the_optimizers_is_found": ("stacked",),
     "training/test_geometry.py::test_with_its_own_decay": ("stacked",),
     "training/test_labels.py::test_a_penalty_is_a_loss_of_no_task": ("stacked",),
-    "training/test_labels.py::test_an_interrupted_run_ends_with_the_same_bits": (
-        *("problem-one", "two_tables-stacked"),
-    ),
+    "training/test_labels.py::test_an_interrupted_run_ends_with_the_same_bits": ("two_tables-one",),
     "training/test_labels.py::test_microbatches_move_the_statistics_once_a_step": ("one",),
     "training/test_labels.py::test_rows_of_one_task_each_train_models_with_statistics": (
         "stacked",
     ),
     "training/test_labels.py::test_tables_that_differ_are_trained_together": ("4 x 2",),
     "training/test_labels.py::test_training_is_a_loop_written_by_hand": (
-        *("average-one", "every step-stacked", "every step-4 x 2", "every tenth-stacked"),
+        *("average-one", "every step-4 x 2", "every tenth-stacked"),
     ),
     "training/test_loop.py::test_a_damaged_checkpoint_costs_time_but_changes_nothing": (
         *("stacked-Average", "meshed-drawn"),
@@ -250,7 +253,7 @@ _CASES = {
         "group DRO",
     ),
     "training/test_stacked.py::test_the_gradients_of_halves_serve_for_the_training_gradient": (
-        *("euclidean-21", "optimizer-24"),
+        "optimizer-24",
     ),
     "training/test_stacked.py::test_the_interaction_is_measured_on_more_rows_than_a_batch_has": (
         *("every third",),
@@ -274,6 +277,7 @@ _CASES = {
     "transform/test_state.py::test_one_and_eight_devices_agree": (
         *("1-AxisType.Auto", "3-AxisType.Explicit"),
     ),
+    "transform/test_unmeasured.py::test_a_norm_that_overflows": ("float32-*", "float64-tasks-2"),
     "transform/test_weighted.py::test_any_strategy_does": (
         *("auto", "columns", "layerwise", "scan"),
     ),
@@ -281,7 +285,9 @@ _CASES = {
         *("layout-vmap-2-False", "tasks-split-2-False", "tasks-layerwise-1-True"),
         "stacked-vmap-1-True",
     ),
-    "weighting/test_battery.py::test_a_step_that_donates_its_state": _KINDS,
+    "weighting/test_battery.py::test_a_step_that_donates_its_state": (
+        *("doge", "famo", "go4align", "lookahead_online", "skill_it", "smoothed"),
+    ),
     "weighting/test_battery.py::test_follows_a_permutation_of_the_tasks": _FLOAT64_OF_KINDS,
     "weighting/test_battery.py::test_jit_equals_eager_and_compiles_once": _KINDS,
     "weighting/test_battery.py::test_vmaps": _KINDS,
@@ -300,9 +306,7 @@ _CASES = {
     "weighting/test_known_losses.py::"
     "test_the_known_tasks_have_the_weights_of_a_problem_without_the_others": ("*-unknown1",),
     "weighting/test_lengths.py::test_float32_gives_the_update_of_float64": _OF_GRAM,
-    "weighting/test_registry.py::test_every_door_has_the_same_default": (
-        *("lookahead_exact", "lookahead_online"),
-    ),
+    "weighting/test_registry.py::test_every_door_has_the_same_default": ("lookahead_online",),
 }
 
 
