@@ -156,7 +156,7 @@ OTHER = dataclasses.replace(tiny.GROUP_DRO, hyperparameters={"weight_lr": 0.1})
         pytest.param({"seeds": (1,)}, [[10, 5]], marks=pytest.mark.heavy),
         pytest.param({"seeds": (1, 0)}, [[20, 10]], marks=pytest.mark.heavy),
         # It gives those that are there another name.
-        ({"methods": [tiny.GROUP_DRO, OTHER], "runs_together": 4}, [[20, 10], [10, 10, 10]]),
+        ({"methods": [tiny.GROUP_DRO, OTHER]}, [[20, 10], [10, 10, 10]]),
     ],
     ids=["fewer seeds", "another order", "another setting"],
 )
