@@ -84,10 +84,10 @@ _FLOAT32 = (
 
 # One of each kind: those whose states or programs are of a kind of their own.
 _KINDS = ("cagrad", "doge", "famo", "lookahead_online", "pcgrad", "skill_it", "smoothed")
-# Each method that computes weights from a Gram matrix, without the variants and the wrappers.
+# Methods that compute weights from a Gram matrix, one of those that solve the same problem.
 _OF_GRAM = (
-    *("aligned_mtl", "cagrad", "config", "db_mtl", "dualproj", "fairgrad", "gradvac", "imtl_g"),
-    *("krum", "mgda", "modo", "nash_mtl", "pcgrad", "sdmgrad", "upgrad"),
+    *("aligned_mtl", "cagrad", "config", "gradvac", "krum", "mgda", "modo", "nash_mtl", "pcgrad"),
+    "upgrad",
 )
 # That every method can be computed in float64 shows where it is traced.
 _FLOAT64_OF_KINDS = ("*-float32", *(f"{kind}-float64" for kind in _KINDS))
@@ -95,7 +95,7 @@ _FLOAT64_OF_KINDS = ("*-float32", *(f"{kind}-float64" for kind in _KINDS))
 _SIZES = ("*-1-float32*", "*-5-float32*", "*-64-float32*", "*-5-float64*")
 # Each strategy, each model by two, and both types.
 _STRATEGIES = (
-    *("float32-mlp-*", "float32-*-columns", "float32-*-layerwise", "float32-*-scan"),
+    *("float32-mlp-*", "float32-*-columns", "float32-*-layerwise"),
     *("float32-tied-vmap", "float64-mlp-layerwise", "float64-mlp-scan"),
 )
 # Those that share no code: all gradients at once, one after the other, in tiles, by layers.
