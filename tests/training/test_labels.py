@@ -188,7 +188,7 @@ def test_tables_that_differ_are_trained_together(layout):
     a_program.check_evaluation()
     session = a_program.start([Trial(LDRO, SEED)])
     first = a_program.evaluate(session.state(0).params, "validation")["error"]
-    session.advance(60, lambda step: False, tiny.Progress())
+    session.advance(200, lambda step: False, tiny.Progress())
     last = a_program.evaluate(session.state(0).params, "validation")["error"]
     assert (last < first).all()
 
