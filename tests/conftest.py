@@ -83,14 +83,11 @@ _FLOAT32 = (
 )
 
 # One of each kind: those whose states or programs are of a kind of their own.
-_KINDS = (
-    *("cagrad", "doge", "famo", "go4align", "gradnorm", "lookahead_online", "nash_mtl", "pcgrad"),
-    *("random_loss", "skill_it", "smooth_lookahead", "smoothed", "uncertainty"),
-)
-# Each method that computes weights from a Gram matrix, without the variants and the wrappers.
+_KINDS = ("cagrad", "doge", "famo", "lookahead_online", "pcgrad", "skill_it", "smoothed")
+# Methods that compute weights from a Gram matrix, one of those that solve the same problem.
 _OF_GRAM = (
-    *("aligned_mtl", "cagrad", "config", "db_mtl", "dualproj", "fairgrad", "gradvac", "imtl_g"),
-    *("krum", "mgda", "modo", "nash_mtl", "pcgrad", "sdmgrad", "upgrad"),
+    *("aligned_mtl", "cagrad", "config", "gradvac", "krum", "mgda", "modo", "nash_mtl", "pcgrad"),
+    "upgrad",
 )
 # That every method can be computed in float64 shows where it is traced.
 _FLOAT64_OF_KINDS = ("*-float32", *(f"{kind}-float64" for kind in _KINDS))
@@ -98,7 +95,7 @@ _FLOAT64_OF_KINDS = ("*-float32", *(f"{kind}-float64" for kind in _KINDS))
 _SIZES = ("*-1-float32*", "*-5-float32*", "*-64-float32*", "*-5-float64*")
 # Each strategy, each model by two, and both types.
 _STRATEGIES = (
-    *("float32-mlp-*", "float32-*-columns", "float32-*-layerwise", "float32-*-scan"),
+    *("float32-mlp-*", "float32-*-columns", "float32-*-layerwise"),
     *("float32-tied-vmap", "float64-mlp-layerwise", "float64-mlp-scan"),
 )
 # Those that share no code: all gradients at once, one after the other, in tiles, by layers.
@@ -118,9 +115,7 @@ _CASES = {
     ),
     "experiments/test_public_data_experiments.py::test_runs_to_the_report": ("yeast.gin",),
     "experiments/test_together.py::test_plain_random_batches_train_too": ("stacked",),
-    "faults/test_changes.py::test_what_changes_no_number_is_taken": (
-        *("a seed-interrupted", "more steps-finished"),
-    ),
+    "faults/test_changes.py::test_what_changes_no_number_is_taken": ("a seed-interrupted",),
     "faults/test_changes.py::test_what_would_change_the_numbers_is_refused": (
         *("rate-interrupted", "loss-finished", "setting-finished", "fewer steps-interrupted"),
     ),
@@ -137,22 +132,22 @@ _CASES = {
     "games/test_games.py::test_value_and_entropy_agree_with_the_oracle": (
         *("1-0-float32", "5-0-float32", "5-0-float64", "20-0-float32"),
     ),
-    "games/test_games.py::test_value_and_entropy_agree_with_the_oracle_for_a_hundred_tasks": (
-        "lookahead_1",
-    ),
     "games/test_games.py::test_weights_are_on_the_simplex_and_the_certificate_is_honest": (
         *("1-float32", "5-float32", "5-float64", "20-float32"),
     ),
-    "interaction/test_strategies.py::test_a_transformer": ("scan",),
-    "interaction/test_strategies.py::test_bfloat16_parameters": _WAYS,
+    "interaction/test_strategies.py::test_bfloat16_parameters": ("columns", "layerwise"),
     "interaction/test_strategies.py::test_equals_a_loop_of_gradients": _STRATEGIES,
     "interaction/test_strategies.py::test_heads_do_not_interact": _WAYS,
     "interaction/test_strategies.py::test_sharded": (
         *("columns-True", "jacrev-True", "layerwise-False", "scan-True", "vmap-False"),
     ),
     "models/test_decoder.py::test_a_new_model_knows_nothing": ("True",),
-    "models/test_decoder.py::test_gradients_of_all_tasks_at_once_are_those_of_each": (
-        *("False-None", "True-3"),
+    "models/test_decoder.py::test_gradients_of_all_tasks_at_once_are_those_of_each": ("True-3",),
+    "problems/test_iterators.py::test_a_run_that_was_interrupted_ends_the_same": (
+        *("rows", "a table"),
+    ),
+    "problems/test_iterators.py::test_the_rows_after_a_saved_place_are_the_same": (
+        *("function", "list", "state", "bytes", "Grain"),
     ),
     "problems/test_public_data.py::test_linear_models_are_scikit_learns": ("yeast",),
     "reporting/test_report.py::test_the_committed_records_make_a_page": ("cifar100",),
@@ -166,6 +161,9 @@ _CASES = {
             "on_simplex_satisfies_the_conditions_of_optimality",
         )
     },
+    "solvers/test_smooth_games.py::test_each_player_answers_the_other": (
+        *("float32-1-*", "float32-5-*", "float32-64-*"),
+    ),
     "reporting/test_figures.py::test_no_name_crosses_a_point_a_bar_or_another_name": (
         *("eight tasks-interaction_matrix", "eight tasks-weights_over_time", "forty tasks-*"),
         *("one task-average_vs_worst", "one task-pareto_frontiers", "sweep-*"),
@@ -174,34 +172,32 @@ _CASES = {
         *("dict-FrozenDict", "FrozenDict-NamedTuple", "NamedTuple-nnx.State", "nnx.State-dict"),
     ),
     "tasks/test_streaming.py::test_a_resumed_stream_goes_on_as_if_it_had_not_stopped": ("0", "151"),
-    "tasks/test_text.py::test_damaged_tokens_are_made_again": ("flip", "no checksum"),
+    "tasks/test_text.py::test_damaged_tokens_are_made_again": ("flip",),
     "test_meshes.py::test_the_digits_of_one_device": (
         "AxisType.Explicit-auto-examples-2-False",
-        "AxisType.Explicit-layerwise-parameters and tasks-1-False",
         "AxisType.Explicit-split-parameters and tasks-2-False",
         "AxisType.Explicit-vmap-parameters and tasks-1-True",
     ),
     "test_meshes.py::test_other_forms_on_an_explicit_mesh": ("layout", "stacked"),
-    "training/test_engine.py::test_all_methods_see_the_same_batches": ("meshed",),
-    "training/test_geometry.py::test_the_interaction_is_that_of_the_geometry": (
-        *("1-stacked", "2-meshed"),
+    "training/test_best.py::test_a_damaged_best_checkpoint_costs_time_but_changes_nothing": (
+        "text",
     ),
-    "training/test_geometry.py::test_the_optimizers_is_found": ("stacked",),
+    "training/test_best.py::test_the_test_is_of_the_best_checkpoint": ("images",),
+    "training/test_engine.py::test_all_methods_see_the_same_batches": ("meshed",),
+    "training/test_geometry.py::test_the_interaction_is_that_of_the_geometry": ("2-meshed",),
     "training/test_geometry.py::test_with_its_own_decay": ("stacked",),
     "training/test_labels.py::test_a_penalty_is_a_loss_of_no_task": ("stacked",),
-    "training/test_labels.py::test_an_interrupted_run_ends_with_the_same_bits": (
-        *("problem-one", "two_tables-stacked"),
-    ),
+    "training/test_labels.py::test_an_interrupted_run_ends_with_the_same_bits": ("two_tables-one",),
     "training/test_labels.py::test_microbatches_move_the_statistics_once_a_step": ("one",),
     "training/test_labels.py::test_rows_of_one_task_each_train_models_with_statistics": (
         "stacked",
     ),
     "training/test_labels.py::test_tables_that_differ_are_trained_together": ("4 x 2",),
     "training/test_labels.py::test_training_is_a_loop_written_by_hand": (
-        *("average-one", "every step-stacked", "every step-4 x 2", "every tenth-stacked"),
+        *("average-one", "every step-4 x 2", "every tenth-stacked"),
     ),
     "training/test_loop.py::test_a_damaged_checkpoint_costs_time_but_changes_nothing": (
-        *("stacked-Average", "meshed-drawn"),
+        "meshed-drawn",
     ),
     "training/test_loop.py::test_a_nan_loss_in_one_batch_leaves_the_weights_and_is_counted": (
         "meshed",
@@ -210,15 +206,22 @@ _CASES = {
         *("stacked-L-DRO", "meshed-L-DRO"),
     ),
     "training/test_loop.py::test_an_interrupted_run_ends_as_if_nothing_had_happened": (
-        *("stacked-L-DRO", "meshed-L-DRO", "meshed-drawn"),
+        *("stacked-L-DRO", "meshed-L-DRO"),
     ),
     "training/test_loop.py::test_interactions_that_can_not_be_measured_are_counted_and_named": (
         "stacked",
     ),
     "training/test_loop.py::test_other_data_is_refused_and_nothing_is_deleted": ("stacked",),
     "training/test_meshed.py::test_every_layout_trains_the_same": (
-        *("data and model-scanned-options0", "data-bigram-options5"),
-        *("data-images, uneven-options8", "data-images, in parts-options11"),
+        *("data and model-scanned-options0", "data-images, uneven-options8"),
+        "data-images, in parts-options11",
+    ),
+    "training/test_meshed_runs.py::test_a_run_that_is_asked_to_stop_saves_first": (
+        "Group DRO, drawn",
+    ),
+    "training/test_meshed_runs.py::test_looking_at_a_run_changes_nothing": ("L-DRO",),
+    "training/test_meshed_runs.py::test_other_text_is_refused_and_nothing_is_deleted": (
+        *("number", "vocabulary"),
     ),
     "training/test_objective.py::test_balanced_batches_train_on_the_weighted_loss": (
         *("stacked-4", "meshed-64"),
@@ -226,20 +229,16 @@ _CASES = {
     "training/test_objective.py::test_rows_drawn_by_probabilities_count_by_the_weights": (
         *("4-*", "256-(5, 7, 12)"),
     ),
-    "training/test_objective.py::test_tasks_that_take_turns_count_by_their_weights": (
-        *("stacked-4", "meshed-64"),
-    ),
+    "training/test_objective.py::test_tasks_that_take_turns_count_by_their_weights": ("meshed-64",),
     "training/test_objective.py::test_plain_random_batches_train_on_the_weighted_loss": (
-        *("(980, 20)-stacked-256", "(980, 20)-meshed-4", "(5, 7, 12)-stacked-4"),
+        *("(980, 20)-stacked-256", "(5, 7, 12)-meshed-4"),
     ),
-    "training/test_reference.py::test_the_positive_part_is_taken_row_by_row": (
-        *("1-stacked", "2-meshed"),
-    ),
+    "training/test_reference.py::test_the_positive_part_is_taken_row_by_row": ("1-stacked",),
     "training/test_sources.py::test_a_damaged_state_of_a_source_is_known_by_its_checksum": (
         *("a digit", "gone"),
     ),
     "training/test_sources.py::test_rows_that_change_are_refused_and_nothing_saved_is_lost": (
-        *("another dtype", "masked", "nothing", "other keys", "too few"),
+        *("masked", "other keys", "too few"),
     ),
     "training/test_stacked.py::test_a_run_that_ended_within_a_block_of_a_longer_schedule_goes_on": (
         "12",
@@ -250,7 +249,7 @@ _CASES = {
         "group DRO",
     ),
     "training/test_stacked.py::test_the_gradients_of_halves_serve_for_the_training_gradient": (
-        *("euclidean-21", "optimizer-24"),
+        "optimizer-24",
     ),
     "training/test_stacked.py::test_the_interaction_is_measured_on_more_rows_than_a_batch_has": (
         *("every third",),
@@ -268,12 +267,16 @@ _CASES = {
     "transform/test_failures.py::test_a_step_with_a_bad_loss_changes_nothing": (
         *("1-forward", "1-tasks", "2-layout", "2-stacked"),
     ),
+    "transform/test_optax_wrappers.py::test_conditional_wrappers_take_a_tree_of_zeros": (
+        *("False-conditionally_mask", "True-conditionally_transform"),
+    ),
     "transform/test_state.py::test_compiles_once_and_keeps_its_types": (
         *("float32-*", "float64-tasks-2"),
     ),
     "transform/test_state.py::test_one_and_eight_devices_agree": (
         *("1-AxisType.Auto", "3-AxisType.Explicit"),
     ),
+    "transform/test_unmeasured.py::test_a_norm_that_overflows": ("float32-*", "float64-tasks-2"),
     "transform/test_weighted.py::test_any_strategy_does": (
         *("auto", "columns", "layerwise", "scan"),
     ),
@@ -300,9 +303,7 @@ _CASES = {
     "weighting/test_known_losses.py::"
     "test_the_known_tasks_have_the_weights_of_a_problem_without_the_others": ("*-unknown1",),
     "weighting/test_lengths.py::test_float32_gives_the_update_of_float64": _OF_GRAM,
-    "weighting/test_registry.py::test_every_door_has_the_same_default": (
-        *("lookahead_exact", "lookahead_online"),
-    ),
+    "weighting/test_registry.py::test_every_door_has_the_same_default": ("lookahead_online",),
 }
 
 

@@ -173,7 +173,7 @@ def test_a_run_on_other_data_is_refused_and_kept(file, name, value):
     assert file.read_bytes() == content
 
 
-def test_an_experiment_on_other_data_is_refused_before_it_trains(tmp_path, monkeypatch):
+def test_an_experiment_on_other_data_is_refused_before_it_trains(tmp_path, no_report, monkeypatch):
     tiny.run(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     monkeypatch.setattr(loop, "train", None)

@@ -280,6 +280,7 @@ def test_value_and_entropy_agree_with_the_oracle(size, seed, dtype):
     compare_with_the_oracle(names[part], payoffs[part], dtype, found)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("family", ["gaussian", "duplicated", "lookahead_1", "lookahead_10"])
 def test_value_and_entropy_agree_with_the_oracle_for_a_hundred_tasks(family):
     payoff = FAMILIES[family](np.random.default_rng(3), 100)

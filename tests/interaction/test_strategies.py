@@ -70,6 +70,7 @@ def test_equals_a_loop_of_gradients(name, strategy_name, dtype):
     assert_close(matrix, expected, TOLERANCE[dtype])
 
 
+@pytest.mark.heavy  # as does another in test_xla_flags.py
 @pytest.mark.parametrize("strategy_name", ["jacrev", "scan", "vmap"])
 def test_a_transformer(strategy_name):
     # The others on this model, which is slow to compile, are in test_xla_flags.py.

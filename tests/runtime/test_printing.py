@@ -70,6 +70,7 @@ def test_a_full_disk_no_stderr_and_an_old_locale(command, tmp_path):
     assert not {path for path, mode in modes.items() if mode}
 
 
+@pytest.mark.heavy  # as the full disk does
 @pytest.mark.skipif(sys.platform == "win32", reason="needs pipes that break")
 def test_a_pipe_that_is_closed_and_ascii(command, tmp_path):
     process = subprocess.Popen(

@@ -6,7 +6,9 @@ import pathlib
 import subprocess
 import types
 
+import jax
 import pytest
+from helpers import oracles, problems
 
 from ldro_jax import interaction
 from ldro_jax.runtime import xla_flags
@@ -145,6 +147,7 @@ def test_importing_the_library_sets_nothing(run_python):
     assert run_python(program, XLA_FLAGS=None).strip() == "None"
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(not AFFECTED, reason="only for jaxlib 0.10.2")
 def test_takes_effect_after_jax_is_imported(run_python):
     # Without the call the error was 1.2 on the x86 machine this was written on.
@@ -168,6 +171,14 @@ print(abs(matrix - expected).max() / abs(expected).max())
 )
 def test_the_tests_run_with_the_flag():
     assert FLAG in os.environ["XLA_FLAGS"]
+
+
+def test_a_jacobian_is_right_with_the_flag():
+    # Without it the error was 1.2 on the x86 machine this was written on.
+    problem = problems.transformer(**SHAPES)
+    matrix = interaction.gram(jax.jit(jax.jacrev(problem.losses))(problem.params))
+    expected = oracles.gram(*problem)
+    assert abs(matrix - expected).max() / abs(expected).max() < 1e-5
 
 
 @pytest.mark.heavy

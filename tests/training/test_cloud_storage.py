@@ -213,6 +213,7 @@ def test_a_report_is_made_again_from_a_bucket(storage, record, capsys):
 
 
 @pytest.mark.usefixtures("unpainted")
+@pytest.mark.usefixtures("unpainted")
 def test_a_classification_experiment_ends_in_a_bucket(orbax_too, storage, tmp_path):
     for folder in (tmp_path / "here", paths.make("gs://bucket/there")):
         folder.mkdir()

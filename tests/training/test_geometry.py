@@ -40,6 +40,7 @@ def test_the_interaction_is_that_of_the_geometry(make, interval):
     np.testing.assert_allclose(four, 4 * plain, rtol=1e-4)
 
 
+@pytest.mark.heavy  # as the test below does, whose optimizer has a decay of its own
 @pytest.mark.parametrize("make", [tiny.stacked, tiny.meshed])
 def test_the_optimizers_is_found(make):
     found = measured(make, "optimizer")

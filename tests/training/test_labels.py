@@ -267,8 +267,8 @@ def test_rows_of_one_task_each_train_models_with_statistics(layout):
         each = jnp.sum((outputs - rows["targets"]) ** 2, axis=1)
         return jnp.sum(jnp.where(belongs, each[None, :], 0), axis=1) / 3, new["batch_stats"]
 
-    expected, statistics = losses(variables["params"])
-    jacobian, _ = jax.jacrev(losses, has_aux=True)(variables["params"])
+    expected, statistics = jax.jit(losses)(variables["params"])
+    jacobian, _ = jax.jit(jax.jacrev(losses, has_aux=True))(variables["params"])
     flat = np.concatenate([np.reshape(x, (3, -1)) for x in jax.tree.leaves(jacobian)], axis=1)
     session.advance(1, lambda step: False, tiny.Progress())
     state = session.state(0)

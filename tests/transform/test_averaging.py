@@ -58,6 +58,7 @@ def test_the_trainer_evaluates_and_keeps_the_mean(engine, tmp_path):
     np.testing.assert_allclose(list(last.per_task.values()), expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_mean_is_loaded(tmp_path):
     tiny.run(tmp_path, optimizer=ldro.averaged(optax.sgd(0.5), 0.9), seeds=(0,))
     found = ldro_jax.load(tmp_path, step="last")
