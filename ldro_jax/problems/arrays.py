@@ -342,7 +342,7 @@ def _joined(name: str, split: Any, names: tuple[str, ...], like: Split | None) -
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for task, pair in split.items():
         where = f"{name}[{task!r}]"
-        pairs.append(_checked_pair(where, pair))
+        pairs.append(checked_pair(where, pair))
         for part, ours, theirs in zip(_PARTS, pairs[-1], (like or pairs[0])[:2], strict=True):
             if ours.shape[1:] != theirs.shape[1:] or ours.dtype != theirs.dtype:
                 raise ValueError(
@@ -354,7 +354,7 @@ def _joined(name: str, split: Any, names: tuple[str, ...], like: Split | None) -
     return Split.join(pairs)
 
 
-def _checked_pair(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
+def checked_pair(name: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and targets of a task as arrays."""
     if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
         raise ValueError(

@@ -56,8 +56,8 @@ def from_iterator(
     With each checkpoint the place in each stream is saved: of iterators with ``get_state()`` and
     ``set_state(state)``, such as Grain's, that state; of ``tf.data`` that of its iterator. **All
     other streams are replayed**: a resumed run asks for all batches since the stream began, and
-    drops them, so they must come in the same order again (a PyTorch ``DataLoader`` that shuffles
-    needs a ``generator`` with the seed).
+    drops them, so they must come in the same order again. A PyTorch ``DataLoader`` that shuffles
+    must be made by a function of the seed, with a ``generator`` of that seed.
 
     Where several processes train together, each reads the streams for itself, so they must give
     each process other rows (``grain.sharding.ShardByJaxProcess``, ``tf.data.Dataset.shard``).
@@ -119,22 +119,23 @@ def from_iterator(
         kind = "an iterable of batches that can begin anew, or a function of a seed that makes one"
         fits = callable(stream) or (hasattr(stream, "__iter__") and not hasattr(stream, "__next__"))
         checks.require(fits, name, kind, stream)
-    if sizes is not None:
-        checks.instance("sizes", sizes, Mapping, "{task: amount}")
     given = _Given(streams, sizes, identity)
     if is_one or any(isinstance(x, tables.Table) for x in validation.values()):
-        with_train: Any = {"train": _example(validation), **held_out}
+        with_train: Any = {"train": _example("validation", validation), **held_out}
         return StreamedTables(given, with_train, model, loss, metrics, penalty=penalty)
-    names, splits = arrays.joined({"train": _example(validation), **held_out})
+    names, splits = arrays.joined({"train": _example("validation", validation), **held_out})
     return StreamedRows(given, names, splits, model, loss, metrics, penalty=penalty)
 
 
-def _example(held_out: Any) -> Any:
+def _example(where: str, held_out: Any) -> Any:
     """A row like the held-out ones of each task or table, of zeros, with all labels."""
     if isinstance(held_out, Mapping):
-        return {name: _example(given) for name, given in held_out.items()}
+        return {name: _example(f"{where}[{name!r}]", given) for name, given in held_out.items()}
     if isinstance(held_out, tables.Table):
-        return tables.Table(*_example(held_out[:2]))
+        tables.converted(where, held_out)
+        held_out = tables.Table(*held_out[:2])
+    else:
+        held_out = arrays.checked_pair(where, held_out)
     return jax.tree.map(lambda x: np.zeros_like(np.asarray(x)[:1]), held_out)
 
 
@@ -169,6 +170,17 @@ class _Streamed(in_memory.InMemory):
     def sizes(self) -> np.ndarray | None:
         sizes = self._given.sizes
         return None if sizes is None else np.array([sizes[name] for name in self.task_names])
+
+    @override
+    def check_rows(self) -> None:
+        """Takes a row of each stream."""
+        expected = f"an amount of data for each of the tasks {list(self.task_names)}"
+        given = self._given.sizes
+        fits = given is None or (isinstance(given, Mapping) and set(given) == set(self.task_names))
+        checks.require(fits, "sizes", expected, given)
+        base.Problem.check_rows(self)
+        numbers = np.arange(self.num_tables, dtype=np.int32)
+        self.source(0).rows(numbers, np.zeros_like(numbers))
 
 
 class StreamedRows(_Streamed, arrays.ArrayProblem):
@@ -325,7 +337,8 @@ class _Stream:
             self._epoch, self._batches, self._iterator = self._epoch + 1, 0, None
             given = self._asked()
         if given is _END:
-            raise ValueError(f"{self._name} must give batches, but it gives none.")
+            again = " when it is begun anew; give a function that makes it" if self._epoch else ""
+            raise ValueError(f"{self._name} must give batches, but it gives none{again}.")
         self._batches += 1
         batch = self._last = self._fitting(self._convert(self._name, given))
         return batch
@@ -339,7 +352,7 @@ class _Stream:
             return next(self._iterator, _END)
 
     def _begun(self) -> Any:
-        if hasattr(self._stream, "__iter__"):
+        if hasattr(self._stream, "__iter__") and not isinstance(self._stream, type):
             return self._stream
         seed = np.random.SeedSequence([*self._seed, self._epoch]).generate_state(1)
         return self._stream(int(seed[0]))
@@ -349,7 +362,7 @@ class _Stream:
 
         def fitted(path, array, like):
             dtypes = [jax.dtypes.canonicalize_dtype(x.dtype) for x in (array, like)]
-            if array.shape != (size, *like.shape[1:]) or dtypes[0] != dtypes[1] or not size:
+            if array.shape != (size, *like.shape[1:]) or dtypes[0] != dtypes[1]:
                 raise ValueError(
                     f"{self._name} must give batches of rows like those of validation, "
                     f"{jax.tree_util.keystr(path)} {['R', *like.shape[1:]]} of {dtypes[1]}, but "
@@ -362,17 +375,21 @@ class _Stream:
         structures = [jax.tree.structure(x) for x in (batch, self._like)]
         expected = f"batches with the parts of validation, {structures[1]}"
         checks.require(structures[0] == structures[1], self._name, expected, structures[0])
-        return jax.tree_util.tree_map_with_path(fitted, batch, self._like)
+        fitting = jax.tree_util.tree_map_with_path(fitted, batch, self._like)
+        checks.require(size > 0, self._name, "batches of at least one row", "none")
+        return fitting
 
     def save(self, path: pathlib.Path) -> dict[str, Any]:
         """Writes the rows that are left of a batch, and returns the place after it."""
         left = [x[self._used :] for x in jax.tree.leaves(self._batch)]
-        np.savez(path.with_suffix(".npz"), *left)
+        with path.with_suffix(".npz").open("wb") as file:
+            np.savez(file, *left)
         kind, state = _kind(self._iterator), None
         if kind == _Place.STATE:
             state = self._iterator.get_state()
             if isinstance(state, bytes):
                 state = {"base64": base64.b64encode(state).decode()}
+            _check_json(self._name, state)
         elif kind == _Place.CHECKPOINT and not _is_written(self._iterator, path):
             kind = _Place.COUNT
         return {
@@ -398,7 +415,7 @@ class _Stream:
         elif kind == _Place.COUNT:
             self._replay(place)
         self._batches = place["batches"]
-        with np.load(path.with_suffix(".npz")) as left:
+        with path.with_suffix(".npz").open("rb") as file, np.load(file) as left:
             # NumPy's files know no bfloat16.
             leaves = [
                 left[f"arr_{i}"].view(x.dtype) for i, x in enumerate(jax.tree.leaves(self._like))
@@ -422,6 +439,18 @@ class _Stream:
                 "seed is given.",
                 self._name,
             )
+
+
+def _check_json(name: str, state: Any) -> None:
+    """Raises ``ValueError`` for what JSON can't hold."""
+    try:
+        json.dumps(state)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name} must have iterators whose get_state() gives bytes, or what JSON holds "
+            f"(numbers, text, lists and dictionaries of them), but it can't be kept "
+            f"({errors.first_line(error)})."
+        ) from error
 
 
 def _size(batch: Any) -> int:

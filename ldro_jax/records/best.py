@@ -38,14 +38,14 @@ class Best:
         if self.directory is None:
             raise ValueError(
                 "params are kept in the directory of an experiment, which this record doesn't "
-                "know. Take what ldro_jax.compare returns, or load_results its results.json."
+                "know. Use what ldro_jax.compare returns, or load the directory's results.json."
             )
         kinds = (bool, int, float, str, type(None))
         settings = {k: v for k, v in self.run.hyperparameters.items() if isinstance(v, kinds)}
         asked = {"method": self.run.method, "seed": self.run.seed, "settings": settings}
         # A run that ended before others of its group is in their last checkpoint.
-        last = max(e.step for e in self.run.evaluations)
-        return kept.load(self.directory, **asked, step="last" if self.step == last else self.step)
+        step = "last" if self.step == self.run.early_stop else self.step
+        return kept.load(self.directory, **asked, step=step)
 
 
 def of(results: "Results", method: str | None) -> Best:

@@ -212,8 +212,11 @@ class Checkpoints:
                     is_whole, reason = False, errors.first_line(error)
             if processes.all_agree(is_whole):
                 return state, payload
-        if refused is not None:
-            raise refused
+        if not processes.all_agree(refused is None):
+            raise refused or RefusedError(
+                f"Another process can't go on from the checkpoint of step {step} in "
+                f"{self._directory}; its own error says why."
+            )
         logging.warning(
             "The checkpoint of step %d in %s can't be read (%s).", step, self._directory, reason
         )

@@ -14,14 +14,16 @@ def plain(value: Any) -> Any:
     """A value in the types that JSON has.
 
     Floats have six digits, one that is not finite is None, and anything but numbers, arrays,
-    mappings, lists and dataclasses is a text.
+    mappings, lists and dataclasses is a text. Fields of a dataclass that tell nothing apart
+    (``compare=False``) are left out.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = (f.name for f in dataclasses.fields(value) if f.compare)
+        return {name: plain(getattr(value, name)) for name in fields}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

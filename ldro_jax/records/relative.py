@@ -18,7 +18,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -68,7 +68,7 @@ class DeltaP:
             names = ", ".join(self.left_out[:_NAMED])
             more = len(self.left_out) - _NAMED
             names += f" and {more} more" if more > 0 else ""
-            text += f" Without {names}, where that is 0 or not finite."
+            text += f" Left out, since theirs is 0 or not finite: {names}."
         return text
 
 
@@ -82,7 +82,7 @@ def delta_p(results: "Results", *, baseline: str | None = None) -> DeltaP | None
         the average loss, going by its name, or else the first.
 
     Returns:
-      Δp by label, which is the method, with its settings in JSON where it has several; ``None`` if
+      Δp by label, which is the method, with what differs where it has several settings; ``None`` if
       there is nothing to compare with.
 
     Raises:
@@ -214,17 +214,35 @@ def last(run: "Run", split: str, metric: str) -> "Evaluation | None":
     return max(ours, key=lambda e: e.step, default=None)
 
 
-def groups(runs: Sequence["Run"]) -> dict[str, list["Run"]]:
-    """Runs that differ in the seed only, by method, with the settings where it has several."""
-    found: dict[tuple[str, str], list[Run]] = {}
+def groups(runs: Iterable["Run"]) -> dict[str, list["Run"]]:
+    """Runs of one setting, one for each seed, in order of first appearance.
+
+    They go by the method, with the hyperparameters that differ where it has several settings. Of
+    two runs with the same setting and seed the last counts.
+    """
+    by_setting: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
-        settings = json.dumps(plain(run.hyperparameters), sort_keys=True)
-        found.setdefault((run.method, settings), []).append(run)
-    methods = [method for method, _ in found]
-    return {
-        f"{method} {settings}" if methods.count(method) > 1 else method: same
-        for (method, settings), same in found.items()
-    }
+        key = (run.method, json.dumps(plain(run.hyperparameters), sort_keys=True))
+        by_setting.setdefault(key, {})[run.seed] = run
+    same = {key: list(by_seed.values()) for key, by_seed in by_setting.items()}
+    choices: dict[str, list[Mapping[str, Any]]] = {}
+    for (method, _), ours in same.items():
+        choices.setdefault(method, []).append(ours[0].hyperparameters)
+    found: dict[str, list[Run]] = {}
+    for (method, settings), ours in same.items():
+        label = _label(ours[0], choices[method])
+        found[f"{label} {settings}" if label in found else label] = ours
+    return found
+
+
+def _label(run: "Run", choices: Sequence[Mapping[str, Any]]) -> str:
+    names = dict.fromkeys(name for choice in choices for name in choice)
+    shown = []
+    for name in names:
+        if len({json.dumps(plain(choice.get(name))) for choice in choices}) > 1:
+            value = run.hyperparameters.get(name)
+            shown.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
+    return f"{run.method} ({', '.join(shown)})" if shown else run.method
 
 
 def choose(settings: Sequence[tuple[str, str]], name: str | None) -> int:

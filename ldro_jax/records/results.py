@@ -114,8 +114,7 @@ class Run:
       unsolved_steps: in how many steps the method gave no weights: its solver ended without a
         solution, and they were the best that it had; or they weren't finite, and stayed.
       stopped: the error that ended the run before its last step, or None.
-      early_stop: the step at which the run ended as its score on validation hadn't got better for
-        the schedule's patience, or None.
+      early_stop: the step at which the schedule's patience ended the run, or None.
     """
 
     method: str
@@ -300,8 +299,7 @@ def save_results(
 
 def to_record(results: Results) -> dict[str, Any]:
     """A record as plain JSON types: the same for records that a file would not tell apart."""
-    record = plain(dataclasses.replace(results, runs=(), directory=None))
-    del record["directory"]
+    record = plain(dataclasses.replace(results, runs=()))
     return {**record, "runs": [run_to_record(run) for run in results.runs]}
 
 

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 
 from ldro_jax.records import relative as relative_lib
-from ldro_jax.records.perplexity import relative_perplexity
 from ldro_jax.records.results import Results, summarise_evaluation
 from ldro_jax.reporting import frame
 from ldro_jax.reporting.frame import DataFrame, Setting
@@ -186,7 +185,7 @@ def compare(
       The comparison.
 
     Raises:
-      ValueError: if there is no method of the name `baseline`, or a reference isn't positive.
+      ValueError: if there is no method of the name `baseline`.
     """
     checks.instance("record", record, Results, "what load_results gives")
     settings = frame.settings(record.runs)
@@ -262,11 +261,11 @@ def _values(record, split, settings, baseline, finals) -> Values:
 
 
 def _relative(values: Values, own: Mapping[str, float]) -> Values | None:
-    """100 (value - own) / own by task; the average and the worst task are those of these values.
+    """100 (value - own) / |own| by task, where |own| isn't 0, and their average and worst task.
 
     Where directions differ, with a minus where lower is better.
     """
-    names = [name for name, value in own.items() if math.isfinite(value)]
+    names = [name for name, value in own.items() if math.isfinite(value) and value != 0]
     if not names or not values.settings:
         return None
     references, sign, direction = np.array([own[name] for name in names]), 1.0, values.direction
@@ -275,7 +274,8 @@ def _relative(values: Values, own: Mapping[str, float]) -> Values | None:
     metric = f"relative {values.metric}"
     tasks, overall = {}, {}
     for setting, table in values.tasks.items():
-        found = [sign * relative_perplexity(row, references) for row in table[names].to_numpy()]
+        by = np.abs(references) / 100
+        found = [sign * (row - references) / by for row in table[names].to_numpy()]
         entries = [
             summarise_evaluation(0, values.split, metric, names, row, direction) for row in found
         ]

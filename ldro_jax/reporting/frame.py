@@ -1,13 +1,12 @@
 """A record as a table: one row per evaluation, beside the run and the setting that it is of."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import pandas as pd
 
-from ldro_jax.records.json_types import plain
+from ldro_jax.records import relative
 from ldro_jax.records.results import Run
 
 # pandas doesn't say what most of its methods return, so checkers take its tables for anything.
@@ -45,32 +44,11 @@ class Setting:
 
 
 def settings(runs: Iterable[Run]) -> list[Setting]:
-    """Groups runs by method and hyperparameters, in order of first appearance.
-
-    Of two runs with the same setting and seed the last counts.
-    """
-    by_setting: dict[tuple[str, str], dict[int, Run]] = {}
-    for run in runs:
-        key = (run.method, json.dumps(plain(run.hyperparameters), sort_keys=True))
-        by_setting.setdefault(key, {})[run.seed] = run
-    groups = [list(by_seed.values()) for by_seed in by_setting.values()]
-    choices: dict[str, list[Mapping[str, Any]]] = {}
-    for group in groups:
-        choices.setdefault(group[0].method, []).append(group[0].hyperparameters)
+    """Groups runs by method and hyperparameters; see :func:`ldro_jax.records.relative.groups`."""
     return [
-        Setting(place, g[0].method, g[0].hyperparameters, _label(g[0], choices[g[0].method]), g)
-        for place, g in enumerate(groups)
+        Setting(place, ours[0].method, ours[0].hyperparameters, label, ours)
+        for place, (label, ours) in enumerate(relative.groups(runs).items())
     ]
-
-
-def _label(run: Run, choices: Sequence[Mapping[str, Any]]) -> str:
-    names = dict.fromkeys(name for choice in choices for name in choice)
-    shown = []
-    for name in names:
-        if len({json.dumps(plain(choice.get(name))) for choice in choices}) > 1:
-            value = run.hyperparameters.get(name)
-            shown.append(f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}")
-    return f"{run.method} ({', '.join(shown)})" if shown else run.method
 
 
 def evaluations(settings: Sequence[Setting]) -> DataFrame:

@@ -159,7 +159,7 @@ def problems(comparison: Comparison) -> list[str]:
                 sentences.append(
                     f"{who} had steps in which the method found no weights, because its solver had "
                     f"no solution or they were not finite: {run.unsolved_steps} of "
-                    f"{run.num_steps}."
+                    f"{run.early_stop or run.num_steps}."
                 )
     return sentences
 

@@ -76,7 +76,8 @@ def frontiers(comparison: Comparison, metric: str | None = None) -> Frontiers:
     once, at the end, of the split with most evaluations.
     """
     rows = comparison.evaluations
-    rows = rows[rows.metric == (metric or comparison.record.metric)]
+    # The parameters that a run begins with are none of its checkpoints.
+    rows = rows[(rows.metric == (metric or comparison.record.metric)) & (rows.step > 0)]
     direction = comparison.record.direction(metric or comparison.record.metric)
     higher = bool(direction)
     split = _split(rows)
@@ -154,7 +155,7 @@ def choices(comparison: Comparison, by: str) -> dict[str, DataFrame]:
       evaluated on both splits cannot be chosen.
     """
     rows = comparison.evaluations
-    rows = rows[rows.metric == comparison.record.metric]
+    rows = rows[(rows.metric == comparison.record.metric) & (rows.step > 0)]
     keys = ["method", "seed", "setting", "step"]
     validation, test = (
         rows[rows.split == split].drop_duplicates(keys, keep="last")

@@ -239,8 +239,8 @@ def _steps(setting: Setting) -> str:
     text = ", ".join(str(steps) for steps in sorted({run.num_steps for run in setting.runs}))
     early = {r.seed: r.early_stop for r in setting.runs if r.early_stop not in (None, r.num_steps)}
     if early:
-        ends = (f"seed {seed} at {step}" for seed, step in early.items())
-        text += f"; without further gain ended {', '.join(ends)}"
+        ends = (f"seed {seed} at step {step}" for seed, step in early.items())
+        text += f"; stopped early: {', '.join(ends)}"
     return text
 
 

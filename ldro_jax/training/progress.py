@@ -21,8 +21,8 @@ from ldro_jax.training.schedule import Schedule
 
 # Where the states of sources are kept, beside the checkpoints.
 _SOURCE = "stream"
-# The problems whose sources were saved and restored before.
-_TRIED: weakref.WeakSet[Problem] = weakref.WeakSet()
+# The problems whose sources were saved and restored before, by their ids: not all can be hashed.
+_TRIED: weakref.WeakValueDictionary[int, Problem] = weakref.WeakValueDictionary()
 
 
 class Origin(NamedTuple):
@@ -183,9 +183,12 @@ class Saved:
 
     def _try_source(self, session: Session, problem: Problem, source: Source) -> None:
         """Raises ``ValueError`` for a source that no run could go on with, before any training."""
-        if problem in _TRIED:
+        if _TRIED.get(id(problem)) is problem:
             return
+        numbers = np.arange(problem.num_tables, dtype=np.int32)
         try:
+            # Before the first row many a source has no state yet.
+            source.rows(numbers, np.zeros(len(numbers), np.int64))
             place = self._save_source(source, "0")
             again = session.renew_source()
             assert again is not None
@@ -197,7 +200,7 @@ class Saved:
                 "go on after an interruption. Mend its save and restore; where rows depend on "
                 "nothing but their numbers, has_state is False and neither is needed."
             ) from error
-        _TRIED.add(problem)
+        _TRIED[id(problem)] = problem
         session.renew_source()
         processes.wait_for_all("stream tried")
         if processes.is_first():

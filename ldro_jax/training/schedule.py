@@ -22,7 +22,8 @@ class Schedule:
         count as stopped, or one if it has no more.
       patience: a run ends when its score on validation, :meth:`Problem.score`, hasn't been better
         than before for so many evaluations. What is tested is its state at that step, or with
-        ``test="best"`` the best one. By default no run ends early.
+        ``test="best"`` the best one. Runs that are trained together are computed until all of them
+        have ended. By default no run ends early.
       eval_at_start: whether the parameters that a run begins with are evaluated as well. They are
         shown at step 0 and are not among the checkpoints that one is chosen of.
     """

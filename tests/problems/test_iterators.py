@@ -343,7 +343,7 @@ NOT_BATCHES = {
     "none": ([], r"train\['a'\] must give batches, but it gives none"),
     "rows": ([(x, y) for x, y in zip(*DATA["a"], strict=True)], r"inputs.*\['R', 2\].*\[2\]"),
     "rows of one number": ([(np.float32(1), np.float32(2))], r"\['inputs'\].*gave \[\]"),
-    "no rows": ([tuple(x[:0] for x in DATA["a"])], r"\['R', 2\] of float32, but it gave \[0, 2\]"),
+    "no rows": ([tuple(x[:0] for x in DATA["a"])], "batches of at least one row"),
     "inputs alone": ([DATA["a"][0]], r"a batch of train\['a'\] must be a pair \(inputs, targets\)"),
     "other numbers": ([(x.astype(int), y) for x, y in GOOD], "of float32, but .* of int32"),
     "fewer targets": ([(x, y[:2]) for x, y in GOOD], r"\['targets'\]"),
@@ -363,7 +363,9 @@ def test_what_is_no_stream_is_refused(what):
 def test_what_is_no_batch_is_refused_before_training(what):
     stream, message = NOT_BATCHES[what]
     with pytest.raises(ValueError, match=message):
-        from_iterator({"a": stream, "b": GOOD}).row_shapes()
+        from_iterator({"a": stream, "b": GOOD}).check_rows()
+    with pytest.raises(ValueError, match=message.replace("'a'", "'b'")):
+        from_iterator({"a": GOOD, "b": stream}).check_rows()
 
 
 @pytest.mark.parametrize("train", [{"a": GOOD}, {"a": GOOD, "c": GOOD}, GOOD, None])
@@ -376,6 +378,45 @@ def test_batches_of_tables_with_other_tasks_are_refused():
     made = from_iterator([(np.ones((3, 2)), {"a": np.ones(3)})], tables(5), model=(heads, apply))
     with pytest.raises(ValueError, match=r"those of \['a', 'b'\], by task"):
         made.row_shapes()
+
+
+class Once:
+    """An iterable that always gives the same iterator."""
+
+    def __init__(self, seed=0):
+        self._iterator = iter(GOOD)
+
+    def __iter__(self):
+        return self._iterator
+
+
+def test_a_stream_that_cannot_begin_anew_says_so():
+    source = from_iterator({"a": Once(), "b": GOOD}).source(0)
+    with pytest.raises(ValueError, match=r"gives none when it is begun anew; give a function"):
+        taken(source, [0] * 30)
+    # A class is a function of a seed.
+    taken(from_iterator({"a": Once, "b": GOOD}).source(0), [0] * 30)
+
+
+def test_a_state_that_json_cannot_hold_is_found_before_training(tmp_path):
+    made = from_iterator({"a": Counted(GOOD, lambda place: {"next": np.int64(place)}), "b": GOOD})
+    program = tiny.meshed(a_problem=made, size=8)
+    progress = tiny.Progress()
+    with pytest.raises(ValueError, match=r"train\['a'\] must have iterators whose get_state\(\)"):
+        tiny.train(program, tmp_path, tiny.schedule(4, 1, 1), progress=progress)
+    assert not progress.steps
+
+
+@pytest.mark.parametrize("sizes", [{"a": 1}, {"a": 1, "b": -1}, {"a": 1, "b": np.nan}, [1, 2]])
+def test_sizes_that_do_not_fit_are_refused(sizes):
+    with pytest.raises(ValueError, match="sizes must be"):
+        problem(sizes=sizes).check_rows()
+
+
+@pytest.mark.parametrize("validation", [{"a": (1,), "b": (2,)}, {"a": 5, "b": 5}])
+def test_held_out_data_that_is_none_is_told_by_its_name(validation):
+    with pytest.raises(ValueError, match=r"validation\['a'\] must"):
+        from_iterator({"a": GOOD, "b": GOOD}, validation)
 
 
 def test_sizes_and_identity_are_what_the_user_says():

@@ -56,7 +56,7 @@ def test_delta_p_is_the_mean_over_tasks_of_the_mean_over_metrics():
     np.testing.assert_allclose(found.means["L-DRO"], np.mean([*map(by_hand, FOUND["L-DRO"])]))
     # The baseline's zero divides nothing.
     assert found.left_out == ["normals (hits)"]
-    assert found.note.endswith("Without normals (hits), where that is 0 or not finite.")
+    assert found.note.endswith("Left out, since theirs is 0 or not finite: normals (hits).")
 
 
 def test_delta_p_to_models_of_one_task_each_or_a_named_baseline():

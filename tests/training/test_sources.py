@@ -191,7 +191,7 @@ def test_a_source_that_cannot_be_saved_is_found_before_training(method, tmp_path
     def fails(self, directory):
         raise TypeError("cannot pickle 'generator' object")
 
-    monkeypatch.setattr(progress_lib, "_TRIED", set())
+    monkeypatch.setattr(progress_lib, "_TRIED", {})
     monkeypatch.setattr(tiny_lm.Counted, method, fails)
     made = tiny_lm.make_program(tiny_lm.AVERAGE, tiny_lm.problem(tiny_lm.streamed()))
     progress = tiny.Progress()
@@ -202,12 +202,12 @@ def test_a_source_that_cannot_be_saved_is_found_before_training(method, tmp_path
 
 
 def test_the_trial_of_a_source_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress_lib, "_TRIED", set())
+    monkeypatch.setattr(progress_lib, "_TRIED", {})
     made = tiny_lm.make_program(tiny_lm.AVERAGE, tiny_lm.problem(tiny_lm.streamed()))
     with pytest.raises(KeyboardInterrupt):
         tiny_lm.train(made, tmp_path, progress=tiny.Progress(stop_after=1))
     assert {path.name for path in (tmp_path / "checkpoints" / "stream").iterdir()} <= {"10"}
-    assert made.problem in progress_lib._TRIED
+    assert made.problem in progress_lib._TRIED.values()
 
 
 def test_what_a_source_is_known_by_is_compared_where_a_run_goes_on(tmp_path, monkeypatch):

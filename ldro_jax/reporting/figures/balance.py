@@ -109,7 +109,10 @@ def task_values(comparison: Comparison):
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(False, axis="y")
-    axes.set_xlabel(style.axis_name(values, f"{values.split} "))
+    name = style.axis_name(values, f"{values.split} ")
+    if values.lower_tasks:
+        name = f"{values.split} {style.short(values.metric, 40)} (↑ higher, ↓ lower is better)"
+    axes.set_xlabel(name)
     style.legend_above(figure, keys)
     return figure
 
