@@ -10,6 +10,7 @@ import itertools
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -409,6 +410,15 @@ _TESTS_BETWEEN_LOOKS = 20
 _MOST_MAPS, _MOST_BYTES, _GROWTH = 40_000, 1.8e9, 2e8
 _looks = itertools.count()
 _kept_bytes = 0
+
+
+@pytest.fixture(autouse=True)
+def _signals_stay_as_they_are():
+    """A handler that one test leaves behind would end the process in another."""
+    numbers = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.fixture(autouse=True)

@@ -136,6 +136,7 @@ def test_a_finished_experiment_given_again_is_well(finished, capsys, no_training
 
 def test_list_prints_every_method_with_its_hyperparameters(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["ldro-jax", "list"])
+    monkeypatch.setattr(signals, "end_at_once", lambda: None)
     main.run()
     listed = capsys.readouterr().out
     assert listed.count("\n  ") == len(weighting.METHODS)
@@ -146,9 +147,8 @@ def test_list_prints_every_method_with_its_hyperparameters(monkeypatch, capsys):
 def test_help_shows_our_flags_and_ends_well(flag, monkeypatch, capsys):
     # As an installed script, which isn't the module that defines the flags.
     monkeypatch.setattr(sys, "argv", ["/usr/bin/ldro-jax", "--gin_file=a", flag])
-    with monkeypatch.context() as patch:
-        patch.setattr(signals, "end_at_once", lambda: None)
-        main.run()
+    monkeypatch.setattr(signals, "end_at_once", lambda: None)
+    main.run()
     said = capsys.readouterr().out
     for name in ("gin_file", "gin_bindings", "output_dir", "data_dir", "[no]overwrite"):
         assert f"\n  --{name}: " in said

@@ -174,7 +174,6 @@ def namespace(folder):
         "pd": pd,
         "perplexity": perplexity.perplexity,
         "RECORD": results.Results("a", ["x"], "m", True, []),
-        "relative_perplexity": perplexity.relative_perplexity,
         "results": results,
         "run": run,
         "Split": base.Split,
