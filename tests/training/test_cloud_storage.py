@@ -12,7 +12,7 @@ import pytest
 from helpers import tiny, tiny_lm
 from tensorboardX import record_writer
 
-from ldro_jax import configuration, main, reporting
+from ldro_jax import configuration, main, problems, reporting
 from ldro_jax.records import checkpoints, files, output_dir, results
 from ldro_jax.runtime import paths
 from ldro_jax.tasks import streaming
@@ -315,6 +315,33 @@ def test_the_place_of_a_text_stream_is_kept_in_a_bucket(storage, monkeypatch):
     file.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="gs://bucket/stream/10.*is damaged"):
         again.restore(folder)
+
+
+def test_batches_from_an_iterator_go_on_from_a_bucket(storage):
+    del storage
+    rows = np.arange(12, dtype=np.float32)
+    batches = [(rows[i : i + 5], rows[i : i + 5]) for i in range(0, 12, 5)]
+    held_out = {"a": (rows, rows)}
+
+    def loss(outputs, rows):
+        return (outputs - rows["targets"]) ** 2
+
+    made = problems.from_iterator(
+        {"a": batches},
+        model=(lambda key, x: np.float32(0), lambda slope, x: slope * x),
+        loss=loss,
+        metrics={problems.Metric("error", higher_is_better=False): loss},
+        validation=held_out,
+        test=held_out,
+    )
+    source, again = made.source(0), made.source(0)
+    source.rows(np.zeros(7, np.int32), np.zeros(7))
+    folder = paths.make("gs://bucket/stream/7")
+    folder.mkdir(parents=True)
+    source.save(folder)
+    again.restore(folder)
+    found = again.rows(np.zeros(6, np.int32), np.zeros(6))["inputs"]
+    np.testing.assert_array_equal(found, [7, 8, 9, 10, 11, 0])
 
 
 def test_the_command_line_takes_an_address(storage, monkeypatch):
