@@ -146,11 +146,20 @@ def test_what_was_moved_aside_stays_however_often_it_happens(saved):
 
 
 def test_one_that_another_process_cannot_read_is_moved_aside_by_the_first(saved, monkeypatch):
-    answers, waited = iter([False, True, True]), []
+    # It has read what another has not; nobody refuses it; the one before is whole for all.
+    answers, waited = iter([False, True, True, True]), []
     monkeypatch.setattr(processes, "all_agree", lambda readable: readable and next(answers))
     monkeypatch.setattr(processes, "wait_for_all", waited.append)
     check(restore(saved), 1)
     assert waited == ["moved aside"] and (saved / "unreadable-2").is_dir()
+
+
+def test_what_another_process_refuses_is_refused_here_and_stays(saved, monkeypatch):
+    answers = iter([True, False, False])  # all have read it, and one doesn't take it
+    monkeypatch.setattr(processes, "all_agree", lambda holds: holds and next(answers))
+    with pytest.raises(checkpoints.RefusedError, match="Another process can't go on from"):
+        restore(saved)
+    assert (saved / "2").is_dir() and not (saved / "unreadable-2").exists()
 
 
 def test_only_the_first_process_moves(saved, monkeypatch):
