@@ -120,10 +120,10 @@ def from_iterator(
         fits = callable(stream) or (hasattr(stream, "__iter__") and not hasattr(stream, "__next__"))
         checks.require(fits, name, kind, stream)
     given = _Given(streams, sizes, identity)
+    all_splits: Any = {"train": _example("validation", validation), **held_out}
     if is_one or any(isinstance(x, tables.Table) for x in validation.values()):
-        with_train: Any = {"train": _example("validation", validation), **held_out}
-        return StreamedTables(given, with_train, model, loss, metrics, penalty=penalty)
-    names, splits = arrays.joined({"train": _example("validation", validation), **held_out})
+        return StreamedTables(given, all_splits, model, loss, metrics, penalty=penalty)
+    names, splits = arrays.joined(all_splits)
     return StreamedRows(given, names, splits, model, loss, metrics, penalty=penalty)
 
 
@@ -153,7 +153,10 @@ class _Streamed(in_memory.InMemory):
     A subclass has the other methods, from a problem in memory.
     """
 
-    _given: _Given
+    def __init__(self, given: _Given, *args: Any, **kwargs: Any):
+        self._given = given
+        super().__init__(*args, **kwargs)
+        self.on_device = None
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -186,11 +189,6 @@ class _Streamed(in_memory.InMemory):
 class StreamedRows(_Streamed, arrays.ArrayProblem):
     """Streams of rows of one task each; see :func:`from_iterator`."""
 
-    def __init__(self, given: _Given, *args: Any, **kwargs: Any):
-        self._given = given
-        super().__init__(*args, **kwargs)
-        self.on_device = None
-
     @override
     def source(self, seed: int) -> "IteratorSource":
         train = self._splits["train"]
@@ -206,9 +204,7 @@ class StreamedTables(_Streamed, tables.TableProblem):
     """Streams of rows with labels of several tasks; see :func:`from_iterator`."""
 
     def __init__(self, given: _Given, *args: Any, **kwargs: Any):
-        self._given = given
-        super().__init__(*args, **kwargs)
-        self.on_device = None
+        super().__init__(given, *args, **kwargs)
         assert self.labels is not None
         # How many labels are missing isn't known before.
         self.labels = np.where(self.labels > 0, np.nan, 0)
@@ -340,8 +336,8 @@ class _Stream:
             again = " when it is begun anew; give a function that makes it" if self._epoch else ""
             raise ValueError(f"{self._name} must give batches, but it gives none{again}.")
         self._batches += 1
-        batch = self._last = self._fitting(self._convert(self._name, given))
-        return batch
+        self._last = self._fitting(self._convert(self._name, given))
+        return self._last
 
     def _asked(self) -> Any:
         """What the stream gives next, as it comes."""
