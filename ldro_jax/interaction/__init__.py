@@ -7,6 +7,7 @@ from ldro_jax.interaction.geometry import preconditioned
 from ldro_jax.interaction.jacrev import jacobian_gram, jacrev
 from ldro_jax.interaction.layerwise import layerwise
 from ldro_jax.interaction.offload import offload
+from ldro_jax.interaction.products import Products, products
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
 from ldro_jax.interaction.vmap import vmap
@@ -15,6 +16,7 @@ __all__ = [
     "STRATEGIES",
     "Interaction",
     "Measured",
+    "Products",
     "Pulled",
     "auto",
     "choose",
@@ -26,6 +28,7 @@ __all__ = [
     "layerwise",
     "offload",
     "preconditioned",
+    "products",
     "scan",
     "split",
     "tiled",

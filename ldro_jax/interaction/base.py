@@ -69,14 +69,25 @@ class Interaction(NamedTuple):
         that don't need the matrix of this step; ``None`` if the strategy has no such way. Takes
         ``has_aux`` as well.
       multiple: the number of examples of each task must be a multiple of this.
+      gives_products: whether ``matrix`` returns no matrix, but the
+        :class:`~ldro_jax.interaction.products.Products` that a weighting asks for products of it.
+      in_turn: whether one of these is measured in each step, instead of all.
+      share: on which share of a batch's rows it is measured, where no number is given.
     """
 
-    matrix: Callable[[LossFn, Any, Any], jax.Array | Measured]
+    matrix: Callable[[LossFn, Any, Any], Any]
     gradients: Callable[..., tuple[Any, Any]] | None = None
     multiple: int = 1
     parts: int = 1
     products: Callable[[Any], jax.Array | Measured] | None = None
     pullback: Callable[..., tuple[Any, Pullback]] | None = None
+    gives_products: bool = False
+    in_turn: bool = False
+    share: float = 1.0
+
+    def rows_of(self, size: int) -> int:
+        """How many of so many rows it's measured on, an even number of at least two."""
+        return max(round(self.share * size / 2), 1) * 2
 
 
 def gram(left: Any, right: Any | None = None) -> jax.Array:

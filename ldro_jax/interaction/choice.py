@@ -12,6 +12,7 @@ from ldro_jax.interaction.columns import columns
 from ldro_jax.interaction.jacrev import jacrev
 from ldro_jax.interaction.layerwise import held, layerwise
 from ldro_jax.interaction.offload import offload
+from ldro_jax.interaction.products import products
 from ldro_jax.interaction.scan import scan
 from ldro_jax.interaction.tiled import tiled
 from ldro_jax.interaction.vmap import vmap
@@ -38,7 +39,7 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
     """Returns a strategy by its name, or as it was given.
 
     Args:
-      strategy: a key of ``STRATEGIES``, ``"auto"``, ``"split"``, or an
+      strategy: a key of ``STRATEGIES``, ``"auto"``, ``"split"``, ``"products"``, or an
         :class:`~ldro_jax.interaction.base.Interaction`.
 
     Raises:
@@ -46,12 +47,10 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
     """
     if isinstance(strategy, base.Interaction):
         return strategy
-    if strategy == "auto":
-        return auto()
-    names = ["auto", *STRATEGIES, "split"]
+    names = ["auto", *STRATEGIES, *[name for name in _OTHERS if name != "auto"]]
     expected = f"an Interaction or one of {', '.join(names)}"
     checks.require(strategy in names, "interaction", expected, strategy)
-    return split() if strategy == "split" else STRATEGIES[strategy]()
+    return (STRATEGIES | _OTHERS)[strategy]()
 
 
 @leaves_lib.needs_arrays
@@ -249,3 +248,7 @@ def _slow_under_vmap(loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
 def _has(name: str, loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
     jaxpr = jax.make_jaxpr(jax.vmap(loss_fn, in_axes=(None, 0)))(params, batch)
     return equations.mentions(jaxpr, name)
+
+
+# Those that choose or wrap one of STRATEGIES, or measure no matrix.
+_OTHERS = {"auto": auto, "split": split, "products": products}

@@ -9,6 +9,7 @@ import numpy as np
 
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
+from ldro_jax.measuring import products as products_lib
 from ldro_jax.measuring import rows as rows_lib
 from ldro_jax.measuring.batch import Batch, Grouped, LossesOf, RowLosses
 from ldro_jax.measuring.plan import Plan, Way
@@ -21,7 +22,8 @@ class Measurement(NamedTuple):
       losses: ``[N]``; from one pass ``[N × parts]``, where a strategy takes tasks in parts.
       gradients: of the tasks, stacked in the same way, if they come from one pass and are held.
       pullback: ``weights [N] -> gradient`` otherwise; lagged, with the interaction.
-      interaction: ``() -> [N, N]``, where neither of the two gives it.
+      interaction: ``() -> [N, N]``, where neither of the two gives it; or the products of it that
+        a weighting asks for, :class:`~ldro_jax.interaction.Products`.
       preconditioner: what the products of ``gradients`` are still to be measured with, if anything.
       present: which tasks have something that counts in the batch, bool ``[N]``; ``None`` for all.
       counts: how much counts of each task, ``[N]``: what the model counts, or rows; ``None`` where
@@ -96,7 +98,7 @@ def measure(
     losses, pullback = differentiated(
         lambda p: jax.vmap(losses_of, in_axes=(None, 0))(p, batch.tasks), params, batch.dtype
     )
-    other = batch.tasks if batch.measured is None else batch.measured
+    other = products_lib.examples(plan, batch)
     return Measurement(losses, None, pullback, lambda: strategy.matrix(losses_of, params, other))
 
 
@@ -143,6 +145,8 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
         return pull(tasks.of_rows(weights / share.astype(weights.dtype)).astype(dtype))
 
     def interaction():
+        if plan.strategy.gives_products:
+            return products_lib.of_batch(plan, losses_of, params, batch, preconditioner)
         if plan.whole:
             matrix, rows_each = _of_the_whole(
                 plan, losses_of, params, batch, _Pass(row_losses, pull, tasks), preconditioner

@@ -98,6 +98,8 @@ class Plan:
         """
         if self.whole or not self.every_step or self.microbatches > 1:
             return Way.APART
+        if self.strategy.gives_products:
+            return Way.APART
         if batch.measured is not None:
             return Way.APART
         is_rows = isinstance(batch, Batch)

@@ -59,15 +59,10 @@ def if_due(
         them has another shape.
     """
     old = last.values
-    if matrix_fn is None:
-        raise ValueError(
-            "This weighting uses the interaction matrix, but the losses came with a pullback and "
-            "no interaction_fn. Pass interaction_fn, a function without arguments that returns the "
-            f"Gram matrix of the task gradients, {list(old.matrix.shape)}."
-        )
+    measure = asked(matrix_fn, len(old.matrix))
 
     def fresh():
-        given = matrix_fn()
+        given = measure()
         has_noise = isinstance(given, interaction_base.Measured)
         if needs_noise and not has_noise:
             raise ValueError(
@@ -87,6 +82,17 @@ def if_due(
     none = jnp.zeros_like(present)
     values, unmeasured, measured = _cond(due, fresh, (old, none, none))
     return Matrix(values, last.ever | measured, unmeasured)
+
+
+def asked(matrix_fn: Callable[[], Any] | None, num_tasks: int) -> Callable[[], Any]:
+    """What measures the interaction; raises ``ValueError`` if there is nothing that does."""
+    if matrix_fn is None:
+        raise ValueError(
+            "This weighting uses the interaction matrix, but the losses came with a pullback and "
+            "no interaction_fn. Pass interaction_fn, a function without arguments that returns the "
+            f"Gram matrix of the task gradients, {[num_tasks, num_tasks]}."
+        )
+    return matrix_fn
 
 
 def _arrays(given: tuple, old: interaction_base.Measured) -> list[jax.Array]:

@@ -80,15 +80,22 @@ class Batches:
         """Rows of each task, or table, in a batch that is balanced, or what comes near to it."""
         return max(self.size // problem.num_tables, 1)
 
-    def measured_rows(self, method: Method) -> int | None:
-        """On how many rows of each task a method measures the interaction, if that is given."""
-        return method.interaction_rows or self.interaction_rows
+    def measured_rows(self, method: Method, problem: Problem) -> int | None:
+        """On how many rows of each task, or table, a method measures the interaction.
+
+        ``None`` where all of a batch serve.
+        """
+        given = method.interaction_rows or self.interaction_rows
+        if given or not method.uses_products:
+            return given
+        return method.strategy.rows_of(self.rows_of_each(problem))
 
     def rows_apart(self, method: Method, problem: Problem) -> int | None:
         """Rows of each task, or table, to draw for the interaction if a batch's don't serve."""
-        few, rows = self.rows_of_each(problem), self.measured_rows(method)
+        few, rows = self.rows_of_each(problem), self.measured_rows(method, problem)
         if problem.labels is not None:
-            return rows if method.uses_interaction else None
+            in_batch = method.uses_products and (rows or few) <= few
+            return rows if method.uses_interaction and not in_batch else None
         # Random rows need not hold every task.
         is_balanced = self.sampler == "balanced" and method.sampling == "uniform"
         if not method.uses_interaction or (is_balanced and (rows or few) <= few):

@@ -231,16 +231,20 @@ class Program(abc.ABC):
         The number of rows of a task is filled up to a ``multiple``.
         """
         method, batches, problem = self.method, self.batches, self.problem
-        if self.engine.is_whole and not isinstance(method.named_strategy, str):
+        own = not isinstance(method.named_strategy, str)
+        if self.engine.is_whole and own and not strategy.gives_products:
             raise ValueError(
                 "interaction must be a name for rows with several labels and for models with "
                 f"statistics or dropout, but {method.name} has an Interaction of its own."
             )
-        rows = batches.measured_rows(method)
-        measured = rows or batches.rows_of_each(problem)
+        rows = batches.measured_rows(method, problem)
+        measured = min(rows or np.inf, batches.rows_of_each(problem))
+        if self.rows_apart is not None:
+            measured = self.rows_apart
         if method.uses_interaction and measured < strategy.multiple:
+            named = "products" if strategy.gives_products else "split"
             raise ValueError(
-                f"interaction='split' halves the rows of each task, but {method.name} "
+                f"interaction={named!r} halves the rows of each task, but {method.name} "
                 f"measures the interaction on {measured}. Use a larger Batches.size or "
                 "Batches.interaction_rows=2."
             )

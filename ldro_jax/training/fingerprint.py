@@ -21,7 +21,7 @@ from ldro_jax.problems.base import Problem
 from ldro_jax.records import json_types, provenance, traced
 from ldro_jax.runtime import checks
 from ldro_jax.training.schedule import Schedule
-from ldro_jax.weighting import base
+from ldro_jax.weighting import base, products
 
 if TYPE_CHECKING:
     from ldro_jax.training.engine import Program, Trial
@@ -163,19 +163,29 @@ def _of_method(program: "Program") -> dict[str, str]:
     """Of the weighting, with its rates as inputs, and of what else a method computes by itself."""
     method, num_tasks = program.method, program.problem.num_tasks
 
+    def wrapped(rates) -> Any:
+        made = method.wrapped(rates)
+        return made.by_products if method.uses_products else made
+
     def weigh(rates, statistics, state):
-        return program.method.wrapped(rates).update(statistics, state)
+        if method.uses_products:
+            asking = products.nothing_to_ask(num_tasks, jnp.float32)
+            statistics = statistics._replace(products=asking)
+        return wrapped(rates).update(statistics, state)
 
     rates = {name: jnp.zeros([], float) for name in method.rates()}
     known = base.nothing_known(num_tasks)._replace(known=jnp.ones(num_tasks, bool))
-    start = jax.eval_shape(lambda r: program.method.wrapped(r).init(num_tasks, jnp.float32), rates)
+    start = jax.eval_shape(lambda r: wrapped(r).init(num_tasks, jnp.float32), rates)
     digests = {"weighting": traced.of(weigh, rates, known, start)}
     options: list[Any] = [method.sampling]
     if method.uses_interaction:
-        # All but "split" and ways of one's own give the same matrix.
+        # All but these and ways of one's own give the same matrix.
         named, geometry = method.named_strategy, method.geometry
-        options += ["split" if named == "split" else "exact", method.interval, method.lagged]
-        options += [] if isinstance(named, str) else [traced.of_code(named.matrix)]
+        apart = isinstance(named, str) and named in ("split", "products")
+        options += [named if apart else "exact", method.interval, method.lagged]
+        if not isinstance(named, str):
+            options += [traced.of_code(named.matrix)]
+            options += [named.in_turn, named.share] if named.gives_products else []
         options += [traced.of_code(geometry) if callable(geometry) else geometry]
     digests["method"] = traced.of_values(options)
     if method.uses_excess:

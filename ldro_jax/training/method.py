@@ -31,8 +31,10 @@ class Method:
       hyperparameters: its arguments.
       interaction: how to measure the interaction, as in :func:`ldro_jax.transform.weighted`. Rows
         with several labels, and models with statistics or dropout, have one way: each task is
-        pulled back through the same pass, and a name says only whether rows are ``"split"``.
-      interaction_interval: every how many steps to measure it; by default as the weighting says.
+        pulled back through the same pass, and a name says only whether rows are ``"split"``; or
+        ``"products"``, which costs the same for any number of labels.
+      interaction_interval: every how many steps to measure it; by default as the weighting says,
+        and in each step where it is only asked for products.
       interaction_rows: measure it on so many rows of each task, drawn apart if a batch has fewer;
         by default as all methods of the comparison do. See :class:`Batches` for tables.
       lagged: with an interval of 1, let the weights use the matrix of the step before.
@@ -162,6 +164,11 @@ class Method:
         return self._outline.uses_interaction
 
     @property
+    def uses_products(self) -> bool:
+        """Whether they depend on products of it, which are measured in its place."""
+        return self.uses_interaction and self.strategy.gives_products
+
+    @property
     def uses_excess(self) -> bool:
         """Whether they depend on how much worse than a reference the model is."""
         return self._outline.uses_excess
@@ -180,7 +187,7 @@ class Method:
     def interval(self) -> int:
         """Every how many steps the interaction matrix is measured, if it is."""
         if self.interaction_interval is None:
-            return self._outline.default_interval
+            return 1 if self.uses_products else self._outline.default_interval
         return int(self.interaction_interval)
 
     def settings(self) -> dict[str, Any]:

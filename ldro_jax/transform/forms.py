@@ -16,6 +16,7 @@ from ldro_jax import interaction as interaction_lib
 from ldro_jax import measuring
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
+from ldro_jax.interaction.products import of_losses
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.measuring.measure import check_floating, differentiated
 from ldro_jax.runtime import checks, leaves
@@ -31,7 +32,8 @@ class Step(NamedTuple):
       losses: ``[N]``, floating point.
       pullback: ``weights [N] -> gradient``, or with the interaction, :class:`Pulled`; doesn't round
         the weights.
-      interaction: ``() -> [N, N]``, or with the noise; ``None`` if there is no way to measure it.
+      interaction: ``() -> [N, N]``, or with the noise, or products of it; ``None`` if there is no
+        way to measure it.
       present: the tasks that have examples in this batch, bool ``[N]``.
       excess: as it was given.
       from_batch: whether the interaction is measured on that batch.
@@ -41,7 +43,7 @@ class Step(NamedTuple):
 
     losses: jax.Array
     pullback: Callable[[jax.Array], Any]
-    interaction: Callable[[], jax.Array | interaction_base.Measured] | None
+    interaction: Callable[[], Any] | None
     present: Any = None
     excess: Any = None
     from_batch: bool = True
@@ -103,7 +105,7 @@ def read(
     if form == "tasks":
         step = _from_tasks(given, params, plan, dtype)
     elif form == "layout":
-        step = _from_losses_fn(given, params, dtype)
+        step = _from_losses_fn(given, params, plan, dtype)
     elif form == "forward":
         step = _from_pullback(given, params, dtype)
     else:
@@ -219,13 +221,22 @@ def _from_tasks(given: Arguments, params, plan, dtype) -> Step:
     return Step(measured.losses, measured.pullback, measured.interaction)
 
 
-def _from_losses_fn(given: Arguments, params, dtype) -> Step:
+def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
     interaction_fn = given.interaction_fn
 
     def losses_fn(params):
         return _array("losses_fn must return", given.losses_fn(params), "it returns")
 
-    if interaction_fn is None:
+    if interaction_fn is None and plan.strategy.gives_products:
+        every = jnp.ones(plan.num_tasks, bool)
+
+        def interaction_fn(params):
+            def losses(params):
+                return losses_fn(params), every
+
+            return of_losses(losses, losses, params, given.preconditioner)
+
+    elif interaction_fn is None:
         interaction_fn = functools.partial(interaction_lib.jacobian_gram, losses_fn)
         if given.preconditioner is not None:
             moved, zero = geometry.in_units(losses_fn, params, given.preconditioner)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldro_jax.runtime import equations as equations_lib
-from ldro_jax.weighting import base
+from ldro_jax.weighting import base, products
 
 _UNTRACEABLE = (
     jax.errors.ConcretizationTypeError,
@@ -24,6 +24,9 @@ def read(weighting: base.Weighting, num_tasks: int, dtype: Any = jnp.float32) ->
     """
 
     def weigh(statistics, state):
+        if weighting.uses_products:
+            asking = products.nothing_to_ask(num_tasks, dtype)
+            statistics = statistics._replace(products=asking)
         weights, state = weighting.update(statistics, state)
         if weighting.expected_losses is None:
             return weights, state

@@ -125,15 +125,29 @@ def unsolved(state: WeightedState, inner: Any, lost: jax.Array) -> jax.Array:
       inner: the weighting's state after it, with those of wrapped weightings in it.
       lost: whether its weights weren't finite, bool.
     """
-    new = _failures(inner) - _failures(state.weighting)
-    return state.unsolved + new + lost.astype(jnp.int32)
+    return state.unsolved + _more("unsolved", state, inner) + lost.astype(jnp.int32)
 
 
-def _failures(weighting_state: Any) -> jax.Array:
-    """How often solvers failed, from the fields of that name in the state of a weighting."""
-    paths = jax.tree_util.tree_leaves_with_path(weighting_state)
-    counts = [x for path, x in paths if getattr(path[-1:] and path[-1], "name", "") == "unsolved"]
-    return sum(counts, start=jnp.zeros([], jnp.int32))
+def unmeasured(state: WeightedState, inner: Any, lost: jax.Array) -> jax.Array:
+    """How often the interactions of each task could not be measured, int32 ``[N]``, with this step.
+
+    Args:
+      state: before the step.
+      inner: the weighting's state after it.
+      lost: for which tasks they couldn't be now, bool ``[N]``, besides those that it counts itself.
+    """
+    return state.unmeasured + _more("unmeasured", state, inner) + lost.astype(jnp.int32)
+
+
+def _more(name: str, state: WeightedState, inner: Any) -> jax.Array:
+    """By how much the counts of a name in the state of a weighting have grown."""
+
+    def counted(weighting_state):
+        paths = jax.tree_util.tree_leaves_with_path(weighting_state)
+        counts = [x for path, x in paths if getattr(path[-1:] and path[-1], "name", "") == name]
+        return sum(counts, start=jnp.zeros([], jnp.int32))
+
+    return counted(inner) - counted(state.weighting)
 
 
 def find_state(opt_state: Any) -> WeightedState:

@@ -9,7 +9,7 @@ the same forward pass (one backward pass): the update is ``Σ_i w_i ∇ℓ_i``, 
 import dataclasses
 import functools
 import operator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ import optax
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
+from ldro_jax.interaction.products import of_matrix
 from ldro_jax.measuring import Plan, refresh
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.runtime import checks, leaves
@@ -24,7 +25,7 @@ from ldro_jax.transform import forms, optax_wrappers, reads
 from ldro_jax.transform import state as state_lib
 from ldro_jax.transform.state import WeightedState, find_state
 from ldro_jax.weighting import base as weighting_base
-from ldro_jax.weighting import wrappers
+from ldro_jax.weighting import products, wrappers
 
 __all__ = ["Weighted", "WeightedState", "find_state", "weighted"]
 
@@ -105,6 +106,8 @@ def weighted(
       interaction: how to measure the interaction in the form "tasks": a name from
         :data:`ldro_jax.interaction.STRATEGIES`, "split", or an
         :class:`~ldro_jax.interaction.Interaction`; "auto" suits the weighting and the model.
+        "products" gives the weighting products of A instead, if it can do with these: see
+        :func:`ldro_jax.interaction.products`.
       interaction_interval: k, the interaction is measured in every k-th step, from the first; by
         default as often as the weighting says, if it uses it. With 1 and a strategy that holds all
         gradients, the training gradient comes from the same pass.
@@ -148,7 +151,8 @@ def weighted(
       [0.31, 0.69]
     """
     weighting_base.check_weighting(weighting)
-    plan = _plan(weighting, num_tasks, interaction, interaction_interval, lagged)
+    weighting, strategy = _with_strategy(weighting, interaction)
+    plan = _plan(weighting, num_tasks, strategy, interaction_interval, lagged)
     weighting = weighting_base.checked(weighting)
     weighting = wrappers.wrapped(weighting, smoothing=smoothing, total=total, floor=floor)
 
@@ -185,7 +189,10 @@ def weighted(
         )
         if weighting.uses_interaction and not plan.lagged:
             matrix = measured_if_due(step.interaction)
-        chosen = _choose(weighting, state, step, losses, matrix)
+        asking = None
+        if weighting.uses_products:
+            asking = _asking(step, plan, state.count, due)
+        chosen = _choose(weighting, state, step, losses, matrix, asking)
         gradient, pulled = _pulled(step, chosen.weights, trained, plan)
         if weighting.uses_interaction and plan.lagged:
             matrix = measured_if_due(step.interaction if pulled is None else lambda: pulled)
@@ -205,7 +212,27 @@ def weighted(
     return made
 
 
-def _plan(weighting, num_tasks, interaction, interval, lagged) -> Plan:
+def _with_strategy(
+    weighting: weighting_base.Weighting, interaction: str | interaction_base.Interaction
+) -> tuple[weighting_base.Weighting, interaction_base.Interaction]:
+    """The weighting in the form that fits how its interaction is measured, and how that is."""
+    strategy = interaction_lib.get(weighting.interaction_for(interaction))
+    if strategy.gives_products and weighting.uses_interaction:
+        if weighting.by_products is None:
+            raise ValueError(
+                "interaction='products' needs a weighting that can do with products of the "
+                "interaction matrix, and this one needs all of it. docs/methods.md says which can."
+            )
+        weighting = weighting.by_products
+    if weighting.uses_products and not strategy.gives_products:
+        raise ValueError(
+            "The weighting asks for products of the interaction matrix, which needs "
+            f"interaction='products' or 'auto', but it is {interaction!r}."
+        )
+    return weighting, strategy
+
+
+def _plan(weighting, num_tasks, strategy, interval, lagged) -> Plan:
     """How to measure, from the arguments of :func:`weighted` and what the method likes."""
     try:
         # An array would be traced inside update, where the number of tasks must be known.
@@ -221,11 +248,31 @@ def _plan(weighting, num_tasks, interaction, interval, lagged) -> Plan:
     if not isinstance(interval, jax.Array):
         interval = checks.integer("interaction_interval", interval)
     checks.flag("lagged", lagged)
-    strategy = interaction_lib.get(weighting.interaction_for(interaction))
     plan = Plan(operator.index(num_tasks), strategy, interval, lagged)
     if lagged and not plan.every_step:
         raise ValueError(f"lagged needs interaction_interval=1, but the interval is {interval}.")
-    return plan if weighting.uses_interaction else dataclasses.replace(plan, interval=None)
+    measures = weighting.uses_interaction or weighting.uses_products
+    return plan if measures else dataclasses.replace(plan, interval=None)
+
+
+def _asking(step: forms.Step, plan: Plan, count: jax.Array, due: Any) -> products.Asking:
+    """How a weighting asks for products in this step."""
+
+    def given():
+        found = refresh.asked(step.interaction, plan.num_tasks)()
+        if isinstance(found, interaction_lib.Products):
+            return found
+        matrix = found.matrix if isinstance(found, interaction_base.Measured) else found
+        return of_matrix(matrix)
+
+    return products.Asking(
+        lambda v: given().times(v),
+        lambda key: given().squares(key),
+        step.present,
+        True if due is None else due,
+        count // cast(int, plan.interval),
+        plan.strategy.in_turn,
+    )
 
 
 class _Losses(NamedTuple):
@@ -263,7 +310,7 @@ class _Chosen(NamedTuple):
     finite: jax.Array
 
 
-def _choose(weighting, state, step, losses, matrix) -> _Chosen:
+def _choose(weighting, state, step, losses, matrix, asking) -> _Chosen:
     """The weights of this step, or those of the last one where they can't be known."""
     measured = losses.seen & matrix.ever if weighting.uses_interaction else losses.seen
     started = measured.any()
@@ -275,9 +322,10 @@ def _choose(weighting, state, step, losses, matrix) -> _Chosen:
         noise=matrix.values.noise if weighting.uses_noise else None,
         excess=_excess(weighting, step.excess, step.present, losses.current),
         known=known,
+        products=asking,
     )
     weights, inner = weighting.update(statistics, state.weighting)
-    weights = _with_newcomers(weights, losses.seen & ~known)
+    weights = weighting_base.with_newcomers(weights, losses.seen & ~known)
     negative = jnp.zeros_like(step.present)
     if weighting.needs_positive_losses:
         negative = step.present & (losses.current < 0)
@@ -340,7 +388,7 @@ def _next(state, losses, matrix, chosen) -> WeightedState:
         nonfinite=state.nonfinite + losses.bad.astype(jnp.int32),
         negative=state.negative + chosen.negative.astype(jnp.int32),
         nonfinite_streak=jnp.where(good & chosen.finite, 0, state.nonfinite_streak + 1),
-        unmeasured=state.unmeasured + matrix.unmeasured.astype(jnp.int32),
+        unmeasured=state_lib.unmeasured(state, chosen.inner, matrix.unmeasured),
         unsolved=state_lib.unsolved(state, chosen.inner, good & ~chosen.finite),
         weighting=chosen.inner,
     )
@@ -357,13 +405,3 @@ def _excess(weighting, excess, present, losses):
         )
     weighting_base.check_per_task("excess", jnp.asarray(excess), losses.size)
     return jnp.where(present & jnp.isfinite(excess), jnp.asarray(excess, losses.dtype), 0)
-
-
-def _with_newcomers(weights, newcomers):
-    """Tasks that came before their interactions were measured get the mean weight of the others."""
-    sizes = jnp.where(newcomers, 0, jnp.abs(weights))
-    weighed = (sizes > 0).sum(dtype=weights.dtype)
-    mean = jnp.sum(sizes) / jnp.maximum(weighed, 1)
-    # All together weigh what the others did before.
-    share = weighed / jnp.maximum(weighed + newcomers.sum(dtype=weights.dtype), 1)
-    return jnp.where(newcomers.any(), share * jnp.where(newcomers, mean, weights), weights)

@@ -8,7 +8,7 @@ References:
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import about, base, gram
+from ldro_jax.weighting import about, base, gram, products
 
 
 @about.method(
@@ -39,4 +39,10 @@ def aioli(weight_lr: optax.ScalarOrSchedule) -> base.Weighting:
         inverse = gram.inverse_or_zero(jnp.max(jnp.abs(matrix)))
         return base.value_at(weight_lr, statistics) * jnp.sum(matrix * inverse, axis=0)
 
-    return base.exponentiated_gradient(direction, uses_interaction=True)
+    def of_sums(statistics, sums, squares):
+        # |A_ij|² ≤ A_ii A_jj, so that the largest entry is on the diagonal.
+        inverse = gram.inverse_or_zero(jnp.max(squares))
+        return base.value_at(weight_lr, statistics) * sums * inverse
+
+    made = base.exponentiated_gradient(direction, uses_interaction=True)
+    return made._replace(by_products=products.along_sums(of_sums, made))

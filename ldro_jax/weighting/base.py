@@ -42,6 +42,8 @@ class Statistics(NamedTuple):
         weighting uses them, bool ``[N]``; ``None`` if all. What is said above of any other task is
         a placeholder: the weights of the known ones must be those of a problem without it. At
         least one is: before anything is measured all that were in a batch, with zeros.
+      products: asks for products of the interaction matrix, a
+        :class:`~ldro_jax.weighting.products.Asking`; ``None`` unless the weighting uses them.
     """
 
     count: jax.Array
@@ -50,6 +52,22 @@ class Statistics(NamedTuple):
     noise: jax.Array | None = None
     excess: jax.Array | None = None
     known: jax.Array | None = None
+    products: Any = None
+
+
+def with_newcomers(weights: jax.Array, newcomers: jax.Array) -> jax.Array:
+    """Tasks that came before their interactions were measured get the mean weight of the others.
+
+    Args:
+      weights: of all tasks, ``[N]``.
+      newcomers: which tasks those are, bool ``[N]``.
+    """
+    sizes = jnp.where(newcomers, 0, jnp.abs(weights))
+    weighed = (sizes > 0).sum(dtype=weights.dtype)
+    mean = jnp.sum(sizes) / jnp.maximum(weighed, 1)
+    # All together weigh what the others did before.
+    share = weighed / jnp.maximum(weighed + newcomers.sum(dtype=weights.dtype), 1)
+    return jnp.where(newcomers.any(), share * jnp.where(newcomers, mean, weights), weights)
 
 
 def onto_simplex(weights: jax.Array, known: jax.Array | None = None) -> jax.Array:
@@ -142,6 +160,9 @@ class Weighting(NamedTuple):
       default_interval: every how many steps to measure the interaction where nothing else is said.
       expected_losses: ``(statistics, weights [N]) -> [N]``, the losses after the step by which it
         judges weights; ``None`` if it looks at the losses as they are.
+      uses_products: whether it asks ``statistics.products`` in place of the matrix.
+      by_products: the form of a weighting that uses the matrix which asks for products instead;
+        ``None`` if it has none.
     """
 
     init: Callable[[int, Any], Any]
@@ -153,6 +174,8 @@ class Weighting(NamedTuple):
     default_interaction: str = "auto"
     default_interval: int = 1
     expected_losses: Callable[[Statistics, jax.Array], jax.Array] | None = None
+    uses_products: bool = False
+    by_products: "Weighting | None" = None
 
     def interaction_for(self, interaction: Any) -> Any:
         """How to measure the interaction: as it is given, or for "auto" as this method likes."""

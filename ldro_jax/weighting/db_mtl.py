@@ -6,7 +6,7 @@ References:
 
 import jax.numpy as jnp
 
-from ldro_jax.weighting import about, base, gram
+from ldro_jax.weighting import about, base, gram, products
 
 
 @about.method(
@@ -23,4 +23,5 @@ def db_mtl() -> base.Weighting:
         longest = jnp.max(lengths / base.positive_losses(statistics))
         return longest * gram.inverse_or_zero(lengths)
 
-    return base.stateless(weights)._replace(uses_interaction=True, needs_positive_losses=True)
+    made = base.stateless(weights)._replace(uses_interaction=True, needs_positive_losses=True)
+    return made._replace(by_products=products.of_lengths(made))

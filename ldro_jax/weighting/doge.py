@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import about, base, gram
+from ldro_jax.weighting import about, base, gram, products
 
 
 @about.method(
@@ -45,7 +45,17 @@ def doge(
         if not own_square:
             matrix = jnp.fill_diagonal(matrix, 0, inplace=False)
         gain = gram.dot(matrix * gram.inverse_or_zero(mean), jnp.ones_like(lengths))
+        return limited(statistics, gain)
+
+    def limited(statistics, gain):
         size = base.value_at(rate, statistics)
         return jnp.clip(size * gain, 0, 5 * size) / base.value_at(regularization, statistics)
 
-    return base.exponentiated_gradient(direction, uses_interaction=True)
+    def of_sums(statistics, sums, squares):
+        mean = jnp.mean(jnp.sqrt(squares), where=base.known_tasks(statistics))
+        return limited(statistics, sums * gram.inverse_or_zero(mean))
+
+    made = base.exponentiated_gradient(direction, uses_interaction=True)
+    if not own_square:
+        return made
+    return made._replace(by_products=products.along_sums(of_sums, made))

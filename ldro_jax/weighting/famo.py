@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import about, base, gram
+from ldro_jax.weighting import about, base, gram, products
 
 
 class FamoState(NamedTuple):
@@ -67,6 +67,7 @@ def famo(
     base.check_range("decay", decay)
     if learning_rate is not None:
         base.check_range("learning_rate", learning_rate)
+    rate = 0.0 if learning_rate is None else learning_rate
     adam = optax.scale_by_adam()
 
     def init(num_tasks, dtype=jnp.float32):
@@ -111,12 +112,26 @@ def famo(
         longest = jnp.max(gram.lengths(matrix))
         unit = jnp.where(longest > 0, longest, 1) ** 2
         falls = gram.dot(matrix / unit, weights) / losses
-        assert learning_rate is not None
-        falls = falls * unit * base.value_at(learning_rate, statistics)
+        falls = falls * unit * base.value_at(rate, statistics)
         # Adam squares them.
         falls = jnp.nan_to_num(jnp.clip(falls, -1e15, 1e15))
         return weights, learned(statistics, state, falls, base.known_tasks(statistics))
 
-    first_order = learning_rate is not None
-    update = by_interaction if first_order else by_losses
-    return base.Weighting(init, update, uses_interaction=first_order, needs_positive_losses=True)
+    if learning_rate is None:
+        return base.Weighting(init, by_losses, needs_positive_losses=True)
+
+    def by_products(statistics, state):
+        held, state = state
+        losses = base.positive_losses(statistics)
+        weights = weights_of(statistics, state.logits, losses)
+        held = statistics.products.measured(held, (lambda values: weights,))
+        falls = held.filled()[0] / losses * base.value_at(rate, statistics)
+        falls = jnp.nan_to_num(jnp.clip(falls, -1e15, 1e15))
+        measured = base.known_tasks(statistics) & held.started()
+        return weights, (held, learned(statistics, state, falls, measured))
+
+    def init_by_products(num_tasks, dtype=jnp.float32):
+        return products.Held.nothing(1, num_tasks, dtype), init(num_tasks, dtype)
+
+    made = base.Weighting(init, by_interaction, uses_interaction=True, needs_positive_losses=True)
+    return made._replace(by_products=products.form(init_by_products, by_products, made))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import about, base, gram
+from ldro_jax.weighting import about, base, gram, products
 
 
 class GradNormState(NamedTuple):
@@ -92,4 +92,5 @@ def gradnorm(
         moved = jnp.where(total > 0, count * moved * gram.inverse_or_zero(total), weights)
         return weights, GradNormState(jnp.where(known, moved, 1), initial)
 
-    return base.Weighting(init, update, uses_interaction=True, needs_positive_losses=True)
+    made = base.Weighting(init, update, uses_interaction=True, needs_positive_losses=True)
+    return made._replace(by_products=products.of_lengths(made))

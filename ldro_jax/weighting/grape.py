@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import about, base, gram
+from ldro_jax.weighting import about, base, gram, products
 
 
 class GrapeState(NamedTuple):
@@ -59,20 +59,43 @@ def grape(
         even = base.uniform_log_state(num_tasks, dtype).log_weights
         return GrapeState(even, even)
 
-    def update(statistics, state):
+    def answered(statistics, logits, rate, slope):
+        """A player after an exponentiated-gradient step, as logarithms."""
+        step = jnp.nan_to_num(base.value_at(rate, statistics) * slope)
+        return jax.nn.log_softmax(logits + step, where=base.known_tasks(statistics))
+
+    def kept(statistics, *players):
         known = base.known_tasks(statistics)
+        return GrapeState(*(base.log_weights_state(p, known).log_weights for p in players))
+
+    def update(statistics, state):
         inverse = 1 / base.positive_losses(statistics)
         # ⟨∇ log ℓ_i, ∇ℓ_j⟩, finite so that it may be multiplied by a weight of zero.
         alignment = jnp.nan_to_num(base.known_interaction(statistics) * inverse[:, None])
-        last = jax.nn.softmax(state.log_weights, where=known)
+        last = jax.nn.softmax(state.log_weights, where=base.known_tasks(statistics))
         improvement = gram.dot(alignment, last)
-        step = jnp.nan_to_num(base.value_at(adversary_lr, statistics) * improvement)
-        log_adversary = jax.nn.log_softmax(state.log_adversary - step, where=known)
-        gain = gram.dot(alignment.T, jnp.exp(log_adversary))
-        step = jnp.nan_to_num(base.value_at(weight_lr, statistics) * gain)
-        log_weights = jax.nn.log_softmax(state.log_weights + step, where=known)
-        players = (log_weights, log_adversary)
-        kept = GrapeState(*(base.log_weights_state(p, known).log_weights for p in players))
-        return jnp.exp(log_weights), kept
+        adversary = answered(statistics, state.log_adversary, adversary_lr, -improvement)
+        gain = gram.dot(alignment.T, jnp.exp(adversary))
+        weights = answered(statistics, state.log_weights, weight_lr, gain)
+        return jnp.exp(weights), kept(statistics, weights, adversary)
 
-    return base.Weighting(init, update, uses_interaction=True, needs_positive_losses=True)
+    def by_products(statistics, state):
+        held, state = state
+        inverse = 1 / base.positive_losses(statistics)
+        last = jax.nn.softmax(state.log_weights, where=base.known_tasks(statistics))
+
+        def moved(values):
+            improvement = jnp.nan_to_num(held._replace(values=values).filled()[0] * inverse)
+            return answered(statistics, state.log_adversary, adversary_lr, -improvement)
+
+        asked = (lambda values: last, lambda values: jnp.exp(moved(values)) * inverse)
+        held = statistics.products.measured(held, asked)
+        gain = jnp.where(held.started(), held.filled()[1], 0)
+        weights = answered(statistics, state.log_weights, weight_lr, gain)
+        return jnp.exp(weights), (held, kept(statistics, weights, moved(held.values)))
+
+    def init_by_products(num_tasks, dtype=jnp.float32):
+        return products.Held.nothing(2, num_tasks, dtype), init(num_tasks, dtype)
+
+    made = base.Weighting(init, update, uses_interaction=True, needs_positive_losses=True)
+    return made._replace(by_products=products.form(init_by_products, by_products, made))

@@ -12,6 +12,8 @@ References:
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,25 @@ import optax
 
 from ldro_jax import games
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import about, base, gram
+from ldro_jax.weighting import about, base, gram, products
+
+
+class ByProductsState(NamedTuple):
+    """State of a lookahead that asks for products of the interaction matrix.
+
+    Attributes:
+      log_weights: ``[N]``, as in :class:`~ldro_jax.weighting.base.LogWeightsState`.
+      held: ``A w`` and the product that the weights follow, ``[2, N]``.
+    """
+
+    log_weights: jax.Array
+    held: products.Held
+
+    @classmethod
+    def initial(cls, num_tasks: int, dtype: Any = jnp.float32) -> "ByProductsState":
+        """Even weights, and nothing measured."""
+        even = base.uniform_log_state(num_tasks, dtype).log_weights
+        return cls(even, products.Held.nothing(2, num_tasks, dtype))
 
 
 def normalized(interaction: jax.Array) -> jax.Array:
@@ -95,11 +115,31 @@ def lookahead_online(
         row = game.step_size(statistics) * game.interaction(statistics)[worst]
         return eta * row / base.mean_loss(statistics) if relative else eta * row
 
-    return base.exponentiated_gradient(direction, uses_interaction=True)._replace(
+    made = base.exponentiated_gradient(direction, uses_interaction=True)._replace(
         default_interval=100,
         expected_losses=game.expected_losses,
         needs_positive_losses=relative,
     )
+
+    def by_products(statistics, state):
+        last = jax.nn.softmax(state.log_weights, where=base.known_tasks(statistics))
+        held = game.measured(
+            statistics, state.held, last, lambda expected: _one_hot(jnp.argmax(expected), expected)
+        )
+        step, scale = game.of_products(statistics, held)
+        known, started = base.known_tasks(statistics), held.started(squares=game.needs_lengths)
+        eta = base.value_at(weight_lr, statistics) * step
+        row = jnp.where(started, held.filled()[1] * scale, 0)
+        direction = eta * row / base.mean_loss(statistics) if relative else eta * row
+        log_weights = jax.nn.log_softmax(state.log_weights + direction, where=known)
+        kept = base.log_weights_state(log_weights, known).log_weights
+        return jnp.exp(log_weights), ByProductsState(kept, held)
+
+    return made._replace(by_products=products.form(ByProductsState.initial, by_products, made))
+
+
+def _one_hot(index, like):
+    return jax.nn.one_hot(index, like.size, dtype=like.dtype)
 
 
 @about.method(
@@ -164,12 +204,13 @@ class Game:
         checks.flag("relative", self.relative)
         checks.flag("normalize_interaction", self.normalize_interaction)
 
-    def step_size(self, statistics: base.Statistics) -> jax.Array:
-        """λ in this step."""
+    def step_size(self, statistics: base.Statistics, lengths: jax.Array | None = None) -> jax.Array:
+        """λ in this step; the gradients' lengths ``[N]`` are by default those of the matrix."""
         step = base.value_at(self.lookahead_lr, statistics)
         if not self.relative:
             return step
-        lengths = gram.lengths(base.known_interaction(statistics))
+        if lengths is None:
+            lengths = gram.lengths(base.known_interaction(statistics))
         longest = jnp.max(lengths)
         # The root-mean-square length; squares of lengths may overflow.
         relative = lengths * gram.inverse_or_zero(longest)
@@ -192,3 +233,48 @@ class Game:
         # A matrix product in a lower precision (TPU, TF32) would pick another worst task.
         decrease = gram.dot(self.interaction(statistics), weights)
         return statistics.losses - self.step_size(statistics) * decrease
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether it looks at the lengths of the gradients."""
+        return self.relative or self.normalize_interaction
+
+    def of_products(
+        self, statistics: base.Statistics, held: products.Held
+    ) -> tuple[jax.Array, jax.Array]:
+        """λ, and what column j of A is multiplied with, ``[N]``, zero where that isn't known."""
+        known = base.known_tasks(statistics)
+        if not self.needs_lengths:
+            return self.step_size(statistics), jnp.where(known, 1.0, 0).astype(held.squares.dtype)
+        lengths = jnp.where(known, jnp.sqrt(held.diagonal), 0)
+        scale = gram.inverse_or_zero(lengths) if self.normalize_interaction else known
+        return self.step_size(statistics, lengths), scale.astype(lengths.dtype)
+
+    def measured(
+        self,
+        statistics: base.Statistics,
+        held: products.Held,
+        weights: jax.Array,
+        adversary: Callable[[jax.Array], jax.Array],
+        *,
+        squares: bool = False,
+    ) -> products.Held:
+        """Asks for ``A w`` and for A times what the adversary makes of the losses after the step.
+
+        Args:
+          statistics: of the step.
+          held: what is known so far, with these two products.
+          weights: w, ``[N]``.
+          adversary: from the losses after the step, ``[N]`` above the least of them now and −inf
+            for unknown tasks, to its weights.
+          squares: ask for A's diagonal even where the game itself doesn't need it.
+        """
+        step, scale = self.of_products(statistics, held)
+
+        def response(values):
+            fall = held._replace(values=values).filled()[0]
+            after = base.above_least(statistics) - step * fall
+            return adversary(jnp.where(base.known_tasks(statistics), after, -jnp.inf))
+
+        asked = (lambda values: weights * scale, response)
+        return statistics.products.measured(held, asked, squares=squares or self.needs_lengths)

@@ -8,7 +8,7 @@ References:
 
 from ldro_jax import solvers
 from ldro_jax.runtime import checks
-from ldro_jax.weighting import about, base, gram
+from ldro_jax.weighting import about, base, gram, products
 
 _NORMALIZATIONS = ("none", "l2", "loss", "loss+")
 
@@ -26,6 +26,9 @@ def mgda(*, normalization: str = "none") -> base.Weighting:
 
     It favours tasks with small gradients, those that have nearly converged above all: one whose
     gradient is zero gets all the weight.
+
+    By products of A (``interaction="products"``) it isn't solved anew: the weights take one step of
+    Frank and Wolfe's in each step of the training.
 
     Args:
       normalization: what to divide each gradient by before, as Sener and Koltun's code does:
@@ -46,4 +49,8 @@ def mgda(*, normalization: str = "none") -> base.Weighting:
             matrix = matrix * inverse[:, None] * inverse[None, :]
         return solvers.min_norm(matrix, base.known_tasks(statistics))
 
-    return base.solving(weights)._replace(needs_positive_losses=normalization in ("loss", "loss+"))
+    by_loss = normalization in ("loss", "loss+")
+    made = base.solving(weights)._replace(needs_positive_losses=by_loss)
+    if normalization != "none":
+        return made
+    return made._replace(by_products=products.frank_wolfe(0.0, made))

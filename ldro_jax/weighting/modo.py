@@ -8,7 +8,7 @@ References:
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.weighting import about, base, gram
+from ldro_jax.weighting import about, base, gram, products
 
 
 @about.method(
@@ -25,7 +25,7 @@ def modo(
 
     A' is the product of the gradients of two batches, so that its mean is that of the true
     gradients. Here the two are the halves of a batch, by the strategy ``interaction="split"``,
-    which this method asks for by default.
+    which this method asks for by default; with ``interaction="products"``, halves of a part of it.
 
     Args:
       weight_lr: γ, the learning rate of the weights.
@@ -37,17 +37,31 @@ def modo(
     base.check_range("weight_lr", weight_lr)
     base.check_range("ridge", ridge)
 
-    def update(statistics, state):
+    def last(statistics, state):
+        w = jnp.where(base.known_tasks(statistics), state.weights, 0)
+        return w / jnp.sum(w)
+
+    def moved(statistics, w, product):
+        slope = product + base.value_at(ridge, statistics) * w
         known = base.known_tasks(statistics)
-        w = jnp.where(known, state.weights, 0)
-        w = w / jnp.sum(w)
-        slope = (
-            gram.dot(base.known_interaction(statistics), w) + base.value_at(ridge, statistics) * w
-        )
-        moved = w - base.value_at(weight_lr, statistics) * slope
-        weights = base.onto_simplex(moved, known)
+        weights = base.onto_simplex(w - base.value_at(weight_lr, statistics) * slope, known)
         return weights, base.weights_state(weights, known)
 
-    return base.Weighting(
+    def update(statistics, state):
+        w = last(statistics, state)
+        return moved(statistics, w, gram.dot(base.known_interaction(statistics), w))
+
+    def by_products(statistics, state):
+        held, state = state
+        w = last(statistics, state)
+        held = statistics.products.measured(held, (lambda values: w,))
+        weights, state = moved(statistics, w, held.filled()[0])
+        return weights, (held, state)
+
+    def init_by_products(num_tasks, dtype=jnp.float32):
+        return products.Held.nothing(1, num_tasks, dtype), base.uniform_state(num_tasks, dtype)
+
+    made = base.Weighting(
         base.uniform_state, update, uses_interaction=True, default_interaction="split"
     )
+    return made._replace(by_products=products.form(init_by_products, by_products, made))

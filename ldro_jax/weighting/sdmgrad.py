@@ -8,7 +8,7 @@ References:
 import optax
 
 from ldro_jax import solvers
-from ldro_jax.weighting import about, base, gram
+from ldro_jax.weighting import about, base, gram, products
 
 
 @about.method(
@@ -22,7 +22,8 @@ def sdmgrad(strength: optax.ScalarOrSchedule = 0.3) -> base.Weighting:
     r""":math:`(w + λu) / (1 + λ)` with :math:`w = \arg\min_w ½ w^⊤Aw + λ w^⊤Au` over the simplex.
 
     The quadratic programme is solved as it is; the inner gradient loops of other implementations
-    oscillate at their defaults.
+    oscillate at their defaults. By products of A (``interaction="products"``) the weights take one
+    step of Frank and Wolfe's in each step of the training.
 
     Args:
       strength: λ; 0 is MGDA, large is the average loss.
@@ -40,4 +41,5 @@ def sdmgrad(strength: optax.ScalarOrSchedule = 0.3) -> base.Weighting:
         nearest, solved = solvers.on_simplex(matrix, linear, known)
         return (nearest + pull * even) / (1 + pull), solved
 
-    return base.solving(weights)
+    made = base.solving(weights)
+    return made._replace(by_products=products.frank_wolfe(strength, made))

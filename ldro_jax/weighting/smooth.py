@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax import games
-from ldro_jax.weighting import about, base, lookahead
+from ldro_jax.weighting import about, base, lookahead, products
 
 
 class SmoothState(NamedTuple):
@@ -58,6 +58,10 @@ def smooth_lookahead(
     average loss. Best with means over steps: ``smoothed(smooth_lookahead(…), 0.99)``. Each solution
     begins at the last.
 
+    By products of A (``interaction="products"``) it isn't solved anew: both players answer once in
+    a step, the weights by a part of the way that can't overshoot, so that they follow the
+    equilibrium with a delay, which is long for low temperatures.
+
     Args:
       lookahead_lr: λ, the size of the step that is looked ahead; see
         :func:`ldro_jax.weighting.lookahead_online`, also for ``relative``.
@@ -96,10 +100,37 @@ def smooth_lookahead(
         unsolved = base.with_failure(state.unsolved, equilibrium.solved)
         return equilibrium.weights, SmoothState(equilibrium.weights, unsolved)
 
-    return base.Weighting(
+    made = base.Weighting(
         init,
         update,
         uses_interaction=True,
         expected_losses=game.expected_losses,
         needs_positive_losses=relative,
     )
+
+    def by_products(statistics, state):
+        known = base.known_tasks(statistics)
+        unit = base.mean_loss(statistics) if relative else jnp.ones((), statistics.losses.dtype)
+        column = base.value_at(temperature, statistics)
+        row = base.value_at(adversary_temperature, statistics)
+        held = game.measured(
+            statistics,
+            state.held,
+            jax.nn.softmax(state.log_weights, where=known),
+            lambda after: jax.nn.softmax(after / unit / row, where=known),
+            squares=True,
+        )
+        step, scale = game.of_products(statistics, held)
+        lengths = jnp.where(known, jnp.sqrt(held.diagonal), 0)
+        # No entry of λA is larger, so that a step of this size overshoots nowhere.
+        largest = step * jnp.max(lengths) * jnp.max(lengths * scale) / unit
+        share = column / (column + largest**2 / (4 * row))
+        answer = step * held.filled()[1] * scale / unit / column
+        logits = state.log_weights + share * (answer - state.log_weights)
+        logits = jnp.where(held.started(squares=True), logits, state.log_weights)
+        log_weights = jax.nn.log_softmax(logits, where=known)
+        kept = base.log_weights_state(log_weights, known).log_weights
+        return jnp.exp(log_weights), lookahead.ByProductsState(kept, held)
+
+    asking = products.form(lookahead.ByProductsState.initial, by_products, made)
+    return made._replace(by_products=asking)

@@ -1,5 +1,7 @@
 """Wrappers of a weighting: running means of what it sees or gives, and limits on what it gives."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +11,20 @@ import optax
 from ldro_jax.weighting import base, gram
 
 
+def _of_both_forms(wrapper: Callable[..., base.Weighting]) -> Callable[..., base.Weighting]:
+    """Wraps the form by products of a weighting as well, where it has one."""
+
+    @functools.wraps(wrapper)
+    def wrap(weighting, *args, **options):
+        made = wrapper(weighting, *args, **options)
+        if weighting.by_products is None:
+            return made
+        return made._replace(by_products=wrapper(weighting.by_products, *args, **options))
+
+    return wrap
+
+
+@_of_both_forms
 def with_floor(weighting: base.Weighting, floor: optax.ScalarOrSchedule) -> base.Weighting:
     """Mixes the weights with even ones of the same sum: ``(1 − floor) w + floor Σ|w| / N``.
 
@@ -74,11 +90,13 @@ class SmoothedState(NamedTuple):
     inner: Any
 
 
+@_of_both_forms
 def smoothed(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.Weighting:
     """Shows a weighting the running means of losses and interactions instead of this step's.
 
     What is measured on a minibatch is mostly noise, and a weighting that answers to it at once
-    follows the noise.
+    follows the noise. Products of the interaction matrix that a weighting asks for stay as they
+    are: each is with another vector.
 
     Args:
       weighting: what to wrap.
@@ -143,6 +161,7 @@ class AveragedState(NamedTuple):
     inner: Any
 
 
+@_of_both_forms
 def averaged(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.Weighting:
     """Running means of the weights, ``w ← decay · w + (1 − decay) ŵ``, from the first step's.
 
@@ -202,9 +221,12 @@ def normalized_gradients(weighting: base.Weighting) -> base.Weighting:
         plain = plain * jnp.where(total != 0, jnp.sum(weights) / jnp.where(total != 0, total, 1), 0)
         return jnp.where(total != 0, plain, weights), state
 
-    return weighting._replace(update=update, uses_interaction=True, expected_losses=None)
+    return weighting._replace(
+        update=update, uses_interaction=True, expected_losses=None, by_products=None
+    )
 
 
+@_of_both_forms
 def clipped(weighting: base.Weighting, lower: float = 0.0, upper: float = 1.0) -> base.Weighting:
     """Keeps each weight between two limits; what they sum to may change, see :func:`rescaled`.
 
@@ -228,6 +250,7 @@ def clipped(weighting: base.Weighting, lower: float = 0.0, upper: float = 1.0) -
     return weighting._replace(update=update)
 
 
+@_of_both_forms
 def rescaled(weighting: base.Weighting, total: float = 1.0) -> base.Weighting:
     """Makes the sizes of the weights sum to a number, so that methods share one learning rate.
 

@@ -1,0 +1,156 @@
+"""Products of the interaction matrix with vectors, without the matrix.
+
+With J the Jacobian of the task losses, ``A = J Jᵀ``. A product ``A v`` is then two steps: the
+gradient of the v-weighted loss, ``d = Jᵀ v``, which is one backward pass, and how much each loss
+changes along it, ``J d``, which is one pass forwards. Neither depends on the number of tasks, where
+the matrix takes N gradients. A method that looks at A only through a few products, as online
+Lookahead-DRO does with ``A w`` and the row of the worst task, needs no more.
+
+The two steps are taken on different rows. Then no noise is in both, and the mean of the product
+over batches is that of the true gradients, its diagonal included. The same holds for the squared
+lengths ``A_ii``: the changes of loss i along a random direction r, on the two halves, multiplied,
+have ``⟨∇ℓ_i, ∇ℓ_i⟩`` as their mean.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ldro_jax.interaction import base, geometry
+from ldro_jax.runtime import checks
+from ldro_jax.runtime import leaves as leaves_lib
+
+# params -> (losses [N], which tasks have rows, bool [N])
+Losses = Callable[[Any], tuple[jax.Array, jax.Array]]
+
+
+class Products(NamedTuple):
+    """How to ask for products of the interaction matrix A.
+
+    Attributes:
+      times: ``v [N] -> A v [N]``, and for which tasks there were rows to measure it on, bool
+        ``[N]``.
+      squares: ``key -> [N]``, an estimate of A's diagonal from one random direction, and the same.
+        It can be negative; its mean is the diagonal.
+    """
+
+    times: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    squares: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def of_matrix(matrix: jax.Array) -> Products:
+    """Those of a matrix ``[N, N]`` that is there."""
+    everywhere = jnp.ones(len(matrix), bool)
+
+    def times(v):
+        # In a lower precision (TPU, TF32) the worst task would be another one.
+        return jnp.dot(matrix, v, precision=jax.lax.Precision.HIGHEST), everywhere
+
+    return Products(times, lambda key: (jnp.diagonal(matrix), everywhere))
+
+
+def of_losses(first: Losses, second: Losses, params: Any, preconditioner: Any = None) -> Products:
+    """Those of the gradients of two functions, on rows that have nothing in common.
+
+    Args:
+      first: ``params -> (losses [N], bool [N])``, which is pulled back.
+      second: the same on other rows, which the gradient is pushed forward through.
+      params: where they are differentiated.
+      preconditioner: P, like the parameters, for products with ``J P Jᵀ``.
+    """
+    if preconditioner is not None:
+        (first, params), (second, _) = (
+            geometry.in_units(each, params, preconditioner) for each in (first, second)
+        )
+
+    def pushed(function, direction):
+        try:
+            _, change, there = jax.jvp(function, (params,), (direction,), has_aux=True)
+        except TypeError as error:
+            if "custom_vjp" not in str(error):
+                raise
+            raise ValueError(
+                "interaction='products' pushes gradients forward through the model, but it has a "
+                "jax.custom_vjp in it, which JAX can only pull back. Write it as a jax.custom_jvp, "
+                "or measure the matrix, with interaction='auto'."
+            ) from error
+        return change, there
+
+    def times(v):
+        losses, pull, there = jax.vjp(first, params, has_aux=True)
+        v = jnp.where(there, v, 0)
+        (direction,) = pull(v.astype(losses.dtype))
+        product, measured = pushed(second, direction)
+        # Along the gradient of no row nothing would change.
+        return product.astype(v.dtype), measured & (v != 0).any()
+
+    def squares(key):
+        direction = random_signs(key, params)
+        one, there = pushed(first, direction)
+        other, too = pushed(second, direction)
+        return one * other, there & too
+
+    return Products(times, squares)
+
+
+def random_signs(key: jax.Array, like: Any) -> Any:
+    """A tree like the parameters of independent random signs, of which 32 come from one number."""
+    leaves, structure = jax.tree.flatten(like)
+
+    def signs(key, leaf):
+        words = jax.random.bits(key, (-(-leaf.size // 32),), jnp.uint32)
+        places = jnp.arange(32, dtype=jnp.uint32)
+        bits = (words[:, None] >> places[None, :]) & jnp.uint32(1)
+        return jnp.where(bits.reshape(-1)[: leaf.size].reshape(leaf.shape) == 1, 1, -1).astype(
+            leaf.dtype
+        )
+
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten([signs(k, leaf) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+@leaves_lib.needs_arrays
+def products(*, in_turn: bool = True, share: float = 0.25) -> base.Interaction:
+    """Gives a weighting the products of A that it asks for, in place of the matrix.
+
+    Each product costs a backward and a forward pass on a part of the rows, whatever N is. It is the
+    cheap way where one input has labels of many tasks, and N gradients are N backward passes. With
+    rows of their own, N tasks have N gradients for little more than one, so that the matrix is
+    cheap, too; products then save memory. The model must be one that forward mode can
+    differentiate: without a ``jax.custom_vjp``.
+
+    Args:
+      in_turn: measure one of the products that a method asks for in each step, and let it use what
+        the others were last; otherwise all of them, which methods that ask for two make of the same
+        step.
+      share: on which share of a batch's rows, in (0, 1], where no number of rows is given. One half
+        of these is pulled back, the other pushed forward.
+
+    Raises:
+      ValueError: if ``share`` is out of range.
+    """
+    checks.flag("in_turn", in_turn)
+    checks.number("share", share, "(0, 1]")
+
+    def matrix(loss_fn, params, batch):
+        size = jax.tree.leaves(batch)[0].shape[1]
+        if size < 2:
+            raise ValueError(
+                "interaction='products' measures on two halves of each task's examples, but there "
+                "is one. Give each task two or more."
+            )
+        parts = (jax.tree.map(lambda x, p=p: x[:, p : size // 2 * 2 : 2], batch) for p in (0, 1))
+        first, second = (_of_tasks(loss_fn, part) for part in parts)
+        return of_losses(first, second, params)
+
+    return base.Interaction(matrix, multiple=2, gives_products=True, in_turn=in_turn, share=share)
+
+
+def _of_tasks(loss_fn: base.LossFn, batch: Any) -> Losses:
+    def losses(params):
+        found = jax.vmap(loss_fn, in_axes=(None, 0))(params, batch)
+        return found, jnp.ones(found.shape, bool)
+
+    return losses
