@@ -11,6 +11,7 @@ import numpy as np
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base
 from ldro_jax.interaction.jacrev import pullback_gram
+from ldro_jax.interaction.products import of_losses
 from ldro_jax.measuring.measure import check_floating
 from ldro_jax.runtime import checks, leaves
 
@@ -41,7 +42,7 @@ def statistics(
       batch: each leaf ``[task, example, ...]``.
       has_aux: whether the function returns a pair of that and something else.
       interaction: how to measure the interaction with ``batch``, as in
-        :func:`ldro_jax.transform.weighted`.
+        :func:`ldro_jax.transform.weighted`; without one only whether it is ``"products"``.
 
     Returns:
       The keyword arguments; with ``has_aux`` a pair of these and the something else, with
@@ -76,6 +77,13 @@ def statistics(
         if batch is not None:
             strategy = interaction_lib.get(interaction)
             return strategy.matrix(lambda *given: one(*given)[0], params, batch)
+        if interaction_lib.get(interaction).gives_products:
+            every = jnp.ones(losses.shape, bool)
+
+            def losses_of(params):
+                return of_all(params)[0], every
+
+            return of_losses(losses_of, losses_of, params)
         return pullback_gram(losses, pull)
 
     given = {

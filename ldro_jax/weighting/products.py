@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jax import core
 
-from ldro_jax.weighting import base
+from ldro_jax.weighting import base, gram
 
 # Of the mean of the squared lengths, each of which is an estimate from one random direction.
 _DECAY = 0.99
@@ -219,8 +219,7 @@ def of_lengths(weighting: base.Weighting) -> base.Weighting:
         shown = statistics._replace(interaction=jnp.diag(held.diagonal), known=known)
         weights, inner = weighting.update(shown, last)
         weights = base.with_newcomers(weights, seen & ~known)
-        even = seen / jnp.sum(seen, dtype=weights.dtype)
-        weights = jnp.where(started, weights, even.astype(weights.dtype))
+        weights = jnp.where(started, weights, gram.even(statistics).astype(weights.dtype))
         inner = jax.tree.map(lambda new, old: jnp.where(started, new, old), inner, last)
         return weights, (held, inner)
 
@@ -248,7 +247,7 @@ def frank_wolfe(pull: optax.ScalarOrSchedule, weighting: base.Weighting) -> base
         share = jnp.where(known, last.weights, 0)
         w = share / jnp.sum(share)
         strength = base.value_at(pull, statistics)
-        even = known / jnp.sum(known, dtype=w.dtype)
+        even = gram.even(statistics)
 
         def corner(values):
             slopes = jnp.where(known, held._replace(values=values).filled()[0], jnp.inf)

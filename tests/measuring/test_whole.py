@@ -114,3 +114,63 @@ def test_rows_of_one_task_each_that_only_fill_up_count_nowhere():
         x, y = ROWS["inputs"][[task, task + N]], ROWS["targets"][[task, task + N], 0]
         gradients.append(2 * (x @ PARAMS[:, 0] - y) @ x / 2)
     np.testing.assert_allclose(found, np.array(gradients) @ np.array(gradients).T, **CLOSE)
+
+
+@pytest.mark.parametrize("rows", [None, 6])
+def test_products_of_labels_come_from_two_parts_of_the_rows(rows):
+    plan = Plan(N, interaction.products(share=0.5), 1, rows=rows, whole=True, owned=False)
+
+    @jax.jit
+    def asked(params, vector):
+        return measure(plan, losses_of, params, Batch(ROWS)).interaction().times(vector)
+
+    product, there = asked(PARAMS, WEIGHTS)
+    # Six of twelve rows, three of each part, all over the batch.
+    first, second = (ROWS["labelled"].T & np.isin(range(B), range(n, B, 4)) for n in (0, 1))
+    assert there.tolist() == second.any(axis=1).tolist()
+    assert len(np.flatnonzero(there)) >= 2
+    known = np.flatnonzero(there)
+    left, right = (
+        np.stack([gradient(i, half[i]) for i in tasks if half[i].any()])
+        for half, tasks in ((second, known), (first, range(N)))
+    )
+    weights = WEIGHTS[first.any(axis=1)]
+    np.testing.assert_allclose(product[known], left @ right.T @ weights, **CLOSE)
+
+
+def test_products_of_rows_that_were_drawn_apart_take_all_of_them():
+    plan = Plan(N, interaction.products(), 1, rows=4, whole=True, owned=False)
+    other = jax.tree.map(lambda x: x[:4], ROWS)
+    other["labelled"] = np.array([[True, True, False]] * 4)
+    product, there = jax.jit(
+        lambda p: (
+            measure(plan, losses_of, p, Batch(ROWS, measured=other)).interaction().times(WEIGHTS)
+        )
+    )(PARAMS)
+    first, second = (np.isin(range(B), rows) for rows in ([0, 2], [1, 3]))
+    left, right = (np.stack([gradient(i, half) for i in (0, 1)]) for half in (second, first))
+    np.testing.assert_allclose(product[:2], left @ right.T @ WEIGHTS[:2], **CLOSE)
+    np.testing.assert_array_equal(there, [True, True, False])
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_products_of_rows_of_one_task_each(whole):
+    plan = Plan(N, interaction.products(share=1.0), 1, whole=whole)
+    rows = {"inputs": ROWS["inputs"], "targets": ROWS["targets"][:, 0]}
+
+    def losses(params, rows):
+        return RowLosses((rows["inputs"] @ params[:, 0] - rows["targets"]) ** 2)
+
+    batch = Batch(jax.tree.map(jnp.asarray, rows), jnp.arange(B, dtype=jnp.int32) % N)
+    product, _ = jax.jit(lambda p: measure(plan, losses, p, batch).interaction().times(WEIGHTS))(
+        PARAMS
+    )
+    halves = []
+    for half in (0, 1):
+        taken = [np.arange(task, B, N)[half::2] for task in range(N)]
+        inputs, targets = ROWS["inputs"], ROWS["targets"][:, 0]
+        halves.append(
+            [2 * (inputs[r] @ PARAMS[:, 0] - targets[r]) @ inputs[r] / len(r) for r in taken]
+        )
+    first, second = map(np.array, halves)
+    np.testing.assert_allclose(product, second @ first.T @ WEIGHTS, **CLOSE)
