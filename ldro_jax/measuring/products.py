@@ -43,8 +43,8 @@ def of_batch(
 
 def examples(plan: Plan, batch: Grouped) -> Any:
     """The examples ``[N, E, ...]`` to measure on: the given ones, or a share of the batch's."""
-    if batch.measured is not None:
-        return batch.measured
+    if batch.measured is not None or not plan.strategy.gives_products:
+        return batch.tasks if batch.measured is None else batch.measured
     size = jax.tree.leaves(batch.tasks)[0].shape[1]
     taken = plan.strategy.rows_of(size)
     return jax.tree.map(lambda x: x[:, :taken], batch.tasks)
