@@ -19,6 +19,7 @@ from gin import config as gin_config
 
 from ldro_jax import optimizers, sharding
 from ldro_jax.experiments import alone, arguments, compare, trajectories
+from ldro_jax.interaction import products
 from ldro_jax.models import cnn, decoder, mlp
 from ldro_jax.problems import classification, language_model, public_data
 from ldro_jax.tasks import cifar100, digits, mc4
@@ -34,6 +35,7 @@ _CONFIGURABLES = {
     "cifar100": [cifar100.load],
     "digits": [digits.load],
     "experiments": [compare.compare, alone.monolingual, arguments.Report],
+    "interaction": [products],
     "lm": [optimizers.adam],
     "mc4": [mc4.load],
     "models": [cnn.CNN, decoder.Decoder, mlp.MLP],

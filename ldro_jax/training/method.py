@@ -196,8 +196,7 @@ class Method:
         if self.uses_interaction:
             settings["interaction_interval"] = self.interval
             if self.interaction != "auto":
-                named = isinstance(self.interaction, str)
-                settings["interaction"] = self.interaction if named else "own"
+                settings["interaction"] = _named(self.interaction)
         for field in _options():
             has_effect = self.uses_interaction or field.name not in _OF_THE_INTERACTION
             value = getattr(self, field.name)
@@ -205,6 +204,15 @@ class Method:
                 value = getattr(value, "__name__", "own") if callable(value) else value
                 settings[field.name] = value
         return settings
+
+
+def _named(strategy: str | Interaction) -> str:
+    """A word for it, for a record."""
+    if isinstance(strategy, str):
+        return strategy
+    if not strategy.gives_products:
+        return "own"
+    return f"products(in_turn={strategy.in_turn}, share={strategy.share})"
 
 
 @functools.cache

@@ -96,9 +96,11 @@ def _interaction(name: str) -> str:
     if not made.uses_interaction:
         return ""
     every = (about.settings(s, [1.0, 2.0]) for s in about.ABOUT[name].variants.values())
+    needed = "A, split" if made.default_interaction == "split" else "A"
+    ways = [needed] if made.by_products is None else [needed, "products"]
     if not all(registry.create(name, settings).uses_interaction for settings in every):
-        return "A, or none"
-    return "A, split" if made.default_interaction == "split" else "A"
+        ways.append("none")
+    return " or ".join(ways)
 
 
 def _unit(name: str) -> str:
