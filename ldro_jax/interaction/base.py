@@ -86,8 +86,8 @@ class Interaction(NamedTuple):
     share: float = 1.0
 
     def rows_of(self, size: int) -> int:
-        """How many of so many rows it's measured on, an even number of at least two."""
-        return max(round(self.share * size / 2), 1) * 2
+        """How many of so many rows it's measured on, a multiple of :attr:`multiple`."""
+        return max(round(self.share * size / self.multiple), 1) * self.multiple
 
 
 def gram(left: Any, right: Any | None = None) -> jax.Array:

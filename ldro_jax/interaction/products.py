@@ -6,12 +6,15 @@ changes along it, ``J d``, which is one pass forwards. Neither depends on the nu
 the matrix takes N gradients. A method that looks at A only through a few products, as online
 Lookahead-DRO does with ``A w`` and the row of the worst task, needs no more.
 
-The two steps are taken on different rows. Then no noise is in both, and the mean of the product
-over batches is that of the true gradients, its diagonal included. The same holds for the squared
-lengths ``A_ii``: the changes of loss i along a random direction r, on the two halves, multiplied,
-have ``⟨∇ℓ_i, ∇ℓ_i⟩`` as their mean.
+On the same rows the two steps give the products of these rows' matrix. On different rows no noise
+is in both, and the mean of the product over batches is that of the true gradients.
+
+Lengths come from a random direction r, of independent signs. The change of loss i along it,
+squared, has ``‖∇ℓ_i‖²`` as its mean; that on one half of the rows times that on the other has the
+part of it that isn't noise.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,12 +35,13 @@ class Products(NamedTuple):
     Attributes:
       times: ``v [N] -> A v [N]``, and for which tasks there were rows to measure it on, bool
         ``[N]``.
-      squares: ``key -> [N]``, an estimate of A's diagonal from one random direction, and the same.
-        It can be negative; its mean is the diagonal.
+      squares: ``key -> [2, N]``, two terms of A's diagonal as it is for a whole batch, estimated
+        from one random direction: the first can be negative, its mean can't; the second is not. And
+        the same, and whether they are no estimates but the diagonal itself, a Python bool.
     """
 
     times: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-    squares: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    squares: Callable[[jax.Array], tuple[jax.Array, jax.Array, bool]]
 
 
 def of_matrix(matrix: jax.Array) -> Products:
@@ -48,26 +52,76 @@ def of_matrix(matrix: jax.Array) -> Products:
         # In a lower precision (TPU, TF32) the worst task would be another one.
         return jnp.dot(matrix, v, precision=jax.lax.Precision.HIGHEST), everywhere
 
-    return Products(times, lambda key: (jnp.diagonal(matrix), everywhere))
+    def squares(key):
+        del key
+        diagonal = jnp.diagonal(matrix)
+        return jnp.stack([diagonal, jnp.zeros_like(diagonal)]), everywhere, True
+
+    return Products(times, squares)
 
 
-def of_losses(first: Losses, second: Losses, params: Any, preconditioner: Any = None) -> Products:
-    """Those of the gradients of two functions, on rows that have nothing in common.
+def of_losses(
+    first: Losses,
+    second: Losses | None,
+    params: Any,
+    preconditioner: Any = None,
+    *,
+    part: float = 1.0,
+) -> Products:
+    """Those of the gradients of two functions.
 
     Args:
       first: ``params -> (losses [N], bool [N])``, which is pulled back.
-      second: the same on other rows, which the gradient is pushed forward through.
+      second: the same on other rows, which the gradient is pushed forward through; ``None`` for the
+        same rows, which then take one pass less.
       params: where they are differentiated.
       preconditioner: P, like the parameters, for products with ``J P Jᵀ``.
+      part: with a second function, the rows of either over those of a batch: the squares of a
+        batch's gradients have so much of the noise of theirs.
     """
     if preconditioner is not None:
-        (first, params), (second, _) = (
-            geometry.in_units(each, params, preconditioner) for each in (first, second)
+        first, zero = geometry.in_units(first, params, preconditioner)
+        if second is not None:
+            second, _ = geometry.in_units(second, params, preconditioner)
+        params = zero
+
+    def times(v):
+        if second is None:
+            losses, push, there = jax.linearize(first, params, has_aux=True)
+            pull = jax.linear_transpose(push, params)
+        else:
+            losses, pull, there = jax.vjp(first, params, has_aux=True)
+        v = jnp.where(there, v, 0)
+        (direction,) = pull(v.astype(losses.dtype))
+        product, measured = (
+            (push(direction), there) if second is None else pushed(second, direction)
         )
+        # Along the gradient of no row nothing would change.
+        return product.astype(v.dtype), measured & (v != 0).any()
 
     def pushed(function, direction):
+        _, change, there = jax.jvp(function, (params,), (direction,), has_aux=True)
+        return change, there
+
+    def squares(key):
+        direction = random_signs(key, params)
+        one, there = pushed(first, direction)
+        if second is None:
+            return jnp.stack([jnp.zeros_like(one), one**2]), there, False
+        other, too = pushed(second, direction)
+        both = (one**2 + other**2) / 2
+        return jnp.stack([(1 - part) * one * other, part * both]), there & too, False
+
+    return Products(_forwards(times), _forwards(squares))
+
+
+def _forwards(function: Callable) -> Callable:
+    """Says what is wrong with a model that JAX can only pull back."""
+
+    @functools.wraps(function)
+    def measured(given):
         try:
-            _, change, there = jax.jvp(function, (params,), (direction,), has_aux=True)
+            return function(given)
         except TypeError as error:
             if "custom_vjp" not in str(error):
                 raise
@@ -76,23 +130,8 @@ def of_losses(first: Losses, second: Losses, params: Any, preconditioner: Any = 
                 "jax.custom_vjp in it, which JAX can only pull back. Write it as a jax.custom_jvp, "
                 "or measure the matrix, with interaction='auto'."
             ) from error
-        return change, there
 
-    def times(v):
-        losses, pull, there = jax.vjp(first, params, has_aux=True)
-        v = jnp.where(there, v, 0)
-        (direction,) = pull(v.astype(losses.dtype))
-        product, measured = pushed(second, direction)
-        # Along the gradient of no row nothing would change.
-        return product.astype(v.dtype), measured & (v != 0).any()
-
-    def squares(key):
-        direction = random_signs(key, params)
-        one, there = pushed(first, direction)
-        other, too = pushed(second, direction)
-        return one * other, there & too
-
-    return Products(times, squares)
+    return measured
 
 
 def random_signs(key: jax.Array, like: Any) -> Any:
@@ -112,7 +151,7 @@ def random_signs(key: jax.Array, like: Any) -> Any:
 
 
 @leaves_lib.needs_arrays
-def products(*, in_turn: bool = True, share: float = 0.25) -> base.Interaction:
+def products(*, apart: bool = False, in_turn: bool = True, share: float = 0.25) -> base.Interaction:
     """Gives a weighting the products of A that it asks for, in place of the matrix.
 
     Each product costs a backward and a forward pass on a part of the rows, whatever N is. It is the
@@ -122,19 +161,24 @@ def products(*, in_turn: bool = True, share: float = 0.25) -> base.Interaction:
     differentiate: without a ``jax.custom_vjp``.
 
     Args:
+      apart: pull one half of the rows back and push the other forward, so that no noise is in both.
+        Otherwise both are all of them, and the products are those of their matrix, with its bias:
+        a task's product with itself is too large by its gradient's noise.
       in_turn: measure one of the products that a method asks for in each step, and let it use what
         the others were last; otherwise all of them, which methods that ask for two make of the same
         step.
-      share: on which share of a batch's rows, in (0, 1], where no number of rows is given. One half
-        of these is pulled back, the other pushed forward.
+      share: on which share of a batch's rows, in (0, 1], where no number of rows is given.
 
     Raises:
       ValueError: if ``share`` is out of range.
     """
+    checks.flag("apart", apart)
     checks.flag("in_turn", in_turn)
     checks.number("share", share, "(0, 1]")
 
     def matrix(loss_fn, params, batch):
+        if not apart:
+            return of_losses(_of_tasks(loss_fn, batch), None, params)
         size = jax.tree.leaves(batch)[0].shape[1]
         if size < 2:
             raise ValueError(
@@ -145,7 +189,9 @@ def products(*, in_turn: bool = True, share: float = 0.25) -> base.Interaction:
         first, second = (_of_tasks(loss_fn, part) for part in parts)
         return of_losses(first, second, params)
 
-    return base.Interaction(matrix, multiple=2, gives_products=True, in_turn=in_turn, share=share)
+    return base.Interaction(
+        matrix, multiple=2 if apart else 1, gives_products=True, in_turn=in_turn, share=share
+    )
 
 
 def _of_tasks(loss_fn: base.LossFn, batch: Any) -> Losses:

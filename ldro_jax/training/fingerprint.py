@@ -185,7 +185,7 @@ def _of_method(program: "Program") -> dict[str, str]:
         options += [named if apart else "exact", method.interval, method.lagged]
         if not isinstance(named, str):
             options += [traced.of_code(named.matrix)]
-            options += [named.in_turn, named.share] if named.gives_products else []
+            options += [named.in_turn, named.share, named.multiple] if named.gives_products else []
         options += [traced.of_code(geometry) if callable(geometry) else geometry]
     digests["method"] = traced.of_values(options)
     if method.uses_excess:

@@ -212,7 +212,8 @@ def _named(strategy: str | Interaction) -> str:
         return strategy
     if not strategy.gives_products:
         return "own"
-    return f"products(in_turn={strategy.in_turn}, share={strategy.share})"
+    apart = strategy.multiple == 2
+    return f"products(apart={apart}, in_turn={strategy.in_turn}, share={strategy.share})"
 
 
 @functools.cache

@@ -83,7 +83,7 @@ def statistics(
             def losses_of(params):
                 return of_all(params)[0], every
 
-            return of_losses(losses_of, losses_of, params)
+            return of_losses(losses_of, None, params)
         return pullback_gram(losses, pull)
 
     given = {

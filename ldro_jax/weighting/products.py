@@ -32,7 +32,7 @@ class Held(NamedTuple):
     Attributes:
       values: the products asked for, ``[D, N]``; NaN for what has never been measured.
       vectors: what A was multiplied with, ``[D, N]``.
-      squares: decaying sum of the estimates of A's diagonal, ``[N]``.
+      squares: decaying sums of the estimates of two terms of A's diagonal, ``[2, N]``.
       total: the same sum of ones, ``[N]``, zero for a task of which there is none.
       unmeasured: how often what was measured of each task was not finite, int32 ``[N]``.
     """
@@ -50,8 +50,8 @@ class Held(NamedTuple):
         return cls(
             jnp.full((count, num_tasks), jnp.nan, dtype),
             jnp.zeros((count, num_tasks), dtype),
+            jnp.zeros((2, num_tasks), dtype),
             zeros,
-            jnp.copy(zeros),
             jnp.zeros(num_tasks, jnp.int32),
         )
 
@@ -73,9 +73,16 @@ class Held(NamedTuple):
 
     @property
     def diagonal(self) -> jax.Array:
-        """The mean of the estimates of A's diagonal, ``[N]``; zero where it would be negative."""
-        mean = self.squares / jnp.where(self.total > 0, self.total, 1)
-        return jnp.maximum(mean, 0)
+        """A's diagonal, ``[N]``: the squared lengths of a batch's gradients, their noise included.
+
+        Few estimates say little, so the means begin at that of all tasks.
+        """
+        known = self.total > 0
+        count = jnp.maximum(jnp.sum(known, dtype=self.total.dtype), 1)
+        means = self.squares / jnp.where(known, self.total, 1)[None, :]
+        of_all = jnp.sum(jnp.where(known[None, :], means, 0), axis=1, keepdims=True) / count
+        first, second = self.squares + (1 - self.total)[None, :] * of_all
+        return jnp.maximum(first, 0) + second
 
 
 Asked = Callable[[jax.Array], jax.Array]
@@ -86,7 +93,8 @@ class Asking(NamedTuple):
 
     Attributes:
       times: ``v [N] -> A v [N]``, and the tasks that there were rows of, bool ``[N]``.
-      squares: ``key -> [N]``, an estimate of A's diagonal, and the same.
+      squares: ``key -> [2, N]``, estimates of two terms of A's diagonal, the same, and whether they
+        are exact; see :class:`ldro_jax.interaction.Products`.
       present: the tasks in the batch, bool ``[N]``.
       due: whether anything is measured in this step, bool.
       turn: how often something was due before, int32.
@@ -94,7 +102,7 @@ class Asking(NamedTuple):
     """
 
     times: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-    squares: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+    squares: Callable[[jax.Array], tuple[jax.Array, jax.Array, bool]]
     present: jax.Array
     due: jax.Array | bool = True
     turn: jax.Array | int = 0
@@ -152,13 +160,15 @@ class Asking(NamedTuple):
 
     def _squares(self, held: Held) -> Held:
         key = jax.random.fold_in(jax.random.key(0), jnp.asarray(self.turn, jnp.int32))
-        estimates, there = self.squares(key)
+        estimates, there, exact = self.squares(key)
         there &= self.present
-        finite = jnp.isfinite(estimates)
+        finite = jnp.isfinite(estimates).all(axis=0)
         new = there & finite
+        decay = 0.0 if exact else _DECAY
 
         def mean(old, value):
-            return jnp.where(new, _DECAY * old + (1 - _DECAY) * value, old).astype(old.dtype)
+            taken = jnp.broadcast_to(new, old.shape)
+            return jnp.where(taken, decay * old + (1 - decay) * value, old).astype(old.dtype)
 
         lost = (there & ~finite).astype(jnp.int32)
         return held._replace(
@@ -170,8 +180,9 @@ class Asking(NamedTuple):
 
 def nothing_to_ask(num_tasks: int, dtype: Any) -> Asking:
     """Zeros for all that is asked for; a pytree without leaves but those that are arrays."""
-    zeros, present = jnp.zeros(num_tasks, dtype), jnp.ones(num_tasks, bool)
-    return Asking(lambda v: (0 * v, present), lambda key: (zeros, present), present)
+    present = jnp.ones(num_tasks, bool)
+    squares = jnp.zeros((2, num_tasks), dtype)
+    return Asking(lambda v: (0 * v, present), lambda key: (squares, present, False), present)
 
 
 def along_sums(

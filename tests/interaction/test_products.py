@@ -58,17 +58,31 @@ def test_a_product_is_that_of_the_gradients_of_both_halves(x64, scaled):
         assert product.dtype == first.dtype and there.all()
 
 
-def test_squared_lengths_are_those_of_both_halves_on_average():
+@pytest.mark.parametrize("apart", [False, True])
+def test_squared_lengths_are_those_of_a_batch_on_average(apart):
     params, (first, second) = problem(np.float32)
-    asked = of_losses(given(first), given(second), params)
+    asked = of_losses(given(first), given(second) if apart else None, params, part=0.25)
     keys = jax.random.split(jax.random.key(1), 4000)
-    estimates, there = jax.jit(jax.vmap(asked.squares))(keys)
-    expected = np.sum(gradients(first, params) * gradients(second, params), axis=1)
+    estimates, there = jax.jit(jax.vmap(lambda key: asked.squares(key)[:2]))(keys)
+    one, other = gradients(first, params), gradients(second, params)
+    expected = np.stack([np.zeros(N), np.sum(one**2, axis=1)])
+    if apart:
+        # A quarter of the noise of the halves.
+        mean = np.sum(one**2 + other**2, axis=1) / 2
+        expected = np.stack([0.75 * np.sum(one * other, axis=1), 0.25 * mean])
     error = np.std(estimates, axis=0) / len(keys) ** 0.5
     assert there.all()
     # Five standard errors of the mean, each of which is far below the number itself.
-    assert np.all(np.abs(np.mean(estimates, axis=0) - expected) < 5 * error)
+    assert np.all(np.abs(np.mean(estimates, axis=0) - expected) <= 5 * error)
     assert np.all(error < 0.1 * np.abs(expected) + 1e-4)
+
+
+def test_on_the_same_rows_a_product_is_that_of_their_matrix():
+    params, (rows, _) = problem(np.float32)
+    vector = np.linspace(-1, 2, N).astype(np.float32)
+    product, _ = jax.jit(lambda p: of_losses(given(rows), None, p).times(vector))(params)
+    matrix = gradients(rows, params) @ gradients(rows, params).T
+    np.testing.assert_allclose(product, matrix @ vector, rtol=1e-4)
 
 
 def test_random_signs_are_even_and_independent():
@@ -107,22 +121,23 @@ def test_what_is_not_there_counts_nowhere():
     # Along the gradient of a task without rows nothing was measured.
     assert not jax.jit(asked.times)(np.float32([0, 1, 0, 0, 0]))[1].any()
     np.testing.assert_array_equal(
-        jax.jit(asked.squares)(jax.random.key(0))[1], [True, False, True, False, True]
+        asked.squares(jax.random.key(0))[1], [True, False, True, False, True]
     )
 
 
-def test_the_strategy_takes_each_half_of_the_examples():
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_strategy_takes_each_half_of_the_examples_or_all(apart):
     params, (rows, _) = problem(np.float32)
     batch = np.stack([rows + task for task in range(N)])
 
     def loss_fn(params, rows):
         return jnp.mean((jnp.tanh(rows @ params["a"]) @ params["b"]) ** 2)
 
-    asked = interaction.products().matrix(loss_fn, params, jnp.asarray(batch))
+    asked = interaction.products(apart=apart).matrix(loss_fn, params, jnp.asarray(batch))
     product, _ = jax.jit(asked.times)(jnp.ones(N))
 
     def gradient(task, half):
-        found = jax.grad(loss_fn)(params, batch[task, half::2])
+        found = jax.grad(loss_fn)(params, batch[task, half::2] if apart else batch[task])
         return np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
 
     first, second = (np.array([gradient(task, half) for task in range(N)]) for half in (0, 1))
@@ -133,7 +148,9 @@ def test_products_of_a_matrix_that_is_there():
     matrix = jnp.asarray(np.arange(9.0).reshape(3, 3), jnp.float32)
     asked = of_matrix(matrix)
     np.testing.assert_allclose(asked.times(jnp.ones(3))[0], [3, 12, 21])
-    np.testing.assert_allclose(asked.squares(jax.random.key(0))[0], [0, 4, 8])
+    squares, _, exact = asked.squares(jax.random.key(0))
+    np.testing.assert_allclose(squares.sum(axis=0), [0, 4, 8])
+    assert exact
 
 
 @jax.custom_vjp
@@ -145,15 +162,21 @@ doubled.defvjp(lambda x: (doubled(x), None), lambda _, g: (2 * g,))
 
 
 def test_a_model_without_forward_mode_is_refused():
-    both = [lambda p: (doubled(p) * jnp.ones(2), jnp.ones(2, bool))] * 2
-    with pytest.raises(ValueError, match="jax.custom_jvp, or measure the matrix"):
-        of_losses(*both, jnp.ones([])).times(jnp.ones(2))
+    def losses(params):
+        return doubled(params) * jnp.ones(2), jnp.ones(2, bool)
+
+    for other in (None, losses):
+        asked = of_losses(losses, other, jnp.ones([]))
+        with pytest.raises(ValueError, match="jax.custom_jvp, or measure the matrix"):
+            asked.times(jnp.ones(2))
+        with pytest.raises(ValueError, match="jax.custom_jvp, or measure the matrix"):
+            asked.squares(jax.random.key(0))
 
 
 def test_one_example_has_no_halves():
     loss_fn = lambda params, rows: jnp.sum(params * rows)  # noqa: E731
     with pytest.raises(ValueError, match="two halves of each task's examples"):
-        interaction.products().matrix(loss_fn, jnp.ones([]), jnp.ones((N, 1)))
+        interaction.products(apart=True).matrix(loss_fn, jnp.ones([]), jnp.ones((N, 1)))
 
 
 @pytest.mark.parametrize("share", [0, 1.5, "half"])

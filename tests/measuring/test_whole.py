@@ -118,7 +118,9 @@ def test_rows_of_one_task_each_that_only_fill_up_count_nowhere():
 
 @pytest.mark.parametrize("rows", [None, 6])
 def test_products_of_labels_come_from_two_parts_of_the_rows(rows):
-    plan = Plan(N, interaction.products(share=0.5), 1, rows=rows, whole=True, owned=False)
+    plan = Plan(
+        N, interaction.products(apart=True, share=0.5), 1, rows=rows, whole=True, owned=False
+    )
 
     @jax.jit
     def asked(params, vector):
@@ -139,7 +141,7 @@ def test_products_of_labels_come_from_two_parts_of_the_rows(rows):
 
 
 def test_products_of_rows_that_were_drawn_apart_take_all_of_them():
-    plan = Plan(N, interaction.products(), 1, rows=4, whole=True, owned=False)
+    plan = Plan(N, interaction.products(apart=True), 1, rows=4, whole=True, owned=False)
     other = jax.tree.map(lambda x: x[:4], ROWS)
     other["labelled"] = np.array([[True, True, False]] * 4)
     product, there = jax.jit(
@@ -153,9 +155,10 @@ def test_products_of_rows_that_were_drawn_apart_take_all_of_them():
     np.testing.assert_array_equal(there, [True, True, False])
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("whole", [False, True])
-def test_products_of_rows_of_one_task_each(whole):
-    plan = Plan(N, interaction.products(share=1.0), 1, whole=whole)
+def test_products_of_rows_of_one_task_each(whole, apart):
+    plan = Plan(N, interaction.products(apart=apart, share=1.0), 1, whole=whole)
     rows = {"inputs": ROWS["inputs"], "targets": ROWS["targets"][:, 0]}
 
     def losses(params, rows):
@@ -168,6 +171,8 @@ def test_products_of_rows_of_one_task_each(whole):
     halves = []
     for half in (0, 1):
         taken = [np.arange(task, B, N)[half::2] for task in range(N)]
+        if not apart:
+            taken = [np.arange(task, B, N) for task in range(N)]
         inputs, targets = ROWS["inputs"], ROWS["targets"][:, 0]
         halves.append(
             [2 * (inputs[r] @ PARAMS[:, 0] - targets[r]) @ inputs[r] / len(r) for r in taken]

@@ -97,7 +97,9 @@ def test_a_quarter_of_the_rows_serves_unless_another_number_is_given(options, ro
 
 
 def test_rows_that_cannot_be_halved_are_refused():
-    one = dataclasses.replace(METHOD, interaction_rows=1)
+    one = dataclasses.replace(
+        METHOD, interaction=interaction.products(apart=True), interaction_rows=1
+    )
     with pytest.raises(ValueError, match="interaction='products' halves the rows of each task"):
         program(labelled.problem, "stacked", one)
 
@@ -108,6 +110,7 @@ def test_what_is_measured_in_another_way_is_another_run():
         interaction.products(),
         interaction.products(in_turn=False),
         interaction.products(share=0.5),
+        interaction.products(apart=True),
         "auto",
     ]
 

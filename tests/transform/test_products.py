@@ -90,7 +90,7 @@ def test_examples_of_each_task():
     # Given apart, all of them are taken; else a share of the batch's.
     first = jax.tree.map(lambda x: x[:, :4], batch)
     for options in ({"interaction_batch": first}, {}):
-        strategy = interaction.products(share=0.5)
+        strategy = interaction.products(apart=True, share=0.5)
         tx = transform.weighted(made, N, interaction=strategy)
         _, state = jax.jit(
             lambda params, tx=tx, options=options: tx.update(

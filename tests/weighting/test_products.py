@@ -154,9 +154,30 @@ def test_in_turn_one_product_is_measured_in_a_step_and_the_others_stay():
         else:
             diagonals.append(np.diag(matrix))
         held = now
-    # Means with a decay of .99, corrected for their start.
-    expected = (0.99 * diagonals[0] + diagonals[1]) / 1.99
-    np.testing.assert_allclose(held.diagonal, expected, rtol=1e-5)
+    # They are no estimates.
+    np.testing.assert_allclose(held.diagonal, diagonals[-1], rtol=1e-5)
+
+
+def test_lengths_are_means_that_begin_at_that_of_all_tasks():
+    estimates = np.random.default_rng(0).normal(size=(3, 2, N)).astype(np.float32)
+    # The second term is a square, the first need not be.
+    estimates[:, 1] **= 2
+    held = products.Held.nothing(0, N, jnp.float32)
+    for one in estimates:
+        squares = jnp.asarray(one)
+        asked = products.Asking(
+            jnp.zeros_like, lambda key, s=squares: (s, jnp.arange(N) != 4, False), jnp.ones(N, bool)
+        )
+        held = asked.measured(held, (), squares=True)
+    weights = 0.01 * 0.99 ** np.array([2, 1, 0])
+    sums, total = np.einsum("s,scn->cn", weights, estimates), weights.sum()
+    # Of the last task there is nothing.
+    of_all = np.mean(sums[:, :4] / total, axis=1, keepdims=True)
+    first, second = sums + (1 - total) * of_all
+    expected = np.maximum(first, 0) + second
+    np.testing.assert_allclose(held.diagonal[:4], expected[:4], rtol=1e-5)
+    np.testing.assert_allclose(held.diagonal[4], max(of_all[0, 0], 0) + of_all[1, 0], rtol=1e-5)
+    assert held.known(squares=True).tolist() == [True] * 4 + [False]
 
 
 def test_nothing_is_measured_that_is_not_due():
