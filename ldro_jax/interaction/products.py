@@ -64,26 +64,38 @@ def of_losses(
     first: Losses,
     second: Losses | None,
     params: Any,
-    preconditioner: Any = None,
     *,
+    halves: tuple[Losses, Losses] | None = None,
     part: float = 1.0,
+    preconditioner: Any = None,
 ) -> Products:
-    """Those of the gradients of two functions.
+    """Those of the gradients of task losses.
 
     Args:
       first: ``params -> (losses [N], bool [N])``, which is pulled back.
       second: the same on other rows, which the gradient is pushed forward through; ``None`` for the
-        same rows, which then take one pass less.
+        same rows, which take one pass less.
       params: where they are differentiated.
+      halves: two such functions of rows that have nothing in common, which lengths come from; by
+        default the first and the second.
+      part: the rows of a half over those of a batch: the squares of a batch's gradients have so
+        much of the noise of theirs.
       preconditioner: P, like the parameters, for products with ``J P Jᵀ``.
-      part: with a second function, the rows of either over those of a batch: the squares of a
-        batch's gradients have so much of the noise of theirs.
     """
+    if halves is None and second is not None:
+        halves = first, second
     if preconditioner is not None:
-        first, zero = geometry.in_units(first, params, preconditioner)
-        if second is not None:
-            second, _ = geometry.in_units(second, params, preconditioner)
-        params = zero
+
+        def moved(function):
+            return geometry.in_units(function, params, preconditioner)[0]
+
+        zero = jax.tree.map(jnp.zeros_like, preconditioner)
+        others = halves and (moved(halves[0]), moved(halves[1]))
+        return of_losses(moved(first), second and moved(second), zero, halves=others, part=part)
+
+    def pushed(function, direction):
+        _, change, there = jax.jvp(function, (params,), (direction,), has_aux=True)
+        return change, there
 
     def times(v):
         if second is None:
@@ -99,16 +111,12 @@ def of_losses(
         # Along the gradient of no row nothing would change.
         return product.astype(v.dtype), measured & (v != 0).any()
 
-    def pushed(function, direction):
-        _, change, there = jax.jvp(function, (params,), (direction,), has_aux=True)
-        return change, there
-
     def squares(key):
         direction = random_signs(key, params)
-        one, there = pushed(first, direction)
-        if second is None:
-            return jnp.stack([jnp.zeros_like(one), one**2]), there, False
-        other, too = pushed(second, direction)
+        if halves is None:
+            change, there = pushed(first, direction)
+            return jnp.stack([jnp.zeros_like(change), change**2]), there, False
+        (one, there), (other, too) = (pushed(half, direction) for half in halves)
         both = (one**2 + other**2) / 2
         return jnp.stack([(1 - part) * one * other, part * both]), there & too, False
 
@@ -177,17 +185,18 @@ def products(*, apart: bool = False, in_turn: bool = True, share: float = 0.25) 
     checks.number("share", share, "(0, 1]")
 
     def matrix(loss_fn, params, batch):
-        if not apart:
-            return of_losses(_of_tasks(loss_fn, batch), None, params)
         size = jax.tree.leaves(batch)[0].shape[1]
-        if size < 2:
+        if apart and size < 2:
             raise ValueError(
-                "interaction='products' measures on two halves of each task's examples, but there "
-                "is one. Give each task two or more."
+                "interaction.products(apart=True) measures on two halves of each task's examples, "
+                "but there is one. Give each task two or more."
             )
         parts = (jax.tree.map(lambda x, p=p: x[:, p : size // 2 * 2 : 2], batch) for p in (0, 1))
         first, second = (_of_tasks(loss_fn, part) for part in parts)
-        return of_losses(first, second, params)
+        if apart:
+            return of_losses(first, second, params, part=share / 2)
+        halves = (first, second) if size > 1 else None
+        return of_losses(_of_tasks(loss_fn, batch), None, params, halves=halves, part=share / 2)
 
     return base.Interaction(
         matrix, multiple=2 if apart else 1, gives_products=True, in_turn=in_turn, share=share

@@ -24,22 +24,40 @@ def of_batch(
       batch: of the step.
       preconditioner: P, like the parameters, for products in its geometry.
     """
-    parts = _of_tasks(plan, batch) if plan.owned else _of_all(plan, batch)
-    each = batch.size // plan.num_tasks if plan.owned else batch.size
-    taken = jax.tree.leaves(parts[0])[0].shape[0] // (plan.num_tasks if plan.owned else 1)
-    keys = [()] * 2 if batch.key is None else [(key,) for key in jax.random.split(batch.key)]
+    rows, tasks = _of_tasks(plan, batch) if plan.owned else _of_all(plan, batch)
+    size = jax.tree.leaves(rows)[0].shape[0]
+    # What each task has of them, or all tasks together.
+    each = plan.num_tasks if plan.owned else 1
+    apart = plan.strategy.multiple > 1
 
-    def losses(rows, tasks, keys, params):
-        found = losses_of(params, rows, *keys)
-        of = rows_lib.tasks_of(found, tasks, plan.num_tasks)
+    def losses(number, params):
+        """Of all rows, or of half of them."""
+        taken, of_rows, key = rows, tasks, batch.key
+        if number is not None:
+            # Every other row of each task; those that only fill up come last.
+            taken, of_rows = jax.tree.map(lambda x: _half(x, number, each), (rows, tasks))
+            key = None if key is None else jax.random.fold_in(key, number)
+        found = losses_of(params, taken, *(() if key is None else (key,)))
+        of = rows_lib.tasks_of(found, of_rows, plan.num_tasks)
         counts = of.rows if found.counts is None else of.sums(found.counts)
-        dtype = found.sums.dtype
-        each = jnp.where(counts == 0, 1, counts).astype(dtype)
-        return of.sums(found.sums) / each, counts > 0
+        divisor = jnp.where(counts == 0, 1, counts).astype(found.sums.dtype)
+        return of.sums(found.sums) / divisor, counts > 0
 
-    every = [functools.partial(losses, *part, key) for part, key in zip(parts, keys, strict=False)]
-    second = every[1] if len(parts) > 1 else None
-    return of_losses(every[0], second, params, preconditioner, part=taken / each)
+    whole, first, second = (functools.partial(losses, number) for number in (None, 0, 1))
+    return of_losses(
+        first if apart else whole,
+        second if apart else None,
+        params,
+        halves=(first, second) if size >= 2 * each else None,
+        part=size // 2 / batch.size,
+        preconditioner=preconditioner,
+    )
+
+
+def _half(x: jax.Array, number: int, each: int) -> jax.Array:
+    """Every other of the rows ``[each · R, ...]``, an even number."""
+    x = x.reshape(each, -1, *x.shape[1:])
+    return x[:, number : x.shape[1] // 2 * 2 : 2].reshape(-1, *x.shape[2:])
 
 
 def examples(plan: Plan, batch: Grouped) -> Any:
@@ -51,36 +69,26 @@ def examples(plan: Plan, batch: Grouped) -> Any:
     return jax.tree.map(lambda x: x[:, :taken], batch.tasks)
 
 
-def _of_tasks(plan: Plan, batch: Batch) -> list[tuple[Any, jax.Array]]:
-    """The parts of the rows, each of one task, and the task of each; N for what fills up."""
+def _of_tasks(plan: Plan, batch: Batch) -> tuple[Any, jax.Array]:
+    """The rows, each of one task, as many of each task; and the tasks, N for what fills up."""
     limit = plan.rows
     if limit is None and batch.measured is None:
         limit = plan.strategy.rows_of(batch.size // plan.num_tasks)
     taken, is_real = rows_lib.by_task(plan, batch, limit)
     numbers = jnp.arange(plan.num_tasks, dtype=jnp.int32)[:, None]
     tasks = jnp.where(is_real, numbers, plan.num_tasks)
-    parts = plan.strategy.multiple
-    # Those that only fill up come last, and each half must have real ones.
-    return [
-        jax.tree.map(lambda x, p=p: x[:, p::parts].reshape(-1, *x.shape[2:]), (taken, tasks))
-        for p in range(parts)
-    ]
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (taken, tasks))
 
 
-def _of_all(plan: Plan, batch: Batch) -> list[tuple[Any, None]]:
+def _of_all(plan: Plan, batch: Batch) -> tuple[Any, None]:
     """The same of rows with labels of several tasks, which are in random order."""
     if batch.measured is not None:
-        rows: Any = batch.measured() if callable(batch.measured) else batch.measured
-        size = taken = jax.tree.leaves(rows)[0].shape[0]
-    else:
-        rows, size = batch.rows, jax.tree.leaves(batch.rows)[0].shape[0]
-        taken = min(plan.rows or plan.strategy.rows_of(size), size)
-    # Every device keeps its rows: the first part is made of the rows 0, step, 2 step and so on.
-    parts = plan.strategy.multiple
-    each = taken // parts
-    step = size // each
-
-    def part(x, number):
-        return x[: each * step].reshape(each, step, *x.shape[1:])[:, number]
-
-    return [(jax.tree.map(functools.partial(part, number=n), rows), None) for n in range(parts)]
+        return (batch.measured() if callable(batch.measured) else batch.measured), None
+    size = jax.tree.leaves(batch.rows)[0].shape[0]
+    taken = min(plan.rows or plan.strategy.rows_of(size), size)
+    # Every device keeps its rows: they are the rows 0, step, 2 step and so on.
+    step = size // taken
+    rows = jax.tree.map(
+        lambda x: x[: taken * step].reshape(taken, step, *x.shape[1:])[:, 0], batch.rows
+    )
+    return rows, None

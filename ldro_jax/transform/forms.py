@@ -234,7 +234,7 @@ def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
             def losses(params):
                 return losses_fn(params), every
 
-            return of_losses(losses, None, params, given.preconditioner)
+            return of_losses(losses, None, params, preconditioner=given.preconditioner)
 
     elif interaction_fn is None:
         interaction_fn = functools.partial(interaction_lib.jacobian_gram, losses_fn)

@@ -49,7 +49,7 @@ def test_a_product_is_that_of_the_gradients_of_both_halves(x64, scaled):
 
         @jax.jit
         def times(params, vector):
-            asked = of_losses(given(first), given(second), params, scale)
+            asked = of_losses(given(first), given(second), params, preconditioner=scale)
             return asked.times(vector)
 
         product, there = times(params, vector)
