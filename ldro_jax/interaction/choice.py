@@ -28,11 +28,6 @@ STRATEGIES = {
     "vmap": vmap,
 }
 
-# How much more memory than the gradients of the model a strategy chosen automatically may take, as
-# a multiple of the model and in bytes, whichever is more.
-_MODELS = 8
-_BYTES = 2**30
-
 
 def get(strategy: str | base.Interaction) -> base.Interaction:
     """Returns a strategy by its name, or as it was given.
@@ -150,7 +145,7 @@ def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> 
         gradients if fused else None,
         multiple=2,
         parts=2,
-        products=lambda stacked: _crossed(base.gram(stacked)),
+        from_gram=_crossed,
     )
 
 
@@ -213,7 +208,7 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     leaves_lib.check_arrays("params", params)
     num_tasks = base.num_tasks(batch)
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
-    limit = max(_MODELS * sum(sizes), _BYTES)
+    limit = base.limit(params)
     if num_tasks * sum(sizes) <= limit and _slow_under_vmap(loss_fn, params, batch):
         return "scan"
     # The gradients of small parameters aren't worth slicing.

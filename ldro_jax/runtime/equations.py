@@ -146,11 +146,32 @@ def depending(jaxpr: Program, inputs: Iterable[Any]) -> list[bool]:
 
     The program must have no calls; a loop or a condition counts as depending on all its inputs.
     """
+    live = dependents(jaxpr, inputs)
+    return [not is_literal(v) and v in live for v in jaxpr.outvars]
+
+
+def dependents(jaxpr: Program, inputs: Iterable[Any]) -> set[Any]:
+    """The variables of such a program that depend on one of these, and these."""
     live = set(inputs)
     for eqn in jaxpr.eqns:
         if live.intersection(variables(eqn.invars)):
             live.update(eqn.outvars)
-    return [not is_literal(v) and v in live for v in jaxpr.outvars]
+    return live
+
+
+def function(closed: Program, outputs: Sequence[Any]) -> Callable[..., list[jax.Array]]:
+    """The function of a program's inputs that gives some of its variables, and no more."""
+    jaxpr = closed.jaxpr
+    eqns = [jaxpr.eqns[number] for number in needed(jaxpr, outputs)]
+
+    def run_needed(*inputs):
+        known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+        known |= dict(zip(jaxpr.invars, inputs, strict=True))
+        for eqn in eqns:
+            known |= dict(zip(eqn.outvars, run(jaxpr, eqn, known), strict=True))
+        return [read(known, v) for v in outputs]
+
+    return run_needed
 
 
 def is_literal(atom: Any) -> bool:

@@ -103,7 +103,7 @@ def read(
     if form == "tasks":
         step = _from_tasks(given, params, plan, dtype)
     elif form == "layout":
-        step = _from_losses_fn(given, params, dtype)
+        step = _from_losses_fn(given, params, plan, dtype)
     elif form == "forward":
         step = _from_pullback(given, params, dtype)
     else:
@@ -219,17 +219,18 @@ def _from_tasks(given: Arguments, params, plan, dtype) -> Step:
     return Step(measured.losses, measured.pullback, measured.interaction)
 
 
-def _from_losses_fn(given: Arguments, params, dtype) -> Step:
+def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
     interaction_fn = given.interaction_fn
+    gram = functools.partial(interaction_lib.jacobian_gram, interval=plan.interval)
 
     def losses_fn(params):
         return _array("losses_fn must return", given.losses_fn(params), "it returns")
 
     if interaction_fn is None:
-        interaction_fn = functools.partial(interaction_lib.jacobian_gram, losses_fn)
+        interaction_fn = functools.partial(gram, losses_fn)
         if given.preconditioner is not None:
             moved, zero = geometry.in_units(losses_fn, params, given.preconditioner)
-            interaction_fn = lambda _: interaction_lib.jacobian_gram(moved, zero)  # noqa: E731
+            interaction_fn = lambda _: gram(moved, zero)  # noqa: E731
     losses, pullback = differentiated(losses_fn, params, dtype)
     return Step(losses, pullback, functools.partial(interaction_fn, params))
 
@@ -275,16 +276,20 @@ def _from_stacked(gradients, given: Arguments, params, plan) -> Step:
 
 
 def _stacked_step(losses, gradients, plan, preconditioner) -> Step:
-    parts, products = _parts(losses, plan), interaction_base.gram
+    parts, from_gram = _parts(losses, plan), None
     if parts > 1:
         losses = losses.reshape(plan.num_tasks, parts).mean(axis=1)
-        products = plan.strategy.products
+        from_gram = plan.strategy.from_gram
 
     def pullback(weights):
         weights = jnp.repeat(weights / parts, parts)
         return jax.tree.map(functools.partial(interaction_base.combined, weights), gradients)
 
-    return Step(losses, pullback, lambda: products(geometry.scaled(gradients, preconditioner)))
+    def matrix():
+        gram = interaction_base.gram(geometry.scaled(gradients, preconditioner))
+        return gram if from_gram is None else from_gram(gram)
+
+    return Step(losses, pullback, matrix)
 
 
 def _parts(losses, plan) -> int:
