@@ -72,7 +72,8 @@ class Interaction(NamedTuple):
         ``matrix`` would give; ``None`` if it is that.
       pullback: ``(loss_fn, params, batch) -> (losses [N], (weights [N]) -> Pulled)``, for weights
         that don't need the matrix of this step; ``None`` if the strategy has no such way. Takes
-        ``has_aux`` as well.
+        ``has_aux`` as well, and ``shared``, a tree of bools like the parameters, where some of them
+        count in no matrix.
       multiple: the number of examples of each task must be a multiple of this.
     """
 
@@ -204,6 +205,11 @@ def statistics_dtype(tree: Any) -> Any:
     """Dtype for losses, weights and interactions: float32, or that of a wider leaf of the tree."""
     dtypes = (leaf.dtype for leaf in jax.tree.leaves(tree))
     return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
+
+
+def flags(params: Any, shared: Any) -> list[bool]:
+    """For each leaf of the parameters, whether a tree of bools like them marks it."""
+    return [True] * len(jax.tree.leaves(params)) if shared is None else jax.tree.leaves(shared)
 
 
 def limit(params: Any) -> int:

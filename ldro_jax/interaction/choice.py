@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -80,23 +81,24 @@ def auto(shardings: Any = None) -> base.Interaction:
         assert gradients_of is not None
         return gradients_of(loss_fn, params, batch, **options)
 
-    def pullback(loss_fn, params, batch, *, has_aux=False):
+    def pullback(loss_fn, params, batch, *, has_aux=False, shared=None):
         loss = (lambda *both: loss_fn(*both)[0]) if has_aux else loss_fn
         apart = shardings is not None and _held(loss, params, batch, layers=True) is None
         if not apart and not _slow_under_vmap(loss, params, batch):
             # Layers that aren't scanned are used up leaf by leaf.
             assert by_layers.pullback is not None
             with contextlib.suppress(equations.UnknownFormError):
-                return by_layers.pullback(loss_fn, params, batch, has_aux=has_aux)
+                return by_layers.pullback(loss_fn, params, batch, has_aux=has_aux, shared=shared)
         losses, stacked = gradients(loss_fn, params, batch, has_aux=has_aux)
-        return losses, functools.partial(_pulled, stacked)
+        return losses, functools.partial(_pulled, stacked, base.flags(params, shared))
 
     return base.Interaction(matrix, gradients, pullback=pullback)
 
 
-def _pulled(stacked: Any, weights: jax.Array) -> base.Pulled:
+def _pulled(stacked: Any, counted: list[bool], weights: jax.Array) -> base.Pulled:
     gradient = jax.tree.map(functools.partial(base.combined, weights), stacked)
-    return base.Pulled(gradient, base.gram(stacked))
+    own = itertools.compress(jax.tree.leaves(stacked), counted)
+    return base.Pulled(gradient, base.gram(list(own)))
 
 
 def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> base.Interaction:

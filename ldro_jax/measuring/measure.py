@@ -12,6 +12,7 @@ import numpy as np
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry, pulled
 from ldro_jax.measuring import rows as rows_lib
+from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring.batch import Batch, Grouped, LossesOf, RowLosses
 from ldro_jax.measuring.plan import Plan, Way
 
@@ -92,6 +93,7 @@ def measure(
     way = plan.way(batch, preconditioned=preconditioner is not None)
     if way is not Way.APART:
         return _one_pass(plan, way, losses_of, params, batch, preconditioner)
+    preconditioner = shared_lib.counted(preconditioner, plan.shared)
     strategy = geometry.preconditioned(plan.strategy, preconditioner)
     if isinstance(batch, Batch):
         return _apart(plan, strategy, losses_of, params, batch, preconditioner)
@@ -99,7 +101,11 @@ def measure(
         lambda p: jax.vmap(losses_of, in_axes=(None, 0))(p, batch.tasks), params, batch.dtype
     )
     other = batch.tasks if batch.measured is None else batch.measured
-    return Measurement(losses, None, pullback, lambda: strategy.matrix(losses_of, params, other))
+
+    def interaction():
+        return strategy.matrix(*shared_lib.of_counted(losses_of, params, plan.shared), other)
+
+    return Measurement(losses, None, pullback, interaction)
 
 
 def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measurement:
@@ -107,6 +113,8 @@ def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measuremen
     strategy = plan.strategy
     run = strategy.pullback if way is Way.LAGGED else strategy.gradients
     totals = _Totals()
+    if way is Way.LAGGED and plan.shared is not None:
+        run = functools.partial(run, shared=plan.shared)
     if isinstance(batch, Grouped):
         losses, pulled = run(losses_of, params, batch.tasks)
     else:
@@ -160,7 +168,8 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
     def by_task():
         taken, is_real = rows_lib.by_task(plan, batch, plan.rows)
         task_loss = _task_loss(losses_of)
-        matrix = strategy.matrix(lambda *both: task_loss(*both)[0], params, (taken, is_real))
+        counted = shared_lib.of_counted(lambda *both: task_loss(*both)[0], params, plan.shared)
+        matrix = strategy.matrix(*counted, (taken, is_real))
         return matrix, is_real.sum(axis=1)
 
     return Measurement(
@@ -198,7 +207,12 @@ def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
 
     def of_means(one):
         pull, counts = _of_means(one, parts)
-        return lambda weights: geometry.scaled(pull(weights), preconditioner), counts
+
+        def counted(weights):
+            gradient = shared_lib.counted(pull(weights), plan.shared)
+            return geometry.scaled(gradient, preconditioner)
+
+        return counted, counts
 
     if plan.tables is None:
         one = here if other is None else pass_over(rows)

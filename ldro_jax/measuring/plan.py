@@ -18,6 +18,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
@@ -60,6 +61,8 @@ class Plan:
       owned: whether each row is of one task.
       tables: where the rows are several tables, a dictionary by name, how many tasks those of each
         have labels of, the first tasks first. A task is pulled back through its own table alone.
+      shared: which of the trained parameters the interaction counts, a tree of bools like them;
+        ``None`` if all.
     """
 
     num_tasks: int
@@ -74,6 +77,7 @@ class Plan:
     whole: bool = False
     owned: bool = True
     tables: Mapping[str, int] | None = None
+    shared: Any = None
 
     @property
     def every_step(self) -> bool:

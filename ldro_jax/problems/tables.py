@@ -208,9 +208,10 @@ class TableProblem(in_memory.InMemory):
         counted = jnp.ones(losses.shape) if labelled is None else labelled
         if len(self._tasks) == 1:
             return losses, counted.astype(losses.dtype)
-        where = self._numbers(table)
-        zeros = jnp.zeros((size, self.num_tasks), losses.dtype)
-        return zeros.at[:, where].set(losses), zeros.at[:, where].set(counted.astype(losses.dtype))
+        # The tasks of a table are numbered one after another.
+        first = self.task_names.index(next(iter(own)))
+        others = ((0, 0), (first, self.num_tasks - first - len(own)))
+        return jnp.pad(losses, others), jnp.pad(counted.astype(losses.dtype), others)
 
     def _numbers(self, table: str) -> jax.Array:
         """Which of the problem's tasks those of a table are."""

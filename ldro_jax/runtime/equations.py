@@ -9,6 +9,7 @@ without reading the program then do.
 import collections
 import contextlib
 import functools
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,17 @@ from jax.extend import core
 Program = Any
 Equation = Any
 
-_CALLS = ("closed_call", "core_call", "jit", "pjit")
+_CALLS = ("closed_call", "core_call", "custom_jvp_call", "jit", "pjit")
+# What computes each entry from those in the same place.
+# fmt: off
+_ENTRY_BY_ENTRY = {
+    "abs", "add", "add_any", "and", "ceil", "clamp", "convert_element_type", "copy", "copy_p",
+    "cos", "div", "eq", "erf", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow",
+    "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg",
+    "not", "or", "pow", "reduce_precision", "rem", "round", "rsqrt", "select_n",
+    "sharding_constraint", "sign", "sin", "sqrt", "square", "stop_gradient", "sub", "tanh",
+}
+# fmt: on
 _SCAN = {"jaxpr", "length", "reverse", "unroll"}
 # What is carried and what is stacked shows in the shapes, which all releases have in common.
 _OTHERS_OF_SCAN = {"_split_transpose", "ft_in", "ft_out", "linear", "num_carry", "num_consts"}
@@ -157,6 +168,104 @@ def dependents(jaxpr: Program, inputs: Iterable[Any]) -> set[Any]:
         if live.intersection(variables(eqn.invars)):
             live.update(eqn.outvars)
     return live
+
+
+def inputs_of_entries(closed: Program, axis: int) -> list[list[bool]]:
+    """Which inputs each entry of a program's only output depends on, along an axis of it.
+
+    It follows entries through what stacks, pads, turns, reduces and takes apart arrays, and through
+    what goes entry by entry. Otherwise an entry counts as depending on all that its array does.
+
+    Returns:
+      For each entry, whether it depends on each of the inputs.
+    """
+    jaxpr = closed.jaxpr
+    made, _ = made_and_used(jaxpr)
+    # Sets of inputs, as the bits of a number.
+    whole: dict[Any, int] = {v: 1 << number for number, v in enumerate(jaxpr.invars)}
+
+    def all_of(atoms) -> int:
+        return functools.reduce(operator.or_, (whole.get(v, 0) for v in variables(atoms)), 0)
+
+    @functools.cache
+    def of_entry(variable, axis, entry) -> int:
+        if variable not in made:
+            return all_of([variable])
+        bits = 0
+        for operand, place in _entries(jaxpr.eqns[made[variable]], axis, entry):
+            if place is None or is_literal(operand):
+                bits |= all_of([operand])
+            else:
+                bits |= of_entry(operand, *place)
+        return bits
+
+    for eqn in jaxpr.eqns:
+        taken = _taken(eqn)
+        bits = all_of(eqn.invars) if taken is None else of_entry(eqn.invars[0], *taken)
+        whole |= dict.fromkeys(eqn.outvars, bits)
+    (output,) = jaxpr.outvars
+    if is_literal(output):
+        return [[False] * len(jaxpr.invars)] * output.aval.shape[axis]
+    sets = [of_entry(output, axis, entry) for entry in range(output.aval.shape[axis])]
+    return [[bool(bits >> number & 1) for number in range(len(jaxpr.invars))] for bits in sets]
+
+
+def _taken(eqn: Equation) -> tuple[int, int] | None:
+    """The axis and the entry of it that an equation takes out of an array, if it does."""
+    if eqn.primitive.name != "slice" or is_literal(eqn.invars[0]):
+        return None
+    sizes = eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
+    axes = (a for a, (new, old) in enumerate(zip(*sizes, strict=True)) if new == 1 < old)
+    return next(((a, eqn.params["start_indices"][a]) for a in axes), None)
+
+
+def _entries(eqn: Equation, axis: int, entry: int) -> list[tuple[Any, tuple[int, int] | None]]:
+    """What an entry of an equation's output comes from: operands, with an axis and an entry of it.
+
+    ``None`` for the whole of an operand.
+    """
+    name, params, operands = eqn.primitive.name, eqn.params, eqn.invars
+    shape = eqn.outvars[0].aval.shape
+    first = operands[0]
+    if name == "stack":
+        along = params["axis"]
+        if along == axis:
+            return [(operands[entry], None)]
+        return [(x, (axis - (along < axis), entry)) for x in operands]
+    if name == "concatenate":
+        if params["dimension"] != axis:
+            return [(x, (axis, entry)) for x in operands]
+        for x in operands:
+            if entry < x.aval.shape[axis]:
+                return [(x, (axis, entry))]
+            entry -= x.aval.shape[axis]
+    if name == "slice":
+        start, step = params["start_indices"][axis], (params["strides"] or [1] * len(shape))[axis]
+        return [(first, (axis, start + step * entry))]
+    if name in _ENTRY_BY_ENTRY:
+        return [(x, (axis, entry) if x.aval.shape == shape else None) for x in operands]
+    if name == "pad":
+        low, _, between = params["padding_config"][axis]
+        if between == 0:
+            inside = 0 <= entry - low < first.aval.shape[axis]
+            return [(first, (axis, entry - low)) if inside else (operands[1], None)]
+    before: int | None = None
+    if name == "transpose":
+        before = params["permutation"][axis]
+    elif name == "squeeze":
+        kept = [a for a in range(first.aval.ndim) if a not in params["dimensions"]]
+        before = kept[axis]
+    elif name.startswith("reduce_") and "axes" in params:
+        before = [a for a in range(first.aval.ndim) if a not in params["axes"]][axis]
+    elif name == "broadcast_in_dim" and axis in params["broadcast_dimensions"]:
+        before = params["broadcast_dimensions"].index(axis)
+    elif name == "reshape":
+        outer = math.prod(shape[:axis])
+        same = (a for a, size in enumerate(first.aval.shape) if size == shape[axis])
+        before = next((a for a in same if math.prod(first.aval.shape[:a]) == outer), None)
+    if before is None or first.aval.shape[before : before + 1] != (shape[axis],):
+        return [(x, None) for x in operands]
+    return [(first, (before, entry)), *((x, None) for x in operands[1:])]
 
 
 def function(closed: Program, outputs: Sequence[Any]) -> Callable[..., list[jax.Array]]:

@@ -16,6 +16,7 @@ from ldro_jax import interaction as interaction_lib
 from ldro_jax import measuring
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
+from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.measuring.measure import check_floating, differentiated
 from ldro_jax.runtime import checks, leaves
@@ -37,6 +38,7 @@ class Step(NamedTuple):
       from_batch: whether the interaction is measured on that batch.
       params: those that the gradient is of, without frozen ones; ``None`` if they weren't given.
       updates: the gradient of no task, like them; ``None`` if there is none.
+      shared: which parameters the interaction counts, a tree of bools like them; ``None`` if all.
     """
 
     losses: jax.Array
@@ -47,6 +49,7 @@ class Step(NamedTuple):
     from_batch: bool = True
     params: Any = None
     updates: Any = None
+    shared: Any = None
 
 
 class Arguments(NamedTuple):
@@ -123,6 +126,7 @@ def read(
         from_batch=given.interaction_batch is None and given.interaction_fn is None,
         params=params,
         updates=updates,
+        shared=plan.shared if step.shared is None else step.shared,
     )
 
 
@@ -226,13 +230,17 @@ def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
     def losses_fn(params):
         return _array("losses_fn must return", given.losses_fn(params), "it returns")
 
+    shared = plan.shared
     if interaction_fn is None:
-        interaction_fn = functools.partial(gram, losses_fn)
+        if shared is None and plan.interval is not None:
+            shared = shared_lib.found(losses_fn, params)
+        counted = shared_lib.of_counted(losses_fn, params, shared)
         if given.preconditioner is not None:
-            moved, zero = geometry.in_units(losses_fn, params, given.preconditioner)
-            interaction_fn = lambda _: gram(moved, zero)  # noqa: E731
+            own = shared_lib.counted(given.preconditioner, shared)
+            counted = geometry.in_units(*counted, own)
+        interaction_fn = lambda _: gram(*counted)  # noqa: E731
     losses, pullback = differentiated(losses_fn, params, dtype)
-    return Step(losses, pullback, functools.partial(interaction_fn, params))
+    return Step(losses, pullback, functools.partial(interaction_fn, params), shared=shared)
 
 
 def _unwrapped(value: Any) -> str:
@@ -286,7 +294,8 @@ def _stacked_step(losses, gradients, plan, preconditioner) -> Step:
         return jax.tree.map(functools.partial(interaction_base.combined, weights), gradients)
 
     def matrix():
-        gram = interaction_base.gram(geometry.scaled(gradients, preconditioner))
+        own, units = (shared_lib.counted(x, plan.shared) for x in (gradients, preconditioner))
+        gram = interaction_base.gram(geometry.scaled(own, units))
         return gram if from_gram is None else from_gram(gram)
 
     return Step(losses, pullback, matrix)
