@@ -200,9 +200,9 @@ def inputs_of_entries(closed: Program, axis: int) -> list[list[bool]]:
         return bits
 
     for eqn in jaxpr.eqns:
-        taken = _taken(eqn)
-        bits = all_of(eqn.invars) if taken is None else of_entry(eqn.invars[0], *taken)
-        whole |= dict.fromkeys(eqn.outvars, bits)
+        whole |= dict.fromkeys(eqn.outvars, all_of(eqn.invars))
+        for output, place in _taken(eqn).items():
+            whole[output] = of_entry(eqn.invars[0], *place)
     (output,) = jaxpr.outvars
     if is_literal(output):
         return [[False] * len(jaxpr.invars)] * output.aval.shape[axis]
@@ -210,13 +210,16 @@ def inputs_of_entries(closed: Program, axis: int) -> list[list[bool]]:
     return [[bool(bits >> number & 1) for number in range(len(jaxpr.invars))] for bits in sets]
 
 
-def _taken(eqn: Equation) -> tuple[int, int] | None:
-    """The axis and the entry of it that an equation takes out of an array, if it does."""
+def _taken(eqn: Equation) -> dict[Any, tuple[int, int]]:
+    """The outputs of an equation that are one entry of its first input, with the axis and entry."""
+    if eqn.primitive.name == "unstack":
+        return {v: (eqn.params["axis"], entry) for entry, v in enumerate(eqn.outvars)}
     if eqn.primitive.name != "slice" or is_literal(eqn.invars[0]):
-        return None
-    sizes = eqn.outvars[0].aval.shape, eqn.invars[0].aval.shape
-    axes = (a for a, (new, old) in enumerate(zip(*sizes, strict=True)) if new == 1 < old)
-    return next(((a, eqn.params["start_indices"][a]) for a in axes), None)
+        return {}
+    (output,), starts = eqn.outvars, eqn.params["start_indices"]
+    sizes = zip(output.aval.shape, eqn.invars[0].aval.shape, strict=True)
+    axis = next((axis for axis, (new, old) in enumerate(sizes) if new == 1 < old), None)
+    return {} if axis is None else {output: (axis, starts[axis])}
 
 
 def _entries(eqn: Equation, axis: int, entry: int) -> list[tuple[Any, tuple[int, int] | None]]:
