@@ -75,6 +75,8 @@ class Interaction(NamedTuple):
         ``has_aux`` as well, and ``shared``, a tree of bools like the parameters, where some of them
         count in no matrix.
       multiple: the number of examples of each task must be a multiple of this.
+      of_features: whether the gradients are those of the features that all tasks share, and not of
+        the parameters.
     """
 
     matrix: Callable[[LossFn, Any, Any], jax.Array | Measured]
@@ -83,6 +85,7 @@ class Interaction(NamedTuple):
     parts: int = 1
     from_gram: Callable[[jax.Array], jax.Array | Measured] | None = None
     pullback: Callable[..., tuple[Any, Pullback]] | None = None
+    of_features: bool = False
 
 
 def gram(left: Any, right: Any | None = None) -> jax.Array:

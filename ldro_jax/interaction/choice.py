@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from ldro_jax.interaction import base, slices
 from ldro_jax.interaction.columns import columns
+from ldro_jax.interaction.features import features
 from ldro_jax.interaction.jacrev import jacrev
 from ldro_jax.interaction.layerwise import held, layerwise
 from ldro_jax.interaction.offload import offload
@@ -34,7 +35,7 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
     """Returns a strategy by its name, or as it was given.
 
     Args:
-      strategy: a key of ``STRATEGIES``, ``"auto"``, ``"split"``, or an
+      strategy: a key of ``STRATEGIES``, ``"auto"``, ``"split"``, ``"features"``, or an
         :class:`~ldro_jax.interaction.base.Interaction`.
 
     Raises:
@@ -44,10 +45,11 @@ def get(strategy: str | base.Interaction) -> base.Interaction:
         return strategy
     if strategy == "auto":
         return auto()
-    names = ["auto", *STRATEGIES, "split"]
+    names = ["auto", *STRATEGIES, "split", "features"]
     expected = f"an Interaction or one of {', '.join(names)}"
     checks.require(strategy in names, "interaction", expected, strategy)
-    return split() if strategy == "split" else STRATEGIES[strategy]()
+    others = {"split": split, "features": features}
+    return (others | STRATEGIES)[strategy]()
 
 
 @leaves_lib.needs_arrays

@@ -202,20 +202,26 @@ def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
     parts, dtype = plan.strategy.parts, here.found.sums.dtype
 
     def pass_over(rows):
-        found, pull = rows_lib.forward(losses_of, params, rows, microbatches, batch.key)
+        moved = losses_of, params, rows, microbatches
+        if plan.features is not None:
+            moved = functools.partial(_of_features, losses_of, params), plan.features(rows), rows, 1
+        found, pull = rows_lib.forward(*moved, batch.key)
         return _Pass(found, pull, rows_lib.tasks_of(found, tasks, plan.num_tasks))
 
     def of_means(one):
         pull, counts = _of_means(one, parts)
 
         def counted(weights):
-            gradient = shared_lib.counted(pull(weights), plan.shared)
+            gradient = pull(weights)
+            if plan.features is None:
+                gradient = shared_lib.counted(gradient, plan.shared)
             return geometry.scaled(gradient, preconditioner)
 
         return counted, counts
 
     if plan.tables is None:
-        one = here if other is None else pass_over(rows)
+        serves = other is None and plan.features is None
+        one = here if serves else pass_over(rows)
         (pull, counts), rows_each = of_means(one), one.tasks.rows
         gram = pulled.matrix(
             pull,
@@ -239,6 +245,12 @@ def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
     gram = jnp.where(known[:, None] & known[None, :], gram, jnp.nan)
     from_gram = plan.strategy.from_gram
     return (gram if from_gram is None else from_gram(gram)), rows_each
+
+
+def _of_features(losses_of: LossesOf, params: Any, perturbations: Any, rows: Any, *key: jax.Array):
+    """The losses of rows as a function of what is added to their features."""
+    moved = {name: {**given, "perturbations": perturbations[name]} for name, given in rows.items()}
+    return losses_of(params, moved, *key)
 
 
 def _of_means(one: _Pass, parts: int):

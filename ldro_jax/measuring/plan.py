@@ -17,7 +17,7 @@ on the losses ℓ and the matrix A, there are three ways to get them:
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -63,6 +63,7 @@ class Plan:
         have labels of, the first tasks first. A task is pulled back through its own table alone.
       shared: which of the trained parameters the interaction counts, a tree of bools like them;
         ``None`` if all.
+      features: ``rows -> zeros`` to add to the features in them, if the strategy measures there.
     """
 
     num_tasks: int
@@ -78,6 +79,7 @@ class Plan:
     owned: bool = True
     tables: Mapping[str, int] | None = None
     shared: Any = None
+    features: Callable[[Any], Any] | None = None
 
     @property
     def every_step(self) -> bool:

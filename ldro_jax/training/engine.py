@@ -24,6 +24,7 @@ from flax.core import meta
 
 from ldro_jax import interaction
 from ldro_jax.interaction import Interaction
+from ldro_jax.interaction.features import NEEDED
 from ldro_jax.measuring import Plan
 from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring import trained as trained_lib
@@ -269,6 +270,11 @@ class Program(abc.ABC):
                 f"measures the interaction on {measured}. Use a larger Batches.size or "
                 "Batches.interaction_rows=2."
             )
+        if strategy.of_features and (problem.features is None or method.geometry != "euclidean"):
+            raise ValueError(
+                f"{method.name} measures the interaction at the features. "
+                f"{NEEDED} It has no geometry."
+            )
         return Plan(
             problem.num_tasks,
             strategy,
@@ -281,6 +287,7 @@ class Program(abc.ABC):
             owned=problem.labels is None,
             tables=problem.tables,
             shared=self._counted(),
+            features=problem.features if strategy.of_features else None,
         )
 
     def _counted(self) -> Any:

@@ -16,6 +16,7 @@ from ldro_jax import interaction as interaction_lib
 from ldro_jax import measuring
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
+from ldro_jax.interaction.features import NEEDED
 from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.measuring.measure import check_floating, differentiated
@@ -59,6 +60,7 @@ class Arguments(NamedTuple):
     batch: Any = None
     interaction_batch: Any = None
     losses_fn: Any = None
+    features_fn: Any = None
     losses: Any = None
     pullback: Any = None
     interaction_fn: Any = None
@@ -98,6 +100,8 @@ def read(
     leaves.check_trained("params", params)
     form = _form(given)
     _check(given)
+    if form == "stacked" and plan.strategy.of_features and plan.interval is not None:
+        raise ValueError(NEEDED)
     if params is None and form != "forward":
         raise ValueError("update needs params, as its third argument.")
     if given.preconditioner is not None:
@@ -137,6 +141,7 @@ def _restricted(given: Arguments, updates, params, trained) -> tuple[Arguments, 
     own = {
         "loss_fn": trained_lib.of_part(given.loss_fn, params),
         "losses_fn": trained_lib.of_part(given.losses_fn, params),
+        "features_fn": trained_lib.of_part(given.features_fn, params),
         "preconditioner": trained_lib.hide(given.preconditioner, trained),
     }
     if given.losses_fn is not None:
@@ -179,6 +184,7 @@ def _depth(tree: Any) -> int:
 _FUNCTIONS = {
     "loss_fn": "(params, task_batch) -> scalar",
     "losses_fn": "params -> losses [N]",
+    "features_fn": "params -> features",
     "pullback": "weights [N] -> gradient",
     "interaction_fn": "() -> [N, N]",
 }
@@ -186,7 +192,7 @@ _FUNCTIONS = {
 # What each form of the statistics needs, and what may come with it.
 _FORMS = {
     "tasks": ({"loss_fn", "batch"}, {"interaction_batch", "preconditioner"}),
-    "layout": ({"losses_fn"}, {"interaction_fn", "preconditioner"}),
+    "layout": ({"losses_fn"}, {"features_fn", "interaction_fn", "preconditioner"}),
     "forward": ({"losses", "pullback"}, {"interaction_fn"}),
     "stacked": ({"losses"}, {"preconditioner"}),
 }
@@ -204,7 +210,7 @@ def _form(arguments: Arguments) -> str:
             return form
     raise ValueError(
         "update needs the task statistics in one of these forms: loss_fn and batch (and "
-        "interaction_batch); losses_fn (and interaction_fn); losses and pullback (and "
+        "interaction_batch); losses_fn (and features_fn, interaction_fn); losses and pullback (and "
         "interaction_fn); or losses, with the stacked task gradients as updates. It was given: "
         f"{', '.join(sorted(given)) or 'none of these (does an Optax wrapper keep them back?)'}."
     )
@@ -228,10 +234,16 @@ def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
     gram = functools.partial(interaction_lib.jacobian_gram, interval=plan.interval)
 
     def losses_fn(params):
-        return _array("losses_fn must return", given.losses_fn(params), "it returns")
+        own = () if given.features_fn is None else (given.features_fn(params),)
+        return _array("losses_fn must return", given.losses_fn(params, *own), "it returns")
 
     shared = plan.shared
-    if interaction_fn is None:
+    if interaction_fn is None and plan.strategy.of_features:
+        if given.features_fn is None or given.preconditioner is not None:
+            raise ValueError(f"{NEEDED} It takes no preconditioner.")
+        features = given.features_fn(params)
+        interaction_fn = lambda _: gram(lambda z: given.losses_fn(params, z), features)  # noqa: E731
+    elif interaction_fn is None:
         if shared is None and plan.interval is not None:
             shared = shared_lib.found(losses_fn, params)
         counted = shared_lib.of_counted(losses_fn, params, shared)

@@ -69,7 +69,8 @@ def weighted(
                          which is ``[task, example, ...]``; optionally ``interaction_batch``, other
                          examples to measure the interaction on.
     any layout           ``losses_fn(params) -> [N]`` and optionally ``interaction_fn(params) ->
-                         [N, N]``, by default the Gram matrix of the Jacobian of ``losses_fn``.
+                         [N, N]``, by default the Gram matrix of the Jacobian of ``losses_fn``;
+                         with ``features_fn(params) -> z`` it is ``losses_fn(params, z)``.
     forward done         ``losses [N]``, ``pullback(weights [N]) -> gradient`` (from ``jax.vjp``)
                          and, if the weighting uses it, ``interaction_fn() -> [N, N]``; with
                          ``lagged`` the pullback may give both, as an ``interaction.Pulled``.
@@ -106,7 +107,9 @@ def weighted(
       num_tasks: N, a Python integer.
       interaction: how to measure the interaction in the form "tasks": a name from
         :data:`ldro_jax.interaction.STRATEGIES`, "split", or an
-        :class:`~ldro_jax.interaction.Interaction`; "auto" suits the weighting and the model.
+        :class:`~ldro_jax.interaction.Interaction`; "auto" suits the weighting and the model. In the
+        form "any layout", "features" measures it at z; see
+        :func:`ldro_jax.interaction.features`.
       interaction_interval: k, the interaction is measured in every k-th step, from the first; by
         default as often as the weighting says, if it uses it. With 1 and a strategy that holds all
         gradients, the training gradient comes from the same pass.
