@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from ldro_jax.measuring import trained as trained_lib
-from ldro_jax.runtime import checks, equations
+from ldro_jax.runtime import equations
 
 
 def mask(shared: Any, params: Any, trained: Any = None) -> Any:
@@ -40,10 +40,10 @@ def mask(shared: Any, params: Any, trained: Any = None) -> Any:
     Raises:
       ValueError: if the tree doesn't fit the parameters, or marks none that is trained.
     """
-    bools = trained_lib.mask(shared, params, name="shared")
+    bools = trained_lib.mask(shared, params, name="shared", use="count")
     bools = bools if trained is None else trained_lib.hide(bools, trained)
-    expected = "a mark at one of the trained parameters at least"
-    checks.require(any(jax.tree.leaves(bools)), "shared", expected, "none")
+    if not any(jax.tree.leaves(bools)):
+        raise ValueError("shared marks no parameter that is trained, so that nothing would count.")
     return bools
 
 

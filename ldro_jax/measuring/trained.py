@@ -17,7 +17,9 @@ from ldro_jax.runtime import checks, equations, errors
 Trainable = Any | Callable[[Any], Any]
 
 
-def mask(trainable: Trainable, params: Any, name: str = "trainable") -> Any:
+def mask(
+    trainable: Trainable, params: Any, name: str = "trainable", use: str = "be trained"
+) -> Any:
     """Which parameters are trained, a tree of bools like the parameters.
 
     Args:
@@ -25,6 +27,7 @@ def mask(trainable: Trainable, params: Any, name: str = "trainable") -> Any:
         function from the parameters to one.
       params: arrays or their shapes.
       name: how an error calls it.
+      use: what nothing would do without a mark.
 
     Raises:
       ValueError: if the tree doesn't fit the parameters, holds something else, or trains nothing.
@@ -43,7 +46,7 @@ def mask(trainable: Trainable, params: Any, name: str = "trainable") -> Any:
         said = errors.first_line(error)
         raise ValueError(f"{name} must be {expected}, but it doesn't fit: {said}") from error
     if not any(jax.tree.leaves(bools)):
-        raise ValueError(f"{name} marks no parameter: {expected} with one True at least.")
+        raise ValueError(f"{name} marks no parameter, so that nothing would {use}.")
     return bools
 
 
