@@ -24,7 +24,7 @@ to give ``d`` in place of ``f``, and ``h hᵀ`` is computed once.
 
 There are two ways from there. All at once, the N of each ``δ`` go back together. One after another,
 column j of the matrix is how all losses change along gradient j: the transpose of the same program,
-applied to what it gives for task j. That is twice the work in the memory of one gradient, and what
+applied to what it gives for task j. That is more work in the memory of one gradient, and what
 is done where all at once would take too much, or where A is measured so seldom that the work
 doesn't matter.
 """
