@@ -9,6 +9,7 @@ its rows in the same way and has nothing else of this library.
 """
 
 import argparse
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,12 @@ from ldro_jax.training.stacked import StackedEngine
 
 WIDTH, LAYERS, FEATURES, BATCH_SIZE, ROWS = 512, 6, 64, 128, 2048
 
+# What else A can be measured on in every step.
+OTHERS = {
+    "k = 1, on 32 rows": {"interaction_rows": 32},
+    "k = 1, at the features": {"interaction": "features"},
+}
+
 
 class Network(nn.Module):
     """A residual trunk, and a head for each label."""
@@ -39,7 +46,7 @@ class Network(nn.Module):
         x = nn.Dense(WIDTH)(inputs)
         for _ in range(LAYERS):
             x = x + nn.relu(nn.Dense(WIDTH)(x)) / LAYERS
-        return nn.Dense(self.labels)(x)
+        return nn.Dense(self.labels)(self.perturb("features", x))
 
 
 def squared(outputs, rows):
@@ -120,7 +127,10 @@ def main():
         programs = {"plain Flax": plain(labels, optimizer, args.steps)}
         for name, method in methods.items():
             programs[name] = trained(labels, optimizer, args.steps, method, 0)
-        average = methods[timing.BASELINE]
+        average, every = methods[timing.BASELINE], methods["L-DRO, k = 1"]
+        for name, settings in OTHERS.items():
+            method = dataclasses.replace(every, **settings)
+            programs[name] = trained(labels, optimizer, args.steps, method, 0)
         programs["a fifth missing"] = trained(labels, optimizer, args.steps, average, 0.2)
         for run, _ in programs.values():
             run()

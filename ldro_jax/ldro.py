@@ -57,6 +57,7 @@ def transform(
     total: float | None = None,
     floor: float = 0.0,
     trainable: Any = None,
+    shared: Any = None,
 ) -> transform_lib.Weighted:
     r"""Lookahead-DRO as an Optax gradient transformation; chain it before any optimizer.
 
@@ -98,6 +99,8 @@ def transform(
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
       trainable: the parameters that are trained and counted in A, where others are frozen: a tree
         of bools like them, such as :func:`moved_by` makes, or a function from them to it.
+      shared: the parameters that A counts, in the same way; by default those that several tasks
+        share, where that can be found out: see :func:`ldro_jax.transform.weighted`.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. Its ``update`` is told of the tasks by keyword
@@ -186,6 +189,7 @@ def transform(
         total=total,
         floor=floor,
         trainable=trainable,
+        shared=shared,
     )
 
 

@@ -3,6 +3,7 @@
 from ldro_jax.interaction.base import Interaction, Measured, Pulled, gram
 from ldro_jax.interaction.choice import STRATEGIES, auto, choose, get, split
 from ldro_jax.interaction.columns import columns
+from ldro_jax.interaction.features import features
 from ldro_jax.interaction.geometry import preconditioned
 from ldro_jax.interaction.jacrev import jacobian_gram, jacrev
 from ldro_jax.interaction.layerwise import layerwise
@@ -21,6 +22,7 @@ __all__ = [
     "auto",
     "choose",
     "columns",
+    "features",
     "get",
     "gram",
     "jacobian_gram",

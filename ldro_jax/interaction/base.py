@@ -16,6 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+# How much more memory than the gradients of the model a strategy chosen automatically may take, as
+# a multiple of the model and in bytes, whichever is more.
+_MODELS = 8
+_BYTES = 2**30
+
 # Elements of a row; 20 rows of float32 are then 1.3 MB.
 _SLICE = 16384
 
@@ -63,24 +68,28 @@ class Interaction(NamedTuple):
         losses and stacked as they are. With several parts the axis is ``[N × parts]``, those of a
         task side by side.
       parts: in how many parts of equal weight the examples of a task are taken.
-      products: from stacked gradients, as ``gradients`` gives them, to what ``matrix`` would;
-        ``None`` for :func:`gram`.
+      from_gram: from the Gram matrix of all parts of all tasks, ``[N × parts, N × parts]``, to what
+        ``matrix`` would give; ``None`` if it is that.
       pullback: ``(loss_fn, params, batch) -> (losses [N], (weights [N]) -> Pulled)``, for weights
         that don't need the matrix of this step; ``None`` if the strategy has no such way. Takes
-        ``has_aux`` as well.
+        ``has_aux`` as well, and ``shared``, a tree of bools like the parameters, where some of them
+        count in no matrix.
       multiple: the number of examples of each task must be a multiple of this.
       gives_products: whether ``matrix`` returns no matrix, but the
         :class:`~ldro_jax.interaction.products.Products` that a weighting asks for products of it.
       in_turn: whether one of these is measured in each step, instead of all.
       share: on which share of a batch's rows it is measured, where no number is given.
+      of_features: whether the gradients are those of the features that all tasks share, and not of
+        the parameters.
     """
 
     matrix: Callable[[LossFn, Any, Any], Any]
     gradients: Callable[..., tuple[Any, Any]] | None = None
     multiple: int = 1
     parts: int = 1
-    products: Callable[[Any], jax.Array | Measured] | None = None
+    from_gram: Callable[[jax.Array], jax.Array | Measured] | None = None
     pullback: Callable[..., tuple[Any, Pullback]] | None = None
+    of_features: bool = False
     gives_products: bool = False
     in_turn: bool = False
     share: float = 1.0
@@ -212,6 +221,17 @@ def statistics_dtype(tree: Any) -> Any:
     return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
 
+def flags(params: Any, shared: Any) -> list[bool]:
+    """For each leaf of the parameters, whether a tree of bools like them marks it."""
+    return [True] * len(jax.tree.leaves(params)) if shared is None else jax.tree.leaves(shared)
+
+
+def limit(params: Any) -> int:
+    """Bytes that a measurement may take where less memory would take more time."""
+    model = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
+    return max(_MODELS * model, _BYTES)
+
+
 def num_tasks(batch: Any) -> int:
     """N, the size of the leading task axis of a batch of arrays ``[task, example, ...]``.
 
@@ -237,7 +257,12 @@ def explicit_mesh(x: jax.Array) -> Any:
 
     ``None`` if there is none, or the compiler decides where the array lies.
     """
-    mesh = jax.typeof(x).sharding.mesh
+    return explicit_mesh_of(jax.typeof(x))
+
+
+def explicit_mesh_of(kind: Any) -> Any:
+    """The same of the type of an array."""
+    mesh = kind.sharding.mesh
     return mesh if any(kind == AxisType.Explicit for kind in mesh.axis_types) else None
 
 

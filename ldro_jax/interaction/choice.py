@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 
 from ldro_jax.interaction import base, slices
 from ldro_jax.interaction.columns import columns
+from ldro_jax.interaction.features import features
 from ldro_jax.interaction.jacrev import jacrev
 from ldro_jax.interaction.layerwise import held, layerwise
 from ldro_jax.interaction.offload import offload
@@ -29,18 +31,13 @@ STRATEGIES = {
     "vmap": vmap,
 }
 
-# How much more memory than the gradients of the model a strategy chosen automatically may take, as
-# a multiple of the model and in bytes, whichever is more.
-_MODELS = 8
-_BYTES = 2**30
-
 
 def get(strategy: str | base.Interaction) -> base.Interaction:
     """Returns a strategy by its name, or as it was given.
 
     Args:
-      strategy: a key of ``STRATEGIES``, ``"auto"``, ``"split"``, ``"products"``, or an
-        :class:`~ldro_jax.interaction.base.Interaction`.
+      strategy: a key of ``STRATEGIES``, ``"auto"``, ``"split"``, ``"features"`` or ``"products"``;
+        or an :class:`~ldro_jax.interaction.base.Interaction`.
 
     Raises:
       ValueError: if there is no strategy of that name.
@@ -84,23 +81,24 @@ def auto(shardings: Any = None) -> base.Interaction:
         assert gradients_of is not None
         return gradients_of(loss_fn, params, batch, **options)
 
-    def pullback(loss_fn, params, batch, *, has_aux=False):
+    def pullback(loss_fn, params, batch, *, has_aux=False, shared=None):
         loss = (lambda *both: loss_fn(*both)[0]) if has_aux else loss_fn
         apart = shardings is not None and _held(loss, params, batch, layers=True) is None
         if not apart and not _slow_under_vmap(loss, params, batch):
             # Layers that aren't scanned are used up leaf by leaf.
             assert by_layers.pullback is not None
             with contextlib.suppress(equations.UnknownFormError):
-                return by_layers.pullback(loss_fn, params, batch, has_aux=has_aux)
+                return by_layers.pullback(loss_fn, params, batch, has_aux=has_aux, shared=shared)
         losses, stacked = gradients(loss_fn, params, batch, has_aux=has_aux)
-        return losses, functools.partial(_pulled, stacked)
+        return losses, functools.partial(_pulled, stacked, base.flags(params, shared))
 
     return base.Interaction(matrix, gradients, pullback=pullback)
 
 
-def _pulled(stacked: Any, weights: jax.Array) -> base.Pulled:
+def _pulled(stacked: Any, counted: list[bool], weights: jax.Array) -> base.Pulled:
     gradient = jax.tree.map(functools.partial(base.combined, weights), stacked)
-    return base.Pulled(gradient, base.gram(stacked))
+    own = itertools.compress(jax.tree.leaves(stacked), counted)
+    return base.Pulled(gradient, base.gram(list(own)))
 
 
 def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> base.Interaction:
@@ -149,7 +147,7 @@ def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> 
         gradients if fused else None,
         multiple=2,
         parts=2,
-        products=lambda stacked: _crossed(base.gram(stacked)),
+        from_gram=_crossed,
     )
 
 
@@ -212,7 +210,7 @@ def choose(loss_fn: base.LossFn, params: Any, batch: Any) -> str:
     leaves_lib.check_arrays("params", params)
     num_tasks = base.num_tasks(batch)
     sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)]
-    limit = max(_MODELS * sum(sizes), _BYTES)
+    limit = base.limit(params)
     if num_tasks * sum(sizes) <= limit and _slow_under_vmap(loss_fn, params, batch):
         return "scan"
     # The gradients of small parameters aren't worth slicing.
@@ -251,4 +249,4 @@ def _has(name: str, loss_fn: base.LossFn, params: Any, batch: Any) -> bool:
 
 
 # Those that choose or wrap one of STRATEGIES, or measure no matrix.
-_OTHERS = {"auto": auto, "split": split, "products": products}
+_OTHERS = {"auto": auto, "split": split, "features": features, "products": products}

@@ -53,9 +53,11 @@ def in_units(loss_fn: Callable, params: Any, preconditioner: Any) -> tuple[Calla
 
 
 def scaled(gradients: Any, preconditioner: Any) -> Any:
-    """Stacked gradients ``[N, ...]`` in units of √P; as they are where P is ``None``."""
+    """Gradients, or stacked ones ``[N, ...]``, in units of √P; as they are where P is ``None``."""
     if preconditioner is None:
         return gradients
-    return jax.tree.map(
-        lambda g, p: g * jnp.sqrt(p).astype(g.dtype)[None], gradients, preconditioner
-    )
+
+    def in_units(g, p):
+        return g * jnp.expand_dims(jnp.sqrt(p).astype(g.dtype), tuple(range(g.ndim - p.ndim)))
+
+    return jax.tree.map(in_units, gradients, preconditioner)

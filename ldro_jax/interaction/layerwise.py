@@ -95,9 +95,10 @@ def layerwise(shardings: Any = None) -> base.Interaction:
       ``NotImplementedError`` where JAX writes a traced program down in a form that isn't known.
     """
 
-    def pullback(loss_fn, params, batch, *, has_aux=False):
+    def pullback(loss_fn, params, batch, *, has_aux=False, shared=None):
         program = _traced(loss_fn, params, batch, shardings, has_aux)
-        return _used_up(program, base.statistics_dtype(params))
+        counted = base.flags(params, shared)
+        return _used_up(program, base.statistics_dtype(params), counted)
 
     def matrix(loss_fn, params, batch):
         return pullback(loss_fn, params, batch)[1](None).matrix
@@ -151,11 +152,11 @@ def _traced(loss_fn, params, batch, shardings=None, has_aux=False) -> _Program:
 
 
 def _used_up(
-    program: _Program, dtype: Any
+    program: _Program, dtype: Any, counted: list[bool]
 ) -> tuple[jax.Array, Callable[[jax.Array | None], base.Pulled]]:
     """The losses (and what comes with them), and what weights pull back.
 
-    Without weights, that is the matrix alone.
+    Without weights, that is the matrix alone. Which of the gradients count in it is ``counted``.
     """
     jaxpr, stacked = program.closed.jaxpr, program.stacked
     known = dict(zip(jaxpr.constvars, program.closed.consts, strict=True))
@@ -182,7 +183,7 @@ def _used_up(
             if (leaf := last.get(number)) is not None:
                 output = program.sliced[leaf]
                 products, summed = slices.used_up(jaxpr, output, values, weights, dtype)
-                total += products
+                total += products if counted[leaf] else 0
                 if summed is not None:
                     leaves[leaf] = _turned(jaxpr, output, summed[None])
                 continue
@@ -191,7 +192,7 @@ def _used_up(
                 values |= dict(zip(eqn.outvars, equations.run(jaxpr, eqn, values), strict=True))
                 continue
             inputs = [equations.read(values, v) for v in eqn.invars]
-            products, sums, others = _scanned(program, eqn, inputs, here, weights, dtype)
+            products, sums, others = _scanned(program, eqn, inputs, here, weights, dtype, counted)
             total += products
             gone = {output.place for output in here.values()}
             kept = [v for place, v in enumerate(eqn.outvars) if place not in gone]
@@ -201,7 +202,8 @@ def _used_up(
         for leaf, variable in enumerate(program.leaves):
             if leaf not in stacked and leaf not in program.sliced:
                 gradients = program.placed(equations.read(values, variable), leaf)
-                total += base.gram(gradients).astype(dtype)
+                if counted[leaf]:
+                    total += base.gram(gradients).astype(dtype)
                 if weights is not None:
                     leaves[leaf] = base.combined(weights, gradients)
         if weights is None:
@@ -212,7 +214,7 @@ def _used_up(
     return jax.tree.unflatten(first, losses), pull
 
 
-def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, dtype):
+def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, dtype, counted):
     """Runs a scan that adds up products and weighted sums instead of stacking up gradients.
 
     Returns the products ``[N, N]``, the weighted sums of each output that is gone, stacked, and the
@@ -230,7 +232,8 @@ def _scanned(program, eqn, inputs, stacked: dict[int, scans.Stacked], weights, d
         sums = []
         for leaf, output in stacked.items():
             gradients = program.placed(jnp.moveaxis(outputs[output.place], output.axis, 0), leaf)
-            total += base.gram(gradients).astype(dtype)
+            if counted[leaf]:
+                total += base.gram(gradients).astype(dtype)
             if weights is not None:
                 sums.append(base.combined(weights, gradients))
         kept = [x for place, x in enumerate(outputs) if place >= num_carry and place not in gone]

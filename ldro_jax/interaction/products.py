@@ -60,6 +60,16 @@ def of_matrix(matrix: jax.Array) -> Products:
     return Products(times, squares)
 
 
+def of_vector(losses_fn: Callable[[Any], jax.Array], params: Any) -> Products:
+    """Those of the gradients of ``losses_fn``, from parameters to losses ``[N]``."""
+
+    def losses(params):
+        found = losses_fn(params)
+        return found, jnp.ones(found.shape, bool)
+
+    return of_losses(losses, None, params)
+
+
 def of_losses(
     first: Losses,
     second: Losses | None,

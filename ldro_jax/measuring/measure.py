@@ -1,5 +1,7 @@
 """Measures one step: the losses of the tasks, and how to get their gradient and interaction."""
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldro_jax.interaction import base as interaction_base
-from ldro_jax.interaction import geometry
+from ldro_jax.interaction import geometry, pulled
 from ldro_jax.measuring import products as products_lib
 from ldro_jax.measuring import rows as rows_lib
+from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring.batch import Batch, Grouped, LossesOf, RowLosses
 from ldro_jax.measuring.plan import Plan, Way
 
@@ -92,6 +95,7 @@ def measure(
     way = plan.way(batch, preconditioned=preconditioner is not None)
     if way is not Way.APART:
         return _one_pass(plan, way, losses_of, params, batch, preconditioner)
+    preconditioner = shared_lib.counted(preconditioner, plan.shared)
     strategy = geometry.preconditioned(plan.strategy, preconditioner)
     if isinstance(batch, Batch):
         return _apart(plan, strategy, losses_of, params, batch, preconditioner)
@@ -99,7 +103,11 @@ def measure(
         lambda p: jax.vmap(losses_of, in_axes=(None, 0))(p, batch.tasks), params, batch.dtype
     )
     other = products_lib.examples(plan, batch)
-    return Measurement(losses, None, pullback, lambda: strategy.matrix(losses_of, params, other))
+
+    def interaction():
+        return strategy.matrix(*shared_lib.of_counted(losses_of, params, plan.shared), other)
+
+    return Measurement(losses, None, pullback, interaction)
 
 
 def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measurement:
@@ -107,6 +115,8 @@ def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measuremen
     strategy = plan.strategy
     run = strategy.pullback if way is Way.LAGGED else strategy.gradients
     totals = _Totals()
+    if way is Way.LAGGED and plan.shared is not None:
+        run = functools.partial(run, shared=plan.shared)
     if isinstance(batch, Grouped):
         losses, pulled = run(losses_of, params, batch.tasks)
     else:
@@ -162,7 +172,8 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
     def by_task():
         taken, is_real = rows_lib.by_task(plan, batch, plan.rows)
         task_loss = _task_loss(losses_of)
-        matrix = strategy.matrix(lambda *both: task_loss(*both)[0], params, (taken, is_real))
+        counted = shared_lib.of_counted(lambda *both: task_loss(*both)[0], params, plan.shared)
+        matrix = strategy.matrix(*counted, (taken, is_real))
         return matrix, is_real.sum(axis=1)
 
     return Measurement(
@@ -192,41 +203,76 @@ def _of_the_whole(plan, losses_of, params, batch, here, preconditioner):
     other = rows_lib.measured_apart(plan, batch)
     rows, tasks = (batch.rows, batch.tasks) if other is None else other
     microbatches = plan.microbatches if other is None else 1
+    parts, dtype = plan.strategy.parts, here.found.sums.dtype
 
     def pass_over(rows):
-        found, pull = rows_lib.forward(losses_of, params, rows, microbatches, batch.key)
+        moved = losses_of, params, rows, microbatches
+        if plan.features is not None:
+            moved = functools.partial(_of_features, losses_of, params), plan.features(rows), rows, 1
+        found, pull = rows_lib.forward(*moved, batch.key)
         return _Pass(found, pull, rows_lib.tasks_of(found, tasks, plan.num_tasks))
 
-    def gradients(one, first, count):
-        """Those of so many tasks, each in parts of as many rows."""
-        parts, dtype = plan.strategy.parts, one.found.sums.dtype
+    def of_means(one):
+        pull, counts = _of_means(one, parts)
 
-        def pulled(index):
-            task, part = first + index // parts, index % parts
-            its_own = ((one.tasks.rank >= 0) & (one.tasks.rank % parts == part)).astype(dtype)
-            counted = its_own if one.found.counts is None else its_own * one.found.counts
-            each = one.tasks.sums(jnp.broadcast_to(counted, one.found.sums.shape))
-            is_it = jnp.arange(plan.num_tasks, dtype=jnp.int32) == task
-            share = is_it.astype(dtype) / _divisor(each, dtype)
-            gradient = one.pull(one.tasks.of_rows(share) * its_own)
-            # Of no rows there is no gradient, not one of zero: what is known of the task stays.
-            is_there = (each[task] > 0).astype(dtype)
-            return jax.tree.map(lambda x: x / is_there.astype(x.dtype), gradient)
+        def counted(weights):
+            gradient = pull(weights)
+            if plan.features is None:
+                gradient = shared_lib.counted(gradient, plan.shared)
+            return geometry.scaled(gradient, preconditioner)
 
-        return jax.lax.map(pulled, jnp.arange(count * parts, dtype=jnp.int32))
+        return counted, counts
 
     if plan.tables is None:
-        one = here if other is None else pass_over(rows)
-        stacked, rows_each = gradients(one, 0, plan.num_tasks), one.tasks.rows
+        serves = other is None and plan.features is None
+        one = here if serves else pass_over(rows)
+        (pull, counts), rows_each = of_means(one), one.tasks.rows
+        gram = pulled.matrix(
+            pull,
+            plan.num_tasks * parts,
+            dtype,
+            limit=interaction_base.limit(params),
+            interval=plan.interval,
+        )
     else:
-        found, rows_each, first = [], jnp.zeros(plan.num_tasks, jnp.int32), 0
+        basis = jnp.eye(plan.num_tasks * parts, dtype=dtype)
+        stacked, first = [], 0
+        rows_each, counts = jnp.zeros(plan.num_tasks, jnp.int32), jnp.zeros(len(basis), dtype)
         for name, count in plan.tables.items():
-            one = pass_over({name: rows[name]})
-            found.append(gradients(one, first, count))
-            rows_each, first = rows_each + one.tasks.rows, first + count
-        stacked = jax.tree.map(lambda *x: jnp.concatenate(x), *found)
-    products = plan.strategy.products or interaction_base.gram
-    return products(geometry.scaled(stacked, preconditioner)), rows_each
+            one, last = pass_over({name: rows[name]}), first + count * parts
+            pull, own = of_means(one)
+            stacked.append(jax.lax.map(pull, basis[first:last]))
+            counts, rows_each, first = counts + own, rows_each + one.tasks.rows, last
+        gram = interaction_base.gram(jax.tree.map(lambda *x: jnp.concatenate(x), *stacked))
+    # Of no rows there is no gradient, not one of zero: what is known of the task stays.
+    known = counts > 0
+    gram = jnp.where(known[:, None] & known[None, :], gram, jnp.nan)
+    from_gram = plan.strategy.from_gram
+    return (gram if from_gram is None else from_gram(gram)), rows_each
+
+
+def _of_features(losses_of: LossesOf, params: Any, perturbations: Any, rows: Any, *key: jax.Array):
+    """The losses of rows as a function of what is added to their features."""
+    moved = {name: {**given, "perturbations": perturbations[name]} for name, given in rows.items()}
+    return losses_of(params, moved, *key)
+
+
+def _of_means(one: _Pass, parts: int):
+    """How to pull back the mean losses of all tasks, each in parts of as many rows.
+
+    Returns ``weights [N × parts] -> gradient``, and what counts in each part, ``[N × parts]``.
+    """
+    dtype, rank = one.found.sums.dtype, one.tasks.rank
+    own = [((rank >= 0) & (rank % parts == part)).astype(dtype) for part in range(parts)]
+    counted = [x if one.found.counts is None else x * one.found.counts for x in own]
+    counts = jnp.stack([one.tasks.sums(x) for x in counted], axis=1)
+
+    def pull(weights):
+        shares = weights.reshape(-1, parts) / _divisor(counts, dtype)
+        each = (one.tasks.of_rows(s) * x for s, x in zip(shares.T, own, strict=True))
+        return one.pull(functools.reduce(operator.add, each))
+
+    return pull, counts.reshape(-1)
 
 
 class _Totals(NamedTuple):

@@ -17,7 +17,8 @@ on the losses ℓ and the matrix A, there are three ways to get them:
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding
@@ -60,6 +61,9 @@ class Plan:
       owned: whether each row is of one task.
       tables: where the rows are several tables, a dictionary by name, how many tasks those of each
         have labels of, the first tasks first. A task is pulled back through its own table alone.
+      shared: which of the trained parameters the interaction counts, a tree of bools like them;
+        ``None`` if all.
+      features: ``rows -> zeros`` to add to the features in them, if the strategy measures there.
     """
 
     num_tasks: int
@@ -74,6 +78,8 @@ class Plan:
     whole: bool = False
     owned: bool = True
     tables: Mapping[str, int] | None = None
+    shared: Any = None
+    features: Callable[[Any], Any] | None = None
 
     @property
     def every_step(self) -> bool:

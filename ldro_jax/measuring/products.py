@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from ldro_jax.interaction.products import Products, of_losses
 from ldro_jax.measuring import rows as rows_lib
+from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring.batch import Batch, Grouped, LossesOf
 from ldro_jax.measuring.plan import Plan
 
@@ -29,6 +30,7 @@ def of_batch(
     # What each task has of them, or all tasks together.
     each = plan.num_tasks if plan.owned else 1
     apart = plan.strategy.multiple > 1
+    losses_of, params = shared_lib.of_counted(losses_of, params, plan.shared)
 
     def losses(number, params):
         """Of all rows, or of half of them."""

@@ -17,32 +17,36 @@ from ldro_jax.runtime import checks, equations, errors
 Trainable = Any | Callable[[Any], Any]
 
 
-def mask(trainable: Trainable, params: Any) -> Any:
+def mask(
+    trainable: Trainable, params: Any, name: str = "trainable", use: str = "be trained"
+) -> Any:
     """Which parameters are trained, a tree of bools like the parameters.
 
     Args:
       trainable: a tree of bools, which may stop above the leaves as masks of Optax do, or a
         function from the parameters to one.
       params: arrays or their shapes.
+      name: how an error calls it.
+      use: what nothing would do without a mark.
 
     Raises:
       ValueError: if the tree doesn't fit the parameters, holds something else, or trains nothing.
     """
     bools = trainable
     if callable(trainable):
-        with errors.of("trainable"):
+        with errors.of(name):
             bools = trainable(params)
     expected = "a tree of bools like the parameters, or a function from them to one"
     leaves = jax.tree.leaves(bools)
     is_bools = all(isinstance(leaf, (bool, np.bool_)) for leaf in leaves)
-    checks.require(leaves and is_bools, "trainable", expected, bools)
+    checks.require(leaves and is_bools, name, expected, bools)
     try:
         bools = jax.tree.map(lambda m, part: jax.tree.map(lambda _: bool(m), part), bools, params)
     except (TypeError, ValueError) as error:
         said = errors.first_line(error)
-        raise ValueError(f"trainable must be {expected}, but it doesn't fit: {said}") from error
+        raise ValueError(f"{name} must be {expected}, but it doesn't fit: {said}") from error
     if not any(jax.tree.leaves(bools)):
-        raise ValueError("trainable marks no parameter, so that nothing would be trained.")
+        raise ValueError(f"{name} marks no parameter, so that nothing would {use}.")
     return bools
 
 

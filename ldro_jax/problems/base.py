@@ -90,6 +90,8 @@ class Problem(abc.ABC):
         labels of, the first tasks first. Rows are then a dictionary of tables, and
         :meth:`training_losses` is also called with some of them.
       draws_at_random: whether a training pass needs a key, as dropout does.
+      features: ``rows -> zeros`` by table, like what the model names as its features there; rows
+        with ``perturbations`` in a table then have these added. ``None`` if it names none.
     """
 
     task_names: tuple[str, ...]
@@ -97,6 +99,7 @@ class Problem(abc.ABC):
     splits: tuple[str, ...] = ("validation", "test")
     on_device: OnDevice | None = None
     reference: Any = None
+    features: Callable[[Any], Any] | None = None
     reference_identity: Mapping[str, Any] = types.MappingProxyType({})
     observe: Callable[[Any], jax.Array] | None = None
     starting: Any = None

@@ -40,6 +40,9 @@ _SWITCHES = {
     "use_running_average": False,
 }
 
+# The collection of what Linen's `self.perturb` adds.
+_PERTURBED = "perturbations"
+
 
 class Functions(NamedTuple):
     """A model. ``name`` is that of a table, where several tables have inputs of their own.
@@ -52,6 +55,9 @@ class Functions(NamedTuple):
         others, or ``()`` if there are none. ``None`` if it is the same as in an evaluation.
       replaced: those parameters, ``params -> a tree of bools``; ``None`` if there are none.
       draws: whether a training pass needs a key.
+      features: ``(inputs [B, ...], *name) -> zeros``, like what the model names with Linen's
+        ``self.perturb``; ``None`` if it names nothing. ``apply`` and ``train`` then take
+        ``perturbations``, which are added to it.
     """
 
     init: Callable[[jax.Array, Any], Any]
@@ -59,6 +65,7 @@ class Functions(NamedTuple):
     train: Callable[..., tuple[Any, Any]] | None = None
     replaced: Callable[[Any], Any] | None = None
     draws: bool = False
+    features: Callable[..., Any] | None = None
 
 
 class NoModelError(ValueError):
@@ -291,10 +298,12 @@ def _functions(model: _Library, inputs: Any) -> Functions:
         params, others = model.make(key, inputs)
         return {"params": params, **{name: others[name] for name in kept}} if kept else params
 
-    def call(params, x, name, **way):
+    def call(params, x, name, perturbations=None, **way):
         own, state = params, {}
         if kept:
             own, state = params["params"], {name: params[name] for name in kept}
+        if perturbations is not None:
+            state[_PERTURBED] = perturbations
         # Traced alone: the parameters that are made here are not used.
         outputs, _, after = model.call(made, state, own, x, *name, **way)
         if not kept:
@@ -302,14 +311,20 @@ def _functions(model: _Library, inputs: Any) -> Functions:
         frozen = jax.tree.map(lambda _: None, own)
         return outputs, {"params": frozen, **{name: after[name] for name in kept}}
 
-    def apply(params, x, *name):
-        return call(params, x, name, train=False)[0]
+    def apply(params, x, *name, **perturbed):
+        return call(params, x, name, train=False, **perturbed)[0]
 
+    def features(x, *name):
+        _, others = jax.eval_shape(model.make, made, {name[0]: x} if name else x)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), others[_PERTURBED])
+
+    has_features = _PERTURBED in jax.eval_shape(model.make, made, inputs)[1]
+    named = features if has_features else None
     if not model.has_switch:
-        return Functions(init, apply)
+        return Functions(init, apply, features=named)
 
-    def train(params, x, key, *name):
-        return call(params, x, name, train=True, key=key)
+    def train(params, x, key, *name, **perturbed):
+        return call(params, x, name, train=True, key=key, **perturbed)
 
     def replaced(params):
         return {
@@ -318,7 +333,7 @@ def _functions(model: _Library, inputs: Any) -> Functions:
         }
 
     draws = any(look.draws for look in looks)
-    return Functions(init, apply, train, replaced if kept else None, draws)
+    return Functions(init, apply, train, replaced if kept else None, draws, named)
 
 
 class _Look(NamedTuple):

@@ -120,6 +120,8 @@ class TableProblem(in_memory.InMemory):
         with models.trying(self._example):
             self._model = models.as_functions(model, self._example, tables=self._named)
         self.draws_at_random = self._model.draws
+        if self._model.features is not None and self.tables is None:
+            self.features = self._features
         self._on_host: list[str] = []
         self._evaluate = jax.jit(self._values, static_argnums=2)
         self._check_model()
@@ -143,6 +145,11 @@ class TableProblem(in_memory.InMemory):
     def _called(self, table: str) -> tuple[str, ...]:
         """What the model is called with besides inputs."""
         return (table,) if self._named else ()
+
+    def _features(self, rows: Any) -> dict[str, Any]:
+        (table,) = self._tasks
+        assert self._model.features is not None
+        return {table: self._model.features(rows[table]["inputs"], *self._called(table))}
 
     @override
     def init(self, key: jax.Array) -> Any:
@@ -169,13 +176,16 @@ class TableProblem(in_memory.InMemory):
         for table in (name for name in self._tasks if name in rows):
             given = rows[table]
             called = given["inputs"], *self._called(table)
+            perturbed = {name: x for name, x in given.items() if name == "perturbations"}
             if self._model.train is None:
-                outputs = self._model.apply(params, *called)
+                outputs = self._model.apply(params, *called, **perturbed)
             else:
                 own_key = key
                 if key is not None and self.tables is not None:
                     own_key = jax.random.fold_in(key, list(self._tasks).index(table))
-                outputs, new = self._model.train(params, called[0], own_key, *called[1:])
+                outputs, new = self._model.train(
+                    params, called[0], own_key, *called[1:], **perturbed
+                )
                 left.append(new)
             losses, labelled = self._losses_of_table(table, outputs, given)
             found.append(losses)
@@ -208,9 +218,10 @@ class TableProblem(in_memory.InMemory):
         counted = jnp.ones(losses.shape) if labelled is None else labelled
         if len(self._tasks) == 1:
             return losses, counted.astype(losses.dtype)
-        where = self._numbers(table)
-        zeros = jnp.zeros((size, self.num_tasks), losses.dtype)
-        return zeros.at[:, where].set(losses), zeros.at[:, where].set(counted.astype(losses.dtype))
+        # The tasks of a table are numbered one after another.
+        first = self.task_names.index(next(iter(own)))
+        others = ((0, 0), (first, self.num_tasks - first - len(own)))
+        return jnp.pad(losses, others), jnp.pad(counted.astype(losses.dtype), others)
 
     def _numbers(self, table: str) -> jax.Array:
         """Which of the problem's tasks those of a table are."""

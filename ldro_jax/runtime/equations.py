@@ -9,6 +9,7 @@ without reading the program then do.
 import collections
 import contextlib
 import functools
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,7 +22,17 @@ from jax.extend import core
 Program = Any
 Equation = Any
 
-_CALLS = ("closed_call", "core_call", "jit", "pjit")
+_CALLS = ("closed_call", "core_call", "custom_jvp_call", "jit", "pjit")
+# What computes each entry from those in the same place.
+# fmt: off
+_ENTRY_BY_ENTRY = {
+    "abs", "add", "add_any", "and", "ceil", "clamp", "convert_element_type", "copy", "copy_p",
+    "cos", "div", "eq", "erf", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow",
+    "is_finite", "le", "log", "log1p", "logistic", "lt", "max", "min", "mul", "ne", "neg",
+    "not", "or", "pow", "reduce_precision", "rem", "round", "rsqrt", "select_n",
+    "sharding_constraint", "sign", "sin", "sqrt", "square", "stop_gradient", "sub", "tanh",
+}
+# fmt: on
 _SCAN = {"jaxpr", "length", "reverse", "unroll"}
 # What is carried and what is stacked shows in the shapes, which all releases have in common.
 _OTHERS_OF_SCAN = {"_split_transpose", "ft_in", "ft_out", "linear", "num_carry", "num_consts"}
@@ -146,11 +157,133 @@ def depending(jaxpr: Program, inputs: Iterable[Any]) -> list[bool]:
 
     The program must have no calls; a loop or a condition counts as depending on all its inputs.
     """
+    live = dependents(jaxpr, inputs)
+    return [not is_literal(v) and v in live for v in jaxpr.outvars]
+
+
+def dependents(jaxpr: Program, inputs: Iterable[Any]) -> set[Any]:
+    """The variables of such a program that depend on one of these, and these."""
     live = set(inputs)
     for eqn in jaxpr.eqns:
         if live.intersection(variables(eqn.invars)):
             live.update(eqn.outvars)
-    return [not is_literal(v) and v in live for v in jaxpr.outvars]
+    return live
+
+
+def inputs_of_entries(closed: Program, axis: int) -> list[list[bool]]:
+    """Which inputs each entry of a program's only output depends on, along an axis of it.
+
+    It follows entries through what stacks, pads, turns, reduces and takes apart arrays, and through
+    what goes entry by entry. Otherwise an entry counts as depending on all that its array does.
+
+    Returns:
+      For each entry, whether it depends on each of the inputs.
+    """
+    jaxpr = closed.jaxpr
+    made, _ = made_and_used(jaxpr)
+    # Sets of inputs, as the bits of a number.
+    whole: dict[Any, int] = {v: 1 << number for number, v in enumerate(jaxpr.invars)}
+
+    def all_of(atoms) -> int:
+        return functools.reduce(operator.or_, (whole.get(v, 0) for v in variables(atoms)), 0)
+
+    @functools.cache
+    def of_entry(variable, axis, entry) -> int:
+        if variable not in made:
+            return all_of([variable])
+        bits = 0
+        for operand, place in _entries(jaxpr.eqns[made[variable]], axis, entry):
+            if place is None or is_literal(operand):
+                bits |= all_of([operand])
+            else:
+                bits |= of_entry(operand, *place)
+        return bits
+
+    for eqn in jaxpr.eqns:
+        whole |= dict.fromkeys(eqn.outvars, all_of(eqn.invars))
+        for output, place in _taken(eqn).items():
+            whole[output] = of_entry(eqn.invars[0], *place)
+    (output,) = jaxpr.outvars
+    if is_literal(output):
+        return [[False] * len(jaxpr.invars)] * output.aval.shape[axis]
+    sets = [of_entry(output, axis, entry) for entry in range(output.aval.shape[axis])]
+    return [[bool(bits >> number & 1) for number in range(len(jaxpr.invars))] for bits in sets]
+
+
+def _taken(eqn: Equation) -> dict[Any, tuple[int, int]]:
+    """The outputs of an equation that are one entry of its first input, with the axis and entry."""
+    if eqn.primitive.name == "unstack":
+        return {v: (eqn.params["axis"], entry) for entry, v in enumerate(eqn.outvars)}
+    if eqn.primitive.name != "slice" or is_literal(eqn.invars[0]):
+        return {}
+    (output,), starts = eqn.outvars, eqn.params["start_indices"]
+    sizes = zip(output.aval.shape, eqn.invars[0].aval.shape, strict=True)
+    axis = next((axis for axis, (new, old) in enumerate(sizes) if new == 1 < old), None)
+    return {} if axis is None else {output: (axis, starts[axis])}
+
+
+def _entries(eqn: Equation, axis: int, entry: int) -> list[tuple[Any, tuple[int, int] | None]]:
+    """What an entry of an equation's output comes from: operands, with an axis and an entry of it.
+
+    ``None`` for the whole of an operand.
+    """
+    name, params, operands = eqn.primitive.name, eqn.params, eqn.invars
+    shape = eqn.outvars[0].aval.shape
+    first = operands[0]
+    if name == "stack":
+        along = params["axis"]
+        if along == axis:
+            return [(operands[entry], None)]
+        return [(x, (axis - (along < axis), entry)) for x in operands]
+    if name == "concatenate":
+        if params["dimension"] != axis:
+            return [(x, (axis, entry)) for x in operands]
+        for x in operands:
+            if entry < x.aval.shape[axis]:
+                return [(x, (axis, entry))]
+            entry -= x.aval.shape[axis]
+    if name == "slice":
+        start, step = params["start_indices"][axis], (params["strides"] or [1] * len(shape))[axis]
+        return [(first, (axis, start + step * entry))]
+    if name in _ENTRY_BY_ENTRY:
+        return [(x, (axis, entry) if x.aval.shape == shape else None) for x in operands]
+    if name == "pad":
+        low, _, between = params["padding_config"][axis]
+        if between == 0:
+            inside = 0 <= entry - low < first.aval.shape[axis]
+            return [(first, (axis, entry - low)) if inside else (operands[1], None)]
+    before: int | None = None
+    if name == "transpose":
+        before = params["permutation"][axis]
+    elif name == "squeeze":
+        kept = [a for a in range(first.aval.ndim) if a not in params["dimensions"]]
+        before = kept[axis]
+    elif name.startswith("reduce_") and "axes" in params:
+        before = [a for a in range(first.aval.ndim) if a not in params["axes"]][axis]
+    elif name == "broadcast_in_dim" and axis in params["broadcast_dimensions"]:
+        before = params["broadcast_dimensions"].index(axis)
+    elif name == "reshape":
+        outer = math.prod(shape[:axis])
+        same = (a for a, size in enumerate(first.aval.shape) if size == shape[axis])
+        before = next((a for a in same if math.prod(first.aval.shape[:a]) == outer), None)
+    if before is None or first.aval.shape[before : before + 1] != (shape[axis],):
+        return [(x, None) for x in operands]
+    return [(first, (before, entry)), *((x, None) for x in operands[1:])]
+
+
+def function(closed: Program, outputs: Sequence[Any]) -> Callable[..., list[jax.Array]]:
+    """The function of a program's inputs that gives some of its variables, and no more."""
+    jaxpr = closed.jaxpr
+    eqns = [jaxpr.eqns[number] for number in needed(jaxpr, outputs)]
+
+    def run_needed(*inputs):
+        known = dict(zip(jaxpr.constvars, closed.consts, strict=True))
+        known |= dict(zip(jaxpr.invars, inputs, strict=True))
+        for eqn in eqns:
+            known |= dict(zip(eqn.outvars, run(jaxpr, eqn, known), strict=True))
+        return [read(known, v) for v in outputs]
+
+    return run_needed
 
 
 def is_literal(atom: Any) -> bool:

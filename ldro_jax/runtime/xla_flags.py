@@ -45,6 +45,12 @@ def set_cpu_defaults() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {_FLAG}=".strip()
 
 
+def miscompiles() -> bool:
+    """Whether XLA:CPU may silently miscompile batched pullbacks in this process."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return importlib.metadata.version("jaxlib") == "0.10.2" and _FLAG not in flags
+
+
 def _is_known() -> bool:
     """Whether this jaxlib has the flag, as remembered from an earlier trial or from one now."""
     spec = importlib.util.find_spec("jaxlib")

@@ -24,7 +24,9 @@ from flax.core import meta
 
 from ldro_jax import interaction
 from ldro_jax.interaction import Interaction
+from ldro_jax.interaction.features import NEEDED
 from ldro_jax.measuring import Plan
+from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.problems.base import Problem
 from ldro_jax.runtime import checks, errors
@@ -156,6 +158,27 @@ class Engine(abc.ABC):
         leaves = jax.tree_util.tree_leaves_with_path(fixed)
         self.frozen = [jax.tree_util.keystr(path) for path, moves in leaves if not moves]
 
+    @functools.cached_property
+    def shared(self) -> Any:
+        """The parameters that tasks share, as far as it can be read off the losses of some rows.
+
+        A tree of bools like them; ``None`` if all count.
+        """
+        if self.problem.labels is None:
+            return None
+        rows = self.row_shapes(self.problem.num_tables)
+        key = jax.eval_shape(lambda: jax.random.key(0)) if self.problem.draws_at_random else None
+
+        def losses(params, rows, *key):
+            return self.problem.training_losses(params, rows, *key).sums
+
+        with errors.of("row_losses"):
+            shapes = meta.unbox(jax.eval_shape(self.problem.init, jax.random.key(0)))
+            found = shared_lib.found(losses, shapes, rows, *(() if key is None else (key,)), axis=1)
+        # Where heads alone are trained, they count.
+        moved = found if self.trained is None else trained_lib.hide(found, self.trained)
+        return found if any(jax.tree.leaves(moved)) else None
+
     @abc.abstractmethod
     def program(self, method: Method) -> "Program":
         """The program of a method. Raises ``ValueError`` if it doesn't fit the problem."""
@@ -202,12 +225,15 @@ class Program(abc.ABC):
                 "is given rows with labels of several tasks. Use sampling='uniform'."
             )
         self.rows_apart = self.batches.rows_apart(method, self.problem)
+        self.shared = method.shared
+        if method.uses_interaction and self.shared is None:
+            self.shared = engine.shared
         self.tx({})
 
     def tx(self, rates: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
         """The weighting with some rates, and the optimizer after it."""
         num_tasks, trainable = self.problem.num_tasks, self.engine.trained
-        weighting = self.method.transform(num_tasks, rates, trainable=trainable)
+        weighting = self.method.transform(num_tasks, rates, trainable=trainable, shared=self.shared)
         penalty, optimizer = self.problem.penalty, self.engine.optimizer
         if penalty is None:
             return optax.chain(weighting, optimizer)
@@ -248,6 +274,11 @@ class Program(abc.ABC):
                 f"measures the interaction on {measured}. Use a larger Batches.size or "
                 "Batches.interaction_rows=2."
             )
+        if strategy.of_features and (problem.features is None or method.geometry != "euclidean"):
+            raise ValueError(
+                f"{method.name} measures the interaction at the features. "
+                f"{NEEDED} It has no geometry."
+            )
         return Plan(
             problem.num_tasks,
             strategy,
@@ -259,7 +290,16 @@ class Program(abc.ABC):
             whole=self.engine.is_whole,
             owned=problem.labels is None,
             tables=problem.tables,
+            shared=self._counted(),
+            features=problem.features if strategy.of_features else None,
         )
+
+    def _counted(self) -> Any:
+        """The trained parameters that the interaction counts; ``None`` if all."""
+        if self.shared is None:
+            return None
+        shapes = meta.unbox(jax.eval_shape(self.problem.init, jax.random.key(0)))
+        return shared_lib.mask(self.shared, shapes, self.engine.trained)
 
     @property
     def abstract_key(self) -> Any:

@@ -169,7 +169,8 @@ class MeshedProgram(engine_lib.Program):
 
     def _strategy(self, shardings: Any) -> interaction.Interaction:
         named = self.method.named_strategy
-        if self.mesh.size == 1 or not isinstance(named, str) or named == "products":
+        is_same = not isinstance(named, str) or named in ("features", "products")
+        if self.mesh.size == 1 or is_same:
             return strategy_on_one_device(self.method)
         if self.engine.trained is not None:
             shardings = trained.hide(shardings, self.engine.trained)

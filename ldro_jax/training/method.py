@@ -17,7 +17,7 @@ from ldro_jax.weighting import Weighting, wrappers
 # Fields that a record has a place for. It has the others where they aren't the default.
 _APART = ("name", "weighting", "hyperparameters", "interaction", "interaction_interval")
 
-_OF_THE_INTERACTION = ("interaction_rows", "lagged", "geometry")
+_OF_THE_INTERACTION = ("interaction_rows", "lagged", "geometry", "shared")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Method:
       geometry: ``"euclidean"``, or ``"optimizer"`` to measure the interaction in that of the
         optimizer, as :func:`ldro_jax.ldro.preconditioner` does; or a function of your own from the
         optimizer's state to a preconditioner.
+      shared: the parameters that the interaction counts: a function from the parameters to a tree
+        of bools like them, or ``True`` for all. By default, where rows have labels of several
+        tasks, those that the losses of several tasks depend on, which leaves out heads of one task,
+        and otherwise all; see :func:`ldro_jax.transform.weighted`.
 
     Raises:
       ValueError: if one of these is unknown or out of range.
@@ -66,6 +70,7 @@ class Method:
     floor: float = 0.0
     sampling: str = "uniform"
     geometry: str | Callable[[Any], Any] = "euclidean"
+    shared: bool | Callable[[Any], Any] | None = None
 
     def __post_init__(self):
         checks.text("name", self.name)
@@ -75,6 +80,9 @@ class Method:
         checks.one_of("sampling", self.sampling, ("uniform", "weights"))
         if not callable(self.geometry):
             checks.one_of("geometry", self.geometry, ("euclidean", "optimizer"))
+        fits = self.shared in (None, True) or callable(self.shared)
+        expected = "True, or a function from the parameters to a tree of bools like them"
+        checks.require(fits, "shared", expected, self.shared)
         given = self.hyperparameters
         checks.require(isinstance(given, Mapping), "hyperparameters", "a dictionary", given)
         made = weighting.average()
@@ -92,6 +100,7 @@ class Method:
         rates: Mapping[str, Any] | None = None,
         *,
         trainable: Any = None,
+        shared: Any = None,
     ) -> optax.GradientTransformationExtraArgs:
         """The Optax transformation of this method.
 
@@ -100,6 +109,7 @@ class Method:
           rates: values for the hyperparameters of :meth:`rates`, instead of its own; they may be
             traced, so that one program serves many settings.
           trainable: the parameters that are trained; see :func:`ldro_jax.transform.weighted`.
+          shared: those that the interaction counts, if that isn't left to the method.
 
         Returns:
           The transformation, to be chained before an optimizer.
@@ -107,7 +117,7 @@ class Method:
         Raises:
           ValueError: if the method or one of its settings is unknown or out of range.
         """
-        return self._weighted(self.weigh(rates or {}), num_tasks, trainable)
+        return self._weighted(self.weigh(rates or {}), num_tasks, trainable, shared)
 
     def weigh(self, rates: Mapping[str, Any]) -> Weighting:
         """The weighting alone, with other values for some hyperparameters."""
@@ -117,8 +127,10 @@ class Method:
         """The weighting with smoothing, total and floor."""
         return wrappers.wrapped(self.weigh(rates or {}), **self._taken_by(wrappers.wrapped))
 
-    def _weighted(self, made: Weighting, num_tasks: int, trainable: Any = None):
+    def _weighted(self, made: Weighting, num_tasks: int, trainable: Any = None, shared: Any = None):
         settings = self._taken_by(transform.weighted)
+        if shared is not None:
+            settings["shared"] = shared
         return transform.weighted(made, num_tasks, trainable=trainable, **settings)
 
     def _taken_by(self, function: Callable[..., Any]) -> dict[str, Any]:

@@ -16,7 +16,9 @@ from ldro_jax import interaction as interaction_lib
 from ldro_jax import measuring
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
-from ldro_jax.interaction.products import of_losses
+from ldro_jax.interaction.features import NEEDED
+from ldro_jax.interaction.products import of_vector
+from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.measuring.measure import check_floating, differentiated
 from ldro_jax.runtime import checks, leaves
@@ -39,6 +41,7 @@ class Step(NamedTuple):
       from_batch: whether the interaction is measured on that batch.
       params: those that the gradient is of, without frozen ones; ``None`` if they weren't given.
       updates: the gradient of no task, like them; ``None`` if there is none.
+      shared: which parameters the interaction counts, a tree of bools like them; ``None`` if all.
     """
 
     losses: jax.Array
@@ -49,6 +52,7 @@ class Step(NamedTuple):
     from_batch: bool = True
     params: Any = None
     updates: Any = None
+    shared: Any = None
 
 
 class Arguments(NamedTuple):
@@ -58,6 +62,7 @@ class Arguments(NamedTuple):
     batch: Any = None
     interaction_batch: Any = None
     losses_fn: Any = None
+    features_fn: Any = None
     losses: Any = None
     pullback: Any = None
     interaction_fn: Any = None
@@ -97,6 +102,8 @@ def read(
     leaves.check_trained("params", params)
     form = _form(given)
     _check(given)
+    if form == "stacked" and plan.strategy.of_features and plan.interval is not None:
+        raise ValueError(NEEDED)
     if params is None and form != "forward":
         raise ValueError("update needs params, as its third argument.")
     if given.preconditioner is not None:
@@ -125,6 +132,7 @@ def read(
         from_batch=given.interaction_batch is None and given.interaction_fn is None,
         params=params,
         updates=updates,
+        shared=plan.shared if step.shared is None else step.shared,
     )
 
 
@@ -135,6 +143,7 @@ def _restricted(given: Arguments, updates, params, trained) -> tuple[Arguments, 
     own = {
         "loss_fn": trained_lib.of_part(given.loss_fn, params),
         "losses_fn": trained_lib.of_part(given.losses_fn, params),
+        "features_fn": trained_lib.of_part(given.features_fn, params),
         "preconditioner": trained_lib.hide(given.preconditioner, trained),
     }
     if given.losses_fn is not None:
@@ -177,6 +186,7 @@ def _depth(tree: Any) -> int:
 _FUNCTIONS = {
     "loss_fn": "(params, task_batch) -> scalar",
     "losses_fn": "params -> losses [N]",
+    "features_fn": "params -> features",
     "pullback": "weights [N] -> gradient",
     "interaction_fn": "() -> [N, N]",
 }
@@ -184,7 +194,7 @@ _FUNCTIONS = {
 # What each form of the statistics needs, and what may come with it.
 _FORMS = {
     "tasks": ({"loss_fn", "batch"}, {"interaction_batch", "preconditioner"}),
-    "layout": ({"losses_fn"}, {"interaction_fn", "preconditioner"}),
+    "layout": ({"losses_fn"}, {"features_fn", "interaction_fn", "preconditioner"}),
     "forward": ({"losses", "pullback"}, {"interaction_fn"}),
     "stacked": ({"losses"}, {"preconditioner"}),
 }
@@ -202,7 +212,7 @@ def _form(arguments: Arguments) -> str:
             return form
     raise ValueError(
         "update needs the task statistics in one of these forms: loss_fn and batch (and "
-        "interaction_batch); losses_fn (and interaction_fn); losses and pullback (and "
+        "interaction_batch); losses_fn (and features_fn, interaction_fn); losses and pullback (and "
         "interaction_fn); or losses, with the stacked task gradients as updates. It was given: "
         f"{', '.join(sorted(given)) or 'none of these (does an Optax wrapper keep them back?)'}."
     )
@@ -223,26 +233,29 @@ def _from_tasks(given: Arguments, params, plan, dtype) -> Step:
 
 def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
     interaction_fn = given.interaction_fn
+    gram = functools.partial(interaction_lib.jacobian_gram, interval=plan.interval)
 
     def losses_fn(params):
-        return _array("losses_fn must return", given.losses_fn(params), "it returns")
+        own = () if given.features_fn is None else (given.features_fn(params),)
+        return _array("losses_fn must return", given.losses_fn(params, *own), "it returns")
 
-    if interaction_fn is None and plan.strategy.gives_products:
-        every = jnp.ones(plan.num_tasks, bool)
-
-        def interaction_fn(params):
-            def losses(params):
-                return losses_fn(params), every
-
-            return of_losses(losses, None, params, preconditioner=given.preconditioner)
-
+    shared = plan.shared
+    if interaction_fn is None and plan.strategy.of_features:
+        if given.features_fn is None or given.preconditioner is not None:
+            raise ValueError(f"{NEEDED} It takes no preconditioner.")
+        features = given.features_fn(params)
+        interaction_fn = lambda _: gram(lambda z: given.losses_fn(params, z), features)  # noqa: E731
     elif interaction_fn is None:
-        interaction_fn = functools.partial(interaction_lib.jacobian_gram, losses_fn)
+        if shared is None and plan.interval is not None:
+            shared = shared_lib.found(losses_fn, params)
+        counted = shared_lib.of_counted(losses_fn, params, shared)
         if given.preconditioner is not None:
-            moved, zero = geometry.in_units(losses_fn, params, given.preconditioner)
-            interaction_fn = lambda _: interaction_lib.jacobian_gram(moved, zero)  # noqa: E731
+            own = shared_lib.counted(given.preconditioner, shared)
+            counted = geometry.in_units(*counted, own)
+        measure = of_vector if plan.strategy.gives_products else gram
+        interaction_fn = lambda _: measure(*counted)  # noqa: E731
     losses, pullback = differentiated(losses_fn, params, dtype)
-    return Step(losses, pullback, functools.partial(interaction_fn, params))
+    return Step(losses, pullback, functools.partial(interaction_fn, params), shared=shared)
 
 
 def _unwrapped(value: Any) -> str:
@@ -286,16 +299,21 @@ def _from_stacked(gradients, given: Arguments, params, plan) -> Step:
 
 
 def _stacked_step(losses, gradients, plan, preconditioner) -> Step:
-    parts, products = _parts(losses, plan), interaction_base.gram
+    parts, from_gram = _parts(losses, plan), None
     if parts > 1:
         losses = losses.reshape(plan.num_tasks, parts).mean(axis=1)
-        products = plan.strategy.products
+        from_gram = plan.strategy.from_gram
 
     def pullback(weights):
         weights = jnp.repeat(weights / parts, parts)
         return jax.tree.map(functools.partial(interaction_base.combined, weights), gradients)
 
-    return Step(losses, pullback, lambda: products(geometry.scaled(gradients, preconditioner)))
+    def matrix():
+        own, units = (shared_lib.counted(x, plan.shared) for x in (gradients, preconditioner))
+        gram = interaction_base.gram(geometry.scaled(own, units))
+        return gram if from_gram is None else from_gram(gram)
+
+    return Step(losses, pullback, matrix)
 
 
 def _parts(losses, plan) -> int:

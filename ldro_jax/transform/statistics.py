@@ -11,7 +11,8 @@ import numpy as np
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base
 from ldro_jax.interaction.jacrev import pullback_gram
-from ldro_jax.interaction.products import of_losses
+from ldro_jax.interaction.products import of_vector
+from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring.measure import check_floating
 from ldro_jax.runtime import checks, leaves
 
@@ -23,6 +24,7 @@ def statistics(
     *,
     has_aux: bool = False,
     interaction: str | base.Interaction = "auto",
+    shared: Any = None,
 ) -> Any:
     """Makes the keyword arguments of ``update`` from one forward pass.
 
@@ -43,6 +45,7 @@ def statistics(
       has_aux: whether the function returns a pair of that and something else.
       interaction: how to measure the interaction with ``batch``, as in
         :func:`ldro_jax.transform.weighted`; without one only whether it is ``"products"``.
+      shared: the parameters that the interaction counts, as there.
 
     Returns:
       The keyword arguments; with ``has_aux`` a pair of these and the something else, with
@@ -74,17 +77,16 @@ def statistics(
     losses, pull, aux = jax.vjp(of_all, params, has_aux=True)
 
     def matrix():
+        own = None if shared is None else shared_lib.mask(shared, params)
         if batch is not None:
             strategy = interaction_lib.get(interaction)
-            return strategy.matrix(lambda *given: one(*given)[0], params, batch)
+            loss_fn = shared_lib.of_counted(lambda *given: one(*given)[0], params, own)
+            return strategy.matrix(*loss_fn, batch)
+        if own is None:
+            own = shared_lib.found(lambda params: of_all(params)[0], params)
         if interaction_lib.get(interaction).gives_products:
-            every = jnp.ones(losses.shape, bool)
-
-            def losses_of(params):
-                return of_all(params)[0], every
-
-            return of_losses(losses_of, None, params)
-        return pullback_gram(losses, pull)
+            return of_vector(*shared_lib.of_counted(lambda p: of_all(p)[0], params, own))
+        return pullback_gram(losses, lambda w: (shared_lib.counted(pull(w)[0], own),))
 
     given = {
         "losses": losses,

@@ -19,6 +19,7 @@ from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction.products import of_matrix
 from ldro_jax.measuring import Plan, refresh
+from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.runtime import checks, leaves
 from ldro_jax.transform import forms, optax_wrappers, reads
@@ -58,6 +59,7 @@ def weighted(
     total: float | None = None,
     floor: float = 0.0,
     trainable: Any = None,
+    shared: Any = None,
 ) -> Weighted:
     """Trains on the weighted loss ``Σ_i w_i ℓ_i``, with weights chosen anew in every step.
 
@@ -68,7 +70,8 @@ def weighted(
                          which is ``[task, example, ...]``; optionally ``interaction_batch``, other
                          examples to measure the interaction on.
     any layout           ``losses_fn(params) -> [N]`` and optionally ``interaction_fn(params) ->
-                         [N, N]``, by default the Gram matrix of the Jacobian of ``losses_fn``.
+                         [N, N]``, by default the Gram matrix of the Jacobian of ``losses_fn``;
+                         with ``features_fn(params) -> z`` it is ``losses_fn(params, z)``.
     forward done         ``losses [N]``, ``pullback(weights [N]) -> gradient`` (from ``jax.vjp``)
                          and, if the weighting uses it, ``interaction_fn() -> [N, N]``; with
                          ``lagged`` the pullback may give both, as an ``interaction.Pulled``.
@@ -107,7 +110,8 @@ def weighted(
         :data:`ldro_jax.interaction.STRATEGIES`, "split", or an
         :class:`~ldro_jax.interaction.Interaction`; "auto" suits the weighting and the model.
         "products" gives the weighting products of A instead, if it can do with these: see
-        :func:`ldro_jax.interaction.products`.
+        :func:`ldro_jax.interaction.products`. In the form "any layout", "features" measures it at
+        z; see :func:`ldro_jax.interaction.features`.
       interaction_interval: k, the interaction is measured in every k-th step, from the first; by
         default as often as the weighting says, if it uses it. With 1 and a strategy that holds all
         gradients, the training gradient comes from the same pass.
@@ -124,6 +128,12 @@ def weighted(
         ``interaction_fn`` without arguments has to see to itself; they cost no gradient in the
         forms with ``loss_fn`` and ``losses_fn``, and have updates of zero. Without it, what a later
         optimizer leaves as it is (``optax.set_to_zero``) counts like the rest.
+      shared: the parameters that the interaction counts: a tree of bools or a function, like
+        ``trainable``, or ``True`` for all. A head of one task adds to the diagonal alone, as if the
+        task helped itself more. By default it counts those that the losses of several tasks depend
+        on, where they come from a ``losses_fn``, and all in the other forms, in which the function
+        is the same for all tasks. It can't change what an ``interaction_fn`` measures. A joint
+        head, one array for the outputs of all tasks, is one parameter and counts.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with a :class:`WeightedState`. Other extra
@@ -174,7 +184,10 @@ def weighted(
         state_lib.check(state)
         leaves.check_arrays("params", params)
         trained = mask(params)
-        step = forms.read(extra_args, updates, params, plan, state.weights.dtype, trained)
+        counting = plan
+        if shared is not None and params is not None:
+            counting = dataclasses.replace(plan, shared=shared_lib.mask(shared, params, trained))
+        step = forms.read(extra_args, updates, params, counting, state.weights.dtype, trained)
         losses = _Losses.of(step, state)
         matrix = last = refresh.Matrix.of(state)
         due = plan.due(state.count)
@@ -199,9 +212,8 @@ def weighted(
         leaves.check_arrays("gradient", gradient)
         leaves.check_trained("gradient", gradient)
         if weighting.uses_interaction and step.from_batch:
-            matrix = refresh.unless_underflow(
-                matrix, last, gradient, step.present, due, losses.good
-            )
+            own = shared_lib.counted(gradient, step.shared)
+            matrix = refresh.unless_underflow(matrix, last, own, step.present, due, losses.good)
         gradient = _finished(gradient, step, losses.good)
         if trained is not None:
             gradient = trained_lib.merge(gradient, jax.tree.map(jnp.zeros_like, params))
