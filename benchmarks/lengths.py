@@ -28,10 +28,6 @@ from ldro_jax.weighting import products
 
 BATCH_SIZE, LEARNING_RATE, EVERY, BATCHES = 128, 0.003, 10, 16
 INTERVALS = (10, 100, 400)
-BY_PRODUCTS = {
-    "random directions": interaction.products(),
-    "the same on halves": interaction.products(apart=True),
-}
 
 
 def errors_of(problem, seed, steps):
@@ -53,23 +49,19 @@ def errors_of(problem, seed, steps):
 
     @jax.jit
     def step(params, state, held, count, rows):
-        new = {}
-        for way, strategy in BY_PRODUCTS.items():
-            found = measured(strategy, params, rows)
-            asked = found.interaction()
-            asking = products.Asking(
-                asked.times, asked.squares, found.present, due=count % 3 == 2, turn=count
-            )
-            new[way] = asking.measured(held[way], (), squares=True)
-        gradient = measured(interaction.get("auto"), params, rows).pullback(
-            jnp.full(num_tasks, 1 / num_tasks)
+        found = measured(interaction.products(), params, rows)
+        asked = found.interaction()
+        asking = products.Asking(
+            asked.times, asked.squares, found.present, due=count % 3 == 2, turn=count
         )
+        held = asking.measured(held, (), squares=True)
+        gradient = found.pullback(jnp.full(num_tasks, 1 / num_tasks))
         updates, state = optimizer.update(gradient, state)
-        return optax.apply_updates(params, updates), state, new
+        return optax.apply_updates(params, updates), state, held
 
     params = problem.init(jax.random.key(seed))
     state = optimizer.init(params)
-    held = {way: products.Held.nothing(0, num_tasks, jnp.float32) for way in BY_PRODUCTS}
+    held = products.Held.nothing(0, num_tasks, jnp.float32)
     rng = np.random.default_rng(seed)
     size = jax.tree.leaves(every)[0].shape[0]
 
@@ -85,7 +77,7 @@ def errors_of(problem, seed, steps):
                 last[f"A every {interval} steps"] = diagonal(params, rows)
         if count % EVERY == EVERY - 1:
             squares = np.mean([diagonal(params, drawn()) for _ in range(BATCHES)], axis=0)
-            for way, known in ({way: h.diagonal for way, h in held.items()} | last).items():
+            for way, known in {"random directions": held.diagonal, **last}.items():
                 errors.setdefault(way, []).append(np.sqrt(known / squares) - 1)
         params, state, held = step(params, state, held, jnp.int32(count), rows)
     return errors

@@ -174,7 +174,7 @@ def torchjd_steps(labels, steps):
                 autojac.jac_to_grad(params, whole)
             elif way == "mtl_backward":
                 # One head for all labels: its rows are the tasks' own parameters.
-                autojac.mtl_backward(list(losses), features=features)
+                autojac.mtl_backward(list(losses), features=features, retain_graph=True)
                 autojac.jac_to_grad(list(trunk.parameters()), whole)
             else:
                 losses.mean().backward()

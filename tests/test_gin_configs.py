@@ -25,10 +25,11 @@ _RUN = {
     },
     **{
         f"experiments/{name}.gin": "experiments/test_public_data_experiments.py"
-        for name in ("chicago", "moleculeace", "yeast")
+        for name in ("chicago", "moleculeace", "yeast", "yeast_products")
     },
     "experiments/digits.gin": "helpers/command_line.py",
     "experiments/digits_methods.gin": "experiments/test_digits_methods.py",
+    "experiments/digits_products.gin": "experiments/test_digits_methods.py",
     "experiments/digits_sweep.gin": "experiments/test_digits_methods.py",
     "experiments/multilingual_lm_mc4.gin": "tasks/test_mc4.py",
     "experiments/multilingual_lm_small.gin": "experiments/test_lm_gin.py",

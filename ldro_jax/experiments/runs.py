@@ -133,6 +133,7 @@ class Experiment:
         self.output_dir, self.schedule, self._record = output_dir, schedule, record
         self._config_text = config_text
         self._before = output_dir_lib.finished(output_dir, config_text)
+        self._told: set[str] = set()
 
     def train(
         self,
@@ -198,6 +199,7 @@ class Experiment:
         total = self.schedule.train_steps * len(group)
         folder = self.output_dir / "checkpoints"
         groups.note(group, folder)
+        self._tell_cost(program)
         stacked = isinstance(program, StackedProgram)
         is_shown = printing.is_terminal()
         with _Bar(total=total, desc=label, unit="step", disable=not is_shown) as progress:
@@ -213,6 +215,13 @@ class Experiment:
         if not is_shown and processes.is_first():
             printing.say(f"{label}: {recording.progress_text(recording.Record(runs[-1]))}")
         return runs
+
+    def _tell_cost(self, program: Program) -> None:
+        """Says once of each method what measuring the interaction costs, where that is much."""
+        cost = program.cost()
+        if cost and program.method.name not in self._told and processes.is_first():
+            self._told.add(program.method.name)
+            printing.say(f"{program.method.name}: {cost}")
 
     def report(
         self,

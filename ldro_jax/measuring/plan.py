@@ -91,6 +91,32 @@ class Plan:
         """What the number of rows of a task is filled up to a multiple of."""
         return math.lcm(self.multiple, self.strategy.multiple)
 
+    def work(self, size: int) -> float:
+        """About how much the interaction adds to the work of a step, in plain steps, on average.
+
+        A pass forwards counts one and a pass back two, which is a plain step together; so does a
+        direction that is pushed forward. What is shared between passes, and products of gradients,
+        are left out.
+
+        Args:
+          size: rows in a batch.
+        """
+        if self.interval is None:
+            return 0.0
+        each = self.num_tasks if self.owned else len(self.tables or [0])
+        share = 1.0 if self.rows is None else self.rows * each / size
+        strategy = self.strategy
+        if strategy.gives_products:
+            # On two halves there are two passes forwards, each on half of the rows.
+            passes = 3.0 if strategy.multiple > 1 else 5.0
+            passes *= 1 if strategy.in_turn else 2
+        elif self.whole and not strategy.of_features:
+            passes = 2.0 * self.num_tasks
+        else:
+            # Measured on the rows that are trained on in every step, it takes no pass of its own.
+            passes = 0.0 if self.every_step and not self.whole and share <= 1 else 3.0
+        return share * passes / 3 / int(self.interval)
+
     def due(self, count: jax.Array) -> jax.Array | None:
         """Whether it is due after ``count`` steps, bool; ``None`` if it always or never is."""
         return None if self.every_step or self.interval is None else count % self.interval == 0

@@ -10,6 +10,7 @@ An :class:`Engine` has a problem on its devices, a :class:`Program` trains it wi
 """
 
 import abc
+import dataclasses
 import functools
 import operator
 import types
@@ -37,6 +38,9 @@ from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
 from ldro_jax.transform import preconditioner
+
+# Plain steps' work that is worth a word.
+_MUCH = 0.5
 
 
 class Trial(NamedTuple):
@@ -205,10 +209,13 @@ class Program(abc.ABC):
       batches: the engine's.
       rows_apart: rows of each task that are drawn for the interaction, if those of a batch don't
         serve.
+      plan: how steps measure.
 
     Raises:
       ValueError: if a setting of the method is out of range, or its batches have too few rows.
     """
+
+    plan: Plan
 
     def __init__(self, engine: Engine, method: Method):
         self.engine, self.method = engine, method
@@ -300,6 +307,21 @@ class Program(abc.ABC):
             return None
         shapes = meta.unbox(jax.eval_shape(self.problem.init, jax.random.key(0)))
         return shared_lib.mask(self.shared, shapes, self.engine.trained)
+
+    def cost(self) -> str | None:
+        """What measuring the interaction costs, in words; ``None`` where it isn't much."""
+        method, size, plan = self.method, self.batches.size, self.plan
+        work = plan.work(size)
+        if work < _MUCH:
+            return None
+        often = "in every step" if plan.every_step else f"every {plan.interval} steps"
+        text = f"the interaction, measured {often}, is about {work:.1f} plain steps' work a step"
+        if plan.whole and not method.uses_products and method.weigh({}).by_products is not None:
+            other = interaction.products()
+            rows = other.rows_of(self.batches.rows_of_each(self.problem))
+            instead = dataclasses.replace(plan, strategy=other, rows=rows, interval=1)
+            text += f"; with interaction='products' it would be {instead.work(size):.1f}"
+        return f"{text}."
 
     @property
     def abstract_key(self) -> Any:

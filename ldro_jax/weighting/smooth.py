@@ -14,6 +14,9 @@ import optax
 from ldro_jax import games
 from ldro_jax.weighting import about, base, lookahead, products
 
+# By products: of the longest step that can't overshoot.
+_PART = 0.1
+
 
 class SmoothState(NamedTuple):
     """State of :func:`smooth_lookahead`.
@@ -122,9 +125,10 @@ def smooth_lookahead(
         )
         step, scale = game.of_products(statistics, held)
         lengths = jnp.where(known, jnp.sqrt(held.diagonal), 0)
-        # No entry of λA is larger, so that a step of this size overshoots nowhere.
+        # No entry of λA is larger, so that a step of this size overshoots nowhere; a part of it,
+        # since products are noisy.
         largest = step * jnp.max(lengths) * jnp.max(lengths * scale) / unit
-        share = column / (column + largest**2 / (4 * row))
+        share = _PART * column / (column + largest**2 / (4 * row))
         answer = step * held.filled()[1] * scale / unit / column
         logits = state.log_weights + share * (answer - state.log_weights)
         logits = jnp.where(held.started(squares=True), logits, state.log_weights)

@@ -13,6 +13,7 @@ from ldro_jax.records import results
 pytest.importorskip("sklearn")
 
 _FILE = "gin_configs/experiments/digits_methods.gin"
+_PRODUCTS = "gin_configs/experiments/digits_products.gin"
 _TINY = [
     "TRAIN_STEPS=6",
     "SEEDS=(0, 1)",
@@ -28,8 +29,8 @@ def _no_gin_bindings_left():
     gin.clear_config()
 
 
-def _run(output_dir, *bindings):
-    experiment = configuration.load([_FILE], [*_TINY, *bindings])
+def _run(output_dir, *bindings, file=_FILE):
+    experiment = configuration.load([file], [*_TINY, *bindings])
     experiment(output_dir=Directories(output_dir, config_text=configuration.text()))
     record = results.load_results(output_dir / "results.json")
     for run in record.runs:
@@ -78,3 +79,14 @@ def test_its_methods_need_nothing_but_losses_and_gradients():
     text = configuration.text().replace("'", '"')
     named = {name for name in weighting.METHODS if f'"{name}"' in text}
     assert len(named) == 41 and not [n for n in named if callable(weighting.ABOUT[n].usual)]
+
+
+@pytest.mark.heavy
+def test_forms_by_products_run_to_the_report(tmp_path):
+    scopes = ("average", "at_once", "quarter", "halves", "smooth_products")
+    methods = ", ".join(f"@{scope}/Method()" for scope in scopes)
+    record = _run(tmp_path, f"compare.methods=[{methods}]", file=_PRODUCTS)
+    assert len(record.runs) == 10 and (tmp_path / "report.html").exists()
+    settings = {run.method: run.hyperparameters["interaction"] for run in record.runs[1:5]}
+    assert settings["L-DRO by both products"] == "products(apart=False, in_turn=False, share=1.0)"
+    assert settings["L-DRO by products, a quarter"] == "products"

@@ -20,6 +20,7 @@ _TINY = [
 _OWN = {
     "yeast.gin": ["Batches.size=8"],
     "chicago.gin": ["Batches.size=8"],
+    "yeast_products.gin": ["Batches.size=8"],
     "moleculeace.gin": [
         "Batches.size=8",
         f"moleculeace.targets={public_files.PROTEINS}",

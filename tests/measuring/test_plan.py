@@ -54,3 +54,23 @@ def test_the_way_of_a_step(options, batch, way):
     # A lagged pass multiplies the bare gradients.
     other = Way.APART if plan.strategy is LAGS else way
     assert plan.way(batch, preconditioned=True) == other
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options", "work"),
+    [
+        # A pass forwards is one of the three that are a plain step's, one back two.
+        ("auto", {"whole": True, "owned": False}, 2 * 10 / 3),
+        ("auto", {"whole": True, "owned": False, "interval": 100}, 2 * 10 / 300),
+        ("auto", {"whole": True, "owned": False, "rows": 32}, 2 * 10 / 3 / 4),
+        ("auto", {}, 0),
+        ("auto", {"interval": 10}, 1 / 10),
+        (interaction.products(), {"whole": True, "owned": False, "rows": 32}, 5 / 3 / 4),
+        (interaction.products(apart=True), {"whole": True, "owned": False, "rows": 32}, 1 / 4),
+        (interaction.products(in_turn=False), {"whole": True, "owned": False}, 2 * 5 / 3),
+        ("auto", {"interval": None}, 0),
+    ],
+)
+def test_the_work_of_measuring_in_plain_steps(strategy, options, work):
+    plan = Plan(10, interaction.get(strategy), **{"interval": 1, **options})
+    assert plan.work(128) == pytest.approx(work)

@@ -128,3 +128,15 @@ def test_a_method_that_needs_the_matrix_is_refused():
     exact = Method("exact", "lookahead_exact", {"lookahead_lr": 0.5})
     with pytest.raises(ValueError, match="can do with products"):
         program(tiny.problem, "stacked", dataclasses.replace(exact, interaction="products"))
+
+
+def test_what_measuring_costs_is_said_where_it_is_much():
+    matrix = dataclasses.replace(METHOD, interaction="auto", interaction_interval=1)
+    said = program(labelled.problem, "stacked", matrix).cost()
+    # Three tasks that go back, and five of three passes on a quarter of the rows.
+    assert said == (
+        "the interaction, measured in every step, is about 2.0 plain steps' work a step; with "
+        "interaction='products' it would be 0.4."
+    )
+    assert program(labelled.problem, "stacked").cost() is None
+    assert program(tiny.problem, "stacked", matrix).cost() is None
