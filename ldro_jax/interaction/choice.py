@@ -126,9 +126,12 @@ def split(strategy: str | base.Interaction = "auto", *, fused: bool = False) -> 
         of two masked halves the mean isn't that of the whole. The trainer sees to it by itself.
 
     Raises:
-      ValueError: if ``fused`` is asked of a strategy that never holds all gradients.
+      ValueError: if the strategy measures no matrix of the parameters' gradients, or ``fused`` is
+        asked of one that never holds them all.
     """
     inner = get(strategy)
+    if inner.gives_products or inner.of_features:
+        raise ValueError("split needs a strategy that measures the matrix, such as 'auto'.")
     checks.flag("fused", fused)
     if fused and inner.gradients is None:
         raise ValueError(

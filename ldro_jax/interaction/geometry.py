@@ -31,7 +31,7 @@ def preconditioned(strategy: base.Interaction, preconditioner: Any) -> base.Inte
     def matrix(loss_fn, params, batch):
         return strategy.matrix(*in_units(loss_fn, params, preconditioner), batch)
 
-    return strategy._replace(matrix=matrix, gradients=None, pullback=None, products=None, parts=1)
+    return strategy._replace(matrix=matrix, gradients=None, pullback=None, from_gram=None, parts=1)
 
 
 def in_units(loss_fn: Callable, params: Any, preconditioner: Any) -> tuple[Callable, Any]:

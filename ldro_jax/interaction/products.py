@@ -14,7 +14,6 @@ squared, has ``‖∇ℓ_i‖²`` as its mean; that on one half of the rows time
 part of it that isn't noise.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from ldro_jax.interaction import base, geometry
-from ldro_jax.runtime import checks
+from ldro_jax.runtime import checks, equations
 from ldro_jax.runtime import leaves as leaves_lib
 
 # params -> (losses [N], which tasks have rows, bool [N])
@@ -36,8 +35,9 @@ class Products(NamedTuple):
       times: ``v [N] -> A v [N]``, and for which tasks there were rows to measure it on, bool
         ``[N]``.
       squares: ``key -> [2, N]``, two terms of A's diagonal as it is for a whole batch, estimated
-        from one random direction: the first can be negative, its mean can't; the second is not. And
-        the same, and whether they are no estimates but the diagonal itself, a Python bool.
+        from one random direction: the first can be negative, its mean can't; the second is not.
+        With them which tasks there were rows of, bool ``[N]``, and whether they are the diagonal
+        itself and no estimates, a Python bool.
     """
 
     times: Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -47,6 +47,8 @@ class Products(NamedTuple):
 def of_matrix(matrix: jax.Array) -> Products:
     """Those of a matrix ``[N, N]`` that is there."""
     everywhere = jnp.ones(len(matrix), bool)
+    # A gradient that isn't finite belongs to no product but its own.
+    matrix = jnp.where(jnp.isfinite(jnp.diagonal(matrix))[None, :], matrix, 0)
 
     def times(v):
         # In a lower precision (TPU, TF32) the worst task would be another one.
@@ -60,8 +62,19 @@ def of_matrix(matrix: jax.Array) -> Products:
     return Products(times, squares)
 
 
-def of_vector(losses_fn: Callable[[Any], jax.Array], params: Any) -> Products:
-    """Those of the gradients of ``losses_fn``, from parameters to losses ``[N]``."""
+def of_vector(
+    strategy: base.Interaction, losses_fn: Callable[[Any], jax.Array], params: Any
+) -> Products:
+    """Those of the gradients of ``losses_fn``, from parameters to losses ``[N]``.
+
+    Raises:
+      ValueError: if the strategy halves the rows, which it knows nothing of here.
+    """
+    if strategy.multiple > 1:
+        raise ValueError(
+            "interaction.products(apart=True) measures on two halves of the rows, which losses_fn "
+            "doesn't have. Use apart=False, or give loss_fn and batch."
+        )
 
     def losses(params):
         found = losses_fn(params)
@@ -94,6 +107,8 @@ def of_losses(
     """
     if halves is None and second is not None:
         halves = first, second
+    # More rows than a batch has: their own noise.
+    part = min(part, 1.0)
     if preconditioner is not None:
 
         def moved(function):
@@ -107,7 +122,17 @@ def of_losses(
         _, change, there = jax.jvp(function, (params,), (direction,), has_aux=True)
         return change, there
 
+    def check():
+        traced = jax.make_jaxpr(first)(params)
+        if any(equations.mentions(traced, f"custom_vjp_call{end}") for end in ("", "_jaxpr")):
+            raise ValueError(
+                "interaction='products' pushes gradients forward through the model, but it has a "
+                "jax.custom_vjp in it, which JAX can only pull back. Write it as a jax.custom_jvp, "
+                "or measure the matrix, with interaction='auto'."
+            )
+
     def times(v):
+        check()
         if second is None:
             losses, push, there = jax.linearize(first, params, has_aux=True)
             pull = jax.linear_transpose(push, params)
@@ -122,6 +147,7 @@ def of_losses(
         return product.astype(v.dtype), measured & (v != 0).any()
 
     def squares(key):
+        check()
         direction = random_signs(key, params)
         if halves is None:
             change, there = pushed(first, direction)
@@ -130,26 +156,7 @@ def of_losses(
         both = (one**2 + other**2) / 2
         return jnp.stack([(1 - part) * one * other, part * both]), there & too, False
 
-    return Products(_forwards(times), _forwards(squares))
-
-
-def _forwards(function: Callable) -> Callable:
-    """Says what is wrong with a model that JAX can only pull back."""
-
-    @functools.wraps(function)
-    def measured(given):
-        try:
-            return function(given)
-        except TypeError as error:
-            if "custom_vjp" not in str(error):
-                raise
-            raise ValueError(
-                "interaction='products' pushes gradients forward through the model, but it has a "
-                "jax.custom_vjp in it, which JAX can only pull back. Write it as a jax.custom_jvp, "
-                "or measure the matrix, with interaction='auto'."
-            ) from error
-
-    return measured
+    return Products(times, squares)
 
 
 def random_signs(key: jax.Array, like: Any) -> Any:
@@ -185,7 +192,8 @@ def products(*, apart: bool = False, in_turn: bool = True, share: float = 0.25) 
       in_turn: measure one of the products that a method asks for in each step, and let it use what
         the others were last; otherwise all of them, which methods that ask for two make of the same
         step.
-      share: on which share of a batch's rows, in (0, 1], where no number of rows is given.
+      share: on which share of a batch's rows, in (0, 1], where no number of rows is given. Where
+        losses come with no rows, as from ``losses_fn``, all that they are of.
 
     Raises:
       ValueError: if ``share`` is out of range.

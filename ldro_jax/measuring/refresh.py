@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import core
 
 from ldro_jax.interaction import base as interaction_base
+from ldro_jax.interaction.products import Products
 from ldro_jax.runtime import checks
 
 
@@ -63,6 +64,11 @@ def if_due(
 
     def fresh():
         given = measure()
+        if isinstance(given, Products):
+            raise ValueError(
+                "interaction_fn gave products of the interaction, but this weighting was built to "
+                "use the matrix. Build it with interaction='products' as well."
+            )
         has_noise = isinstance(given, interaction_base.Measured)
         if needs_noise and not has_noise:
             raise ValueError(

@@ -57,8 +57,8 @@ def found(losses_fn: Callable[..., jax.Array], params: Any, *args: Any, axis: in
       axis: that of the tasks, in the losses.
 
     Returns:
-      The tree; ``None`` if all parameters count, which they do as well where none is shared or the
-      program can't be read.
+      The tree; ``None`` if all parameters count, which they do as well where a task shares none or
+      the program can't be read.
     """
     structure = jax.tree.structure(params)
     # The parameters are the first inputs.
@@ -68,9 +68,11 @@ def found(losses_fn: Callable[..., jax.Array], params: Any, *args: Any, axis: in
             each = equations.inputs_of_entries(equations.inlined(traced), axis)
     except equations.UnknownFormError:
         return None
-    counts = np.sum(each, axis=0)[: structure.num_leaves]
-    bools = [bool(count > 1) for count in counts]
-    if all(bools) or not any(bools):
+    each = np.asarray(each)[:, : structure.num_leaves]
+    is_shared = each.sum(axis=0) > 1
+    bools = is_shared.tolist()
+    # A task that shares none would seem to have converged.
+    if all(bools) or not each[:, is_shared].any(axis=1).all():
         return None
     return jax.tree.unflatten(structure, bools)
 

@@ -90,6 +90,13 @@ class LDROTrainer(evaluation.Evaluating, trainer_lib.Trainer):
         )
 
     def _strategy(self, name: str | None) -> interaction_lib.Interaction:
+        plan = self._model.optimizer_def.weighting.plan
+        if name in ("features", "products") or plan.strategy.gives_products:
+            raise ValueError(
+                "interaction must measure the matrix in T5X, whose loss can't be pushed forward as "
+                "products need and has no features of several tasks in one row, but it is "
+                f"{name or 'products'!r}. Use another, for the trainer and for the weighting."
+            )
         if name not in (None, "split"):
             return interaction_lib.get(name)
         shardings = None

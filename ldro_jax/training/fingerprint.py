@@ -181,12 +181,15 @@ def _of_method(program: "Program") -> dict[str, str]:
     if method.uses_interaction:
         # All but these and ways of one's own give the same matrix.
         named, geometry = method.named_strategy, method.geometry
-        apart = isinstance(named, str) and named in ("split", "products")
+        apart = isinstance(named, str) and named in ("split", "products", "features")
         options += [named if apart else "exact", method.interval, method.lagged]
         if not isinstance(named, str):
             options += [traced.of_code(named.matrix)]
             options += [named.in_turn, named.share, named.multiple] if named.gives_products else []
         options += [traced.of_code(geometry) if callable(geometry) else geometry]
+        if program.plan.shared is not None:
+            paths = jax.tree_util.tree_leaves_with_path(program.plan.shared)
+            options += [jax.tree_util.keystr(path) for path, counts in paths if counts]
     digests["method"] = traced.of_values(options)
     if method.uses_excess:
         problem = program.engine.source_problem

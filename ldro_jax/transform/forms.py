@@ -252,7 +252,9 @@ def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
         if given.preconditioner is not None:
             own = shared_lib.counted(given.preconditioner, shared)
             counted = geometry.in_units(*counted, own)
-        measure = of_vector if plan.strategy.gives_products else gram
+        measure = gram
+        if plan.strategy.gives_products:
+            measure = functools.partial(of_vector, plan.strategy)
         interaction_fn = lambda _: measure(*counted)  # noqa: E731
     losses, pullback = differentiated(losses_fn, params, dtype)
     return Step(losses, pullback, functools.partial(interaction_fn, params), shared=shared)

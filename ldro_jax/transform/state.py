@@ -18,15 +18,17 @@ class WeightedState(NamedTuple):
       losses: the last finite loss of each task, ``[N]``; zero before the first.
       expected_losses: the losses after the step as the weighting expected them when it had chosen
         the weights, ``[N]``; the largest is the value of Lookahead-DRO's game. The losses as they
-        are if it doesn't look ahead. Zero, as in ``losses``, for a task not ``seen``.
+        are if it doesn't look ahead, or asks for products of the interaction. Zero, as in
+        ``losses``, for a task not ``seen``.
       seen: the tasks that have had a finite loss, bool ``[N]``.
-      measured: the tasks whose interactions have been measured, bool ``[N]``.
+      measured: the tasks whose interactions have been measured, bool ``[N]``; none where the
+        weighting asks for products of them, which its own state holds.
       interaction: the last interaction matrix ``A_ij = ⟨∇ℓ_i, ∇ℓ_j⟩``, raw, ``[N, N]``; zeros
-        before the first.
+        before the first, and where there are only products of it.
       noise: variance of each task's minibatch gradient, the sum over the parameters, when the
         interaction was measured last, ``[N]``; zeros unless the strategy measures it ("split").
       descent: sum over all steps of ``A w``, how much each loss falls to first order with a
-        learning rate of 1 along the weighted gradient, ``[N]``.
+        learning rate of 1 along the weighted gradient, ``[N]``; zeros without a matrix.
       nonfinite: how often the loss of each task was not finite, int32 ``[N]``.
       negative: how often the loss of each task was below zero though the weighting needs positive
         losses, int32 ``[N]``; the weights stayed in these steps.
@@ -90,9 +92,18 @@ _HOW_TO_RESTORE = (
 )
 
 
-def check(state: Any) -> None:
+def check(state: Any, weighting: weighting_base.Weighting) -> None:
     """Raises ``ValueError``, saying how to restore a state, unless this is what ``init`` made."""
-    if not isinstance(state, WeightedState):
+    if isinstance(state, WeightedState):
+        num_tasks, dtype = state.weights.size, state.weights.dtype
+        expected = jax.eval_shape(lambda: weighting.init(num_tasks, dtype))
+        if jax.tree.structure(state.weighting) != jax.tree.structure(expected):
+            raise ValueError(
+                "update was given the state of another weighting, or of this one with another way "
+                "to measure the interaction: with interaction='products' it keeps other things. "
+                "Begin with tx.init(params)."
+            )
+    else:
         raise ValueError(
             "update needs the WeightedState that init makes, as its second argument, but it is a "
             f"{type(state).__name__}. Was it restored without its types? {_HOW_TO_RESTORE}"

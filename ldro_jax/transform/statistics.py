@@ -10,6 +10,7 @@ import numpy as np
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base
+from ldro_jax.interaction.features import NEEDED
 from ldro_jax.interaction.jacrev import pullback_gram
 from ldro_jax.interaction.products import of_vector
 from ldro_jax.measuring import shared as shared_lib
@@ -40,7 +41,8 @@ def statistics(
     Args:
       losses_fn: ``params -> losses [N]`` of all tasks; with ``batch``, ``(params, task_batch) ->
         scalar``, the mean loss of one task.
-      params: where to differentiate.
+      params: where to differentiate. Frozen ones count in the interaction unless ``shared`` leaves
+        them out.
       batch: each leaf ``[task, example, ...]``.
       has_aux: whether the function returns a pair of that and something else.
       interaction: how to measure the interaction with ``batch``, as in
@@ -74,18 +76,20 @@ def statistics(
         # A pullback takes the weights in the dtype of its losses, which must not round them.
         return losses.astype(np.promote_types(losses.dtype, np.float32)), aux
 
+    strategy = interaction_lib.get(interaction)
+    if strategy.of_features:
+        raise ValueError(NEEDED)
     losses, pull, aux = jax.vjp(of_all, params, has_aux=True)
 
     def matrix():
         own = None if shared is None else shared_lib.mask(shared, params)
         if batch is not None:
-            strategy = interaction_lib.get(interaction)
             loss_fn = shared_lib.of_counted(lambda *given: one(*given)[0], params, own)
             return strategy.matrix(*loss_fn, batch)
         if own is None:
             own = shared_lib.found(lambda params: of_all(params)[0], params)
-        if interaction_lib.get(interaction).gives_products:
-            return of_vector(*shared_lib.of_counted(lambda p: of_all(p)[0], params, own))
+        if strategy.gives_products:
+            return of_vector(strategy, *shared_lib.of_counted(lambda p: of_all(p)[0], params, own))
         return pullback_gram(losses, lambda w: (shared_lib.counted(pull(w)[0], own),))
 
     given = {

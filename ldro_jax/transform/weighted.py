@@ -181,7 +181,7 @@ def weighted(
 
     def update_fn(updates, state, params=None, **extra_args):
         optax_wrappers.check_update(updates, params)
-        state_lib.check(state)
+        state_lib.check(state, weighting)
         leaves.check_arrays("params", params)
         trained = mask(params)
         counting = plan
@@ -261,6 +261,11 @@ def _plan(weighting, num_tasks, strategy, interval, lagged) -> Plan:
         interval = checks.integer("interaction_interval", interval)
     checks.flag("lagged", lagged)
     plan = Plan(operator.index(num_tasks), strategy, interval, lagged)
+    if lagged and strategy.gives_products:
+        raise ValueError(
+            "lagged=True lets the weights use the matrix of the step before, but "
+            "interaction='products' measures none."
+        )
     if lagged and not plan.every_step:
         raise ValueError(f"lagged needs interaction_interval=1, but the interval is {interval}.")
     measures = weighting.uses_interaction or weighting.uses_products

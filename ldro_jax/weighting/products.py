@@ -34,7 +34,8 @@ class Held(NamedTuple):
       vectors: what A was multiplied with, ``[D, N]``.
       squares: decaying sums of the estimates of two terms of A's diagonal, ``[2, N]``.
       total: the same sum of ones, ``[N]``, zero for a task of which there is none.
-      unmeasured: how often what was measured of each task was not finite, int32 ``[N]``.
+      unmeasured: how often what was measured of each task was not finite, int32 ``[N]``, counting
+        each product. One that underflows to zero isn't counted.
     """
 
     values: jax.Array
@@ -92,9 +93,9 @@ class Asking(NamedTuple):
     """How a weighting asks for products with A in one step.
 
     Attributes:
-      times: ``v [N] -> A v [N]``, and the tasks that there were rows of, bool ``[N]``.
-      squares: ``key -> [2, N]``, estimates of two terms of A's diagonal, the same, and whether they
-        are exact; see :class:`ldro_jax.interaction.Products`.
+      times: ``v [N] -> A v [N]``, and which tasks there were rows of, bool ``[N]``.
+      squares: ``key -> [2, N]``, estimates of two terms of A's diagonal, and with them which tasks
+        there were rows of, and whether they are exact: see :class:`ldro_jax.interaction.Products`.
       present: the tasks in the batch, bool ``[N]``.
       due: whether anything is measured in this step, bool.
       turn: how often something was due before, int32.
@@ -132,7 +133,7 @@ class Asking(NamedTuple):
             return _cond(self.due, all_of_them, lambda: held)
 
         def one_of_them():
-            number = jnp.asarray(self.turn, jnp.int32) % (count + squares)
+            number = self._number(count, squares)
 
             def product():
                 vectors = jnp.stack([v(held.values) for v in asked])
@@ -146,8 +147,21 @@ class Asking(NamedTuple):
 
         return _cond(self.due, one_of_them, lambda: held)
 
+    def _number(self, count: int, squares: bool) -> jax.Array:
+        """Which of ``count`` products is measured now, int32; ``count`` itself for the squares.
+
+        First the squares, which others may need. After the first round the order is random: in a
+        fixed one a task that comes every third step might always meet the same of three.
+        """
+        turn = jnp.asarray(self.turn, jnp.int32)
+        first = jnp.roll(jnp.arange(count + squares, dtype=jnp.int32), int(squares))
+        key = jax.random.fold_in(jax.random.key(1), turn // first.size)
+        order = jnp.where(turn < first.size, first, jax.random.permutation(key, first))
+        return order[turn % first.size]
+
     def _product(self, held: Held, number: Any, vector: jax.Array) -> Held:
-        product, there = self.times(jnp.where(self.present, vector, 0))
+        vector = jnp.where(self.present, vector, 0)
+        product, there = self.times(vector)
         there &= self.present
         finite = jnp.isfinite(product)
         values = jnp.where(there & finite, product.astype(held.values.dtype), held.values[number])

@@ -179,6 +179,11 @@ def test_one_example_has_no_halves():
         interaction.products(apart=True).matrix(loss_fn, jnp.ones([]), jnp.ones((N, 1)))
 
 
+def test_products_have_no_split():
+    with pytest.raises(ValueError, match="split needs a strategy that measures the matrix"):
+        interaction.split("products")
+
+
 @pytest.mark.parametrize("share", [0, 1.5, "half"])
 def test_a_share_out_of_range_is_refused(share):
     with pytest.raises(ValueError, match="share must be a number in"):

@@ -210,3 +210,15 @@ def test_marks_that_do_not_fit_are_refused(given, said):
     tx = ldro.transform(N, lookahead_lr=0.1, weight_lr=0.5, shared=given)
     with pytest.raises(ValueError, match=said):
         tx.update(None, tx.init(PARAMS), PARAMS, losses_fn=LOSSES["of each"])
+
+
+def test_all_parameters_count_where_a_task_shares_none():
+    # Else its gradient would be zero, as that of a task that has converged.
+    def losses(params):
+        trunk = jnp.sum(params["trunk"])
+        return jnp.stack([trunk * params["a"], trunk + params["b"], params["own"] ** 2])
+
+    params = {"trunk": jnp.ones(2), "a": jnp.ones([]), "b": jnp.ones([]), "own": jnp.ones([])}
+    assert shared.found(losses, params) is None
+    two = shared.found(lambda p: losses(p)[:2], params)
+    assert two == {"trunk": True, "a": False, "b": False, "own": False}

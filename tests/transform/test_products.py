@@ -135,6 +135,62 @@ def test_what_is_not_finite_is_counted_and_leaves_no_trace():
     np.testing.assert_allclose(state.weights, 1 / N, rtol=1e-6)
 
 
+@jax.custom_vjp
+def doubled(x):
+    return 2 * x
+
+
+doubled.defvjp(lambda x: (doubled(x), None), lambda _, g: (2 * g,))
+
+
+def test_a_model_that_cannot_be_pushed_forward_is_refused_in_a_jit():
+    tx = transform.weighted(weighting.modo(0.1), N, interaction="products")
+
+    @jax.jit
+    def step(params):
+        return tx.update(None, tx.init(params), params, losses_fn=lambda p: losses_fn(doubled(p)))
+
+    with pytest.raises(ValueError, match="jax.custom_jvp, or measure the matrix"):
+        step(PARAMS)
+
+
+def test_halves_need_rows():
+    tx = transform.weighted(weighting.modo(0.1), N, interaction=interaction.products(apart=True))
+    with pytest.raises(ValueError, match="two halves of the rows, which losses_fn doesn't have"):
+        tx.update(None, tx.init(PARAMS), PARAMS, losses_fn=losses_fn)
+
+
+def test_products_are_not_lagged():
+    with pytest.raises(ValueError, match="interaction='products' measures none"):
+        transform.weighted(weighting.modo(0.1), N, interaction="products", lagged=True)
+
+
+def test_products_do_not_serve_a_weighting_of_the_matrix():
+    tx = transform.weighted(weighting.modo(0.1), N, interaction="auto")
+    given = ldro.statistics(losses_fn, PARAMS, interaction="products")
+    with pytest.raises(ValueError, match="Build it with interaction='products' as well"):
+        tx.update(None, tx.init(PARAMS), PARAMS, **given)
+
+
+def test_the_state_of_another_way_to_measure_is_refused():
+    made = weighting.lookahead_online(0.5, 0.5)
+    ways = [transform.weighted(made, N, interaction=way) for way in ("auto", "products")]
+    for one, other in (ways, ways[::-1]):
+        with pytest.raises(ValueError, match="another way to measure the interaction"):
+            one.update(None, other.init(PARAMS), PARAMS, losses_fn=losses_fn)
+
+
+def test_a_gradient_that_is_not_finite_belongs_to_its_own_products_alone():
+    matrix = jnp.diag(jnp.arange(1.0, N + 1)).at[2].set(jnp.nan).at[:, 2].set(jnp.nan)
+    tx = transform.weighted(weighting.modo(0.1), N, interaction=TOGETHER)
+    losses, pull = jax.vjp(losses_fn, PARAMS)
+    _, state = tx.update(
+        None, tx.init(PARAMS), PARAMS, losses=losses, pullback=pull, interaction_fn=lambda: matrix
+    )
+    np.testing.assert_array_equal(state.unmeasured, [0, 0, 1, 0])
+    assert np.ptp(state.weights) > 1e-3
+
+
 def test_a_method_that_needs_the_matrix_is_refused():
     with pytest.raises(ValueError, match="needs a weighting that can do with products"):
         ldro.transform(N, lookahead_lr=0.5, exact=True, interaction="products")
