@@ -157,6 +157,10 @@ def test_what_does_not_fit_is_refused():
     save = tiny_t5x.utils.SaveCheckpointConfig(dtype="bfloat16")
     with pytest.raises(ValueError, match="must be 'float32', but it is 'bfloat16'"):
         tiny_t5x.make_trainer(a_model, checkpoint_cfg=tiny_t5x.utils.CheckpointConfig(save=save))
+    with pytest.raises(ValueError, match="interaction must measure the matrix in T5X"):
+        tiny_t5x.make_trainer(tiny_t5x.make_model(tiny_t5x.weighted()), interaction="products")
+    with pytest.raises(ValueError, match="interaction must measure the matrix in T5X"):
+        tiny_t5x.make_trainer(tiny_t5x.make_model(tiny_t5x.weighted(interaction="products")))
     with pytest.raises(ValueError, match="multiple of the 3 microbatches, but it is 16"):
         tiny_t5x.train(tiny_t5x.make_trainer(a_model, num_microbatches=3), BATCHES[:1])
 

@@ -140,3 +140,18 @@ def test_what_measuring_costs_is_said_where_it_is_much():
     )
     assert program(labelled.problem, "stacked").cost() is None
     assert program(tiny.problem, "stacked", matrix).cost() is None
+
+
+def test_other_parameters_that_count_are_another_run():
+    def digest(shared):
+        method = dataclasses.replace(METHOD, shared=shared)
+        a_program = program(labelled.problem, "stacked", method)
+        found = fingerprint.of(a_program, tiny.schedule(4, 2, 2), [Trial(method, 0)])
+        return json.dumps(found.get("programs", found), default=str)
+
+    def of(name):
+        return lambda params: jax.tree_util.tree_map_with_path(
+            lambda path, _: name in jax.tree_util.keystr(path), params
+        )
+
+    assert len({digest(of(name)) for name in ("Dense_0", "Dense_1")} | {digest(None)}) == 3
