@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import core
 
 from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction.products import Products
-from ldro_jax.runtime import checks
+from ldro_jax.runtime import checks, conditions
 
 
 class Matrix(NamedTuple):
@@ -86,7 +85,7 @@ def if_due(
         return interaction_base.Measured(matrix, noise), unmeasured, measured
 
     none = jnp.zeros_like(present)
-    values, unmeasured, measured = _cond(due, fresh, (old, none, none))
+    values, unmeasured, measured = _if(due, fresh, (old, none, none))
     return Matrix(values, last.ever | measured, unmeasured)
 
 
@@ -142,7 +141,7 @@ def unless_underflow(
     squares = jnp.diagonal(new.values.matrix) + new.values.noise
     suspect = ~(present & (squares != 0)).any()
     # Nested, since under vmap a condition that differs between the runs costs as if always true.
-    lost = _cond(due, lambda: _cond(suspect, any_nonzero, no), no)
+    lost = _if(due, lambda: _if(suspect, any_nonzero, no), no)
     lost &= good & ~new.unmeasured.any()
     values, ever = jax.tree.map(
         functools.partial(jnp.where, lost), (last.values, last.ever), (new.values, new.ever)
@@ -150,11 +149,6 @@ def unless_underflow(
     return Matrix(values, ever, new.unmeasured | (lost & present))
 
 
-def _cond(due, true_fun, otherwise):
+def _if(due: jax.Array | None, function: Callable[[], Any], otherwise: Any) -> Any:
     """What a function gives if that is due, always where ``due`` is ``None``."""
-    if due is None:
-        return true_fun()
-    if not isinstance(due, core.Tracer):
-        # Outside of a jit, lax.cond would compile new functions in every step.
-        return true_fun() if due else otherwise
-    return jax.lax.cond(due, true_fun, lambda: otherwise)
+    return function() if due is None else conditions.cond(due, function, lambda: otherwise)

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import core
 
+from ldro_jax.runtime import conditions
 from ldro_jax.weighting import base, gram
 
 # Of the mean of the squared lengths, each of which is an estimate from one random direction.
@@ -116,7 +116,7 @@ class Asking(NamedTuple):
           held: what is known so far.
           asked: for each of the D products the v to multiply A with, as a function of the D
             products ``[D, N]`` as they are known by then.
-          squares: whether A's diagonal is asked for, too, after them.
+          squares: whether A's diagonal is asked for, too.
 
         Returns:
           What is known now. Of absent tasks, and where something isn't finite, it is what it was.
@@ -130,7 +130,7 @@ class Asking(NamedTuple):
                     now = self._product(now, number, vector(now.values))
                 return self._squares(now) if squares else now
 
-            return _cond(self.due, all_of_them, lambda: held)
+            return conditions.cond(self.due, all_of_them, lambda: held)
 
         def one_of_them():
             number = self._number(count, squares)
@@ -143,9 +143,9 @@ class Asking(NamedTuple):
                 return product()
             if not count:
                 return self._squares(held)
-            return _cond(number == count, lambda: self._squares(held), product)
+            return conditions.cond(number == count, lambda: self._squares(held), product)
 
-        return _cond(self.due, one_of_them, lambda: held)
+        return conditions.cond(self.due, one_of_them, lambda: held)
 
     def _number(self, count: int, squares: bool) -> jax.Array:
         """Which of ``count`` products is measured now, int32; ``count`` itself for the squares.
@@ -302,10 +302,3 @@ def form(init: Any, update: Any, weighting: base.Weighting) -> base.Weighting:
         needs_positive_losses=weighting.needs_positive_losses,
         default_interaction="products",
     )
-
-
-def _cond(condition: Any, true_fun: Callable, false_fun: Callable) -> Any:
-    """``jax.lax.cond``, outside of a jit without compiling its functions in every step."""
-    if not isinstance(condition, core.Tracer):
-        return true_fun() if condition else false_fun()
-    return jax.lax.cond(condition, true_fun, false_fun)
