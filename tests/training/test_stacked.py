@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -46,13 +45,13 @@ def draws(sampler, batch_size, interval=1, measured_rows=None):
     sizes = np.array([40, 32, 40])
     key = jax.random.fold_in(jax.random.key(SEED), 1)
     drawer = drawing.Drawer(sampler, batch_size, 0 * sizes, sizes=sizes)
-    drawn = drawing.stretch(drawer, key, jnp.int32(0), STEPS)
+    drawn = plain_loop.drawn(drawer, key, STEPS)
     other = jax.random.fold_in(key, 2)
     measured_size = N * (measured_rows or max(batch_size // N, 1))
     count = STEPS // interval + 1
     even = drawing.Drawer("balanced", measured_size, 0 * sizes, sizes=sizes)
-    measured = drawing.stretch(even, other, jnp.int32(0), count)
-    return jax.tree.map(np.asarray, (drawn, measured))
+    measured = plain_loop.drawn(even, other, count)
+    return drawn, measured
 
 
 def assert_is_a_plain_loop(method, sampler, batch_size, *, measured_rows=None, **options):
