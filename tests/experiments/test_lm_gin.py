@@ -27,7 +27,7 @@ _TINY = [
 # One with references, and the one that is compared with it.
 _METHODS = {
     "baselined_dro": "Baselined-DRO",
-    "ldro": "L-DRO",
+    "average": "Average",
 }
 _TINY_ALONE = ["alone/Batches.size=8"]
 
