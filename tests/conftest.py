@@ -318,7 +318,8 @@ _CASES = {
     "weighting/test_battery.py::test_a_step_that_donates_its_state": _KINDS,
     "weighting/test_battery.py::test_follows_a_permutation_of_the_tasks": _FLOAT64_OF_KINDS,
     "weighting/test_battery.py::test_jit_equals_eager_and_compiles_once": _KINDS,
-    "weighting/test_battery.py::test_vmaps": _KINDS,
+    # Games under vmap are those of tests/weighting/test_known_games.py.
+    "weighting/test_battery.py::test_vmaps": tuple(n for n in _KINDS if n != "smoothed"),
     "weighting/test_battery.py::test_weights_are_finite_and_sum_to_what_they_should": (
         _FLOAT64_OF_KINDS
     ),
