@@ -118,6 +118,7 @@ _CASES = {
     "experiments/test_compare.py::test_ready_is_called_once_before_anything_is_written": (
         "stacked",
     ),
+    "experiments/test_patience.py::test_a_run_ends_where_a_loop_by_hand_does": ("stacked",),
     "experiments/test_public_data_experiments.py::test_runs_to_the_report": ("yeast.gin",),
     "experiments/test_together.py::test_plain_random_batches_train_too": ("stacked",),
     "faults/test_changes.py::test_what_changes_no_number_is_taken": ("a seed-interrupted",),
@@ -169,9 +170,12 @@ _CASES = {
     "solvers/test_smooth_games.py::test_each_player_answers_the_other": (
         *("float32-1-*", "float32-5-*", "float32-64-*"),
     ),
+    "records/test_kept.py::test_a_damaged_checkpoint_is_said": ("alone", "mesh"),
+    "records/test_kept.py::test_parameters_are_those_of_the_run": ("alone", "mesh"),
+    "records/test_kept.py::test_what_is_not_kept_is_said": ("alone", "mesh"),
     "reporting/test_figures.py::test_no_name_crosses_a_point_a_bar_or_another_name": (
-        *("eight tasks-interaction_matrix", "eight tasks-weights_over_time", "forty tasks-*"),
-        *("one task-average_vs_worst", "one task-pareto_frontiers", "sweep-*"),
+        *("eight tasks-weights_over_time", "forty tasks-*", "one task-average_vs_worst"),
+        *("sweep-average_vs_worst", "sweep-pareto_frontiers", "sweep-worst_over_time"),
     ),
     "runtime/test_leaves.py::test_trees_of_the_same_leaves_may_mix": (
         *("dict-FrozenDict", "FrozenDict-NamedTuple", "NamedTuple-nnx.State", "nnx.State-dict"),
@@ -180,14 +184,21 @@ _CASES = {
     "tasks/test_text.py::test_damaged_tokens_are_made_again": ("flip",),
     "test_meshes.py::test_the_digits_of_one_device": (
         "AxisType.Explicit-auto-examples-2-False",
-        "AxisType.Explicit-split-parameters and tasks-2-False",
         "AxisType.Explicit-vmap-parameters and tasks-1-True",
     ),
     "test_meshes.py::test_other_forms_on_an_explicit_mesh": ("layout", "stacked"),
     "training/test_best.py::test_a_damaged_best_checkpoint_costs_time_but_changes_nothing": (
         "text",
     ),
+    "training/test_best.py::"
+    "test_a_checkpoint_comes_with_every_improvement_and_else_at_its_interval": ("images",),
+    "training/test_best.py::test_losses_that_stay_nan_stop_a_run_and_what_was_good_is_kept": (
+        "text",
+    ),
     "training/test_best.py::test_the_test_is_of_the_best_checkpoint": ("images",),
+    "training/test_best.py::test_without_one_finite_value_the_test_is_of_the_last_step": (
+        "stacked",
+    ),
     "training/test_engine.py::test_all_methods_see_the_same_batches": ("meshed",),
     "training/test_geometry.py::test_the_interaction_is_that_of_the_geometry": ("2-meshed",),
     "training/test_geometry.py::test_with_its_own_decay": ("stacked",),
@@ -207,6 +218,18 @@ _CASES = {
     "training/test_loop.py::test_a_nan_loss_in_one_batch_leaves_the_weights_and_is_counted": (
         "meshed",
     ),
+    "training/test_loop.py::test_a_run_that_was_killed_after_its_last_step_only_reports": (
+        "meshed",
+    ),
+    "training/test_loop.py::test_a_stretch_is_taken_in_parts_and_broken_off_without_a_difference": (
+        "15",
+    ),
+    "training/test_loop.py::test_a_task_that_never_recovers_stops_the_run_and_is_named": (
+        "stacked",
+    ),
+    "training/test_loop.py::test_checkpoints_come_at_the_next_evaluation": ("stacked",),
+    "training/test_loop.py::test_the_progress_names_the_worst_task": ("meshed",),
+    "training/test_loop.py::test_the_test_can_be_left_to_the_end": ("meshed",),
     "training/test_loop.py::test_a_run_learns_and_repeats_itself": (
         *("stacked-L-DRO", "meshed-L-DRO"),
     ),
@@ -265,6 +288,9 @@ _CASES = {
     "training/test_step.py::test_uneven_batches_are_a_plain_loop": (
         *("bigram-in every step", "images-now and then"),
     ),
+    "transform/test_averaging.py::test_the_trainer_evaluates_and_keeps_the_mean": (
+        "StackedEngine",
+    ),
     "transform/test_dtypes.py::test_the_fused_step_does_not_round_the_weights": ("bfloat16",),
     "transform/test_failures.py::test_a_loss_below_zero_is_counted_and_moves_no_weight": (
         *("famo", "gradnorm", "q_ffl"),
@@ -292,7 +318,8 @@ _CASES = {
     "weighting/test_battery.py::test_a_step_that_donates_its_state": _KINDS,
     "weighting/test_battery.py::test_follows_a_permutation_of_the_tasks": _FLOAT64_OF_KINDS,
     "weighting/test_battery.py::test_jit_equals_eager_and_compiles_once": _KINDS,
-    "weighting/test_battery.py::test_vmaps": _KINDS,
+    # Games under vmap are those of tests/weighting/test_known_games.py.
+    "weighting/test_battery.py::test_vmaps": tuple(n for n in _KINDS if n != "smoothed"),
     "weighting/test_battery.py::test_weights_are_finite_and_sum_to_what_they_should": (
         _FLOAT64_OF_KINDS
     ),

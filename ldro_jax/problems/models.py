@@ -169,7 +169,7 @@ class _Library(abc.ABC):
 class _Linen(_Library):
     def __init__(self, model: nn.Module, tables: bool):
         super().__init__(model, tables)
-        self._has_others = False
+        self._others: set[str] = set()
         taken = inspect.signature(type(model).__call__).parameters
         self._arguments = {name: on for name, on in _SWITCHES.items() if name in taken}
         # A field that is set to evaluation stays so.
@@ -203,14 +203,14 @@ class _Linen(_Library):
         variables = dict(nn.init(call, model)(key, inputs))
         params = variables.pop("params", {})
         # Once there were others, there may be for other inputs.
-        self._has_others = self._has_others or bool(variables)
+        self._others |= set(variables)
         return params, variables
 
     @override
     def call(self, made, others, params, inputs, *name, train, key=None):
         model, arguments = self._set(train)
         # Making the model is as long to trace as calling it.
-        if self._has_others:
+        if not self._others <= set(others):
             others = {**self.make(made, {name[0]: inputs} if name else inputs)[1], **others}
         try:
             # What is sown is for those who look at it, and nothing reads it later.
@@ -351,8 +351,9 @@ def _look(model: _Library, all_inputs: Any, inputs: Any, name: tuple[str, ...]) 
     def evaluated(made, params, inputs):
         return model.call(made, {}, params, inputs, *name, train=False)
 
+    is_drawn, assigned = _traced(evaluated, params, inputs, outputs_only=True)
     # A call that is jitted or rematerialised assigns all variables, changed or not.
-    if _assigned(evaluated, key, params, inputs):
+    if assigned:
 
         def made_and_called(key, x):
             params, _ = model.make(key, {name[0]: x} if name else x)
@@ -360,7 +361,7 @@ def _look(model: _Library, all_inputs: Any, inputs: Any, name: tuple[str, ...]) 
 
         if moved := _moved(made_and_called, inputs):
             raise _unsupported(model.model, f"changes {', '.join(moved)} in a call")
-    if _depends_on_key(lambda made, *given: evaluated(made, *given).outputs, params, inputs):
+    if is_drawn:
         raise _unsupported(
             model.model,
             "draws random numbers in a call, or keeps some that it drew when it was made",
@@ -371,30 +372,40 @@ def _look(model: _Library, all_inputs: Any, inputs: Any, name: tuple[str, ...]) 
     def trained(key, params, others, inputs):
         return model.call(jax.random.key(0), others, params, inputs, *name, train=True, key=key)
 
-    changed = _assigned(trained, key, params, others, inputs)
+    draws, changed = _traced(trained, params, others, inputs)
     if new := sorted(changed - set(others)):
         raise _unsupported(
             model.model,
             f"makes {', '.join(new)} in a training pass, which isn't there when it is made",
         )
-    return _Look(_depends_on_key(trained, params, others, inputs), changed)
+    return _Look(draws, changed)
 
 
-def _assigned(call: Callable[..., _Call], *shapes: Any) -> set[str]:
-    """The collections that a call assigns to."""
+def _traced(
+    call: Callable[..., _Call], *shapes: Any, outputs_only: bool = False
+) -> tuple[bool, set[str]]:
+    """Whether what a call of a key and more gives depends on the key, and what it assigns to."""
     assigned: set[str] = set()
 
-    def once(*given):
-        found = call(*given)
+    def once(key, *given):
+        found = call(key, *given)
         for name, after in found.after.items():
             before = jax.tree.leaves(found.before.get(name))
             # While tracing, what is assigned is another object, even if it has the same value.
             pairs = itertools.zip_longest(before, jax.tree.leaves(after))
             if any(old is not new for old, new in pairs):
                 assigned.add(name)
+        return found.outputs if outputs_only else found
 
-    jax.eval_shape(once, *shapes)
-    return assigned
+    keys = jax.random.split(jax.random.key(0))
+    try:
+        jax.eval_shape(jax.vmap(once, (0, *(None for _ in shapes)), None), keys, *shapes)
+    except ValueError as error:
+        # What vmap says of an output that isn't the same for both, where one is asked for.
+        if "out_axes" not in str(error):
+            raise
+        return True, assigned
+    return False, assigned
 
 
 def _moved(call: Callable[[jax.Array, Any], _Call], inputs: Any) -> list[str]:
@@ -424,19 +435,6 @@ def _moved(call: Callable[[jax.Array, Any], _Call], inputs: Any) -> list[str]:
             for variables in called()
         )
     return [name for name, value in after.items() if before.get(name) != value]
-
-
-def _depends_on_key(function: Callable[..., Any], *shapes: Any) -> bool:
-    """Whether what a function of a key and more gives depends on the key."""
-    keys = jax.random.split(jax.random.key(0))
-    try:
-        jax.eval_shape(jax.vmap(function, (0, *(None for _ in shapes)), None), keys, *shapes)
-    except ValueError as error:
-        # What vmap says of an output that isn't the same for both, where one is asked for.
-        if "out_axes" not in str(error):
-            raise
-        return True
-    return False
 
 
 def _unsupported(model: Any, what: str) -> UnsupportedError:

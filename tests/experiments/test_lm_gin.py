@@ -24,10 +24,10 @@ _TINY = [
     "language_model.max_test_tokens=200",
     "language_model.max_validation_tokens=100",
 ]
-# One with references, and the one that is compared with it.
+# The one with references, and what it is compared with.
 _METHODS = {
+    "average": "Average (α = 0)",
     "baselined_dro": "Baselined-DRO",
-    "ldro": "L-DRO",
 }
 _TINY_ALONE = ["alone/Batches.size=8"]
 

@@ -7,6 +7,8 @@ import numpy as np
 from helpers import oracles
 from jax import flatten_util
 
+from ldro_jax.tasks import drawing
+
 
 class Step(NamedTuple):
     """What one step is taken on.
@@ -22,6 +24,13 @@ class Step(NamedTuple):
     tasks: np.ndarray
     expected: np.ndarray
     measured: tuple[Any, np.ndarray] | None = None
+
+
+def drawn(drawer, key, num_steps):
+    """The batches of a run's first steps, as a program on the device draws them, in NumPy."""
+    # One program: op by op there would be a hundred to compile.
+    take = jax.jit(lambda key: drawing.stretch(drawer, key, 0, num_steps))
+    return jax.tree.map(np.asarray, take(key))
 
 
 def of_rows(gradient_of_row, params, rows):

@@ -268,6 +268,22 @@ def test_a_linen_model_is_told_when_it_is_trained(name):
     assert not any(jax.tree.leaves(replaced["params"]))
 
 
+def test_a_pass_with_all_statistics_calls_the_model_once():
+    calls = []
+
+    class Counted(Switched):
+        @nn.compact
+        def __call__(self, x, train):
+            calls.append(x)
+            return Switched.__call__(self, x, train=train)
+
+    functions = models.as_functions(Counted("train"), INPUTS)
+    params = functions.init(KEY, INPUTS)
+    calls.clear()
+    jax.eval_shape(functions.train, params, INPUTS, KEY)
+    assert len(calls) == 1
+
+
 def test_a_linen_model_is_told_by_a_field():
     functions = models.as_functions(ByField(), INPUTS)
     params, key = functions.init(KEY, INPUTS), jax.random.key(3)

@@ -102,6 +102,7 @@ def test_the_page_has_everything(written):
     assert any(tag == "details" for tag, _ in page.tags)
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_everything_from_the_record_is_escaped(made_up, tmp_path):
     evil = "<script>alert('x')</script>&\"$"
     record = made_up.record([f"{evil}{i}" for i in range(3)], seeds=2)
@@ -133,6 +134,7 @@ def test_extra_sections_take_figures_and_html(made_up, tmp_path):
     assert "A caption." in page.words and ("b", {}) in page.tags
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_missing_parts_still_make_a_page(made_up, tmp_path):
     records = {
         "no runs": made_up.results([]),
@@ -230,6 +232,7 @@ def test_an_installed_package_has_the_templates():
     assert {p.name for p in folder.iterdir()} == {"blocks.html.j2", "report.css", "report.html.j2"}
 
 
+@pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("name", ["cifar100", "multilingual_lm"])
 def test_the_committed_records_make_a_page(name, tmp_path):
     folder = pathlib.Path(__file__).parents[2] / "results" / name
@@ -329,6 +332,7 @@ def titles(path):
     return [part.split("</h2>")[0] for part in path.read_text(encoding="utf-8").split("<h2>")[1:]]
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_report_of_a_sweep_has_its_sections_in_order(made_up, tmp_path):
     path = reporting.write_report(sweep(made_up), tmp_path)
     assert titles(path) == [

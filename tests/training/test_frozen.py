@@ -64,8 +64,8 @@ METHODS += [{"interaction_interval": 1, "geometry": "optimizer"}]
 def cases():
     for number, settings in enumerate(METHODS):
         for make, options in ENGINES:
-            # Each engine, and each way: apart, in one pass, and with a geometry.
-            quick = number in ((2,) if make is tiny.stacked else (0, 3))
+            # Each engine, and each way: in one pass, and apart, with a geometry.
+            quick = number == (2 if make is tiny.stacked else 3)
             yield pytest.param(make, options, settings, marks=[] if quick else pytest.mark.heavy)
 
 

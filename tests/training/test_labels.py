@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import labelled, tiny
+from helpers import labelled, plain_loop, tiny
 
 from ldro_jax import problems, transform
 from ldro_jax.records import results
@@ -50,7 +50,7 @@ def rows_of(a_program):
         sizes = np.array([labelled.ROWS])
         drawer = drawing.Drawer("balanced", SIZE, 0 * sizes, sizes=sizes)
         key = jax.random.fold_in(jax.random.key(SEED), 1)
-        drawn = drawing.stretch(drawer, key, 0, STEPS)
+        drawn = plain_loop.drawn(drawer, key, STEPS)
         for tasks, indices in zip(drawn.tasks, drawn.indices, strict=True):
             yield problem.on_device.take(problem.on_device.arrays, key, 0, tasks, indices)
         return
@@ -248,7 +248,7 @@ def test_rows_of_one_task_each_train_models_with_statistics(layout):
     variables = jax.tree.map(np.array, session.state(0).params)
     if layout == "stacked":
         sizes, key = np.array([12] * 3), jax.random.fold_in(jax.random.key(SEED), 1)
-        drawn = drawing.stretch(drawing.Drawer("balanced", 9, 0 * sizes, sizes=sizes), key, 0, 1)
+        drawn = plain_loop.drawn(drawing.Drawer("balanced", 9, 0 * sizes, sizes=sizes), key, 1)
         rows = problem.on_device.take(
             problem.on_device.arrays, key, 0, drawn.tasks[0], drawn.indices[0]
         )

@@ -6,11 +6,10 @@ import os
 import signal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import tiny
+from helpers import plain_loop, tiny
 
 from ldro_jax.records import results
 from ldro_jax.runtime import preemption
@@ -272,7 +271,7 @@ def bad_steps(engine, found, num_steps):
         key = jax.random.fold_in(jax.random.key(0), 1)
         sizes = np.array([40, 32, 40])
         drawer = drawing.Drawer("balanced", 24, 0 * sizes, sizes=sizes)
-        drawn = drawing.stretch(drawer, key, jnp.int32(0), num_steps)
+        drawn = plain_loop.drawn(drawer, key, num_steps)
         return np.flatnonzero(((drawn.tasks == 1) & (drawn.indices == 0)).any(axis=1))
     rows = found.problem.source(0).rows(np.ones(8 * num_steps, int), np.arange(8 * num_steps))
     return np.flatnonzero(np.isnan(rows["inputs"]).reshape(num_steps, -1).any(axis=1))

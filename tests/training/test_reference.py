@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import tiny, tiny_lm
+from helpers import plain_loop, tiny, tiny_lm
 
 from ldro_jax import transform, weighting
 from ldro_jax.training import Method
@@ -56,7 +56,7 @@ def first_rows(program, session):
     key = jax.random.fold_in(jax.random.key(0), 1)
     sizes = np.array([40, 32, 40])
     drawer = drawing.Drawer("balanced", tiny.BATCH_SIZE, 0 * sizes, sizes=sizes)
-    tasks, indices = (np.asarray(x[0]) for x in drawing.stretch(drawer, key, 0, 1))
+    tasks, indices = (x[0] for x in plain_loop.drawn(drawer, key, 1))
     train = tiny.data().train
     where = train.starts[tasks] + indices
     rows = {"inputs": train.inputs[where], "targets": train.targets[where]}

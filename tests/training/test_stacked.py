@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -46,13 +45,13 @@ def draws(sampler, batch_size, interval=1, measured_rows=None):
     sizes = np.array([40, 32, 40])
     key = jax.random.fold_in(jax.random.key(SEED), 1)
     drawer = drawing.Drawer(sampler, batch_size, 0 * sizes, sizes=sizes)
-    drawn = drawing.stretch(drawer, key, jnp.int32(0), STEPS)
+    drawn = plain_loop.drawn(drawer, key, STEPS)
     other = jax.random.fold_in(key, 2)
     measured_size = N * (measured_rows or max(batch_size // N, 1))
     count = STEPS // interval + 1
     even = drawing.Drawer("balanced", measured_size, 0 * sizes, sizes=sizes)
-    measured = drawing.stretch(even, other, jnp.int32(0), count)
-    return jax.tree.map(np.asarray, (drawn, measured))
+    measured = plain_loop.drawn(even, other, count)
+    return drawn, measured
 
 
 def assert_is_a_plain_loop(method, sampler, batch_size, *, measured_rows=None, **options):
@@ -265,13 +264,12 @@ def test_an_interrupted_group_ends_as_if_nothing_had_happened(ldro_program, tmp_
 
 
 @pytest.mark.parametrize("first", [12, 4])
-def test_a_run_that_ended_within_a_block_of_a_longer_schedule_goes_on(
-    first, ldro_program, tmp_path
-):
-    trials, longer = trials_of(seeds=(0,)), tiny.schedule(16, 8, 8)
-    whole = tiny.train_together(ldro_program, tmp_path / "whole", trials, longer)
-    tiny.train_together(ldro_program, tmp_path / "more", trials, tiny.schedule(first, 8, 8))
-    runs = tiny.train_together(ldro_program, tmp_path / "more", trials, longer)
+def test_a_run_that_ended_within_a_block_of_a_longer_schedule_goes_on(first, tmp_path):
+    program, trials = tiny.stacked(GROUP_DRO), trials_of(GROUP_DRO, {"weight_lr": (0.1, 3.0)}, [0])
+    longer = tiny.schedule(16, 8, 8)
+    whole = tiny.train_together(program, tmp_path / "whole", trials, longer)
+    tiny.train_together(program, tmp_path / "more", trials, tiny.schedule(first, 8, 8))
+    runs = tiny.train_together(program, tmp_path / "more", trials, longer)
     for run, other in zip(runs, whole, strict=True):
         assert run.evaluations[-2:] == other.evaluations[-2:]
         assert run.weights.values[-1].tolist() == other.weights.values[-1].tolist()

@@ -204,9 +204,10 @@ def halving(count):
 )
 def test_hyperparameters_may_be_schedules(factory):
     losses = [1.0, 1.1, 1.05]
-    scheduled = weights_of(factory(halving), losses, count=2)
+    method = factory(halving)
+    scheduled = weights_of(method, losses, count=2)
     np.testing.assert_allclose(scheduled, weights_of(factory(0.1), losses), rtol=1e-6)
-    assert not np.allclose(scheduled, weights_of(factory(halving), losses, count=0), rtol=1e-3)
+    assert not np.allclose(scheduled, weights_of(method, losses, count=0), rtol=1e-3)
 
 
 def test_optax_schedule():

@@ -53,6 +53,11 @@ def _balanced(key, start, num_steps: int, sizes: np.ndarray, batch_size: int) ->
     positions = before[:, :, None] + places  # [step, N, capacity]
     indices = _epochs(key, positions.swapaxes(0, 1).reshape(num_tasks, -1), sizes)
     indices = indices.reshape(num_tasks, num_steps, capacity).swapaxes(0, 1)
+    if not extra:
+        # Every place is taken, and there is nothing to look for.
+        tasks = jnp.arange(num_tasks, dtype=jnp.int32)[None, :, None]
+        shape = num_steps, batch_size
+        return Draw(jnp.broadcast_to(tasks, indices.shape).reshape(shape), indices.reshape(shape))
     present = positions < after[:, :, None]
 
     def rows(present, indices):
