@@ -40,7 +40,7 @@ from ldro_jax.training.step import TrainState
 from ldro_jax.transform import preconditioner
 
 # Plain steps' work that is worth a word.
-_MUCH = 0.5
+_MUCH = 0.1
 
 
 class Trial(NamedTuple):

@@ -138,7 +138,9 @@ def test_what_measuring_costs_is_said_where_it_is_much():
         "the interaction, measured in every step, is about 2.0 plain steps' work a step; with "
         "interaction='products' it would be 0.4."
     )
-    assert program(labelled.problem, "stacked").cost() is None
+    assert program(labelled.problem, "stacked").cost() == (
+        "the interaction, measured in every step, is about 0.4 plain steps' work a step."
+    )
     assert program(tiny.problem, "stacked", matrix).cost() is None
 
 
