@@ -144,12 +144,12 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
     tasks = rows_lib.tasks_of(row_losses, batch.tasks, plan.num_tasks)
     sums, rows, dtype = tasks.sums, tasks.rows, row_losses.sums.dtype
     counts = rows if row_losses.counts is None else sums(row_losses.counts)
-    each = _divisor(counts, dtype)
-    expected = _divisor(rows, dtype) if batch.expected is None else batch.expected
+    each = rows_lib.divisor(counts, dtype)
+    expected = rows_lib.divisor(rows, dtype) if batch.expected is None else batch.expected
     # What counts in as many rows as are expected.
     share = expected
     if row_losses.counts is not None:
-        share = each * (expected.astype(dtype) / _divisor(rows, dtype))
+        share = each * (expected.astype(dtype) / rows_lib.divisor(rows, dtype))
 
     def pullback(weights):
         return pull(tasks.of_rows(weights / share.astype(weights.dtype)).astype(dtype))
@@ -268,7 +268,7 @@ def _of_means(one: _Pass, parts: int):
     counts = jnp.stack([one.tasks.sums(x) for x in counted], axis=1)
 
     def pull(weights):
-        shares = weights.reshape(-1, parts) / _divisor(counts, dtype)
+        shares = weights.reshape(-1, parts) / rows_lib.divisor(counts, dtype)
         each = (one.tasks.of_rows(s) * x for s, x in zip(shares.T, own, strict=True))
         return one.pull(functools.reduce(operator.add, each))
 
@@ -295,7 +295,7 @@ def _task_loss(losses_of: LossesOf) -> Callable[[Any, Any], tuple[jax.Array, _To
 
         num_rows = jnp.sum(is_real, dtype=row_losses.sums.dtype)
         counts = None if row_losses.counts is None else total(row_losses.counts)
-        each = num_rows if counts is None else _divisor(counts, row_losses.sums.dtype)
+        each = num_rows if counts is None else rows_lib.divisor(counts, row_losses.sums.dtype)
         excess = None if row_losses.excess is None else _mean(total, row_losses.excess, num_rows)
         totals = _Totals(counts, excess, jax.tree.map(jnp.asarray, row_losses.auxiliary))
         return total(row_losses.sums) / each, totals
@@ -304,15 +304,7 @@ def _task_loss(losses_of: LossesOf) -> Callable[[Any, Any], tuple[jax.Array, _To
 
 
 def _mean(sum_of, values, rows):
-    return sum_of(values) / _divisor(rows, values.dtype)
-
-
-def _divisor(counts: jax.Array, dtype: Any) -> jax.Array:
-    """Numbers to divide by: 1 for zero, and NaN for what is no number."""
-    if jnp.issubdtype(counts.dtype, jnp.integer):
-        return jnp.maximum(counts, 1).astype(dtype)
-    # Less than one token counts like any other number of them.
-    return jnp.where(counts == 0, 1, counts).astype(dtype)
+    return sum_of(values) / rows_lib.divisor(rows, values.dtype)
 
 
 def differentiated(

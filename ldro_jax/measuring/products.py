@@ -42,8 +42,7 @@ def of_batch(
         found = losses_of(params, taken, *(() if key is None else (key,)))
         of = rows_lib.tasks_of(found, of_rows, plan.num_tasks)
         counts = of.rows if found.counts is None else of.sums(found.counts)
-        divisor = jnp.where(counts == 0, 1, counts).astype(found.sums.dtype)
-        return of.sums(found.sums) / divisor, counts > 0
+        return of.sums(found.sums) / rows_lib.divisor(counts, found.sums.dtype), counts > 0
 
     whole, first, second = (functools.partial(losses, number) for number in (None, 0, 1))
     return of_losses(

@@ -203,3 +203,11 @@ def tasks_of(losses: RowLosses, tasks: jax.Array | None, num_tasks: int) -> Task
     upto = jnp.cumsum(belongs, axis=1, dtype=jnp.int32)
     rank = jnp.max(jnp.where(belongs, upto - 1, -1), axis=0)
     return Tasks(sums, lambda x: x[tasks], belongs.sum(axis=1), rank)
+
+
+def divisor(counts: jax.Array, dtype: Any) -> jax.Array:
+    """Numbers to divide by: 1 for zero, and NaN for what is no number."""
+    if jnp.issubdtype(counts.dtype, jnp.integer):
+        return jnp.maximum(counts, 1).astype(dtype)
+    # Less than one token counts like any other number of them.
+    return jnp.where(counts == 0, 1, counts).astype(dtype)

@@ -227,6 +227,12 @@ def log_weights_state(log_weights: jax.Array, known: jax.Array) -> LogWeightsSta
     return LogWeightsState(jnp.where(known, log_weights, mean))
 
 
+def after_step(log_weights: jax.Array, known: jax.Array) -> tuple[jax.Array, LogWeightsState]:
+    """The weights ``[N]`` and the state after a step to log-weights that aren't normalised yet."""
+    log_weights = jax.nn.log_softmax(log_weights, where=known)
+    return jnp.exp(log_weights), log_weights_state(log_weights, known)
+
+
 def weights_state(weights: jax.Array, known: jax.Array) -> WeightsState:
     """The state after a step, from weights ``[N]`` that sum to one over known tasks."""
     return WeightsState(jnp.where(known, weights, 1 / jnp.sum(known, dtype=weights.dtype)))
@@ -256,8 +262,7 @@ def exponentiated_gradient(
         # The state of a task that has just become known is on top of what sums to one.
         last = jax.nn.softmax(state.log_weights, where=known)
         direction = direction_fn(statistics, last)
-        log_weights = jax.nn.log_softmax(state.log_weights + direction, where=known)
-        return jnp.exp(log_weights), log_weights_state(log_weights, known)
+        return after_step(state.log_weights + direction, known)
 
     return Weighting(uniform_log_state, _named_like(direction_fn, update), uses_interaction)
 

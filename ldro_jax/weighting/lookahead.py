@@ -131,9 +131,8 @@ def lookahead_online(
         eta = base.value_at(weight_lr, statistics) * step
         row = jnp.where(started, held.filled()[1] * scale, 0)
         direction = eta * row / base.mean_loss(statistics) if relative else eta * row
-        log_weights = jax.nn.log_softmax(state.log_weights + direction, where=known)
-        kept = base.log_weights_state(log_weights, known).log_weights
-        return jnp.exp(log_weights), ByProductsState(kept, held)
+        weights, kept = base.after_step(state.log_weights + direction, known)
+        return weights, ByProductsState(kept.log_weights, held)
 
     return made._replace(by_products=products.form(ByProductsState.initial, by_products, made))
 

@@ -222,8 +222,8 @@ def along_sums(
         squares = jnp.where(known, held.diagonal, 0)
         direction = direction_fn(statistics, jnp.where(known, held.filled()[0], 0), squares)
         direction = jnp.where(held.started(squares=True), direction, 0)
-        log_weights = jax.nn.log_softmax(last.log_weights + direction, where=known)
-        return jnp.exp(log_weights), (held, base.log_weights_state(log_weights, known))
+        weights, last = base.after_step(last.log_weights + direction, known)
+        return weights, (held, last)
 
     return form(init, update, weighting)
 

@@ -132,9 +132,8 @@ def smooth_lookahead(
         answer = step * held.filled()[1] * scale / unit / column
         logits = state.log_weights + share * (answer - state.log_weights)
         logits = jnp.where(held.started(squares=True), logits, state.log_weights)
-        log_weights = jax.nn.log_softmax(logits, where=known)
-        kept = base.log_weights_state(log_weights, known).log_weights
-        return jnp.exp(log_weights), lookahead.ByProductsState(kept, held)
+        weights, kept = base.after_step(logits, known)
+        return weights, lookahead.ByProductsState(kept.log_weights, held)
 
     asking = products.form(lookahead.ByProductsState.initial, by_products, made)
     return made._replace(by_products=asking)
