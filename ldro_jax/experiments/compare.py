@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -85,34 +85,28 @@ def compare(
     references_lib.check(report.references, settings)
     made = make_problem(problem, where.data, schedule)
     first = make_program(made, optimizer, batches, runs_lib.AVERAGE)
-    together = _together(first, schedule, len(runs_of))
+    together = runs_together(first, schedule, len(runs_of))
     # Those with references are made again when these are known.
     unknown = dict.fromkeys(made.task_names, 0.0)
     programs = runs_lib.Programs(first)
-    programs.check([_resolved(method, made, unknown) for method in settings])
-    output_path, ready = paths.absolute(where.output), where.ready
-    with contextlib.ExitStack() as stack:
-        config_text = where.config_text or _configuration(
-            problem=type(made).__name__,
-            methods=[_described(method) for method in settings],
-            seeds=list(seeds),
-            schedule=schedule,
-            batches=batches,
-            **({"frozen": first.engine.frozen} if first.engine.frozen else {}),
-        )
-        kept_text = config_text
-        if ready is None:
-            kept_text = _with_outlines(config_text, problem=made, optimizer=optimizer)
-            output = output_dir_lib.OutputDir(where.output, kept_text, overwrite=where.overwrite)
-            output.check()
-            stack.callback(output.close)
-            ready = output.claim
+    programs.check([resolved(method, made, unknown) for method in settings])
+    output_path = paths.absolute(where.output)
+    config_text = where.config_text or configuration(
+        "compare",
+        problem=type(made).__name__,
+        methods=[described(method) for method in settings],
+        seeds=list(seeds),
+        schedule=schedule,
+        batches=batches,
+        **({"frozen": first.engine.frozen} if first.engine.frozen else {}),
+    )
+    with opened(where, config_text, problem=made, optimizer=optimizer) as (ready, kept_text):
         first.check_evaluation()
         losses, perplexities = references_lib.load(
             report.references, made, Directories(output_path, where.data, ready=ready)
         )
         trials = {
-            run_name: (trial, Trial(_resolved(trial.method, made, losses or unknown), trial.seed))
+            run_name: (trial, Trial(resolved(trial.method, made, losses or unknown), trial.seed))
             for run_name, trial in runs_of.items()
         }
         more = {"references": perplexities, "task_sizes": _sizes(made)}
@@ -120,6 +114,31 @@ def compare(
             output_path, schedule, lambda runs: make_record(made, runs, report, **more), kept_text
         )
         return experiment.report(experiment.train(trials, programs, together=together), config_text)
+
+
+@contextlib.contextmanager
+def opened(
+    where: Directories, config_text: str, **parts: Any
+) -> Iterator[tuple[Callable[[], None], str]]:
+    """The directory of an experiment, looked at, and closed in the end.
+
+    Args:
+      where: directories of the experiment.
+      config_text: its configuration.
+      **parts: arguments by name, for an error to name what differs in them.
+
+    Yields:
+      What to call when all is checked and before anything is written, and the configuration that is
+      kept.
+    """
+    if where.ready is not None:
+        yield where.ready, config_text
+        return
+    kept_text = _with_outlines(config_text, **parts)
+    output = output_dir_lib.OutputDir(where.output, kept_text, overwrite=where.overwrite)
+    output.check()
+    with contextlib.closing(output):
+        yield output.claim, kept_text
 
 
 def check_parts(**parts: Any) -> None:
@@ -197,7 +216,7 @@ def make_record(
     )
 
 
-def _together(program: Program, schedule: Schedule, num_runs: int) -> int:
+def runs_together(program: Program, schedule: Schedule, num_runs: int) -> int:
     """How many runs to train at a time."""
     asked = program.batches.runs_together
     alone = isinstance(program, MeshedProgram) or schedule.test == "best"
@@ -211,7 +230,7 @@ def _together(program: Program, schedule: Schedule, num_runs: int) -> int:
     return asked or num_runs
 
 
-def _resolved(method: Method, problem: Problem, losses: Mapping[str, float]) -> Method:
+def resolved(method: Method, problem: Problem, losses: Mapping[str, float]) -> Method:
     """The method with what only the data and the references can tell."""
     known: dict[str, Any] = {"reference_losses": tuple(losses.values())}
     if problem.sizes is not None:
@@ -234,7 +253,8 @@ def _sizes(problem: Problem) -> dict[str, float]:
     return dict(zip(problem.task_names, np.asarray(problem.sizes).tolist(), strict=True))
 
 
-def _described(method: Method) -> dict[str, Any]:
+def described(method: Method) -> dict[str, Any]:
+    """A method as the directory's configuration holds it."""
     return {
         "name": method.name,
         "weighting": weighting.described(method.weighting),
@@ -248,7 +268,7 @@ def _with_outlines(config_text: str, **parts: Any) -> str:
     return "\n".join([config_text.rstrip("\n"), *lines, ""])
 
 
-def _configuration(**arguments: Any) -> str:
+def configuration(called: str, **arguments: Any) -> str:
     """The arguments of a call from Python, as the directory's configuration holds them."""
-    lines = [f"compare.{name} = {value!r}" for name, value in arguments.items()]
-    return "\n".join(["run.experiment = @compare", *lines]) + "\n"
+    lines = [f"{called}.{name} = {value!r}" for name, value in arguments.items()]
+    return "\n".join([f"run.experiment = @{called}", *lines]) + "\n"

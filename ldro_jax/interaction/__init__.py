@@ -7,6 +7,7 @@ from ldro_jax.interaction.features import features
 from ldro_jax.interaction.geometry import preconditioned
 from ldro_jax.interaction.jacrev import jacobian_gram, jacrev
 from ldro_jax.interaction.layerwise import layerwise
+from ldro_jax.interaction.lookahead import lookahead
 from ldro_jax.interaction.offload import offload
 from ldro_jax.interaction.products import Products, products
 from ldro_jax.interaction.scan import scan
@@ -28,6 +29,7 @@ __all__ = [
     "jacobian_gram",
     "jacrev",
     "layerwise",
+    "lookahead",
     "offload",
     "preconditioned",
     "products",

@@ -79,6 +79,8 @@ class Interaction(NamedTuple):
         :class:`~ldro_jax.interaction.products.Products` that a weighting asks for products of it.
       in_turn: whether one of these is measured in each step, instead of all.
       share: on which share of a batch's rows it is measured, where no number is given.
+      of_losses: ``(losses_fn, params) -> [N, N]``, what ``matrix`` gives, from the losses of all
+        tasks at once, ``params -> [N]``; ``None`` if it takes the tasks' own gradients.
       of_features: whether the gradients are those of the features that all tasks share, and not of
         the parameters.
     """
@@ -89,6 +91,7 @@ class Interaction(NamedTuple):
     parts: int = 1
     from_gram: Callable[[jax.Array], jax.Array | Measured] | None = None
     pullback: Callable[..., tuple[Any, Pullback]] | None = None
+    of_losses: Callable[[Callable[[Any], jax.Array], Any], Any] | None = None
     of_features: bool = False
     gives_products: bool = False
     in_turn: bool = False

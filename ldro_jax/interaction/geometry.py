@@ -31,7 +31,18 @@ def preconditioned(strategy: base.Interaction, preconditioner: Any) -> base.Inte
     def matrix(loss_fn, params, batch):
         return strategy.matrix(*in_units(loss_fn, params, preconditioner), batch)
 
-    return strategy._replace(matrix=matrix, gradients=None, pullback=None, from_gram=None, parts=1)
+    def of_losses(losses_fn, params):
+        assert strategy.of_losses is not None
+        return strategy.of_losses(*in_units(losses_fn, params, preconditioner))
+
+    return strategy._replace(
+        matrix=matrix,
+        gradients=None,
+        pullback=None,
+        from_gram=None,
+        parts=1,
+        of_losses=None if strategy.of_losses is None else of_losses,
+    )
 
 
 def in_units(loss_fn: Callable, params: Any, preconditioner: Any) -> tuple[Callable, Any]:

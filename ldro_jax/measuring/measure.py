@@ -157,6 +157,8 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
     def interaction():
         if plan.strategy.gives_products:
             return products_lib.of_batch(plan, losses_of, params, batch, preconditioner)
+        if plan.whole and strategy.of_losses is not None:
+            return strategy.of_losses(*_mean_losses(plan, losses_of, params, batch))
         if plan.whole:
             matrix, rows_each = _of_the_whole(
                 plan, losses_of, params, batch, _Pass(row_losses, pull, tasks), preconditioner
@@ -185,6 +187,26 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
         excess=None if row_losses.excess is None else _mean(sums, row_losses.excess, rows),
         auxiliary=row_losses.auxiliary,
     )
+
+
+def _mean_losses(plan, losses_of, params, batch):
+    """The mean losses of all tasks, ``[N]``, as a function of the counted parameters; and these.
+
+    They are those of one pass over the rows that the interaction is measured on.
+    """
+    other = rows_lib.measured_apart(plan, batch)
+    rows, tasks = (batch.rows, batch.tasks) if other is None else other
+    counted, params = shared_lib.of_counted(losses_of, params, plan.shared)
+
+    def losses(params):
+        found = counted(params, rows, *(() if batch.key is None else (batch.key,)))
+        of = rows_lib.tasks_of(found, tasks, plan.num_tasks)
+        counts = of.rows if found.counts is None else of.sums(found.counts)
+        # Of no rows there is no loss.
+        means = of.sums(found.sums) / rows_lib.divisor(counts, found.sums.dtype)
+        return jnp.where(counts > 0, means, jnp.nan)
+
+    return losses, params
 
 
 class _Pass(NamedTuple):

@@ -21,11 +21,14 @@ class Matrix(NamedTuple):
       ever: the tasks whose interactions have been measured in some step, bool ``[N]``.
       unmeasured: those whose interactions were due in this step and could not be measured, bool
         ``[N]``; see :func:`~ldro_jax.interaction.base.refreshed`.
+      fresh: those whose interactions were measured in this step, bool ``[N]``; ``None`` of a matrix
+        of the step before.
     """
 
     values: interaction_base.Measured
     ever: jax.Array
     unmeasured: jax.Array
+    fresh: jax.Array | None = None
 
     @classmethod
     def of(cls, state: Any) -> "Matrix":
@@ -86,7 +89,7 @@ def if_due(
 
     none = jnp.zeros_like(present)
     values, unmeasured, measured = _if(due, fresh, (old, none, none))
-    return Matrix(values, last.ever | measured, unmeasured)
+    return Matrix(values, last.ever | measured, unmeasured, measured)
 
 
 def asked(matrix_fn: Callable[[], Any] | None, num_tasks: int) -> Callable[[], Any]:
@@ -146,7 +149,7 @@ def unless_underflow(
     values, ever = jax.tree.map(
         functools.partial(jnp.where, lost), (last.values, last.ever), (new.values, new.ever)
     )
-    return Matrix(values, ever, new.unmeasured | (lost & present))
+    return Matrix(values, ever, new.unmeasured | (lost & present), new.fresh)
 
 
 def _if(due: jax.Array | None, function: Callable[[], Any], otherwise: Any) -> Any:

@@ -157,7 +157,7 @@ class ArrayProblem(in_memory.InMemory):
         self._model = self._looked_at(model)
         self.draws_at_random = self._model.draws
         self._on_host = self._not_traced()
-        self._evaluate = jax.jit(self._task_values, static_argnums=2)
+        self._evaluate = jax.jit(self._values, static_argnums=2)
 
     @override
     def init(self, key: jax.Array) -> Any:
@@ -229,7 +229,7 @@ class ArrayProblem(in_memory.InMemory):
     @override
     def check_evaluation(self, params: Any) -> bool:
         for name in self.splits:
-            evaluate = functools.partial(self._task_values, split=name)
+            evaluate = functools.partial(self._values, split=name)
             jax.eval_shape(evaluate, params, self._splits[name])
         # What NumPy computes is tried.
         return not self._on_host
@@ -279,7 +279,7 @@ class ArrayProblem(in_memory.InMemory):
             raise ValueError("model must give outputs, but it gives none.")
         return functions
 
-    def _task_values(self, params, arrays, split):
+    def _values(self, params, arrays, split):
         """The metrics that JAX computes, each task on its own rows alone, ``[N]`` by name.
 
         And the outputs, for those that NumPy computes.

@@ -200,6 +200,11 @@ class Problem(abc.ABC):
         """
 
     @property
+    def whole(self) -> "Problem":
+        """The problem with all its tasks, where this has some of them; otherwise this."""
+        return self
+
+    @property
     def num_tasks(self) -> int:
         """Number of tasks, N."""
         return len(self.task_names)

@@ -1,9 +1,10 @@
 """What problems whose data is in memory have in common, whatever the form of the data."""
 
 import abc
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -15,16 +16,27 @@ from ldro_jax.problems import base, checked, models
 class InMemory(base.Problem):
     """Splits of arrays, a model, and metrics that JAX or NumPy computes.
 
-    A subclass sets what is listed here, and its metrics that JAX computes are compiled into
-    ``_evaluate``: ``(params, arrays of a split, name of the split) -> (values [N] by name, outputs
-    for those that NumPy computes)``.
+    A subclass sets what is listed here. ``_evaluate`` is its :meth:`_values`, compiled.
     """
 
     _model: models.Functions
+    _loss: Any
+    # From the name of a metric to what it is measured with.
+    _measures: Mapping[str, Any]
     _splits: Mapping[str, Any]
     # The names of the metrics that JAX can't trace.
     _on_host: list[str]
     _evaluate: Callable[..., Any]
+
+    def with_loss(self) -> Self:
+        """The problem with the loss as one of its metrics, under the name "loss"."""
+        if "loss" in (metric.name for metric in self.metrics):
+            return self
+        other = copy.copy(self)
+        other.metrics = (*self.metrics, base.Metric("loss", higher_is_better=False))
+        other._measures = {**self._measures, "loss": self._loss}
+        other._evaluate = jax.jit(other._values, static_argnums=2)
+        return other
 
     @property
     @abc.abstractmethod
@@ -34,6 +46,10 @@ class InMemory(base.Problem):
     @abc.abstractmethod
     def _arrays(self, split: str) -> Any:
         """The arrays of a split, a pytree."""
+
+    @abc.abstractmethod
+    def _values(self, params: Any, arrays: Any, split: str) -> tuple[Any, Any]:
+        """The metrics that JAX computes, ``[N]`` by name, and outputs for those that it doesn't."""
 
     @abc.abstractmethod
     def _of_tasks(self, split: str, outputs: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -82,7 +82,7 @@ def _check_runs(
     if len(theirs) != len(ours):
         raise OtherRunError(f"{what} is of {len(theirs)} runs, not {len(ours)}. {ADVICE}")
     for pair in zip(theirs, ours, strict=True):
-        flat = ({"method": r["method"], "seed": r["seed"], **r["settings"]} for r in pair)
+        flat = ({**r["settings"], **{k: r[k] for k in r if k != "settings"}} for r in pair)
         for name, was, now in differing(*flat):
             raise OtherRunError(
                 f"{what} is that of another run: {name} was {was}, now it is {now}. {ADVICE}"

@@ -104,6 +104,8 @@ class Run:
         [S, 4], or None.
       descent: by how much each loss was to fall so far, to first order and for a learning rate of
         1, values [S, N]; or None.
+      affinity: what tasks do to each other, the mean so far, values [S, K, N, N] for the K kinds
+        of `ldro_jax.grouping.KINDS`, the affected task in the row; None unless it was tracked.
       path: what the problem observed of the model after every step, values [S, D], or None.
       nonfinite_losses: how many non-finite losses each task had, by name; tasks with none left out.
       unmeasured_interactions: how often the interactions of each task could not be measured, by
@@ -128,6 +130,7 @@ class Run:
     interaction: Series | None = None
     diagnostics: Series | None = None
     descent: Series | None = None
+    affinity: Series | None = None
     path: Series | None = None
     nonfinite_losses: Mapping[str, int] = dataclasses.field(default_factory=dict)
     unmeasured_interactions: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -380,7 +383,7 @@ _RESULTS_TYPES = {
     "higher_is_better": bool,
     "runs": list,
 }
-_SERIES = ("weights", "losses", "interaction", "diagnostics", "descent", "path")
+_SERIES = ("weights", "losses", "interaction", "diagnostics", "descent", "affinity", "path")
 _RUN_TYPES = {"method": str, "seed": int, "num_steps": int, "evaluations": list | dict}
 
 

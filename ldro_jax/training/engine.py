@@ -30,6 +30,7 @@ from ldro_jax.measuring import Plan
 from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.problems.base import Problem
+from ldro_jax.problems.subset import Subset
 from ldro_jax.runtime import checks, errors
 from ldro_jax.tasks.source import Source
 from ldro_jax.training import step as step_lib
@@ -49,10 +50,13 @@ class Trial(NamedTuple):
     Attributes:
       method: with its own rates.
       seed: of the parameters and the batches.
+      tasks: which tasks it trains, ascending, where the program trains some of a problem's at a
+        time; see :class:`~ldro_jax.problems.subset.Subset`.
     """
 
     method: Method
     seed: int
+    tasks: tuple[int, ...] | None = None
 
 
 class Session(abc.ABC):
@@ -61,12 +65,14 @@ class Session(abc.ABC):
     Attributes:
       states: the training states, a pytree of arrays as checkpoints hold them.
       step: number of steps taken.
+      problems: of each run, with the tasks that it trains.
       identity: what the source says of its data; a checkpoint is refused where this differs.
       source: where the rows come from, if it has a state to be saved.
     """
 
     states: Any
     step: int
+    problems: Sequence[Problem]
     identity: Mapping[str, Any] = types.MappingProxyType({})
     source: Source | None = None
 
@@ -168,16 +174,17 @@ class Engine(abc.ABC):
 
         A tree of bools like them; ``None`` if all count.
         """
-        if self.problem.labels is None:
+        problem = self.problem.whole
+        if problem.labels is None:
             return None
-        rows = self.row_shapes(self.problem.num_tables)
-        key = jax.eval_shape(lambda: jax.random.key(0)) if self.problem.draws_at_random else None
+        rows = self.row_shapes(problem.num_tables)
+        key = jax.eval_shape(lambda: jax.random.key(0)) if problem.draws_at_random else None
 
         def losses(params, rows, *key):
-            return self.problem.training_losses(params, rows, *key).sums
+            return problem.training_losses(params, rows, *key).sums
 
         with errors.of("row_losses"):
-            shapes = meta.unbox(jax.eval_shape(self.problem.init, jax.random.key(0)))
+            shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
             found = shared_lib.found(losses, shapes, rows, *(() if key is None else (key,)), axis=1)
         # Where heads alone are trained, they count.
         moved = found if self.trained is None else trained_lib.hide(found, self.trained)
@@ -246,9 +253,16 @@ class Program(abc.ABC):
             return optax.chain(weighting, optimizer)
         return optax.chain(_with_penalty(weighting, penalty), optimizer)
 
-    def step_function(self, plan: Plan) -> Callable:
-        """The function that takes one step, which both engines jit."""
-        problem, method, optimizer = self.problem, self.method, self.engine.optimizer
+    def problem_of(self, trial: Trial) -> Problem:
+        """The problem with the tasks that a run trains."""
+        if trial.tasks is None:
+            return self.problem
+        assert isinstance(self.problem, Subset)
+        return self.problem.of(trial.tasks)
+
+    def step_function(self, plan: Plan, problem: Problem | None = None) -> Callable:
+        """The function that takes one step, which both engines jit; by default for all runs."""
+        problem, method, optimizer = problem or self.problem, self.method, self.engine.optimizer
         return step_lib.train_step(
             problem.training_losses,
             self.tx,
@@ -265,7 +279,8 @@ class Program(abc.ABC):
         """
         method, batches, problem = self.method, self.batches, self.problem
         own = not isinstance(method.named_strategy, str)
-        if self.engine.is_whole and own and not strategy.gives_products:
+        serves = strategy.gives_products or strategy.of_losses is not None
+        if self.engine.is_whole and own and not serves:
             raise ValueError(
                 "interaction must be a name for rows with several labels and for models with "
                 f"statistics or dropout, but {method.name} has an Interaction of its own."
@@ -296,7 +311,8 @@ class Program(abc.ABC):
             multiple=multiple,
             whole=self.engine.is_whole,
             owned=problem.labels is None,
-            tables=problem.tables,
+            # Of some tasks which table has which isn't known here.
+            tables=problem.tables if problem.whole is problem else None,
             shared=self._counted(),
             features=problem.features if strategy.of_features else None,
         )
@@ -395,18 +411,21 @@ class Program(abc.ABC):
         The schedule says how long the stretches will be, so that one program is enough for all.
         """
 
-    def evaluate(self, params: Any, split: str) -> dict[str, np.ndarray]:
-        """The values of each metric by name, ``[N]``, checked."""
-        values = self.problem.evaluate(params, split)
+    def evaluate(
+        self, params: Any, split: str, problem: Problem | None = None
+    ) -> dict[str, np.ndarray]:
+        """The values of each metric by name, ``[N]``, checked; by default of :attr:`problem`."""
+        problem = problem or self.problem
+        values = problem.evaluate(params, split)
         expected = "a dictionary from the name of each metric to the values of all tasks"
         checks.require(isinstance(values, Mapping), "what evaluate returns", expected, values)
         found = {name: np.asarray(value) for name, value in values.items()}
-        for metric in self.problem.metrics:
+        for metric in problem.metrics:
             shape = getattr(found.get(metric.name), "shape", None)
-            if shape != (self.problem.num_tasks,):
+            if shape != (problem.num_tasks,):
                 raise ValueError(
                     f"evaluate must give one value of {metric.name!r} for each of "
-                    f"{self.problem.num_tasks} tasks, but gave "
+                    f"{problem.num_tasks} tasks, but gave "
                     f"{'none' if shape is None else f'a shape of {list(shape)}'}."
                 )
             kind = found[metric.name].dtype

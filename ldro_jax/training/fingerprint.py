@@ -53,9 +53,13 @@ def of(program: "Program", schedule: Schedule, trials: Sequence["Trial"]) -> dic
 
 
 def of_run(trial: "Trial") -> dict[str, Any]:
-    """What tells a run from others of the same problem: ``method``, ``settings`` and ``seed``."""
-    method, seed = trial
-    return {"method": method.name, "settings": exact(method.settings()), "seed": int(seed)}
+    """What tells a run from others of the same problem: ``method``, ``settings`` and ``seed``.
+
+    And ``tasks``, where it trains some of them.
+    """
+    method, seed, tasks = trial
+    run = {"method": method.name, "settings": exact(method.settings()), "seed": int(seed)}
+    return run if tasks is None else {**run, "tasks": list(tasks)}
 
 
 @functools.cache

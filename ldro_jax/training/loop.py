@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from ldro_jax.problems.base import Problem
 from ldro_jax.records import results, tensorboard
 from ldro_jax.runtime import preemption, processes
 from ldro_jax.training import recording
@@ -52,7 +53,7 @@ def train(
       ValueError: if a method needs another program, several runs are to be tested at their best,
         or a checkpoint was made with other data, settings or programs.
     """
-    for method, _ in trials:
+    for method, *_ in trials:
         if method.compile_key() != program.method.compile_key():
             raise ValueError(f"{method} can't be trained by the program of {program.method}.")
     if schedule.test == "best" and len(trials) > 1:
@@ -140,15 +141,16 @@ def _evaluate(
         if not record.is_going:
             continue
         state, is_last = session.state(index), False
-        values = _measured(program, state, schedule)
+        problem = session.problems[index]
+        values = _measured(program, problem, state, schedule)
         if schedule.scores:
-            score = program.problem.score(values["validation"])
+            score = problem.score(values["validation"])
             is_last = now.judge(index, score, session.step, schedule)
         record.extend(
             schedule,
             state,
             losses=losses[index],
-            evaluations=_of_splits(program, session.step, values),
+            evaluations=_of_splits(problem, session.step, values),
             seconds_per_step=seconds_per_step,
             observed=session.observed(index),
             is_last=is_last,
@@ -164,18 +166,19 @@ def _evaluate_first(
 ) -> None:
     """Begins the records with what the parameters are worth before the first step."""
     for index, record in enumerate(now.records):
-        values = _measured(program, session.state(index), schedule)
-        record.begin(_of_splits(program, 0, values))
+        problem = session.problems[index]
+        values = _measured(program, problem, session.state(index), schedule)
+        record.begin(_of_splits(problem, 0, values))
         if log:
             recording.write_scalars(log[index], record)
 
 
 def _measured(
-    program: Program, state: TrainState, schedule: Schedule
+    program: Program, problem: Problem, state: TrainState, schedule: Schedule
 ) -> dict[str, dict[str, np.ndarray]]:
     """The values of each metric, by split, of those that are measured all along."""
-    splits = [s for s in program.problem.splits if s != "test" or schedule.test == "always"]
-    return {split: program.evaluate(state.evaluated, split) for split in splits}
+    splits = [s for s in problem.splits if s != "test" or schedule.test == "always"]
+    return {split: program.evaluate(state.evaluated, split, problem) for split in splits}
 
 
 def _measure_again(
@@ -190,8 +193,9 @@ def _measure_again(
     for index, run in enumerate(now.runs):
         kept = [e for e in run.evaluations if e.metric in known]
         if run.stopped is None:
-            state = session.state(index)
-            measured = _of_splits(program, int(state.step), _measured(program, state, schedule))
+            state, problem = session.state(index), session.problems[index]
+            values = _measured(program, problem, state, schedule)
+            measured = _of_splits(problem, int(state.step), values)
             kept += [e for e in measured if e.metric in changed]
         now.records[index] = recording.Record(dataclasses.replace(run, evaluations=kept))
     logging.warning(
@@ -215,26 +219,27 @@ def _test(
             best_step = now.best[0].step
     for index, run in enumerate(now.runs):
         if run.stopped is None:
-            state = session.state(index, best)
+            state, problem = session.state(index, best), session.problems[index]
             step = int(state.step) if best_step is None else best_step
-            tested = _evaluations(program, step, "test", program.evaluate(state.evaluated, "test"))
+            values = program.evaluate(state.evaluated, "test", problem)
+            tested = _evaluations(problem, step, "test", values)
             runs[index] = dataclasses.replace(run, evaluations=[*run.evaluations, *tested])
     return runs
 
 
-def _of_splits(program: Program, step: int, values) -> list[results.Evaluation]:
-    return [e for split in values for e in _evaluations(program, step, split, values[split])]
+def _of_splits(problem: Problem, step: int, values) -> list[results.Evaluation]:
+    return [e for split in values for e in _evaluations(problem, step, split, values[split])]
 
 
-def _evaluations(program: Program, step: int, split: str, values) -> list[results.Evaluation]:
+def _evaluations(problem: Problem, step: int, split: str, values) -> list[results.Evaluation]:
     return [
         results.summarise_evaluation(
             step=step,
             split=split,
             metric=metric.name,
-            task_names=program.problem.task_names,
+            task_names=problem.task_names,
             values=values[metric.name],
-            higher_is_better=metric.direction(program.problem.task_names),
+            higher_is_better=metric.direction(problem.task_names),
         )
-        for metric in program.problem.metrics
+        for metric in problem.metrics
     ]

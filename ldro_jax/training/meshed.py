@@ -239,6 +239,7 @@ class MeshedSession(engine_lib.Session):
 
     def __init__(self, program: MeshedProgram, trial: Trial):
         self._program, self._trial = program, trial
+        self.problems = [program.problem]
         self._source = program.problem.source(trial.seed)
         program.feed.check_source(self._source)
         self.source = self._source if self._source.has_state else None

@@ -12,6 +12,7 @@ import numpy as np
 from absl import logging
 
 from ldro_jax import transform
+from ldro_jax.grouping import affinities as affinity_lib
 from ldro_jax.records import results
 from ldro_jax.training.engine import Trial
 from ldro_jax.training.schedule import Schedule
@@ -132,11 +133,16 @@ class Record:
         if fetched["interaction"].any():
             matrix = results.Series([step], fetched["interaction"][None])
             self._append("descent", [step], [fetched["descent"]])
+        tracked = affinity_lib.find_state(weighting.weighting)
+        affinity = None
+        if tracked is not None:
+            affinity = results.Series([step], affinity_lib.means_of(tracked)[None])
         run = dataclasses.replace(
             self._run,
             early_stop=step if is_last else None,
             seconds_per_step=seconds_per_step,
             interaction=matrix,
+            affinity=affinity,
             nonfinite_losses=_counts(task_names, fetched["nonfinite"]),
             unmeasured_interactions=_counts(task_names, fetched["unmeasured"]),
             negative_losses=_counts(task_names, fetched["negative"]),

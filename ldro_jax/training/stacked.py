@@ -20,6 +20,7 @@ from typing_extensions import override
 from ldro_jax.measuring import Batch
 from ldro_jax.problems import starting
 from ldro_jax.problems.base import OnDevice, Problem
+from ldro_jax.problems.subset import Subset
 from ldro_jax.records import traced
 from ldro_jax.runtime import preemption
 from ldro_jax.tasks import drawing
@@ -30,7 +31,11 @@ from ldro_jax.training.batches import Batches
 from ldro_jax.training.engine import Trial, strategy_on_one_device
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
-from ldro_jax.training.stretches import Means, Stretch
+from ldro_jax.training.stretches import Means, Runs, Stretch
+
+
+# Runs from which on their first states are compiled.
+_MANY = 8
 
 
 class StackedEngine(engine_lib.Engine):
@@ -139,52 +144,59 @@ class StackedProgram(engine_lib.Program):
     def check(self) -> None:
         state = self.abstract_state()
         self.check_losses(state.params, self.engine.row_shapes(self.batches.size))
-        rates = {name: jnp.zeros([], float) for name in self.method.rates()}
         means = Means.none((self.problem.num_tasks,))
-        key = jax.random.key(0)
-        jax.eval_shape(self.stretch(Stretch(1, 1)), rates, state, means, key, 1, self.engine.arrays)
+        run = jax.tree.map(lambda x: x[0], self.settings([Trial(self.method, 0)]))
+        jax.eval_shape(self.stretch(Stretch(1, 1)), run, state, means, 1, self.engine.arrays)
 
     @override
     def start(self, trials: Sequence[Trial], schedule: Schedule | None = None) -> "StackedSession":
         if schedule is not None:
             self.check_rows(schedule.train_steps)
-        states = jax.tree.map(lambda *x: jnp.stack(x), *(self.init(t.seed) for t in trials))
+        # To compile it takes as long as some runs without.
+        init = jax.jit(self.init) if len(trials) > _MANY else self.init
+        states = jax.tree.map(lambda *x: jnp.stack(x), *(init(t.seed) for t in trials))
         return StackedSession(self, trials, states, Stretch.of(schedule) if schedule else None)
 
     def stretch(self, size: Stretch) -> Callable[..., tuple[step_lib.TrainState, Means, Any]]:
         """The function that takes a stretch of steps in one run, to be jitted.
 
-        It is ``(rates, state, means, key, blocks, (arrays, reference)) -> (state, means,
-        observed)``, with the number of blocks to take, and what was observed ``[steps, D]``, where
-        steps that weren't taken are zero.
+        It is ``(run, state, means, blocks, (arrays, reference)) -> (state, means, observed)``, with
+        the number of blocks to take, and what was observed ``[steps, D]``, where steps that weren't
+        taken are zero.
         """
-        batches, data, problem = self.batches, self.engine.data, self.problem
-        num_tables, owned = problem.num_tables, problem.labels is None
+        batches, data = self.batches, self.engine.data
+        num_tables, owned = self.problem.num_tables, self.problem.labels is None
         drawer = drawing.Drawer(
             batches.sampler, batches.size, np.zeros(num_tables, np.int64), sizes=data.sizes
         )
         interval, rows_apart = self.method.interval, self.rows_apart
-        observe = problem.observe or (lambda params: ())
-        step = self.step_function(self.plan)
+        observe = self.problem.observe or (lambda params: ())
 
         def places(tasks):
             return drawing.places(tasks, num_tables, -(-batches.size // num_tables))
 
-        def stretch(rates, state, means, key, blocks, arrays_and_reference):
+        def stretch(run, state, means, blocks, arrays_and_reference):
+            rates, key, tasks = run
+            problem = self.problem
+            if tasks is not None:
+                assert isinstance(problem, Subset)
+                problem = problem.of(tasks)
+            step, chosen = self.step_function(self.plan, problem), tasks if owned else None
             arrays, reference = arrays_and_reference
-            drawn = drawing.stretch(drawer, key, state.step, size.steps)
+            drawn = drawing.stretch(drawer, key, state.step, size.steps, chosen)
             apart, first = None, state.step // interval
             if rows_apart is not None:
                 # One draw for each measurement in the stretch.
                 other, count = jax.random.fold_in(key, 2), -(-size.steps // interval) + 1
                 even = dataclasses.replace(drawer, sampler="balanced", size=num_tables * rows_apart)
-                apart = drawing.stretch(even, other, first, count)
+                apart = drawing.stretch(even, other, first, count, chosen)
 
             def one_step(carry, drawn):
                 state, means = carry
 
                 def take(draw):
-                    return data.take(arrays, key, state.step, draw.tasks, draw.indices)
+                    tasks = draw.tasks if chosen is None else chosen[draw.tasks]
+                    return data.take(arrays, key, state.step, tasks, draw.indices)
 
                 def measured():
                     now = jax.tree.map(lambda x: x[state.step // interval - first], apart)
@@ -222,18 +234,22 @@ class StackedProgram(engine_lib.Program):
 
         return stretch
 
-    def settings(self, trials: Sequence[Trial]) -> tuple[dict[str, jax.Array], jax.Array]:
-        """Rates and keys of R runs, each ``[R]``."""
+    def settings(self, trials: Sequence[Trial]) -> Runs:
+        """What tells R runs from each other, arrays ``[R, ...]``."""
         values = [trial.method.rates() for trial in trials]
         rates = {
             name: jnp.asarray([v[name] for v in values], float) for name in self.method.rates()
         }
         keys = jnp.stack([step_lib.run_key(t.seed) for t in trials])
-        return rates, keys
+        tasks = None
+        if isinstance(self.problem, Subset):
+            places = [self.problem.tasks if t.tasks is None else t.tasks for t in trials]
+            tasks = jnp.asarray(np.array(places), jnp.int32)
+        return Runs(rates, keys, tasks)
 
     def run(
         self,
-        settings: tuple[dict[str, jax.Array], jax.Array],
+        runs: Runs,
         states: step_lib.TrainState,
         num_steps: int,
         means: Means | None = None,
@@ -241,17 +257,15 @@ class StackedProgram(engine_lib.Program):
     ) -> tuple[step_lib.TrainState, Means, Any, float]:
         """Takes some steps in R runs, from states ``[R, ...]`` whose buffers are reused.
 
-        The first argument is what :meth:`settings` gives, and ``size`` that of the compiled
-        program, by default for so many steps. Returns the new states, the means of the losses so
-        far, ``[R, N]``, what was observed ``[R, steps, D]``, and the seconds it took, without
-        compilation.
+        ``runs`` is what :meth:`settings` gives, and ``size`` that of the compiled program, by
+        default for so many steps. Returns the new states, the means of the losses so far, ``[R,
+        N]``, what was observed ``[R, steps, D]``, and the seconds it took, without compilation.
         """
-        rates, keys = settings
         size = size or Stretch(num_steps, 1)
-        so_far = means or Means.none((len(keys), self.problem.num_tasks))
+        so_far = means or Means.none((len(runs.key), self.problem.num_tasks))
         blocks = np.int32(num_steps // size.block)
-        arguments: Any = (rates, states, so_far, keys, blocks, self.engine.arrays)
-        key = (len(keys), size)
+        arguments: Any = (runs, states, so_far, blocks, self.engine.arrays)
+        key = (len(runs.key), size)
         if key not in self._stretches:
             jitted = jax.jit(self.engine.together(self.stretch(size)), donate_argnums=(1, 2))
             self._stretches[key] = jitted.lower(*arguments).compile()
@@ -280,7 +294,8 @@ class StackedSession(engine_lib.Session):
         size: Stretch | None,
     ):
         self._program, self._num_runs = program, len(trials)
-        self._settings = program.settings(trials)
+        self._runs = program.settings(trials)
+        self.problems = [program.problem_of(trial) for trial in trials]
         self.states, self.step = states, 0
         self._held: dict[int, step_lib.TrainState] = {}
         self._size, self._steps_per_second = size, 0.0
@@ -304,7 +319,7 @@ class StackedSession(engine_lib.Session):
             most = max(int(preemption.SECONDS * self._steps_per_second) // part.block, 1)
             num_steps = min(most * part.block, until - self.step, part.steps)
             self.states, self._means, seen, taken = self._program.run(
-                self._settings, self.states, num_steps, self._means, part
+                self._runs, self.states, num_steps, self._means, part
             )
             self._observing += [] if isinstance(seen, tuple) else [np.asarray(seen)]
             self._steps_per_second = num_steps / max(taken, 1e-9)

@@ -39,6 +39,21 @@ class Stretch(NamedTuple):
         return cls(min(interval, _MOST_STEPS // block * block), block)
 
 
+class Runs(NamedTuple):
+    """What tells runs of one program from each other, arrays ``[R, ...]``; or of one of them.
+
+    Attributes:
+      rates: the rates of the method by name.
+      key: what its rows are drawn with.
+      tasks: which tasks of the whole problem it trains, int32 ``[M]``; ``None`` where all runs
+        train all.
+    """
+
+    rates: dict[str, jax.Array]
+    key: jax.Array
+    tasks: jax.Array | None
+
+
 class Means(NamedTuple):
     """Mean losses over the steps in which they were finite.
 
@@ -72,16 +87,16 @@ def _zeros(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
 def vmapped(stretch):
     """Many runs at once, for accelerators."""
 
-    def together(rates, states, means, keys, blocks, arrays):
+    def together(runs, states, means, blocks, arrays):
         # That of a run that has ended stays behind.
         step = jnp.max(states.step)
 
-        def one(rates, state, means, key):
+        def one(run, state, means):
             # A count that is the same for all keeps the measuring of the interaction conditional:
             # with one of its own for each run it would be done, and thrown away, in every step.
-            return stretch(rates, _with_count(state, step), means, key, blocks, arrays)
+            return stretch(run, _with_count(state, step), means, blocks, arrays)
 
-        return jax.vmap(one)(rates, states, means, keys)
+        return jax.vmap(one)(runs, states, means)
 
     return together
 
@@ -89,11 +104,8 @@ def vmapped(stretch):
 def mapped(stretch):
     """One run after the other, for CPU."""
 
-    def together(rates, states, means, keys, blocks, arrays):
-        def one(run):
-            return stretch(*run, blocks, arrays)
-
-        return jax.lax.map(one, (rates, states, means, keys))
+    def together(runs, states, means, blocks, arrays):
+        return jax.lax.map(lambda run: stretch(*run, blocks, arrays), (runs, states, means))
 
     return together
 

@@ -339,6 +339,7 @@ def _choose(weighting, state, step, losses, matrix, asking) -> _Chosen:
         noise=matrix.values.noise if weighting.uses_noise else None,
         excess=_excess(weighting, step.excess, step.present, losses.current),
         known=known,
+        fresh=matrix.fresh if weighting.uses_interaction else None,
         products=asking,
     )
     weights, inner = weighting.update(statistics, state.weighting)

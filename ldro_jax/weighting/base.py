@@ -42,6 +42,8 @@ class Statistics(NamedTuple):
         weighting uses them, bool ``[N]``; ``None`` if all. What is said above of any other task is
         a placeholder: the weights of the known ones must be those of a problem without it. At
         least one is: before anything is measured all that were in a batch, with zeros.
+      fresh: the tasks whose interactions were measured in this step, bool ``[N]``; ``None`` if the
+        weighting doesn't use them, or lags behind.
       products: asks for products of the interaction matrix, a
         :class:`~ldro_jax.weighting.products.Asking`; ``None`` unless the weighting uses them.
     """
@@ -52,6 +54,7 @@ class Statistics(NamedTuple):
     noise: jax.Array | None = None
     excess: jax.Array | None = None
     known: jax.Array | None = None
+    fresh: jax.Array | None = None
     products: Any = None
 
 

@@ -88,7 +88,7 @@ def interaction_matrix(measured: Interaction, task_names):
     axes, side = figure.subplots(1, 2, width_ratios=[6, 1])
     image = axes.imshow(shown, cmap="PuOr_r", vmin=-limit, vmax=limit, aspect="auto")
     labels = list(style.task_labels(task_names).values())
-    _name_cells(axes, [style.short(labels[i], 20) for i in order])
+    name_cells(axes, [style.short(labels[i], 20) for i in order])
     if size <= _WITH_VALUES:
         for (i, j), cosine in np.ndenumerate(shown):
             colour = "white" if abs(cosine) > 0.6 * limit else "black"
@@ -109,7 +109,8 @@ def interaction_matrix(measured: Interaction, task_names):
     return figure
 
 
-def _name_cells(axes, names) -> None:
+def name_cells(axes, names) -> None:
+    """Writes the names of the tasks at the rows and columns of a matrix, as far as they fit."""
     many = len(names) > _WITH_VALUES
     fontsize = 9.5 if len(names) <= 20 else 7.5
     places, names = style.sampled(names, _NAMED)

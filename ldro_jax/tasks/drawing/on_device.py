@@ -14,7 +14,13 @@ import numpy as np
 from ldro_jax.tasks.drawing.drawer import Draw, Drawer
 
 
-def stretch(drawer: Drawer, key: jax.Array, start: jax.typing.ArrayLike, num_steps: int) -> Draw:
+def stretch(
+    drawer: Drawer,
+    key: jax.Array,
+    start: jax.typing.ArrayLike,
+    num_steps: int,
+    chosen: jax.Array | None = None,
+) -> Draw:
     """Draws the batches of some steps.
 
     Each task goes through its rows in a fresh random order in every epoch of its own; plain random
@@ -25,20 +31,26 @@ def stretch(drawer: Drawer, key: jax.Array, start: jax.typing.ArrayLike, num_ste
       key: a key for the whole run; the result is a function of it and of the steps alone.
       start: the first step.
       num_steps: number of steps, a Python integer.
+      chosen: which tasks to draw from, of those that have the drawer's ``sizes``, int32 ``[M]``; by
+        default all. Each has its rows in the order in which it has them among all.
 
     Returns:
-      The draw, ``[step, B]``; a balanced batch is sorted by task.
+      The draw, ``[step, B]``; a balanced batch is sorted by task. Tasks are places in ``chosen``,
+      where that is given.
     """
-    draw = {"balanced": _balanced, "uniform": _uniform}[drawer.sampler]
-    return draw(key, start, num_steps, np.asarray(drawer.sizes), drawer.size)
+    sizes = np.asarray(drawer.sizes)
+    if drawer.sampler == "uniform":
+        assert chosen is None
+        return _uniform(key, start, num_steps, sizes, drawer.size)
+    return _balanced(key, start, num_steps, sizes, drawer.size, chosen)
 
 
-def _balanced(key, start, num_steps: int, sizes: np.ndarray, batch_size: int) -> Draw:
+def _balanced(key, start, num_steps: int, sizes: np.ndarray, batch_size: int, chosen) -> Draw:
     """Where N doesn't divide the batch, the tasks take turns in having one row more.
 
     No task is ever more than one row ahead of another.
     """
-    num_tasks = sizes.size
+    num_tasks = sizes.size if chosen is None else chosen.size
     share, extra = divmod(batch_size, num_tasks)
     capacity = share + bool(extra)
 
@@ -51,7 +63,7 @@ def _balanced(key, start, num_steps: int, sizes: np.ndarray, batch_size: int) ->
     before, after = jax.vmap(drawn_before)(steps), jax.vmap(drawn_before)(steps + 1)
     places = jnp.arange(capacity, dtype=jnp.int32)[None, None, :]
     positions = before[:, :, None] + places  # [step, N, capacity]
-    indices = _epochs(key, positions.swapaxes(0, 1).reshape(num_tasks, -1), sizes)
+    indices = _epochs(key, positions.swapaxes(0, 1).reshape(num_tasks, -1), sizes, chosen)
     indices = indices.reshape(num_tasks, num_steps, capacity).swapaxes(0, 1)
     if not extra:
         # Every place is taken, and there is nothing to look for.
@@ -78,10 +90,13 @@ def _uniform(key, start, num_steps: int, sizes: np.ndarray, batch_size: int) -> 
     return Draw(task.reshape(num_steps, batch_size), index.reshape(num_steps, batch_size))
 
 
-def _epochs(key: jax.Array, positions: jax.Array, sizes: np.ndarray) -> jax.Array:
+def _epochs(
+    key: jax.Array, positions: jax.Array, sizes: np.ndarray, chosen: jax.Array | None = None
+) -> jax.Array:
     """The rows at ascending positions, int32 ``[N, P]``, of one endless stream for each task.
 
-    The ``sizes[n]`` rows of a task come in a fresh random order in every epoch of its stream.
+    The ``sizes[n]`` rows of a task come in a fresh random order in every epoch of its stream. Where
+    only some tasks are ``chosen``, ``[M]``, positions and rows are ``[M, P]``.
     """
 
     def one_task(key, positions, size, capacity, num_epochs):
@@ -96,6 +111,14 @@ def _epochs(key: jax.Array, positions: jax.Array, sizes: np.ndarray) -> jax.Arra
         return orders[positions // size - first, positions % size]
 
     keys = jax.random.split(key, sizes.size)
+    if chosen is not None:
+        # Which they are isn't known while this is compiled.
+        fewest, most = int(sizes.min()), int(sizes.max())
+        draw = functools.partial(
+            one_task, capacity=most, num_epochs=positions.shape[1] // fewest + 2
+        )
+        own = jnp.asarray(sizes, jnp.int32)[chosen]
+        return jax.vmap(draw)(keys[chosen], positions, own).astype(jnp.int32)
     indices = jnp.zeros(positions.shape, jnp.int32)
     # Tasks of similar size together: a small one has many epochs, and with padding to the largest
     # task each would be as long to sort as that one's. A program of its own for every size would be
