@@ -18,7 +18,7 @@ import optax
 from gin import config as gin_config
 
 from ldro_jax import optimizers, sharding
-from ldro_jax.experiments import alone, arguments, compare, trajectories
+from ldro_jax.experiments import alone, arguments, compare, grouped, trajectories
 from ldro_jax.interaction import products
 from ldro_jax.models import cnn, decoder, mlp
 from ldro_jax.problems import classification, language_model, public_data
@@ -35,6 +35,7 @@ _CONFIGURABLES = {
     "cifar100": [cifar100.load],
     "digits": [digits.load],
     "experiments": [compare.compare, alone.monolingual, arguments.Report],
+    "groups": [grouped.Affinity, grouped.Choices, grouped.compare_groups],
     "interaction": [products],
     "lm": [optimizers.adam],
     "mc4": [mc4.load],

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ldro_jax import grouping, interaction, weighting
 from ldro_jax.experiments import compare as compare_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.experiments.arguments import Directories, Report
-from ldro_jax.experiments.group_runs import LOSS, Choice, Measured, Models, at_end
+from ldro_jax.experiments.group_runs import LOSS, Choice, Measured, Models
 from ldro_jax.grouping import gain as gains_lib
 from ldro_jax.grouping.gain import ALL, ALONE, Gains
 from ldro_jax.problems.base import Problem
@@ -190,18 +190,16 @@ def compare_groups(
     with compare_lib.opened(where, config_text, problem=made, optimizer=optimizer) as opened:
         ready, kept_text = opened
         ready()
-        references: dict[str, dict[str, float]] = {}
         experiment = runs_lib.Experiment(
             paths.absolute(where.output),
             schedule,
-            lambda runs: _record(made, runs, report, references),
+            lambda runs: _record(made, runs, report),
             kept_text,
         )
         measured = _measure(models, experiment, choices, seeds)
         chosen = [choice for seed in seeds for choice in _choose(choices, measured, seed)]
         wanted = [(group, choice.seed) for choice in chosen for group in choice.groups]
         measured.runs |= models.train(experiment, wanted)
-        references |= _references(measured)
         runs = [_assembled(measured, choice) for choice in chosen]
         return experiment.report(
             runs, config_text, lambda record: _sections(record, measured, choices, chosen)
@@ -299,17 +297,6 @@ def _some(pairs: Gains, seed: int) -> Gains:
     return {group: pairs[group] for group in (list(pairs)[place] for place in order)}
 
 
-def _references(measured: Measured) -> dict[str, dict[str, float]]:
-    """What a model of each task alone comes to, by split and task: the mean over seeds."""
-    problem, found = measured.problem, {}
-    for task, name in enumerate(problem.task_names):
-        runs = [measured.runs[(task,), seed] for seed in measured.seeds()]
-        for split in problem.splits:
-            values = [at_end(run, split, problem.metrics[0].name).average for run in runs]
-            found.setdefault(split, {})[name] = float(np.mean(values))
-    return found
-
-
 def _assembled(measured: Measured, choice: Choice) -> results.Run:
     """The record of several models as that of one: each task from the group that serves it best."""
     problem, serves = measured.problem, measured.serves(choice)
@@ -390,17 +377,8 @@ def _search(measured: Measured, choices: Choices, way: str) -> float:
     return trained
 
 
-def _record(
-    problem: Problem,
-    runs: Sequence[results.Run],
-    report: Report,
-    references: Mapping[str, Mapping[str, float]],
-) -> results.Results:
+def _record(problem: Problem, runs: Sequence[results.Run], report: Report) -> results.Results:
     """The record of runs of the same tasks, whichever of the problem's they are."""
-    record = compare_lib.make_record(problem, runs, report)
     names = list(runs[0].evaluations[0].per_task)
-    if names != record.task_names:
-        places = [problem.task_names.index(name) for name in names]
-        some = Subset(problem, places)
-        return compare_lib.make_record(some, runs, report)
-    return dataclasses.replace(record, references=references)
+    some = Subset(problem, [problem.task_names.index(name) for name in names])
+    return compare_lib.make_record(some, runs, report)

@@ -185,7 +185,8 @@ def finished(directory: pathlib.Path, config_text: str | None) -> results_lib.Re
     """The record of an experiment, if it and its report are written for this configuration."""
     if config_text is None or _config_of(directory) != _marked(config_text):
         return None
-    return _load(directory / RESULTS) if (directory / REPORT).exists() else None
+    is_there = (directory / REPORT).exists() and (directory / RESULTS).exists()
+    return _load(directory / RESULTS) if is_there else None
 
 
 @contextlib.contextmanager

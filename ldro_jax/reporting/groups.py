@@ -54,11 +54,12 @@ def sections(
 
 
 _WAYS = (
-    "On the test set. Total loss: the sum over tasks; differences are paired with all tasks in one "
-    "model, seed by seed. Δp: mean relative difference of the tasks' losses to a model of each "
-    "task alone, with the same seed, in %, higher is better. Training and search are in trainings "
-    "of all tasks together: that of the groups, and what was trained to choose them; measured, "
-    "where an affinity is measured on the way. ± is half the 95 % interval of the mean over seeds."
+    "The number is that of groups, at most. On the test set. Total loss: the sum over tasks; "
+    "differences are paired with all tasks in one model, seed by seed. Δp: mean relative "
+    "difference of the tasks' losses to a model of each task alone, with the same seed, in %, "
+    "higher is better. Training and search are in trainings of all tasks together: that of the "
+    "groups, and what was trained to choose them; measured, where an affinity is measured on the "
+    "way. ± is half the 95 % interval of the mean over seeds."
 )
 _GROUPS = (
     "How many different choices there were over the seeds, the mean number of groups and of tasks "
@@ -113,20 +114,20 @@ def _ways(record: Results, costs: Mapping[Way, tuple[float, float]]) -> list[lis
     metric = record.metric
     rows = [
         [
-            *("groups by", "at most", "total loss", "minus all in one"),
-            *(f"average {metric}", f"worst {metric}", "Δp, %", "training", "search"),
+            *("groups by", "total loss", "minus all in one", f"average {metric}"),
+            *(f"worst {metric}", "Δp, %", "training", "search"),
         ]
     ]
     for (way, most), by_seed in tested.items():
         training, search = costs[way, most]
         rows.append(
             [
-                *(way, "" if most is None else str(most)),
-                with_interval(over_seeds(total, by_seed), signed=False),
-                "" if way == ALL else with_interval(over_seeds(less, by_seed)),
+                way if most is None else f"{way}, {most}",
+                with_interval(over_seeds(total, by_seed), 2, signed=False),
+                "" if way == ALL else with_interval(over_seeds(less, by_seed), 2),
                 with_interval(over_seeds(lambda _, x: x.average, by_seed), signed=False),
                 with_interval(over_seeds(lambda _, x: x.worst, by_seed), signed=False),
-                "" if way == ALONE else with_interval(over_seeds(relative, by_seed), 2),
+                "" if way == ALONE else with_interval(over_seeds(relative, by_seed), 1),
                 *(number(training, 2), number(search, 2) if search else ""),
             ]
         )
@@ -143,7 +144,7 @@ def _at_the_end(run: Run, metric: str) -> _Tested:
 
 
 def _chosen(groups: Mapping[Way, Sequence[Sequence[Sequence[str]]]]) -> list[list[str]]:
-    rows = [["groups by", "at most", "choices", "groups", "tasks in each", "most often", "times"]]
+    rows = [["groups by", "choices", "groups", "tasks in each", "most often", "times"]]
     for (way, most), choices in groups.items():
         if most is None:
             continue
@@ -153,7 +154,7 @@ def _chosen(groups: Mapping[Way, Sequence[Sequence[Sequence[str]]]]) -> list[lis
         short = text if len(text) <= _LONGEST else f"{text[:_LONGEST]} …"
         rows.append(
             [
-                *(way, str(most), f"{len(set(texts))} of {len(texts)}"),
+                *(f"{way}, {most}", f"{len(set(texts))} of {len(texts)}"),
                 number(float(np.mean([len(choice) for choice in choices])), 1),
                 number(float(np.mean(sizes)), 1),
                 *(short, str(times)),
@@ -184,6 +185,9 @@ def _predictions(
     for name, matrix, ratio in affinities:
         cells = []
         for measured in (pairs, larger):
+            if measured is pairs and ratio is None:
+                cells += [""] * 3  # they are what is predicted
+                continue
             known = gains_lib.agreement(gains_lib.predicted(matrix, measured), measured)
             cells += [number(x, 2, signed=True) for x in known[:3]]
         rows.append([name, *cells, "" if ratio is None else f"{number(ratio, 2)} ×"])

@@ -54,8 +54,6 @@ def of_page(
             yield Section("Problems", [Block("warnings", sentences)])
     else:
         yield Section("Results", [Block("text", "The record has no runs.")])
-    if comparison.is_sweep:
-        yield from _sweep(comparison)
     for title, caption, content in extra:
         if isinstance(content, str):
             yield Section(title, [Block("trusted", content), Block("note", caption)])
@@ -64,6 +62,8 @@ def of_page(
             yield Section(title, [Block("table", table), Block("note", caption)])
         else:
             yield _figure(slug(title), title, content, caption)
+    if comparison.is_sweep:
+        yield from _sweep(comparison)
     if has_runs:
         yield from _final(comparison)
         yield from _over_training(comparison)

@@ -19,7 +19,7 @@ MONOLINGUAL = "Monolingual"
 def of_rows(rows: Sequence[Sequence[str]]) -> Table:
     """A table of rows of texts, the first of them the header; columns of numbers stand right."""
     header, *below = rows
-    numbers = re.compile(r"[-−+]?[\d,. ]*\d[\d.]*|[–]")
+    numbers = re.compile(r"([-−+]?[\d,. ]*\d[\d.]*( ± [\d.]+)?( ×)?|[–]|)")
     text = [j for j in range(len(header)) if not all(numbers.fullmatch(row[j]) for row in below)]
     return Table("", header, below, (), text)
 

@@ -33,7 +33,6 @@ from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.stretches import Means, Runs, Stretch
 
-
 # Runs from which on their first states are compiled.
 _MANY = 8
 
