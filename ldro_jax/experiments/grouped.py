@@ -77,16 +77,16 @@ class Affinity:
     def tracking(self, method: Method) -> Method:
         """The method, which trains as before and measures this on the way."""
         options: dict[str, Any] = {}
+        name = f"{ALL}, measured"
         if self.step_size is not None:
             options = {"interaction": interaction.lookahead(self.step_size)}
+            name += f" by steps of {self.step_size:g}"
         if not method.uses_interaction:
             options |= {"interaction_interval": self.interval, "geometry": self.geometry}
-        return dataclasses.replace(
-            method,
-            name=f"{ALL}, {self.name}",
-            weighting=grouping.tracking(method.weighting),
-            **options,
-        )
+            name += f" every {self.interval} steps"
+            name += ", in the optimizer's geometry" if self.geometry == "optimizer" else ""
+        tracked = grouping.tracking(method.weighting)
+        return dataclasses.replace(method, name=name, weighting=tracked, **options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,9 +254,13 @@ def _measure(
     plain = dataclasses.replace(models.method, name=ALL)
     for seed, run in models.train_whole(experiment, plain, seeds).items():
         measured.runs[measured.everything, seed] = run
+    # Several kinds come from one training.
+    known: dict[str, dict[int, results.Run]] = {}
     for affinity in choices.affinities:
-        runs = models.train_whole(experiment, affinity.tracking(models.method), seeds)
-        measured.tracked[affinity.name] = affinity.kind, runs
+        method = affinity.tracking(models.method)
+        if method.name not in known:
+            known[method.name] = models.train_whole(experiment, method, seeds)
+        measured.tracked[affinity.name] = affinity.kind, known[method.name]
     return measured
 
 

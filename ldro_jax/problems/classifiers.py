@@ -41,11 +41,17 @@ def accuracy_within(task_classes: np.ndarray) -> RowFunction:
       task_classes: which classes each task has, bool ``[N, classes]``.
     """
 
-    def within_task_accuracy(outputs, rows):
-        allowed = jnp.asarray(task_classes)[rows["task"]]
-        return accuracy(jnp.where(allowed, outputs, -jnp.inf), rows)
+    return _within(accuracy, task_classes)
 
-    return within_task_accuracy
+
+def _within(function: RowFunction, task_classes: np.ndarray) -> RowFunction:
+    """The function, of the outputs for the classes of each row's own task alone."""
+
+    def within_task(outputs, rows):
+        allowed = jnp.asarray(task_classes)[rows["task"]]
+        return function(jnp.where(allowed, outputs, -jnp.inf), rows)
+
+    return within_task
 
 
 def classification(
@@ -53,6 +59,7 @@ def classification(
     data_dir: str | None = None,
     load_data: Callable[..., MultitaskData],
     model: Callable[..., Any],
+    within_task: bool = False,
 ) -> ArrayProblem:
     """Loads a classification data set, and makes a problem of it.
 
@@ -60,6 +67,8 @@ def classification(
       data_dir: passed to ``load_data``.
       load_data: ``(data_dir=...) -> MultitaskData``.
       model: ``(num_classes=...)`` to a model, see :func:`ldro_jax.problems.models.as_functions`.
+      within_task: take the loss among the classes of each row's own task, as if each task had an
+        output layer of its own; models of some of the tasks can then be compared with one of all.
 
     Returns:
       The problem, whose metric is the accuracy; where the tasks have classes of their own, also
@@ -73,27 +82,35 @@ def classification(
     data = load_data(data_dir=data_dir)
     gives_data = "a function that gives a MultitaskData, such as @digits.load"
     checks.require(isinstance(data, MultitaskData), "load_data", gives_data, load_data)
-    return from_data(data, model(num_classes=data.num_classes))
+    checks.flag("within_task", within_task)
+    return from_data(data, model(num_classes=data.num_classes), within_task=within_task)
 
 
-def from_data(data: MultitaskData, model: Any) -> ArrayProblem:
+def from_data(data: MultitaskData, model: Any, *, within_task: bool = False) -> ArrayProblem:
     """Makes a problem of a classification data set in memory.
 
     Args:
       data: its tasks and splits.
       model: from inputs to logits ``[R, classes]``.
+      within_task: see :func:`classification`.
 
     Raises:
       ValueError: if the model doesn't fit the data.
     """
     metrics: dict[base.Metric, MetricFunction] = {base.Metric("accuracy", True): accuracy}
+    loss: RowFunction = cross_entropy
     if data.task_classes is not None:
-        within_task = base.Metric("within-task accuracy", higher_is_better=True)
-        metrics[within_task] = accuracy_within(data.task_classes)
+        own = base.Metric("within-task accuracy", higher_is_better=True)
+        metrics[own] = accuracy_within(data.task_classes)
+        if within_task:
+            loss = _within(cross_entropy, data.task_classes)
+            metrics = {own: metrics[own]}
+    elif within_task:
+        raise ValueError(
+            "within_task must be False for data whose tasks have all classes, but it is True."
+        )
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    problem = ArrayProblem(
-        data.task_names, splits, model, cross_entropy, metrics, prepare=data.prepare
-    )
+    problem = ArrayProblem(data.task_names, splits, model, loss, metrics, prepare=data.prepare)
     _check_logits(problem, data)
     return problem
 
