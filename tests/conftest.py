@@ -118,6 +118,7 @@ _CASES = {
     "experiments/test_compare.py::test_ready_is_called_once_before_anything_is_written": (
         "stacked",
     ),
+    "experiments/test_groups.py::test_an_experiment_runs_to_the_report": ("digits_groups.gin",),
     "experiments/test_patience.py::test_a_run_ends_where_a_loop_by_hand_does": ("stacked",),
     "experiments/test_public_data_experiments.py::test_runs_to_the_report": ("yeast.gin",),
     "experiments/test_together.py::test_plain_random_batches_train_too": ("stacked",),

@@ -27,6 +27,10 @@ _RUN = {
         f"experiments/{name}.gin": "experiments/test_public_data_experiments.py"
         for name in ("chicago", "moleculeace", "yeast", "yeast_products")
     },
+    **{
+        f"experiments/{name}_groups.gin": "experiments/test_groups.py"
+        for name in ("cifar100", "digits", "yeast")
+    },
     "experiments/digits.gin": "helpers/command_line.py",
     "experiments/digits_methods.gin": "experiments/test_digits_methods.py",
     "experiments/digits_products.gin": "experiments/test_digits_methods.py",

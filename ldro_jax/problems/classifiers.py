@@ -40,7 +40,6 @@ def accuracy_within(task_classes: np.ndarray) -> RowFunction:
     Args:
       task_classes: which classes each task has, bool ``[N, classes]``.
     """
-
     return _within(accuracy, task_classes)
 
 

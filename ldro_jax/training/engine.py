@@ -262,15 +262,25 @@ class Program(abc.ABC):
 
     def step_function(self, plan: Plan, problem: Problem | None = None) -> Callable:
         """The function that takes one step, which both engines jit; by default for all runs."""
-        problem, method, optimizer = problem or self.problem, self.method, self.engine.optimizer
+        problem, method = problem or self.problem, self.method
         return step_lib.train_step(
             problem.training_losses,
             self.tx,
             plan,
-            geometry=_geometry(method, problem, optimizer) if method.uses_interaction else None,
+            geometry=self.geometry,
             row_excess=problem.row_excess if method.uses_excess else None,
             trained=self.engine.trained,
         )
+
+    @functools.cached_property
+    def geometry(self) -> Callable[[Any], Any] | None:
+        """What the interaction is measured with, ``optimizer state -> preconditioner``, if any.
+
+        It is looked at with numbers, so not while something is traced.
+        """
+        if not self.method.uses_interaction:
+            return None
+        return _geometry(self.method, self.problem, self.engine.optimizer)
 
     def make_plan(self, strategy: Interaction, multiple: int = 1) -> Plan:
         """How steps measure. Raises ``ValueError`` if there are too few rows to halve.

@@ -169,7 +169,7 @@ class StackedProgram(engine_lib.Program):
             batches.sampler, batches.size, np.zeros(num_tables, np.int64), sizes=data.sizes
         )
         interval, rows_apart = self.method.interval, self.rows_apart
-        observe = self.problem.observe or (lambda params: ())
+        observe, _ = self.problem.observe or (lambda params: ()), self.geometry
 
         def places(tasks):
             return drawing.places(tasks, num_tables, -(-batches.size // num_tables))
