@@ -4,7 +4,7 @@ import importlib
 import typing
 
 if typing.TYPE_CHECKING:
-    from ldro_jax import games, interaction, ldro, problems, transform, weighting
+    from ldro_jax import games, grouping, interaction, ldro, problems, transform, weighting
     from ldro_jax.experiments.compare import compare
     from ldro_jax.records.kept import load
     from ldro_jax.runtime.preemption import PreemptedError
@@ -15,6 +15,7 @@ __all__ = [
     "PreemptedError",
     "compare",
     "games",
+    "grouping",
     "interaction",
     "ldro",
     "load",

@@ -81,7 +81,7 @@ def test_a_method_can_be_added_to_an_experiment(file):
     with gin.config_scope(scope):
         method = gin.get_configurable("training.Method")()
     # What only the data can tell.
-    method = compare._resolved(method, tiny.problem(), dict.fromkeys("abc", 0.0))
+    method = compare.resolved(method, tiny.problem(), dict.fromkeys("abc", 0.0))
     state = method.transform(3).init(jnp.zeros(2))
     assert transform.find_state(state).weights.shape == (3,)
     assert method.name and set(method.hyperparameters) <= set(method.settings())

@@ -54,3 +54,10 @@ def test_tables_are_made_from_the_methods(path):
     # Formulas and names are made again; what was measured stays.
     other = page.replace("softmax(tℓ)", "?").replace("`stch` `term`", "`term`")
     assert other != page and listing.document(other) == page
+
+
+def test_the_example_of_grouping_finds_the_groups(capsys):
+    page = (_ROOT / "docs" / "grouping.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(code, "docs/grouping.md", "exec"), {})
+    assert capsys.readouterr().out == "((0, 1), (2, 3))\n"
