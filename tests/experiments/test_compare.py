@@ -201,12 +201,12 @@ def test_an_experiment_that_is_asked_to_stop_begins_no_other_run(
 ):
     evaluate, asked = Program.evaluate, []
 
-    def evaluate_and_ask(self, params, split):
+    def evaluate_and_ask(self, params, split, *rest):
         asked.append(split)
         # In the last evaluation of the first run.
         if asked.count("test") == (2 if test == "always" else 1) and split == "test":
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, params, split)
+        return evaluate(self, params, split, *rest)
 
     options = {"schedule": tiny.schedule(10, 5, test=test), "layout": layout}
     with monkeypatch.context() as patch:

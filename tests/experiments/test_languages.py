@@ -425,11 +425,11 @@ def test_an_experiment_that_is_asked_to_stop_begins_no_other_run(
     evaluate = MeshedProgram.evaluate
     asked = []
 
-    def evaluate_and_ask(self, params, split):
+    def evaluate_and_ask(self, params, split, *rest):
         if split == "test" and not asked:
             asked.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, params, split)
+        return evaluate(self, params, split, *rest)
 
     monkeypatch.setattr(MeshedProgram, "evaluate", evaluate_and_ask)
     with pytest.raises(preemption.PreemptedError, match="Average, seed 0: stopped, saved"):

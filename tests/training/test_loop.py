@@ -130,12 +130,12 @@ class AskedInEvaluation:
     def __getattr__(self, name):
         return getattr(self._program, name)
 
-    def evaluate(self, params, split):
+    def evaluate(self, params, split, *rest):
         if split == self._split:
             self._left -= 1
             if not self._left:
                 ask_to_stop()
-        return self._program.evaluate(params, split)
+        return self._program.evaluate(params, split, *rest)
 
 
 @pytest.mark.parametrize(
