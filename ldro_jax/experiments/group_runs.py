@@ -176,12 +176,24 @@ class Measured:
         return gains_lib.gains({group: self.losses(group, seed) for group in groups})
 
     def affinities(self, seed: int) -> dict[str, np.ndarray]:
-        """By name, what was measured with a seed while all tasks were trained together."""
+        """By name, what was measured with a seed while all tasks were trained together.
+
+        Raises:
+          ValueError: if a pair of tasks was never measured.
+        """
         found = {}
         for name, (kind, runs) in self.tracked.items():
             series = runs[seed].affinity
             assert series is not None
-            found[name] = series.values[-1, grouping.KINDS.index(kind)]
+            found[name] = matrix = series.values[-1, grouping.KINDS.index(kind)]
+            without = ~np.isfinite(matrix) & ~np.eye(len(matrix), dtype=bool)
+            if without.any():
+                tasks = [self.problem.task_names[task] for task in np.argwhere(without)[0]]
+                raise ValueError(
+                    f"The affinity {name!r} of {tasks[1]!r} to {tasks[0]!r} has no value with seed "
+                    f"{seed}: whenever it was measured, a gradient was zero or not finite, or the "
+                    "loss not positive. Leave that task out, or take another affinity."
+                )
         return found
 
     def serves(self, choice: Choice) -> list[Group]:

@@ -341,14 +341,13 @@ def _sections(
     seeds, names = measured.seeds(), measured.problem.task_names
     by_seed = [measured.gains(seed) for seed in seeds]
     gains = gains_lib.mean(by_seed)
-    matrices, rows = {}, []
-    affinities = {s: measured.affinities(s) for s in seeds}
-    for name in measured.tracked:
-        matrices[name] = np.mean([affinities[seed][name] for seed in seeds], axis=0)
-        rows.append((name, matrices[name], measured.measuring(name)))
+    tracked = [measured.affinities(seed) for seed in seeds]
+    rows: list[tuple[str, np.ndarray, float | None]] = [
+        (name, np.mean([each[name] for each in tracked], axis=0), measured.measuring(name))
+        for name in measured.tracked
+    ]
     if choices.pairs:
-        matrices[PAIRS] = gains_lib.of_pairs(gains, len(names))
-        rows.append((PAIRS, matrices[PAIRS], None))
+        rows.append((PAIRS, gains_lib.of_pairs(gains, len(names)), None))
     groups: dict[tuple[str, int | None], list[tuple[tuple[int, ...], ...]]] = {}
     for choice in chosen:
         groups.setdefault((choice.way, choice.max_groups), []).append(choice.groups)

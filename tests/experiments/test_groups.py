@@ -264,6 +264,17 @@ def test_a_task_is_served_by_the_group_with_the_lowest_loss():
     assert found == [(0, 3), (0, 1), (1, 2, 3), (1, 2, 3)]
 
 
+def test_a_pair_that_was_never_measured_is_named():
+    measured, values = group_runs.Measured(problem()), np.ones((1, 2, 4, 4))
+    values[0, 1, 2, 0] = np.nan
+    run = results.Run("a", 0, 1, affinity=results.Series([1], values))
+    measured.tracked = {"First order": ("first order", {0: run})}
+    assert measured.affinities(0)["First order"].shape == (4, 4)
+    measured.tracked = {"Cosine": ("cosine", {0: run})}
+    with pytest.raises(ValueError, match="'Cosine' of 'rises' to 'falls' has no value with seed 0"):
+        measured.affinities(0)
+
+
 _TINY = ["TRAIN_STEPS=4", "SEEDS=(0,)", "Schedule.eval_interval=2", "Choices.max_groups=(2,)"]
 _OWN = {
     "digits_groups.gin": ["MLP.features=(4,)", "Choices.every_group=False"],
