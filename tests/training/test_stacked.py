@@ -129,6 +129,7 @@ def test_balanced_steps_are_a_plain_loop(method):
     assert_is_a_plain_loop(method, "balanced", 10)
 
 
+@pytest.mark.heavy  # as in test_step.py and test_objective.py
 def test_batches_in_parts_are_a_plain_loop():
     options = {"microbatches": 2, "interaction_rows": 2}
     assert_is_a_plain_loop(EVERY_THIRD, "balanced", 10, measured_rows=2, **options)
@@ -246,6 +247,7 @@ def test_the_interaction_is_still_measured_only_when_it_is_due():
     assert "conditional(" in compiled.as_text()
 
 
+@pytest.mark.heavy  # as in experiments/test_together.py
 def test_an_interrupted_group_ends_as_if_nothing_had_happened(ldro_program, tmp_path):
     trials = trials_of(seeds=(0,))
     whole = tiny.train_together(ldro_program, tmp_path / "whole", trials, SCHEDULE)
