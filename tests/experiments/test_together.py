@@ -203,6 +203,7 @@ def test_runs_together_is_a_positive_integer(value, tmp_path):
 
 
 @pytest.mark.parametrize("layout", [None, Layout(data=1)], ids=["stacked", "meshed"])
+@pytest.mark.heavy  # as in training/test_stacked.py
 def test_plain_random_batches_train_too(layout, tmp_path, no_report):
     record = tiny.run(
         tmp_path,

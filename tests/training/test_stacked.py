@@ -136,6 +136,7 @@ def test_batches_in_parts_are_a_plain_loop():
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.heavy  # as in test_step.py
 def test_plain_random_steps_with_an_absent_task_are_a_plain_loop(method):
     drawn, measured = draws("uniform", 2)
     # Two rows of three tasks: one is always absent, but the interaction is measured on every one,
@@ -318,6 +319,7 @@ def test_rows_on_the_device_are_not_drawn_by_weights():
 
 @pytest.mark.parametrize("size", [24, 21])
 @pytest.mark.parametrize("geometry", ["euclidean", "optimizer"])
+@pytest.mark.heavy  # as in test_step.py
 def test_the_gradients_of_halves_serve_for_the_training_gradient(size, geometry):
     # PiKE uses all that is measured: losses, products and noise. An odd row isn't in two halves.
     named = Method("PiKE", "pike", {"weight_lr": 0.5, "noise_penalty": 0.5}, geometry=geometry)
