@@ -188,8 +188,9 @@ def _values(
 
 def signs(direction: bool | Mapping[str, bool], task_names: Sequence[str]) -> np.ndarray:
     """1 for each task whose values are better the higher they are, else −1, ``[N]``."""
-    by_task = direction if isinstance(direction, Mapping) else dict.fromkeys(task_names, direction)
-    return np.array([1.0 if by_task[name] else -1.0 for name in task_names])
+    if not isinstance(direction, Mapping):
+        return np.full(len(task_names), 1.0 if direction else -1.0)
+    return np.array([1.0 if direction[name] else -1.0 for name in task_names])
 
 
 def better(direction: bool | Mapping[str, bool]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import pathlib
 import statistics
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from ldro_jax.training.engine import Program, Session, Trial
 from ldro_jax.training.progress import Best, Origin, Progress, Saved, identity, taken_from
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
+
+# tqdm's own.
+_SECONDS_BETWEEN_BARS = 0.1
 
 
 def train(
@@ -82,6 +86,7 @@ def train(
             _evaluate_first(program, session, now, schedule, log)
         # The time of a step is that of the last stretches, so that it takes the same time to find.
         last_saved, seconds = session.step, collections.deque(maxlen=100)
+        shown = -math.inf
 
         def save():
             nonlocal last_saved
@@ -104,7 +109,10 @@ def train(
                 stop()
             seconds += [time_per_step] if math.isfinite(time_per_step) else []
             _evaluate(program, session, now, schedule, log, seconds)
-            progress.set_postfix_str(recording.progress_text(now.records[-1]))
+            # To draw the bar takes longer than to evaluate a small model.
+            is_old = time.monotonic() - shown > _SECONDS_BETWEEN_BARS
+            progress.set_postfix_str(recording.progress_text(now.records[-1]), refresh=is_old)
+            shown = time.monotonic() if is_old else shown
             improved = schedule.test == "best" and now.best[0].step == session.step
             due = session.step - last_saved >= schedule.checkpoint_interval
             if improved or due:
@@ -178,7 +186,8 @@ def _measured(
 ) -> dict[str, dict[str, np.ndarray]]:
     """The values of each metric, by split, of those that are measured all along."""
     splits = [s for s in problem.splits if s != "test" or schedule.test == "always"]
-    return {split: program.evaluate(state.evaluated, split, problem) for split in splits}
+    params = state.evaluated
+    return {split: program.evaluate(params, split, problem) for split in splits}
 
 
 def _measure_again(

@@ -180,6 +180,8 @@ def find_state(opt_state: Any) -> WeightedState:
             f"Expected one WeightedState in the optimizer state, but found {len(states)}. Was the "
             "optimizer built with ldro.transform() or another transformation of this library?"
         )
+    if not _is_variable(states[0].weights):
+        return states[0]
     return jax.tree.map(
         lambda x: x.get_value() if _is_variable(x) else x, states[0], is_leaf=_is_variable
     )

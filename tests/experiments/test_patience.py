@@ -90,6 +90,7 @@ def test_a_group_has_the_numbers_that_its_runs_have_alone(together, tmp_path, no
         assert (run.evaluations[-1].split, run.evaluations[-1].step) == ("test", run.early_stop)
 
 
+@pytest.mark.heavy  # as in test_together.py
 def test_a_group_that_is_killed_after_one_of_its_runs_has_ended_ends_the_same(
     tmp_path, no_report, monkeypatch
 ):
@@ -128,6 +129,7 @@ def test_a_longer_schedule_leaves_what_has_ended(tmp_path, no_report, trained):
         experiment(tmp_path, seeds=(1,), schedule=schedule(160, patience=3))
 
 
+@pytest.mark.heavy  # as in faults/test_changes.py
 def test_another_metric_of_a_run_that_has_ended_is_measured(tmp_path, no_report):
     class Apart(tiny.Distances):
         def evaluation_digests(self, params):
@@ -142,6 +144,7 @@ def test_another_metric_of_a_run_that_has_ended_is_measured(tmp_path, no_report)
     assert steps == [[30, 30], [25, 25]]
 
 
+@pytest.mark.heavy  # as in training/test_best.py
 def test_the_best_is_tested_where_scores_fall(tmp_path):
     def rate(count):
         return jnp.where(count < 10, 0.2, -0.2)

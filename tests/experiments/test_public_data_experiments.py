@@ -32,6 +32,7 @@ _OWN = {
 
 @pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("file", list(_OWN))
+@pytest.mark.heavy  # as other files do
 def test_runs_to_the_report(file, tmp_path):
     public_files.write(tmp_path)
     path = f"gin_configs/experiments/{file}"

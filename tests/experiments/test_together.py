@@ -107,7 +107,7 @@ def test_a_group_that_is_killed_between_two_records_loses_nothing(
 @pytest.mark.parametrize(
     ("first", "then", "steps"),
     [
-        (4, 1, [[10, 5]] * 4),
+        pytest.param(4, 1, [[10, 5]] * 4, marks=pytest.mark.heavy),
         pytest.param(1, 3, [[10, 5], [15, 15, 15]], marks=pytest.mark.heavy),
         pytest.param(4, 3, [[30, 15], [10, 5]], marks=pytest.mark.heavy),
     ],
@@ -203,6 +203,7 @@ def test_runs_together_is_a_positive_integer(value, tmp_path):
 
 
 @pytest.mark.parametrize("layout", [None, Layout(data=1)], ids=["stacked", "meshed"])
+@pytest.mark.heavy  # as in training/test_stacked.py
 def test_plain_random_batches_train_too(layout, tmp_path, no_report):
     record = tiny.run(
         tmp_path,

@@ -71,6 +71,7 @@ def test_lookahead_reaches_the_same_outlier_loss_and_a_better_mean(record, metho
     assert end.average < 0.79 and end.worst_task == "outlier"
 
 
+@pytest.mark.heavy  # what methods do, and no program
 def test_under_noise_the_online_weights_jump_less():
     def jumps(method):
         points = tasks.points()

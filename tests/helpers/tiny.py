@@ -147,7 +147,7 @@ class Progress:
         if self._action is not None and sum(self.steps) == self._at:
             self._action()
 
-    def set_postfix_str(self, text):
+    def set_postfix_str(self, text, refresh=True):
         self.texts.append(text)
         if self._left is not None:
             self._left -= 1

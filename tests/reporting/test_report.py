@@ -234,6 +234,7 @@ def test_an_installed_package_has_the_templates():
 
 @pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("name", ["cifar100", "multilingual_lm"])
+@pytest.mark.heavy  # as those made up do
 def test_the_committed_records_make_a_page(name, tmp_path):
     folder = pathlib.Path(__file__).parents[2] / "results" / name
     page = read(reporting.write_report(load_results(folder / "results.json"), tmp_path))

@@ -66,6 +66,7 @@ def test_the_test_is_of_the_best_checkpoint(unstable, tmp_path):
     np.testing.assert_allclose(list(tested.per_task.values()), values, rtol=1e-6)
 
 
+@pytest.mark.heavy  # as in test_loop.py, and of the best in test_checkpoints.py
 def test_a_damaged_best_checkpoint_costs_time_but_changes_nothing(unstable, tmp_path, caplog):
     expected = tiny.train(unstable, tmp_path, schedule())
     assert expected.evaluations[-1].step == 20 and saved_steps(tmp_path) == [20, 30]

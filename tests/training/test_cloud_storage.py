@@ -231,6 +231,7 @@ def test_a_classification_experiment_ends_in_a_bucket(orbax_too, storage, tmp_pa
     assert {path.name for path in saved.iterdir()} == {"15", "20"}
 
 
+@pytest.mark.heavy  # as on a disk, and others there
 def test_a_language_model_is_interrupted_and_goes_on_in_a_bucket(orbax_too, tmp_path, caplog):
     program = tiny_lm.make_program(tiny_lm.LDRO, tiny_lm.problem(tiny_lm.streamed()))
     expected = tiny_lm.train(program, tmp_path / "here")

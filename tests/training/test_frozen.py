@@ -87,6 +87,7 @@ def test_as_if_they_were_constants(make, options, settings):
         np.testing.assert_allclose(ours, theirs, rtol=2e-4, atol=1e-5)
 
 
+@pytest.mark.heavy  # as parts are in test_step.py
 def test_in_parts():
     optimizer = trained_lib.only(optax.sgd(0.5), kernels)
     whole, parts = (

@@ -211,6 +211,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(make, layout, tmp_path):
     assert results_of(run) == results_of(whole)
 
 
+@pytest.mark.heavy  # as do those of test_stacked.py
 def test_runs_together_end_as_one_at_a_time(tmp_path):
     engine = StackedEngine(
         labelled.problem(), optax.sgd(RATE, momentum=0.9), Batches(SIZE), together="vmap"

@@ -63,6 +63,7 @@ def test_they_train_where_the_data_is_on_the_device(kind):
     assert np.ptp(state.weights) > 1e-3 and not state.unmeasured.any()
 
 
+@pytest.mark.heavy  # as for the matrix in test_stacked.py
 def test_random_batches_have_their_rows_drawn_apart():
     a_program = program(tiny.problem, "stacked", sampler="uniform", interaction_rows=8)
     assert a_program.rows_apart == a_program.plan.rows == 8
@@ -70,6 +71,7 @@ def test_random_batches_have_their_rows_drawn_apart():
     assert np.ptp(state.weights) > 1e-3
 
 
+@pytest.mark.heavy  # as in test_labels.py
 def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
     a_program, schedule = program(tiny.problem, "stacked"), tiny.schedule(12, 3, 3)
     whole = tiny.train(a_program, tmp_path / "whole", schedule)

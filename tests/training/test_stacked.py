@@ -129,12 +129,14 @@ def test_balanced_steps_are_a_plain_loop(method):
     assert_is_a_plain_loop(method, "balanced", 10)
 
 
+@pytest.mark.heavy  # as in test_step.py and test_objective.py
 def test_batches_in_parts_are_a_plain_loop():
     options = {"microbatches": 2, "interaction_rows": 2}
     assert_is_a_plain_loop(EVERY_THIRD, "balanced", 10, measured_rows=2, **options)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.heavy  # as in test_step.py
 def test_plain_random_steps_with_an_absent_task_are_a_plain_loop(method):
     drawn, measured = draws("uniform", 2)
     # Two rows of three tasks: one is always absent, but the interaction is measured on every one,
@@ -246,6 +248,7 @@ def test_the_interaction_is_still_measured_only_when_it_is_due():
     assert "conditional(" in compiled.as_text()
 
 
+@pytest.mark.heavy  # as in experiments/test_together.py
 def test_an_interrupted_group_ends_as_if_nothing_had_happened(ldro_program, tmp_path):
     trials = trials_of(seeds=(0,))
     whole = tiny.train_together(ldro_program, tmp_path / "whole", trials, SCHEDULE)
@@ -316,6 +319,7 @@ def test_rows_on_the_device_are_not_drawn_by_weights():
 
 @pytest.mark.parametrize("size", [24, 21])
 @pytest.mark.parametrize("geometry", ["euclidean", "optimizer"])
+@pytest.mark.heavy  # as in test_step.py
 def test_the_gradients_of_halves_serve_for_the_training_gradient(size, geometry):
     # PiKE uses all that is measured: losses, products and noise. An odd row isn't in two halves.
     named = Method("PiKE", "pike", {"weight_lr": 0.5, "noise_penalty": 0.5}, geometry=geometry)
