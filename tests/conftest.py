@@ -102,7 +102,7 @@ _WAYS = ("columns", "layerwise", "scan", "tiled 3")
 # which differ in size, type or method, are heavy. A name may be a pattern of many.
 _CASES = {
     "training/test_products.py::test_training_is_the_same_on_one_and_on_eight_devices": (
-        "labels, statistics, dropout",
+        *("labels, statistics, dropout", "rows of one task"),
     ),
     "training/test_products.py::test_they_train_where_the_data_is_on_the_device": ("tables",),
     "experiments/test_compare.py::test_a_full_disk_leaves_earlier_work": ("meshed",),

@@ -89,7 +89,7 @@ def of_losses(
     params: Any,
     *,
     halves: tuple[Losses, Losses] | None = None,
-    part: float = 1.0,
+    part: float | jax.Array = 1.0,
     preconditioner: Any = None,
 ) -> Products:
     """Those of the gradients of task losses.
@@ -107,8 +107,6 @@ def of_losses(
     """
     if halves is None and second is not None:
         halves = first, second
-    # More rows than a batch has: their own noise.
-    part = min(part, 1.0)
     if preconditioner is not None:
 
         def moved(function):
@@ -154,7 +152,9 @@ def of_losses(
             return jnp.stack([jnp.zeros_like(change), change**2]), there, False
         (one, there), (other, too) = (pushed(half, direction) for half in halves)
         both = (one**2 + other**2) / 2
-        return jnp.stack([(1 - part) * one * other, part * both]), there & too, False
+        # With more rows than a batch has: their own noise.
+        noisy = jnp.minimum(jnp.asarray(part, both.dtype), 1)
+        return jnp.stack([(1 - noisy) * one * other, noisy * both]), there & too, False
 
     return Products(times, squares)
 

@@ -27,6 +27,8 @@ def of_batch(
     """
     rows, tasks = _of_tasks(plan, batch) if plan.owned else _of_all(plan, batch)
     size = jax.tree.leaves(rows)[0].shape[0]
+    # Without those that only fill up.
+    real = size if tasks is None else (tasks < plan.num_tasks).sum()
     # What each task has of them, or all tasks together.
     each = plan.num_tasks if plan.owned else 1
     apart = plan.strategy.multiple > 1
@@ -50,7 +52,7 @@ def of_batch(
         second if apart else None,
         params,
         halves=(first, second) if size >= 2 * each else None,
-        part=size // 2 / batch.size,
+        part=(real // 2) / batch.size,
         preconditioner=preconditioner,
     )
 
