@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # scipy.optimize.milp calls the choice of nothing optimal, with a gap of zero, where values are small.
 #
-# Versions: SciPy 1.17.1 with NumPy 2.4 (Python 3.11 to 3.13), HiGHS as it comes with SciPy.
+# Versions: SciPy 1.17.1 with the HiGHS that comes with it (Python 3.11).
 # What one would guess: to multiply all values of a knapsack by 1e-8 changes no choice, since the only
 # tolerance that `milp` has, `mip_rel_gap`, is relative; and `mip_gap` of the result says if it did.
 # What happens: of 30 things with values of up to 1e-8 it takes none, though the same things with values of
@@ -32,3 +32,4 @@ many = found[1.0][1]
 assert many > 5 and found[1e-6] == (True, many, 0.0)
 assert found[1e-8] == (True, 0, 0.0)
 assert found[1e-7][:2] == (True, 0)
+EOF
