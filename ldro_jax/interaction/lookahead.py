@@ -2,12 +2,14 @@
 
 To first order a step ``−η ∇ℓ_j`` makes loss i fall by ``η A_ij``. Here it is taken, and the losses
 are measured after it: ``(ℓ_i(θ) − ℓ_i(θ − η ∇ℓ_j)) / η``, which is ``A_ij`` for a small η. That
-takes a backward pass and a pass forwards over all rows for each task. The matrix isn't symmetric.
+takes a pass forwards over all rows for each task, and a backward pass over its own rows, or over
+all where a row has labels of several tasks. The matrix isn't symmetric.
 
 References:
   Fifty et al., *Efficiently Identifying Task Groupings for Multi-Task Learning*, NeurIPS 2021.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,15 +37,23 @@ def lookahead(step_size: float) -> base.Interaction:
     """
     checks.number("step_size", step_size, "(0, inf)")
 
-    def of_losses(losses_fn, params):
-        def step(gradient):
-            return jax.tree.map(lambda p, g: p - (step_size * g).astype(p.dtype), params, gradient)
+    def moved(params, gradient):
+        return jax.tree.map(lambda p, g: p - (step_size * g).astype(p.dtype), params, gradient)
 
-        losses, after = losses_after(losses_fn, params, step)
+    def of_losses(losses_fn, params):
+        losses, after = losses_after(losses_fn, params, functools.partial(moved, params))
         return (losses[:, None] - after) / step_size
 
     def matrix(loss_fn, params, batch):
-        return of_losses(lambda p: jax.vmap(loss_fn, in_axes=(None, 0))(p, batch), params)
+        def losses_fn(params):
+            losses = jax.vmap(loss_fn, in_axes=(None, 0))(params, batch)
+            return losses.astype(base.statistics_dtype(params))
+
+        def after(examples):
+            return losses_fn(moved(params, jax.grad(loss_fn)(params, examples)))
+
+        # One after another: the parameters of all steps together would be N models.
+        return (losses_fn(params)[:, None] - jax.lax.map(after, batch).T) / step_size
 
     return base.Interaction(matrix, of_losses=of_losses)
 
@@ -68,6 +78,5 @@ def losses_after(
     def after(weights):
         return losses_fn(step(pullback(weights)[0])).astype(dtype)
 
-    # One after another: the parameters of all steps together would be N models.
     moved = jax.lax.map(after, jnp.eye(losses.size, dtype=losses.dtype))
     return losses.astype(dtype), moved.T

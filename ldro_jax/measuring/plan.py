@@ -110,6 +110,9 @@ class Plan:
             # On two halves there are two passes forwards, each on half of the rows.
             passes = 3.0 if strategy.multiple > 1 else 5.0
             passes *= 1 if strategy.in_turn else 2
+        elif strategy.of_losses is not None:
+            # Each task has a pass forwards over all rows, and one back over its own.
+            passes = 3.0 * self.num_tasks if self.whole else 3.0 + self.num_tasks
         elif self.whole and not strategy.of_features:
             passes = 2.0 * self.num_tasks
         else:

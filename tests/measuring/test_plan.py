@@ -68,6 +68,8 @@ def test_the_way_of_a_step(options, batch, way):
         (interaction.products(), {"whole": True, "owned": False, "rows": 32}, 5 / 3 / 4),
         (interaction.products(apart=True), {"whole": True, "owned": False, "rows": 32}, 1 / 4),
         (interaction.products(in_turn=False), {"whole": True, "owned": False}, 2 * 5 / 3),
+        (interaction.lookahead(0.1), {"interval": 5}, (3 + 10) / 3 / 5),
+        (interaction.lookahead(0.1), {"whole": True, "owned": False}, 10),
         ("auto", {"interval": None}, 0),
     ],
 )
