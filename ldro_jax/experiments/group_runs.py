@@ -34,14 +34,12 @@ class Choice(NamedTuple):
       max_groups: how many were asked for, at most; ``None`` where the way says it.
       seed: with which that was measured.
       groups: tuples of tasks.
-      draw: the number of a random choice, where there are several.
     """
 
     way: str
     max_groups: int | None
     seed: int
     groups: tuple[Group, ...]
-    draw: int | None = None
 
 
 class Models:
@@ -85,10 +83,16 @@ class Models:
 
     def check(self, methods: Sequence[Method]) -> None:
         """Traces what will be trained; raises ``ValueError`` for what doesn't fit."""
-        self._programs[self.problem.num_tasks].check([self.method, *methods])
+        whole = self._programs[self.problem.num_tasks]
+        whole.check([self._resolved(method) for method in (self.method, *methods)])
         for size in (1, 2):
-            self._of_size(size).check([self.method])
-        self._programs[self.problem.num_tasks].of(self.method).check_evaluation()
+            self._of_size(size).check([self._resolved(self.method, tuple(range(size)))])
+        whole.of(self._resolved(self.method)).check_evaluation()
+
+    def _resolved(self, method: Method, group: Group | None = None) -> Method:
+        """The method with what only the data can tell, for some tasks or all."""
+        some = self.problem if group is None else Subset(self.problem, group)
+        return compare_lib.resolved(method, some, {})
 
     def _of_size(self, size: int) -> runs_lib.Programs:
         """The programs for groups of a size."""
@@ -120,7 +124,7 @@ class Models:
             for group, seed in some:
                 name = "+".join(self.problem.task_names[task] for task in group)
                 method = dataclasses.replace(self.method, name=name)
-                own = compare_lib.resolved(method, Subset(self.problem, group), {})
+                own = self._resolved(method, group)
                 trials[group, seed] = Trial(method, seed, group), Trial(own, seed, group)
             found |= self._train(experiment, self._of_size(size), trials)
         return found
@@ -129,7 +133,7 @@ class Models:
         self, experiment: runs_lib.Experiment, method: Method, seeds: Sequence[int]
     ) -> dict[int, results.Run]:
         """Trains all tasks together; the record of each seed."""
-        own = compare_lib.resolved(method, self.problem, {})
+        own = self._resolved(method)
         trials = {seed: (Trial(method, seed), Trial(own, seed)) for seed in seeds}
         return self._train(experiment, self._programs[self.problem.num_tasks], trials)
 
@@ -139,7 +143,13 @@ class Models:
         programs: runs_lib.Programs,
         trials: Mapping[Any, tuple[Trial, Trial]],
     ) -> dict[Any, results.Run]:
-        labels = [names.run_label(trial.method, trial.seed) for trial, _ in trials.values()]
+        # By the numbers of the tasks, so that it is the same in every call, and no other group's.
+        labels = [
+            names.run_label(trial.method, trial.seed)
+            if trial.tasks is None
+            else f"group_{'_'.join(map(str, trial.tasks))}-seed{trial.seed}"
+            for trial, _ in trials.values()
+        ]
         named = dict(zip(names.file_names(labels), trials.values(), strict=True))
         first = programs.of(next(iter(trials.values()))[1].method)
         together = compare_lib.runs_together(first, self._schedule, len(trials))

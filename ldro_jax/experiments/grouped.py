@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from ldro_jax import grouping, interaction, weighting
+from ldro_jax import grouping, interaction
 from ldro_jax.experiments import compare as compare_lib
 from ldro_jax.experiments import runs as runs_lib
 from ldro_jax.experiments.arguments import Directories, Report
@@ -49,7 +49,7 @@ class Affinity:
       name: how tables call it.
       kind: "first order" or "cosine"; see :mod:`ldro_jax.grouping.affinities`.
       interval: every how many steps to measure it. Where the method uses the interaction, it is
-        measured as often as the method says.
+        measured as often, and in the geometry, as the method says, and it can't be by steps.
       step_size: of steps that are taken for each task, as TAG does, for their losses; by default
         none is, and it is the first order.
       geometry: "euclidean", or "optimizer" for that of the optimizer.
@@ -75,16 +75,28 @@ class Affinity:
             checks.require(by_steps, "kind", "'first order' with a step_size", self.kind)
 
     def tracking(self, method: Method) -> Method:
-        """The method, which trains as before and measures this on the way."""
+        """The method, which trains as before and measures this on the way.
+
+        Raises:
+          ValueError: if it would have to measure something else than it does.
+        """
         options: dict[str, Any] = {}
         name = f"{ALL}, measured"
-        if self.step_size is not None:
-            options = {"interaction": interaction.lookahead(self.step_size)}
-            name += f" by steps of {self.step_size:g}"
-        if not method.uses_interaction:
-            options |= {"interaction_interval": self.interval, "geometry": self.geometry}
+        if method.uses_interaction:
+            own = self.step_size is None and self.geometry in ("euclidean", method.geometry)
+            if not own or method.uses_products:
+                raise ValueError(
+                    f"affinities: {self.name!r} must be measured as {method.name!r} measures the "
+                    "interaction it weighs by: without a step_size, in its geometry, and as a "
+                    "matrix, not by products."
+                )
+        else:
+            options = {"interaction_interval": self.interval, "geometry": self.geometry}
             name += f" every {self.interval} steps"
             name += ", in the optimizer's geometry" if self.geometry == "optimizer" else ""
+        if self.step_size is not None:
+            options["interaction"] = interaction.lookahead(self.step_size)
+            name += f", by steps of {self.step_size!r}"
         tracked = grouping.tracking(method.weighting)
         return dataclasses.replace(method, name=name, weighting=tracked, **options)
 
@@ -99,7 +111,7 @@ class Choices:
       pairs: train all pairs of tasks: their gains are an affinity of their own, and what the others
         are compared with.
       every_group: train all groups, of at most ten tasks, and choose the best of them.
-      random: how many random choices of groups to train for each seed and number of groups.
+      random: train random groups, too, others with each seed.
 
     Raises:
       ValueError: if one of these isn't what it must be.
@@ -109,7 +121,7 @@ class Choices:
     max_groups: Sequence[int] = (2, 3, 4)
     pairs: bool = True
     every_group: bool = False
-    random: int = 1
+    random: bool = True
 
     def __post_init__(self):
         checks.sequence("affinities", self.affinities, "affinities, such as [@tag/Affinity()]")
@@ -123,8 +135,10 @@ class Choices:
         for number in self.max_groups:
             checks.integer("max_groups", number)
         checks.flag("pairs", self.pairs)
+        differ = len(set(self.max_groups)) == len(self.max_groups)
+        checks.require(differ, "max_groups", "numbers that differ", list(self.max_groups))
         checks.flag("every_group", self.every_group)
-        checks.integer("random", self.random, low=0)
+        checks.flag("random", self.random)
 
 
 def compare_groups(
@@ -147,11 +161,12 @@ def compare_groups(
 
     Runs that are finished are kept, and one that was interrupted goes on, as with
     :func:`ldro_jax.compare`. The parameters of a group are those of
-    ``load(output_dir, method="TASK+TASK", seed=...)``.
+    ``load(output_dir, method="TASK+TASK", seed=..., step="last")``.
 
     Args:
       problem: what is trained, with its rows on the device; or a function of ``data_dir``.
-      method: how tasks are weighed in every model, such as ``Method("Average", "average")``.
+      method: how tasks are weighed in every model, such as ``Method("Average", "average")``. One
+        that takes ``sizes`` gets those of the tasks in a group, and is compiled for each.
       choices: the ways to choose groups.
       seeds: a whole procedure for each.
       optimizer: of each model.
@@ -161,7 +176,8 @@ def compare_groups(
       report: name and description of the experiment.
 
     Returns:
-      The record: the ways to choose as methods, the number of groups as their setting.
+      The record: the ways to choose as methods, the number of groups as their setting. It has no
+        parameters of its own.
 
     Raises:
       FileExistsError: if the directory holds something else than an experiment, or is in use.
@@ -172,7 +188,8 @@ def compare_groups(
     where = Directories.of(output_dir)
     compare_lib.check_parts(schedule=schedule, batches=batches, report=report)
     checks.instance("choices", choices, Choices, "@Choices()")
-    _, listed = runs_lib.list_runs([method], seeds)
+    checks.instance("method", method, Method, "@average/Method()")
+    _, listed = runs_lib.list_runs([method], seeds, from_data=("sizes",))
     seeds = [trial.seed for trial in listed.values()]
     made = _with_loss(compare_lib.make_problem(problem, where.data, schedule))
     _check(made, method, choices, schedule)
@@ -209,10 +226,11 @@ def compare_groups(
 def _with_loss(problem: Problem) -> Problem:
     if isinstance(problem, InMemory):
         problem = problem.with_loss()
-    if LOSS not in (metric.name for metric in problem.metrics):
+    lower = [m.name for m in problem.metrics if m.direction(problem.task_names) is False]
+    if LOSS not in lower:
         raise ValueError(
-            f"problem must have a metric of the name {LOSS!r}, by which groups are chosen, but it "
-            f"has {[metric.name for metric in problem.metrics]}."
+            f"problem must have a metric of the name {LOSS!r}, lower being better, by which groups "
+            f"are chosen, but those where lower is better are {lower}."
         )
     return problem
 
@@ -238,8 +256,11 @@ def _check(problem: Problem, method: Method, choices: Choices, schedule: Schedul
         )
     if "validation" not in problem.splits:
         raise ValueError("problem must have the split 'validation', by which groups are chosen.")
-    if "reference_losses" in weighting.from_data(method.weighting, method.hyperparameters):
-        raise ValueError(f"method must not need reference_losses, but {method.name!r} does.")
+    if schedule.scores and type(problem).score is not Problem.score:
+        raise ValueError(
+            "Schedule.test must be 'last' or 'always' for a problem with a score of its own, which "
+            f"is of all tasks, but it is {schedule.test!r}."
+        )
 
 
 def _measure(
@@ -266,7 +287,8 @@ def _measure(
 
 def _choose(choices: Choices, measured: Measured, seed: int) -> Iterator[Choice]:
     """The groups of every way to choose them, with what was measured with one seed."""
-    gains, num_tasks = measured.gains(seed), len(measured.everything)
+    num_tasks = len(measured.everything)
+    gains = measured.gains(seed) if choices.pairs or choices.every_group else {}
     alone = tuple((task,) for task in measured.everything)
     yield Choice(ALL, None, seed, (measured.everything,))
     yield Choice(ALONE, None, seed, alone)
@@ -288,11 +310,11 @@ def _choose(choices: Choices, measured: Measured, seed: int) -> Iterator[Choice]
             yield Choice(PAIRS, number, seed, grouping.select(affinity, number, alone=0.0).groups)
         for name, table in tables.items():
             yield Choice(name, number, seed, grouping.select_groups(table, number).groups)
-        rng = np.random.default_rng([seed, number])
-        for draw in range(choices.random):
-            parts = np.array_split(rng.permutation(num_tasks), number)
+        if choices.random:
+            order = np.random.default_rng([seed, number]).permutation(num_tasks)
+            parts = np.array_split(order, number)
             groups = tuple(sorted(tuple(sorted(map(int, part))) for part in parts))
-            yield Choice(RANDOM, number, seed, groups, draw if choices.random > 1 else None)
+            yield Choice(RANDOM, number, seed, groups)
 
 
 def _some(pairs: Gains, seed: int) -> Gains:
@@ -319,12 +341,11 @@ def _assembled(measured: Measured, choice: Choice) -> results.Run:
             higher_is_better=metric.direction(names),
         )
         evaluations.append(evaluation)
-    settings = {"groups": choice.max_groups, "draw": choice.draw}
     return results.Run(
         method=choice.way,
         seed=choice.seed,
         num_steps=max(run.num_steps for run in runs.values()),
-        hyperparameters={name: value for name, value in settings.items() if value is not None},
+        hyperparameters={} if choice.max_groups is None else {"groups": choice.max_groups},
         seconds_per_step=sum(run.seconds_per_step or math.nan for run in runs.values()),
         evaluations=evaluations,
     )
@@ -339,15 +360,16 @@ def _sections(
     except ImportError:  # without the extra "plots" there is no report either
         return []
     seeds, names = measured.seeds(), measured.problem.task_names
-    by_seed = [measured.gains(seed) for seed in seeds]
-    gains = gains_lib.mean(by_seed)
-    tracked = [measured.affinities(seed) for seed in seeds]
-    rows: list[tuple[str, np.ndarray, float | None]] = [
-        (name, np.mean([each[name] for each in tracked], axis=0), measured.measuring(name))
-        for name in measured.tracked
-    ]
-    if choices.pairs:
-        rows.append((PAIRS, gains_lib.of_pairs(gains, len(names)), None))
+
+    def found(some: Sequence[int]) -> tuple[dict[str, np.ndarray], Gains]:
+        """Mean affinities and gains over some seeds."""
+        gains = gains_lib.mean([measured.gains(seed) for seed in some])
+        each = [measured.affinities(seed) for seed in some]
+        means = {name: np.mean([x[name] for x in each], axis=0) for name in measured.tracked}
+        if choices.pairs:
+            means[PAIRS] = gains_lib.of_pairs(gains, len(names))
+        return means, gains
+
     groups: dict[tuple[str, int | None], list[tuple[tuple[int, ...], ...]]] = {}
     for choice in chosen:
         groups.setdefault((choice.way, choice.max_groups), []).append(choice.groups)
@@ -363,9 +385,9 @@ def _sections(
             )
             for way, all_ in groups.items()
         },
-        affinities=rows,
-        gains=gains,
-        reliability=gains_lib.reliability(by_seed),
+        affinities=found(seeds)[0],
+        halves=[found(seeds[::2]), found(seeds[1::2] or seeds)],
+        measuring={name: measured.measuring(name) for name in measured.tracked},
     )
 
 

@@ -1,8 +1,9 @@
 """What a task gains in a group, measured and predicted.
 
 The gain of task i in a group is ``1 − loss in the group / loss alone``: by which share its held-out
-loss is lower than that of a model of its own. A table of gains is a dictionary from groups, tuples
-of tasks in ascending order, to the gains of their members.
+loss is lower than that of a model of its own (of a loss below zero, by which share of its size). A
+table of gains is a dictionary from groups, tuples of tasks in ascending order, to the gains of
+their members.
 """
 
 import itertools
@@ -35,11 +36,12 @@ def gains(losses: Mapping[Group, Sequence[float]]) -> dict[Group, np.ndarray]:
         group of it alone.
 
     Returns:
-      From each group of two or more to the gains of its members; NaN where a loss isn't finite.
+      From each group of two or more to the gains of its members; NaN where a loss isn't finite, or
+      that of the task alone is zero.
 
     Raises:
-      ValueError: if a task's loss alone is missing or not positive, or a group has another number
-        of losses than members.
+      ValueError: if a task's loss alone is missing, or a group has another number of losses than
+        members.
     """
     alone: dict[int, float] = {}
     for group, values in losses.items():
@@ -48,17 +50,17 @@ def gains(losses: Mapping[Group, Sequence[float]]) -> dict[Group, np.ndarray]:
         checks.require(fits, "losses", expected, values)
         if len(group) == 1:
             alone[group[0]] = float(values[0])
-    for task in sorted({task for group in losses for task in group}):
-        if not alone.get(task, 0) > 0:
-            raise ValueError(
-                f"losses must have a positive loss of each task alone, but that of ({task},) is "
-                f"{alone.get(task)}."
-            )
-    return {
-        group: 1 - np.asarray(values, float) / np.array([alone[task] for task in group])
-        for group, values in losses.items()
-        if len(group) > 1
-    }
+    lacking = sorted({task for group in losses for task in group} - set(alone))
+    expected = "the loss of each task alone"
+    checks.require(not lacking, "losses", expected, f"none for {lacking}")
+    found = {}
+    for group, values in losses.items():
+        if len(group) > 1:
+            own = np.array([alone[task] for task in group])
+            with np.errstate(divide="ignore", invalid="ignore"):
+                gain = (own - np.asarray(values, float)) / np.abs(own)
+            found[group] = np.where(np.isfinite(gain), gain, np.nan)
+    return found
 
 
 def of_pairs(measured: Gains, num_tasks: int) -> np.ndarray:
@@ -131,33 +133,26 @@ def agreement(predictions: Gains, measured: Gains) -> Agreement:
     )
 
 
-def reliability(by_seed: Sequence[Gains]) -> float:
-    """How far gains repeat themselves: the correlation of their means over two halves of the seeds.
+def reliability(one: Gains, other: Gains) -> float:
+    """How far gains repeat themselves: the correlation of those of two halves of the seeds.
 
-    No prediction can correlate better with the mean over all seeds than ``√(2r / (1 + r))``, with r
-    this number, as the part that doesn't repeat can't be known (Spearman and Brown). NaN with fewer
-    than two seeds.
+    What predicts the true gains without an error correlates with those of one half by the root of
+    this number, and nothing that knows none of that half's noise by more. So predictions are to be
+    of one half and gains of the other: with the same seeds, both have the noise of the same losses
+    alone, the same first parameters and the same rows.
 
     Args:
-      by_seed: the gains of each seed; groups that all seeds have count.
+      one: the mean gains over some seeds.
+      other: those over others; groups that both have count.
     """
-    halves = by_seed[::2], by_seed[1::2]
-    if len(by_seed) < 2:
-        return np.nan
-    common = [g for g in by_seed[0] if all(g in other for other in by_seed)]
-    means = [np.concatenate([mean(half)[g] for g in common] or [[]]) for half in halves]
-    return _correlation(*means)
-
-
-def ceiling(reliability: float) -> float:
-    """The highest correlation that a prediction can have; see :func:`reliability`."""
-    if not reliability > 0:
-        return 0.0 if reliability <= 0 else np.nan
-    return float(np.sqrt(2 * reliability / (1 + reliability)))
+    common = [group for group in one if group in other]
+    both = [np.concatenate([half[g] for g in common] or [[]]) for half in (one, other)]
+    finite = np.isfinite(both).all(axis=0)
+    return _correlation(*(x[finite] for x in both))
 
 
 def mean(by_seed: Sequence[Gains]) -> dict[Group, np.ndarray]:
-    """The mean gains over the seeds that have a group."""
+    """The mean gains of each group over the seeds that have it."""
     groups = dict.fromkeys(group for each in by_seed for group in each)
     return {g: np.mean([each[g] for each in by_seed if g in each], axis=0) for g in groups}
 

@@ -85,7 +85,7 @@ class Subset(base.Problem):
 
     @override
     def row_excess(self, params: Any, reference: Any, rows: Any) -> jax.Array:
-        return self._whole.row_excess(params, reference, rows)
+        return self._mine(self._whole.row_excess(params, reference, rows))
 
     @override
     def source(self, seed: int) -> Source:

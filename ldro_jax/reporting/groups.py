@@ -10,10 +10,12 @@ from ldro_jax.grouping import gain as gains_lib
 from ldro_jax.grouping.gain import ALL, ALONE
 from ldro_jax.records.results import Results, Run
 from ldro_jax.reporting.figures import affinities as affinities_figure
-from ldro_jax.reporting.statistics import MISSING, Difference, interval, number, with_interval
+from ldro_jax.reporting.statistics import Difference, interval, number, with_interval
 
 # A way to choose groups, and how many, at most.
 Way = tuple[str, int | None]
+# Of some seeds: affinities by name, [N, N], and gains.
+Half = tuple[Mapping[str, np.ndarray], gains_lib.Gains]
 _LONGEST = 400
 
 
@@ -22,9 +24,9 @@ def sections(
     *,
     groups: Mapping[Way, Sequence[Sequence[Sequence[str]]]],
     costs: Mapping[Way, tuple[float, float]],
-    affinities: Sequence[tuple[str, np.ndarray, float | None]],
-    gains: gains_lib.Gains,
-    reliability: float,
+    affinities: Mapping[str, np.ndarray],
+    halves: Sequence[Half],
+    measuring: Mapping[str, float],
 ) -> list[tuple[str, str, Any]]:
     """Sections for :func:`ldro_jax.reporting.write_report`.
 
@@ -33,44 +35,43 @@ def sections(
       groups: of each way, the groups of each choice: names of tasks.
       costs: of each way, the training of the groups, and what was trained to choose them, both in
         trainings of all tasks together.
-      affinities: name, ``[N, N]``, and what a training that measures it takes, in trainings that
-        don't; ``None`` if it isn't measured in training.
-      gains: what was measured, mean over seeds.
-      reliability: see :func:`ldro_jax.grouping.gain.reliability`.
+      affinities: by name, ``[N, N]``, the mean over seeds.
+      halves: the same of two halves of the seeds, and the gains that were measured with them.
+      measuring: what a training takes that measures an affinity, by name, in trainings that don't;
+        none for those that come from trained groups.
     """
-    found: list[tuple[str, str, Any]] = [
-        ("Ways to choose groups", _WAYS, _ways(record, costs)),
+    where = "the test set" if _split(record.runs[0]) == "test" else "validation, which chose them"
+    figure = affinities_figure.affinities(list(affinities.items()), list(record.task_names))
+    return [
+        ("Ways to choose groups", _WAYS.format(where=where), _ways(record, costs)),
         ("The groups", _GROUPS, _chosen(groups)),
+        ("What predicts the gains", _PREDICTIONS, _predictions(halves, measuring)),
+        ("Affinities", _AFFINITIES, figure),
     ]
-    if affinities:
-        names = list(record.task_names)
-        figure = affinities_figure.affinities([(n, z) for n, z, _ in affinities], names)
-        table = _predictions(affinities, gains, reliability)
-        found += [
-            ("What predicts the gains", _PREDICTIONS, table),
-            ("Affinities", _AFFINITIES, figure),
-        ]
-    return found
 
 
 _WAYS = (
-    "The number is that of groups, at most. On the test set. Total loss: the sum over tasks; "
+    "The number is that of groups, at most. On {where}. Total loss: the sum over tasks; "
     "differences are paired with all tasks in one model, seed by seed. Δp: mean relative "
     "difference of the tasks' losses to a model of each task alone, with the same seed, in %, "
     "higher is better. Training and search are in trainings of all tasks together: that of the "
-    "groups, and what was trained to choose them; measured, where an affinity is measured on the "
-    "way. ± is half the 95 % interval of the mean over seeds."
+    "groups, also of those that were trained in the search, and all that was trained to choose "
+    "them; measured, where an affinity is measured on the way. ± is half the 95 % interval of the "
+    "mean over seeds."
 )
 _GROUPS = (
     "How many different choices there were over the seeds, the mean number of groups and of tasks "
     "in a group, and the choice that came most often."
 )
 _PREDICTIONS = (
-    "Correlations over all members of all groups that were trained, of the gains, 1 − loss in the "
-    "group / loss alone on validation, mean over seeds, with what an affinity says: the mean over "
-    "the others of a group. Within a task: the mean over tasks of the rank correlation over the "
-    "groups of one task. Larger: groups of three and more, which trained pairs predict as well. "
-    "Measuring: the time of a training that measures it, in trainings that don't."
+    "Correlations of gains, 1 − loss in the group / loss alone on validation, with what an "
+    "affinity says, the mean over the others of a group; over all members of all groups that were "
+    "trained. The affinity is of one half of the seeds and the gains of the other, both ways, as "
+    "with the same seeds they have noise in common (with one seed there is one half). Ranks within "
+    "a task: the mean over tasks of the rank correlation over the groups of one task. Larger: "
+    "groups of three and more. At most: what the true gains would have, the root of the "
+    "correlation between the gains of the halves. Measuring: the time of a training that measures "
+    "it, in trainings that don't."
 )
 _AFFINITIES = (
     "The affected task in the row, mean over seeds, without the diagonal; similar tasks side by "
@@ -88,28 +89,25 @@ class _Tested(NamedTuple):
 
 
 def _ways(record: Results, costs: Mapping[Way, tuple[float, float]]) -> list[list[str]]:
-    tested: dict[Way, dict[int, list[_Tested]]] = {}
+    tested: dict[Way, dict[int, _Tested]] = {}
     for run in record.runs:
         way = run.method, run.hyperparameters.get("groups")
-        of_way = tested.setdefault(way, {})
-        of_way.setdefault(run.seed, []).append(_at_the_end(run, record.metric))
+        tested.setdefault(way, {})[run.seed] = _at_the_end(run, record.metric)
     (whole,) = (by_seed for way, by_seed in tested.items() if way[0] == ALL)
     (alone,) = (by_seed for way, by_seed in tested.items() if way[0] == ALONE)
 
     def over_seeds(of: Callable[[int, _Tested], float], by_seed) -> Difference:
-        """The mean over draws and seeds."""
-        means = (np.mean([of(seed, x) for x in draws]) for seed, draws in by_seed.items())
-        return interval(map(float, means))
+        return interval(of(seed, x) for seed, x in by_seed.items())
 
     def total(seed: int, x: _Tested) -> float:
         del seed
         return float(x.losses.sum())
 
     def less(seed: int, x: _Tested) -> float:
-        return float(x.losses.sum() - whole[seed][0].losses.sum())
+        return float(x.losses.sum() - whole[seed].losses.sum())
 
     def relative(seed: int, x: _Tested) -> float:
-        return float(100 * np.mean(1 - x.losses / alone[seed][0].losses))
+        return float(100 * np.mean(1 - x.losses / alone[seed].losses))
 
     metric = record.metric
     rows = [
@@ -134,11 +132,14 @@ def _ways(record: Results, costs: Mapping[Way, tuple[float, float]]) -> list[lis
     return rows
 
 
+def _split(run: Run) -> str:
+    """The split that is reported."""
+    return "test" if any(e.split == "test" for e in run.evaluations) else "validation"
+
+
 def _at_the_end(run: Run, metric: str) -> _Tested:
-    """On the split "test", or on validation where there is none."""
-    split = "test" if any(e.split == "test" for e in run.evaluations) else "validation"
     # The last of each metric stays.
-    last = {e.metric: e for e in run.evaluations if e.split == split}
+    last = {e.metric: e for e in run.evaluations if e.split == _split(run)}
     losses = np.array(list(last["loss"].per_task.values()))
     return _Tested(losses, last[metric].average, last[metric].worst)
 
@@ -163,36 +164,31 @@ def _chosen(groups: Mapping[Way, Sequence[Sequence[Sequence[str]]]]) -> list[lis
     return rows
 
 
-def _predictions(
-    affinities: Sequence[tuple[str, np.ndarray, float | None]],
-    gains: gains_lib.Gains,
-    reliability: float,
-) -> list[list[str]]:
-    pairs = {group: values for group, values in gains.items() if len(group) == 2}
-    larger = {group: values for group, values in gains.items() if len(group) > 2}
+def _predictions(halves: Sequence[Half], measuring: Mapping[str, float]) -> list[list[str]]:
     rows = [
         [
-            "affinity",
-            "pairs: r",
-            "ranks",
-            "within a task",
-            "larger: r",
-            "ranks",
-            "within a task",
-            "measuring",
+            *("affinity", "pairs: r", "ranks", "within a task"),
+            *("larger: r", "ranks", "within a task", "measuring"),
         ]
     ]
-    for name, matrix, ratio in affinities:
+    # Which groups: pairs, or larger ones.
+    columns = [_of_sizes(halves, lambda size: size == 2), _of_sizes(halves, lambda size: size > 2)]
+    for name in halves[0][0]:
         cells = []
-        for measured in (pairs, larger):
-            if measured is pairs and ratio is None:
-                cells += [""] * 3  # they are what is predicted
-                continue
-            known = gains_lib.agreement(gains_lib.predicted(matrix, measured), measured)
-            cells += [number(x, 2, signed=True) for x in known[:3]]
+        for gains in columns:
+            both = [
+                gains_lib.agreement(gains_lib.predicted(affinities[name], other), other)[:3]
+                for (affinities, _), other in zip(halves, gains[::-1], strict=True)
+            ]
+            cells += [number(x, 2, signed=True) for x in np.mean(both, axis=0)]
+        ratio = measuring.get(name)
         rows.append([name, *cells, "" if ratio is None else f"{number(ratio, 2)} ×"])
-    half = number(reliability, 2, signed=True)
-    if half != MISSING:
-        most = number(gains_lib.ceiling(reliability), 2, signed=True)
-        rows.append([f"halves of the seeds: {half}; at most", most, "", "", most, "", "", ""])
+    most = [np.sqrt(max(gains_lib.reliability(*gains), 0.0)) for gains in columns]
+    first, second = (number(float(x), 2, signed=True) for x in most)
+    rows.append(["At most", first, "", "", second, "", "", ""])
     return rows
+
+
+def _of_sizes(halves: Sequence[Half], fits: Callable[[int], bool]) -> list[gains_lib.Gains]:
+    """The gains of both halves in groups of some sizes."""
+    return [{g: x for g, x in gains.items() if fits(len(g))} for _, gains in halves]

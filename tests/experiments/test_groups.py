@@ -1,5 +1,6 @@
 """Groups of tasks, chosen in every way, trained and compared; the choices against brute force."""
 
+import dataclasses
 import itertools
 import shutil
 
@@ -34,8 +35,8 @@ def squared(outputs, rows):
     return (outputs - rows["targets"]) ** 2
 
 
-def problem(slopes=(1.0, 1.5, -1.0, -1.5)):
-    """Four regressions through two parameters, which not all can share."""
+def problem(slopes=(1.0, 1.5, -1.0, -1.5), *, names=NAMES, loss_is_better=False):
+    """Four regressions through three parameters, which not all can share."""
     rng = np.random.default_rng(0)
 
     def split():
@@ -43,7 +44,7 @@ def problem(slopes=(1.0, 1.5, -1.0, -1.5)):
         noise = 0.1 * rng.normal(size=(4, 12))
         targets = inputs.sum(axis=2) * np.array(slopes)[:, None] + noise
         data = zip(inputs, targets.astype(np.float32), strict=True)
-        return dict(zip(NAMES, data, strict=True))
+        return dict(zip(names, data, strict=True))
 
     def init(key, inputs):
         return 0.1 * jax.random.normal(key, (inputs.shape[1],))
@@ -52,7 +53,8 @@ def problem(slopes=(1.0, 1.5, -1.0, -1.5)):
         split(),
         model=(init, lambda params, inputs: inputs @ params),
         loss=squared,
-        metrics={problems.Metric("squared error", higher_is_better=False): squared},
+        metrics={problems.Metric("squared error", higher_is_better=False): squared}
+        | ({problems.Metric("loss", higher_is_better=True): squared} if loss_is_better else {}),
         validation=split(),
         test=split(),
     )
@@ -62,7 +64,7 @@ def compared(directory, **options):
     options = {
         "problem": problem(),
         "method": tiny.GROUP_DRO,
-        "choices": grouped.Choices(AFFINITIES, max_groups=(2, 3), every_group=True, random=2),
+        "choices": grouped.Choices(AFFINITIES, max_groups=(2, 3), every_group=True),
         "seeds": SEEDS,
         "optimizer": optax.sgd(0.05),
         "schedule": Schedule(8, 4, 8),
@@ -167,7 +169,7 @@ def test_all_in_one_is_what_compare_trains(finished, tmp_path):
 def test_the_report_says_what_was_chosen(finished):
     _, directory = finished
     page = (directory / "report.html").read_text(encoding="utf-8")
-    for text in ("Ways to choose groups", "First order, 2", "What predicts the gains", "halves of"):
+    for text in ("Ways to choose groups", "First order, 2", "What predicts the gains", "At most"):
         assert text in page
     assert "{rises, rises too}; {falls, falls too}" in page
     assert (directory / "figures" / "affinities.png").exists()
@@ -215,7 +217,14 @@ def test_what_is_there_is_taken_and_what_is_missing_is_made_again(finished, tmp_
         ({"batches": Batches(16, "uniform")}, "must be 'balanced'"),
         ({"batches": Batches(16, layout=Layout(data=1))}, "on one device that holds the rows"),
         ({"schedule": Schedule(8, 4, 8, patience=1)}, "patience must be None"),
-        ({"problem": tiny.Distances()}, "a metric of the name 'loss'"),
+        ({"problem": tiny.Distances()}, "a metric of the name 'loss', lower being better"),
+        ({"problem": problem(loss_is_better=True)}, "'loss', lower being better"),
+        ({"method": [tiny.AVERAGE]}, r"method must be a Method, such as @average/Method"),
+        ({"method": tiny.METHODS[3]}, "'TAG' must be measured as 'L-DRO' measures"),
+        (
+            {"method": dataclasses.replace(tiny.METHODS[3], interaction="products")},
+            "as a matrix, not by products",
+        ),
         ({"method": Method("a", "baselined_dro", {"weight_lr": 0.1})}, "reference_losses"),
         ({"choices": AFFINITIES}, r"choices must be a Choices, such as @Choices\(\)"),
         ({"method": Method("a", "nash_mtl"), "choices": "x"}, "choices must be"),
@@ -238,7 +247,8 @@ def test_what_does_not_fit_is_said_before_anything_is_written(options, said, tmp
         (lambda: grouped.Choices([AFFINITIES[0]] * 2), "names of their own"),
         (lambda: grouped.Choices([grouped.Affinity("All in one")]), "names of their own"),
         (lambda: grouped.Choices(AFFINITIES, max_groups=(0,)), "max_groups must be"),
-        (lambda: grouped.Choices(AFFINITIES, random=-1), "random must be"),
+        (lambda: grouped.Choices(AFFINITIES, random=2), "random must be"),
+        (lambda: grouped.Choices(AFFINITIES, max_groups=(2, 2)), "numbers that differ"),
     ],
 )
 def test_settings_are_checked(wrong, said):
@@ -264,6 +274,37 @@ def test_a_task_is_served_by_the_group_with_the_lowest_loss():
     assert found == [(0, 3), (0, 1), (1, 2, 3), (1, 2, 3)]
 
 
+_SHORT = {
+    "choices": grouped.Choices(AFFINITIES[:2], max_groups=(2,), pairs=False),
+    "seeds": (0,),
+    "schedule": Schedule(2, 1, 2),
+}
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_other_kinds_of_methods_names_and_schedules(tmp_path):
+    """Names that are alike in files, L-DRO with its own matrix, the best checkpoint tested."""
+    options = _SHORT | {
+        "problem": problem(names=("a", "b", "a+b", "All in one")),
+        "method": tiny.METHODS[3],
+        "schedule": Schedule(2, 1, 2, test="best"),
+        "batches": Batches(16),
+    }
+    record = compared(tmp_path, **options)
+    assert results.to_record(compared(tmp_path, **options)) == results.to_record(record)
+    named = {path.stem for path in (tmp_path / "runs").iterdir()}
+    assert {"group_0-seed0", "group_2-seed0", "All_in_one-seed0"} <= named
+    assert len({run.method for run in record.runs}) == 5
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("unpainted")
+def test_a_method_that_takes_sizes_gets_those_of_the_group(tmp_path):
+    method = Method("Sizes", "static_mixing", {"exponent": 1.0})
+    record = compared(tmp_path, **_SHORT, method=method)
+    assert all(run.stopped is None for run in record.runs)
+
+
 def test_a_pair_that_was_never_measured_is_named():
     measured, values = group_runs.Measured(problem()), np.ones((1, 2, 4, 4))
     values[0, 1, 2, 0] = np.nan
@@ -277,7 +318,9 @@ def test_a_pair_that_was_never_measured_is_named():
 
 _TINY = ["TRAIN_STEPS=4", "SEEDS=(0,)", "Schedule.eval_interval=2", "Choices.max_groups=(2,)"]
 _OWN = {
-    "digits_groups.gin": ["MLP.features=(4,)", "Choices.every_group=False"],
+    "digits_groups.gin": [
+        *("MLP.features=(4,)", "Choices.every_group=False", "Choices.pairs=False"),
+    ],
     "yeast_groups.gin": ["MLP.features=(4,)", "Batches.size=8", "Choices.pairs=False"],
     "cifar100_groups.gin": [
         *("CNN.filters=(4, 4)", "CNN.features=(8,)", "Batches.size=20"),

@@ -17,6 +17,9 @@ def test_gains_are_relative_to_a_model_alone():
     assert found.keys() == {(0, 1), (0, 1, 2)}
     np.testing.assert_allclose(found[0, 1], [0.5, -0.25])
     np.testing.assert_allclose(found[0, 1, 2], [0, 0, 0.5])
+    # Of a loss below zero by the share of its size; of none that is zero.
+    found = grouping.gains({(0,): [-2.0], (1,): [0.0], (0, 1): [-3.0, 1.0]})[0, 1]
+    assert found[0] == 0.5 and np.isnan(found[1])
 
 
 def test_pairs_are_an_affinity_with_the_affected_task_in_the_row():
@@ -53,26 +56,27 @@ def test_agreement_is_that_of_scipy():
 
 def test_reliability_is_the_correlation_of_two_halves():
     rng = np.random.default_rng(1)
-    by_seed = [{(0, 1): rng.normal(size=2), (1, 2): rng.normal(size=2)} for _ in range(4)]
-    first, second = (
-        np.mean([np.concatenate([each[0, 1], each[1, 2]]) for each in half], axis=0)
-        for half in (by_seed[::2], by_seed[1::2])
-    )
-    found = grouping.reliability(by_seed)
-    np.testing.assert_allclose(found, np.corrcoef(first, second)[0, 1])
-    np.testing.assert_allclose(gain.ceiling(0.6), np.sqrt(0.75))
-    assert gain.ceiling(-0.2) == 0 and np.isnan(gain.ceiling(np.nan))
-    assert np.isnan(grouping.reliability(by_seed[:1]))
+    one, other = ({(0, 1): rng.normal(size=2), (1, 2): rng.normal(size=2)} for _ in range(2))
+    x, y = (np.concatenate([half[0, 1], half[1, 2]]) for half in (one, other))
+    # A group that one half lacks, and a gain that isn't finite, don't count.
+    one |= {(0, 2): np.ones(2), (0, 1, 2): np.array([1, np.nan, 2])}
+    other |= {(0, 1, 2): np.array([5.0, 1.0, 3.0])}
+    expected = np.corrcoef([*x, 1, 2], [*y, 5, 3])[0, 1]
+    np.testing.assert_allclose(grouping.reliability(one, other), expected)
+    assert np.isnan(grouping.reliability({}, other))
 
 
-def test_the_ceiling_is_that_of_a_perfect_prediction():
-    """Spearman and Brown, by simulation: true gains against the mean of noisy seeds."""
+def test_a_prediction_without_error_correlates_by_the_root_of_the_reliability():
+    """By simulation: true gains against the mean of noisy seeds."""
     rng = np.random.default_rng(2)
     true = rng.normal(size=4000)
     noisy = [true + rng.normal(size=4000) for _ in range(6)]
-    by_seed = [{(i, i + 1): x[i : i + 2] for i in range(0, 4000, 2)} for x in noisy]
-    best = np.corrcoef(true, np.mean(noisy, axis=0))[0, 1]
-    np.testing.assert_allclose(gain.ceiling(grouping.reliability(by_seed)), best, atol=0.01)
+    one, other = (
+        {(i, i + 1): np.mean(half, axis=0)[i : i + 2] for i in range(0, 4000, 2)}
+        for half in (noisy[::2], noisy[1::2])
+    )
+    best = np.corrcoef(true, np.mean(noisy[1::2], axis=0))[0, 1]
+    np.testing.assert_allclose(np.sqrt(grouping.reliability(one, other)), best, atol=0.02)
 
 
 def test_a_regression_learns_what_an_affinity_says():
@@ -119,8 +123,7 @@ def test_a_group_that_is_left_out_is_missed_as_if_it_were(monkeypatch):
 @pytest.mark.parametrize(
     "wrong, said",
     [
-        (lambda: grouping.gains({(0,): [1.0], (0, 1): [1.0, 1.0]}), r"that of \(1,\) is None"),
-        (lambda: grouping.gains({(0,): [0.0]}), r"positive loss of each task alone"),
+        (lambda: grouping.gains({(0,): [1.0], (0, 1): [1.0, 1.0]}), r"alone, but .*none for \[1\]"),
         (lambda: grouping.gains({(0,): [1.0, 2.0]}), r"a loss for each member of the group \(0,\)"),
         (lambda: grouping.of_pairs({(0, 1): [0.0, 0.0]}, 3), r"the gains of the pair \(0, 2\)"),
         (lambda: grouping.fitted(np.eye(3), {(0, 1): [0.0, 0.0]}, []), "gains of 5 groups or more"),

@@ -1,5 +1,7 @@
 """Some tasks of a problem are trained as by a plain loop, all groups of a size by one program."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +9,13 @@ import optax
 import pytest
 from helpers import labelled, plain_loop, tiny
 
+from ldro_jax import problems
+from ldro_jax.models import mlp
 from ldro_jax.problems.subset import Subset
 from ldro_jax.tasks import drawing
 from ldro_jax.training.engine import Trial
-from ldro_jax.training.stretches import Stretch
+from ldro_jax.training.method import Method
+from ldro_jax.training.stretches import Means, Stretch
 
 N, STEPS, EACH, RATE = 3, 6, 4, 0.3
 PAIRS = [(0, 1), (0, 2), (1, 2)]
@@ -68,6 +73,64 @@ def test_rows_of_one_task_each_are_those_of_the_whole_problem(together):
         found = state.opt_state[0]
         np.testing.assert_allclose(found.weights, weights, rtol=1e-3)
         np.testing.assert_allclose(found.losses, losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(40, 33, 60), (40, 33, 2000)])
+def test_rows_of_some_tasks_are_those_of_all(sizes):
+    """Whether those of all are drawn or not: over several epochs of tasks of other sizes."""
+    drawer = drawing.Drawer("balanced", 2 * EACH, np.zeros(2, np.int64), sizes=np.array(sizes))
+    every = drawing.Drawer("balanced", N * EACH, np.zeros(N, np.int64), sizes=np.array(sizes))
+    key, steps = jax.random.key(3), 40
+    _, all_indices = plain_loop.drawn(every, key, steps)
+    draw = jax.jit(lambda chosen: drawing.stretch(drawer, key, 0, steps, chosen))
+    for pair in PAIRS:
+        tasks, indices = draw(jnp.array(pair))
+        expected = all_indices.reshape(steps, N, EACH)[:, pair].reshape(steps, -1)
+        np.testing.assert_array_equal(indices, expected)
+        np.testing.assert_array_equal(tasks, np.tile(np.repeat([0, 1], EACH), (steps, 1)))
+
+
+def test_a_pair_takes_its_share_of_the_arithmetic():
+    """In the compiler's count of a step, of pairs against all tasks: 2 of 3, with a margin."""
+
+    def flops(program, trial):
+        run = jax.tree.map(lambda x: x[0], program.settings([trial]))
+        state = jax.tree.map(lambda x: x[0], program.start([trial]).states)
+        means = Means.none((program.problem.num_tasks,))
+        step = jax.jit(program.stretch(Stretch(1, 1)))
+        compiled = step.lower(run, state, means, 1, program.engine.arrays).compile()
+        return compiled.cost_analysis()["flops"]
+
+    problem = problems.classification(
+        load_data=lambda data_dir: tiny.data(), model=functools.partial(mlp.MLP, features=(256, 64))
+    )
+    whole = flops(tiny.stacked(size=N * 32, a_problem=problem), Trial(tiny.AVERAGE, 0))
+    some = tiny.stacked(a_problem=Subset(problem, (0, 1)), size=2 * 32)
+    assert 0.5 < flops(some, Trial(tiny.AVERAGE, 0, (0, 2))) / whole < 1.2 * 2 / 3
+
+
+def test_a_reference_is_compared_with_in_these_tasks_alone():
+    problem = labelled.problem(labelled.Network(rate=0.0))
+    problem = problem.with_reference(problem.init(jax.random.key(0)))
+    method = Method("DoReMi", "doremi", {"reference_losses": None, "weight_lr": 0.5})
+    program = tiny.stacked(method, Subset(problem, (0, 1)), size=8)
+    trials = [Trial(method, 0, (0, 2)), Trial(method, 0, (1, 2))]
+    states, *_ = program.run(program.settings(trials), program.start(trials).states, 3)
+    assert np.isfinite(states.opt_state[0].weights).all()
+
+
+def test_tasks_of_several_tables_can_be_some():
+    """Pairs of which both are in one table, or each in one of its own; as a block of all."""
+    problem, method = labelled.two_tables(), tiny.METHODS[3]
+    matrices = {}
+    for group in [(0, 1, 2), (0, 1), (0, 2)]:
+        program = tiny.stacked(method, Subset(problem, range(len(group))), size=24)
+        trials = [Trial(method, 0, group)]
+        states, *_ = program.run(program.settings(trials), program.start(trials).states, 1)
+        matrices[group] = np.asarray(states.opt_state[0].interaction[0])
+    for group in [(0, 1), (0, 2)]:
+        block = matrices[0, 1, 2][np.ix_(group, group)]
+        np.testing.assert_allclose(matrices[group], block, rtol=1e-3, atol=1e-6)
 
 
 def test_all_tasks_are_the_whole_problem():

@@ -13,6 +13,10 @@ import numpy as np
 
 from ldro_jax.tasks.drawing.drawer import Draw, Drawer
 
+# Up to how many times the smallest task the largest may be for the rows of some alone to be drawn
+# in less time than those of all.
+_SIMILAR = 4
+
 
 def stretch(
     drawer: Drawer,
@@ -52,6 +56,7 @@ def _balanced(key, start, num_steps: int, sizes: np.ndarray, batch_size: int, ch
     """
     num_tasks = sizes.size if chosen is None else chosen.size
     share, extra = divmod(batch_size, num_tasks)
+    assert chosen is None or not extra
     capacity = share + bool(extra)
 
     def drawn_before(step):
@@ -96,7 +101,8 @@ def _epochs(
     """The rows at ascending positions, int32 ``[N, P]``, of one endless stream for each task.
 
     The ``sizes[n]`` rows of a task come in a fresh random order in every epoch of its stream. Where
-    only some tasks are ``chosen``, ``[M]``, positions and rows are ``[M, P]``.
+    only some tasks are ``chosen``, ``[M]``, positions and rows are ``[M, P]``, and all tasks have
+    the same positions.
     """
 
     def one_task(key, positions, size, capacity, num_epochs):
@@ -114,6 +120,9 @@ def _epochs(
     if chosen is not None:
         # Which they are isn't known while this is compiled.
         fewest, most = int(sizes.min()), int(sizes.max())
+        if most > _SIMILAR * fewest:
+            every = jnp.broadcast_to(positions[:1], (sizes.size, positions.shape[1]))
+            return _epochs(key, every, sizes)[chosen]
         draw = functools.partial(
             one_task, capacity=most, num_epochs=positions.shape[1] // fewest + 2
         )
