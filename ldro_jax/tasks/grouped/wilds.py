@@ -194,7 +194,7 @@ def civilcomments(
     asked = table[list(_IDENTITIES)].fillna(0)
     mentions: np.ndarray = csv_files.numbers(asked, _IDENTITIES, how=how) >= 0.5
     classes = toxic.astype(np.int32)
-    attributes: np.ndarray = mentions.any(axis=1).astype(np.int32)
+    attributes = np.asarray(mentions.any(axis=1), np.int32)
     parts = _parts(
         _codes(table, "split", ("train", "val", "test"), how),
         [classes, attributes],
