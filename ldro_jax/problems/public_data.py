@@ -6,8 +6,6 @@ one for each task, and :class:`~ldro_jax.models.mlp.MLP` without hidden layers i
 """
 
 import os
-import pathlib
-import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +15,8 @@ import numpy as np
 import optax
 
 from ldro_jax.problems import arrays, base, tables
-from ldro_jax.runtime import checks, errors
+from ldro_jax.runtime import checks
+from ldro_jax.tasks import csv_files
 from ldro_jax.tasks.base import Split
 
 # Targets of MoleculeACE: the receptor or enzyme in ChEMBL, and what was measured.
@@ -46,9 +45,6 @@ _LAG = 14
 _SPLITS = ("train", "validation", "test")
 # Shares of the rows that end the training and the validation rows.
 _ENDS = (0.6, 0.8)
-_HOW = (
-    "python scripts/public_data.py --data_dir=DIRECTORY makes it; then pass --data_dir=DIRECTORY."
-)
 Penalty = Callable[[Any], jax.Array]
 
 
@@ -82,9 +78,9 @@ def yeast(
     checks.seed("seed", seed)
     features = [f"Att{i}" for i in range(1, 104)]
     names = [f"Class{i}" for i in range(1, 15)]
-    found = _read(data_dir, "yeast.csv.gz", [*features, *names])
+    found = csv_files.read(data_dir, "yeast.csv.gz", [*features, *names])
     order = np.random.default_rng(seed).permutation(len(found))
-    inputs, targets = _numbers(found, features), _numbers(found, names)
+    inputs, targets = csv_files.numbers(found, features), csv_files.numbers(found, names)
     return tables.TableProblem(
         _tables(inputs, dict(zip(names, targets.T, strict=True)), order),
         model(num_classes=len(names)),
@@ -127,19 +123,21 @@ def chicago(
       Kuhn and Johnson, *Feature Engineering and Selection*, 2020.
     """
     checks.function("model", model, "num_classes", example="@MLP")
-    found = _read(data_dir, "chicago.csv", [*STATIONS, *_WEATHER, *_GAMES, "date"])
+    found = csv_files.read(data_dir, "chicago.csv", [*STATIONS, *_WEATHER, *_GAMES, "date"])
     try:
         dates = found["date"].to_numpy("datetime64[D]")
     except ValueError as error:
-        raise ValueError(f"chicago.csv must have dates such as 2001-01-22. {_HOW}") from error
+        raise ValueError(
+            f"chicago.csv must have dates such as 2001-01-22. {csv_files.PUBLIC}"
+        ) from error
     if len(dates) <= _LAG or (np.diff(dates) != np.timedelta64(1, "D")).any():
         raise ValueError(
             f"chicago.csv must have a row for each day, and more than {_LAG}, but it has "
-            f"{len(dates)}, or days are missing. {_HOW}"
+            f"{len(dates)}, or days are missing. {csv_files.PUBLIC}"
         )
     # Day 0 was a Thursday.
     weekdays = np.eye(7, dtype=np.float32)[(dates.astype(np.int64) + 3) % 7]
-    known = _numbers(found, [*STATIONS, *_WEATHER, *_GAMES])
+    known = csv_files.numbers(found, [*STATIONS, *_WEATHER, *_GAMES])
     inputs = np.concatenate([known, weekdays], axis=1)[:-_LAG]
     riders = known[_LAG:, : len(STATIONS)]
     splits = _tables(inputs, dict(zip(STATIONS, riders.T, strict=True)), np.arange(len(inputs)))
@@ -199,7 +197,7 @@ def moleculeace(
         alternate_sign=False,
     )
     found = {
-        name: _read(data_dir, f"moleculeace/{name}.csv", ("smiles", "y", "split"))
+        name: csv_files.read(data_dir, f"moleculeace/{name}.csv", ("smiles", "y", "split"))
         for name in targets
     }
     tested = {s for x in found.values() for s in x.loc[x["split"] == "test", "smiles"]}
@@ -211,7 +209,7 @@ def moleculeace(
         smiles = table["smiles"]
         is_test, is_chosen_by = table["split"] == "test", smiles.isin(chosen_by)
         inputs: Any
-        inputs, y = vectorizer.transform(smiles), _numbers(table, ["y"])[:, 0]
+        inputs, y = vectorizer.transform(smiles), csv_files.numbers(table, ["y"])[:, 0]
         is_left = ~smiles.isin(tested) & ~is_chosen_by
         for split, rows in zip(_SPLITS, (is_left, is_chosen_by, is_test), strict=True):
             where = np.flatnonzero(rows)
@@ -278,35 +276,3 @@ def _average_precision(logits: Any, rows: dict[str, Any]) -> Any:
     from sklearn.metrics import average_precision_score
 
     return average_precision_score(rows["targets"], logits)
-
-
-def _read(data_dir: str | os.PathLike | None, name: str, columns: Sequence[str]) -> Any:
-    """A file as a ``pandas.DataFrame`` that has these columns."""
-    if data_dir is None:
-        raise FileNotFoundError(f"--data_dir must name the directory that holds {name}. {_HOW}")
-    path = pathlib.Path(data_dir).expanduser() / name
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}. {_HOW}")
-    import pandas as pd
-
-    try:
-        table = pd.read_csv(path)
-    except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} can't be read ({errors.first_line(error)}). {_HOW}") from error
-    if lacking := [column for column in columns if column not in table]:
-        raise ValueError(
-            f"{path} must have the columns {', '.join(columns)}, but it lacks "
-            f"{', '.join(lacking)}. {_HOW}"
-        )
-    return table
-
-
-def _numbers(table: Any, columns: Sequence[str]) -> np.ndarray:
-    """Columns as float32 ``[row, column]``."""
-    try:
-        numbers = table[list(columns)].to_numpy(np.float32)
-    except ValueError as error:
-        raise ValueError(f"{', '.join(columns)} must be numbers ({error}). {_HOW}") from error
-    if not np.isfinite(numbers).all():
-        raise ValueError(f"{', '.join(columns)} must be finite numbers, but some aren't. {_HOW}")
-    return numbers

@@ -51,7 +51,7 @@ def content(arrays: Iterable[np.ndarray | jax.Array]) -> str:
     return digest.hexdigest()
 
 
-def _unchanged(inputs: jax.Array) -> jax.Array:
+def unchanged(inputs: jax.Array) -> jax.Array:
     """Inputs that are stored as the model takes them."""
     return inputs
 
@@ -77,7 +77,7 @@ class MultitaskData:
     train: Split
     validation: Split
     test: Split
-    prepare: Callable[[jax.Array], jax.Array] = _unchanged
+    prepare: Callable[[jax.Array], jax.Array] = unchanged
     task_classes: np.ndarray | None = None
 
     def __post_init__(self):

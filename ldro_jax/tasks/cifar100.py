@@ -113,13 +113,15 @@ def from_arrays(
     )
 
 
-def standardise(images: jax.Array) -> jax.Array:
+def standardise(
+    images: jax.Array, *, mean: tuple[float, ...] = _MEAN, std: tuple[float, ...] = _STD
+) -> jax.Array:
     """Shifts and scales uint8 ``[..., 3]`` by the channels' published statistics, to float32."""
-    mean, std = (
+    shift, scale = (
         jnp.array(values, jnp.float32).reshape((1,) * (images.ndim - 1) + (3,))
-        for values in (_MEAN, _STD)
+        for values in (mean, std)
     )
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    return (images.astype(jnp.float32) / 255 - shift) / scale
 
 
 def _split(part: dict[str, np.ndarray], chosen: np.ndarray, num_tasks: int) -> base.Split:

@@ -65,6 +65,20 @@ def load(*, data_dir: str | None = None, seed: int = 0) -> base.MultitaskData:
     """
     del data_dir
     checks.seed("seed", seed)
+    rng = np.random.default_rng(seed)
+    splits: dict[str, Any] = {
+        name: _through_optics(images, labels, rng)
+        for name, (images, labels) in divided(rng).items()
+    }
+    return base.MultitaskData(task_names=tuple(OPTICS), num_classes=10, **splits)
+
+
+def divided(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The images, float32 ``[E, 8, 8]`` from 0 to 1, and digits, int ``[E]``, of each split.
+
+    Raises:
+      ImportError: if scikit-learn is not installed.
+    """
     try:
         from sklearn import datasets
     except ImportError as error:
@@ -73,14 +87,9 @@ def load(*, data_dir: str | None = None, seed: int = 0) -> base.MultitaskData:
         ) from error
     digits: Any = datasets.load_digits()
     images = (digits.images / 16).astype(np.float32)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(images))
-    parts = dict(zip(("train", "validation", "test"), np.split(order, [1077, 1437]), strict=True))
-    splits: dict[str, Any] = {
-        name: _through_optics(images[part], digits.target[part], rng)
-        for name, part in parts.items()
-    }
-    return base.MultitaskData(task_names=tuple(OPTICS), num_classes=10, **splits)
+    parts = np.split(rng.permutation(len(images)), [1077, 1437])
+    splits = zip(("train", "validation", "test"), parts, strict=True)
+    return {name: (images[part], digits.target[part]) for name, part in splits}
 
 
 def _through_optics(images, labels, rng) -> base.Split:
