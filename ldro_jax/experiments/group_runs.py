@@ -156,6 +156,8 @@ class Models:
         runs = experiment.train(named, programs, together=together)
         if stopped := [f"{r.method}, seed {r.seed}: {r.stopped}" for r in runs if r.stopped]:
             raise runs_lib.RunsStoppedError("Some models ended early.\n" + "\n".join(stopped))
+        # As they are read after a restart: numbers in records are rounded.
+        runs = [results.run_from_record(results.run_to_record(run)) for run in runs]
         return dict(zip(trials, runs, strict=True))
 
 
