@@ -209,6 +209,11 @@ class Problem(abc.ABC):
         return self.measured_names or self.task_names
 
     @property
+    def measured_kind(self) -> str:
+        """What errors call these."""
+        return "tasks" if self.measured_names is None else "measured_names"
+
+    @property
     def whole(self) -> "Problem":
         """The problem with all its tasks, where this has some of them; otherwise this."""
         return self

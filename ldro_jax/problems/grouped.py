@@ -24,10 +24,10 @@ def groups(data: GroupedData, model: Any, *, known: str = "groups") -> ArrayProb
     """Makes a problem of a data set with groups.
 
     The tasks that methods weigh are those of the training examples: with ``"groups"`` each group
-    that has any, and of each class those whose attribute isn't known; with ``"classes"`` each class;
-    with ``"nothing"`` all examples, which any method trains on alike. The average loss over groups is
-    what Idrissi et al. call RWG, over classes RWY, and ``weighting.erm`` is ERM in all three. What is
-    measured is the accuracy in each group to evaluate, whatever the training knows.
+    that has any, and of each class the examples whose attribute isn't known; with ``"classes"``
+    each class; with ``"nothing"`` all examples, which any method trains on alike. The average loss
+    over groups is what Idrissi et al. call RWG, over classes RWY, and ``weighting.erm`` is ERM in
+    all three. What is measured is the accuracy in each group to evaluate, whatever training knows.
 
     Args:
       data: examples with classes and attributes; see :mod:`ldro_jax.tasks.grouped`.
@@ -39,11 +39,9 @@ def groups(data: GroupedData, model: Any, *, known: str = "groups") -> ArrayProb
         evaluate has none on validation or test.
 
     References:
-      Idrissi et al., *Simple data balancing achieves competitive worst-group-accuracy*, CLeaR 2022.
+      Idrissi et al., *Simple data balancing achieves competitive worst-group-accuracy*, 2022.
     """
-    checks.instance(
-        "data", data, GroupedData, "what ldro_jax.tasks.grouped.spurious_digits() gives"
-    )
+    checks.instance("data", data, GroupedData, "what tasks.grouped.spurious_digits() gives")
     checks.one_of("known", known, KNOWN)
     names, numbers = _tasks(data, known)
     missing = sorted(set(range(len(data.class_names))) - set(data.train.classes.tolist()))

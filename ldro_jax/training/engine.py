@@ -435,8 +435,7 @@ class Program(abc.ABC):
             if shape != (len(problem.measured),):
                 raise ValueError(
                     f"evaluate must give one value of {metric.name!r} for each of "
-                    f"{len(problem.measured)} {'tasks' if problem.measured_names is None else 'groups'}"
-                    ", but gave "
+                    f"{len(problem.measured)} {problem.measured_kind}, but gave "
                     f"{'none' if shape is None else f'a shape of {list(shape)}'}."
                 )
             kind = found[metric.name].dtype

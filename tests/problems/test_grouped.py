@@ -41,14 +41,9 @@ def data(unknown=0, **options):
     hidden = train.attributes.copy()
     hidden[:unknown] = -1
     train = train._replace(attributes=hidden)
-    made = grouped.GroupedData(
-        train,
-        split((9, 8, 7, 6)),
-        split((10, 9, 8, 7)),
-        ("cow", "camel"),
-        ("grass", "sand"),
-        " on ",
-    )
+    held_out = split((9, 8, 7, 6)), split((10, 9, 8, 7))
+    names = ("cow", "camel"), ("grass", "sand"), " on "
+    made = grouped.GroupedData(train, *held_out, *names)
     return dataclasses.replace(made, **options)
 
 
