@@ -197,7 +197,7 @@ def make_record(
     problem: Problem, runs: Sequence[results.Run], report: Report, **more: Any
 ) -> results.Results:
     """The record of some runs of a problem on this machine, with ``more`` of its fields."""
-    names = list(problem.task_names)
+    names = list(problem.measured)
     directions = {metric.name: metric.direction(names) for metric in problem.metrics}
     metric = problem.metrics[0].name
     return results.Results(
@@ -212,6 +212,7 @@ def make_record(
         versions=provenance.versions(),
         device=provenance.device(),
         data=problem.identity,
+        trained_names=[] if problem.measured_names is None else list(problem.task_names),
         **more,
     )
 

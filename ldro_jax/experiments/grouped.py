@@ -237,6 +237,11 @@ def _with_loss(problem: Problem) -> Problem:
 
 def _check(problem: Problem, method: Method, choices: Choices, schedule: Schedule) -> None:
     num_tasks = problem.num_tasks
+    if problem.measured_names is not None:
+        raise ValueError(
+            "problem must be measured on each of its tasks, but it is on "
+            f"{list(problem.measured_names)}."
+        )
     if num_tasks < 3:
         raise ValueError(f"problem must have three tasks or more to group, but it has {num_tasks}.")
     if max(choices.max_groups) > num_tasks:

@@ -9,6 +9,7 @@ extras.need("flax")
 from ldro_jax.problems.arrays import ArrayProblem, from_arrays
 from ldro_jax.problems.base import Metric, OnDevice, Problem
 from ldro_jax.problems.classifiers import accuracy, classification, cross_entropy
+from ldro_jax.problems.grouped import groups
 from ldro_jax.problems.iterators import from_iterator
 from ldro_jax.problems.language_models import LanguageModel, language_model
 from ldro_jax.problems.models import Functions
@@ -30,5 +31,6 @@ __all__ = [
     "cross_entropy",
     "from_arrays",
     "from_iterator",
+    "groups",
     "language_model",
 ]

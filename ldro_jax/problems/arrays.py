@@ -124,6 +124,7 @@ class ArrayProblem(in_memory.InMemory):
       prepare: from inputs as they are stored, ``[R, ...]``, to those of the model; applied on the
         device, so that images can be stored as bytes.
       penalty: see :func:`from_arrays`.
+      measured_names: of what held-out examples are divided into, where that isn't the tasks.
     """
 
     def __init__(
@@ -136,9 +137,11 @@ class ArrayProblem(in_memory.InMemory):
         *,
         prepare: Callable[[jax.Array], jax.Array] = lambda inputs: inputs,
         penalty: Callable[[Any], jax.Array] | None = None,
+        measured_names: Sequence[str] | None = None,
     ):
         self.penalty = penalty
         self.task_names = tuple(task_names)
+        self.measured_names = None if measured_names is None else tuple(measured_names)
         checks.function("loss", loss, example="a function (outputs, rows) -> [R]")
         expected = "a dictionary from a Metric to a function (outputs, rows) -> [R] or one number"
         fits = isinstance(metrics, Mapping) and all(map(callable, metrics.values()))
@@ -198,7 +201,7 @@ class ArrayProblem(in_memory.InMemory):
                 "task": np.full(size, task, np.int32),
             }
             mine = jax.tree.map(lambda x, where=where: x[where], outputs)
-            yield self.task_names[task], mine, rows
+            yield self.measured[task], mine, rows
 
     @override
     def _measure(self, name: str, task: str) -> MetricFunction:
@@ -254,6 +257,7 @@ class ArrayProblem(in_memory.InMemory):
         parts = [array for name in ("train", *self.splits) for array in self._splits[name]]
         return {
             "task_names": list(self.task_names),
+            **({} if self.measured_names is None else {"measured": list(self.measured_names)}),
             "sizes": self.sizes.tolist(),
             "content": content(parts),
         }
@@ -299,7 +303,7 @@ class ArrayProblem(in_memory.InMemory):
             return {name: checked.value(f, mine, rows, count) for name, f in measures.items()}
 
         measures = {n: f for n, f in self._measures.items() if n not in self._on_host}
-        values = {name: jnp.zeros(self.num_tasks, jnp.float32) for name in measures}
+        values = {name: jnp.zeros(len(self.measured), jnp.float32) for name in measures}
         # A function of all rows has no use for a mask, so each size is traced for itself.
         for size in np.unique(sizes):
             tasks = np.flatnonzero(sizes == size)

@@ -75,6 +75,8 @@ class Problem(abc.ABC):
       splits: what can be evaluated. "test", if it is there, is for the final figures.
       on_device: the training rows on the device, if they fit there; ``None`` if they come from
         ``source`` alone.
+      measured_names: what held-out values are of, where that isn't the tasks: groups that training
+        doesn't know, say. ``None`` for the tasks.
       reference: parameters of a reference model, if there is one; see :meth:`with_reference`.
       reference_identity: what tells one reference from another, a part of ``identity``.
       observe: what to keep of the parameters after every step, ``params -> [D]``, if anything.
@@ -98,6 +100,7 @@ class Problem(abc.ABC):
     metrics: tuple[Metric, ...]
     splits: tuple[str, ...] = ("validation", "test")
     on_device: OnDevice | None = None
+    measured_names: tuple[str, ...] | None = None
     reference: Any = None
     features: Callable[[Any], Any] | None = None
     reference_identity: Mapping[str, Any] = types.MappingProxyType({})
@@ -196,8 +199,19 @@ class Problem(abc.ABC):
         """Measures all tasks on one of ``splits``.
 
         Returns:
-          For each metric, by name, the values of all tasks, ``[N]``.
+          For each metric, by name, the values of all tasks, ``[N]``, or of what
+          :attr:`measured_names` says.
         """
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """The names of what :meth:`evaluate` gives values of."""
+        return self.measured_names or self.task_names
+
+    @property
+    def measured_kind(self) -> str:
+        """What errors call these."""
+        return "tasks" if self.measured_names is None else "measured_names"
 
     @property
     def whole(self) -> "Problem":
@@ -282,7 +296,7 @@ class Problem(abc.ABC):
           better.
         """
         metric = self.metrics[0]
-        signs = relative.signs(metric.direction(self.task_names), self.task_names)
+        signs = relative.signs(metric.direction(self.measured), self.measured)
         found = np.asarray(values[metric.name])
         return float(np.mean(signs.astype(found.dtype) * found))
 
@@ -334,6 +348,8 @@ class Problem(abc.ABC):
         """Raises ``ValueError`` unless tasks, splits and metrics are what a subclass must set."""
         # Values are kept by name, so one of two of the same name would be lost.
         checks.names("task_names", getattr(self, "task_names", None), "('red', 'blue')")
+        if self.measured_names is not None:
+            checks.names("measured_names", self.measured_names, "('red', 'blue')")
         checks.names("splits", self.splits, "('validation', 'test')")
         metrics: Any = getattr(self, "metrics", None)
         checks.sequence("metrics", metrics, "metrics, such as [Metric('accuracy', True)]")
@@ -349,8 +365,8 @@ class Problem(abc.ABC):
         name = "Metric.higher_is_better"
         if not isinstance(given, Mapping):
             return checks.flag(name, given)
-        expected = f"True or False for each of the tasks {list(self.task_names)}"
-        checks.require(set(given) == set(self.task_names), name, expected, list(given))
+        expected = f"True or False for each of the tasks {list(self.measured)}"
+        checks.require(set(given) == set(self.measured), name, expected, list(given))
         for task, direction in given.items():
             checks.flag(f"{name}[{task!r}]", direction)
 

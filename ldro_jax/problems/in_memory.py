@@ -68,12 +68,12 @@ class InMemory(base.Problem):
         values, outputs = self._evaluate(params, self._placed[split], split)
         if not self._on_host:
             return values
-        unknown = np.full(self.num_tasks, np.nan, np.float32)
+        unknown = np.full(len(self.measured), np.nan, np.float32)
         found = {name: unknown.copy() for name in self._on_host}
         for task, mine, rows in self._of_tasks(split, jax.device_get(outputs)):
             for name in self._on_host:
                 number = checked.number(self._measure(name, task), mine, rows)
-                found[name][self.task_names.index(task)] = number
+                found[name][self.measured.index(task)] = number
         return {**values, **found}
 
     @property

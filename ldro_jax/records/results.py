@@ -155,7 +155,10 @@ class Results:
     Attributes:
       experiment: a short name.
       description: one paragraph in plain words.
-      task_names: the tasks, in the order of every [N] array.
+      task_names: the tasks, in the order of every [N] array; or what was measured, where that is
+        something else.
+      trained_names: the tasks, where other things were measured; then these are those of every
+        array.
       metric: the metric that is compared, e.g. "accuracy" or "perplexity".
       higher_is_better: the direction of `metric`; where that of its tasks differs, true, as average
         and worst value then are those of values with a minus where lower is better.
@@ -188,7 +191,13 @@ class Results:
     select_by: str = "worst"
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     directions: Mapping[str, bool | Mapping[str, bool]] = dataclasses.field(default_factory=dict)
+    trained_names: Sequence[str] = ()
     directory: Path | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def tasks(self) -> Sequence[str]:
+        """The tasks that were trained, in the order of every [N] array."""
+        return self.trained_names or self.task_names
 
     def __post_init__(self):
         if self.select_by not in ("worst", "average"):

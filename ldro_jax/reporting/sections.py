@@ -284,7 +284,7 @@ def _over_training(comparison: Comparison) -> Iterator[Section]:
             "Orange: a small step for one task also lowers the other's loss; purple: it raises it. "
             "Similar tasks stand side by side; bars are the lengths of the gradients."
         )
-        figure = interaction.interaction_matrix(last, comparison.record.task_names)
+        figure = interaction.interaction_matrix(last, comparison.record.tasks)
         more = []
         if (table := diagnostics.table(comparison)) is not None:
             more = [Block("table", table), Block("note", diagnostics.CAPTION)]

@@ -432,10 +432,10 @@ class Program(abc.ABC):
         found = {name: np.asarray(value) for name, value in values.items()}
         for metric in problem.metrics:
             shape = getattr(found.get(metric.name), "shape", None)
-            if shape != (problem.num_tasks,):
+            if shape != (len(problem.measured),):
                 raise ValueError(
                     f"evaluate must give one value of {metric.name!r} for each of "
-                    f"{problem.num_tasks} tasks, but gave "
+                    f"{len(problem.measured)} {problem.measured_kind}, but gave "
                     f"{'none' if shape is None else f'a shape of {list(shape)}'}."
                 )
             kind = found[metric.name].dtype

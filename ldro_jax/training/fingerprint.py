@@ -205,7 +205,7 @@ def _of_method(program: "Program") -> dict[str, str]:
 def _evaluation(program: "Program") -> dict[str, str]:
     problem = program.engine.source_problem
     digests = problem.evaluation_digests(_params(problem))
-    directions = {m.name: str(m.direction(problem.task_names)) for m in problem.metrics}
+    directions = {m.name: str(m.direction(problem.measured)) for m in problem.metrics}
     return {name: f"{digests[name]} {directions[name]}" for name in directions}
 
 

@@ -157,6 +157,7 @@ def _evaluate(
         record.extend(
             schedule,
             state,
+            task_names=problem.task_names,
             losses=losses[index],
             evaluations=_of_splits(problem, session.step, values),
             seconds_per_step=seconds_per_step,
@@ -166,7 +167,7 @@ def _evaluate(
         if not record.is_going:
             session.hold(index)
         if log:
-            recording.write_scalars(log[index], record)
+            recording.write_scalars(log[index], record, problem.task_names)
 
 
 def _evaluate_first(
@@ -178,7 +179,7 @@ def _evaluate_first(
         values = _measured(program, problem, session.state(index), schedule)
         record.begin(_of_splits(problem, 0, values))
         if log:
-            recording.write_scalars(log[index], record)
+            recording.write_scalars(log[index], record, problem.task_names)
 
 
 def _measured(
@@ -246,9 +247,9 @@ def _evaluations(problem: Problem, step: int, split: str, values) -> list[result
             step=step,
             split=split,
             metric=metric.name,
-            task_names=problem.task_names,
+            task_names=problem.measured,
             values=values[metric.name],
-            higher_is_better=metric.direction(problem.task_names),
+            higher_is_better=metric.direction(problem.measured),
         )
         for metric in problem.metrics
     ]

@@ -103,6 +103,7 @@ class Record:
         schedule: Schedule,
         state: TrainState,
         *,
+        task_names: Sequence[str],
         losses: jax.typing.ArrayLike,
         evaluations: Sequence[results.Evaluation],
         seconds_per_step: float,
@@ -118,8 +119,9 @@ class Record:
         Args:
           schedule: says when a run without finite losses stops.
           state: after the stretch.
+          task_names: of the N tasks.
           losses: mean training losses of the stretch, ``[N]``.
-          evaluations: after the stretch, of all tasks.
+          evaluations: after the stretch, of all that is measured.
           seconds_per_step: the time of one step so far.
           observed: what the problem observed after each step of the stretch, ``[steps, D]``.
           is_last: whether the run ends here though it has steps left.
@@ -129,7 +131,7 @@ class Record:
         fetched, numbers, step, losses = _on_host(
             ({n: getattr(weighting, n) for n in _RECORDED}, numbers, state.step, losses)
         )
-        step, task_names, matrix = int(step), list(evaluations[0].per_task), None
+        step, matrix = int(step), None
         if fetched["interaction"].any():
             matrix = results.Series([step], fetched["interaction"][None])
             self._append("descent", [step], [fetched["descent"]])
@@ -239,7 +241,7 @@ def _reason_to_stop(
     return None
 
 
-def write_scalars(writer: Any, record: Record) -> None:
+def write_scalars(writer: Any, record: Record, task_names: Sequence[str]) -> None:
     """Writes the newest numbers of a run for TensorBoard."""
     latest = record.latest
     values = [x for e in latest for x in (e.average, e.worst, *e.per_task.values())]
@@ -249,23 +251,23 @@ def write_scalars(writer: Any, record: Record) -> None:
         numbers = {name: x for name, x in numbers if math.isfinite(x)}
         values += [*record.last("weights").tolist(), *record.last("losses").tolist()]
     measured = tuple((e.split, e.metric) for e in latest)
-    names = _scalar_names(measured, tuple(latest[-1].per_task), tuple(numbers), trained)
+    tasks = tuple(task_names) if trained else ()
+    names = _scalar_names(measured, tuple(latest[-1].per_task), tuple(numbers), tasks)
     writer.write_scalars(latest[-1].step, names, [*values, *numbers.values()])
 
 
 @functools.lru_cache(maxsize=16)
 def _scalar_names(
     measured: tuple[tuple[str, str], ...],
-    tasks: tuple[str, ...],
+    of: tuple[str, ...],
     numbers: tuple[str, ...],
-    trained: bool,
+    tasks: tuple[str, ...],
 ) -> tuple[str, ...]:
     names = []
     for split, metric in measured:
-        of_tasks = (f"task/{task}" for task in tasks)
-        names += [f"{split}/{metric}/{name}" for name in ("average", "worst", *of_tasks)]
-    series = ("weight", "train loss") if trained else ()
-    names += [f"{what}/{task}" for what in series for task in tasks]
+        of_each = (f"task/{name}" for name in of)
+        names += [f"{split}/{metric}/{name}" for name in ("average", "worst", *of_each)]
+    names += [f"{what}/{task}" for what in ("weight", "train loss") for task in tasks]
     return (*names, *(f"tasks/{name}" for name in numbers))
 
 

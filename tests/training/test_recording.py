@@ -45,6 +45,7 @@ def test_what_was_observed_is_joined_to_a_path():
         record.extend(
             schedule,
             start()._replace(step=jnp.int32(taken)),
+            task_names=tiny.NAMES,
             losses=jnp.zeros(3),
             evaluations=[dataclasses.replace(EVALUATION, step=taken)],
             seconds_per_step=0.1,
@@ -82,6 +83,7 @@ def ended(train_steps, streak):
     record.extend(
         schedule,
         state,
+        task_names=tiny.NAMES,
         losses=jnp.zeros(3),
         evaluations=[dataclasses.replace(EVALUATION, step=taken)],
         seconds_per_step=0.1,
@@ -124,6 +126,7 @@ def test_a_task_that_broke_once_is_not_blamed_for_another():
         record.extend(
             schedule,
             state,
+            task_names=tiny.NAMES,
             losses=jnp.zeros(3),
             evaluations=evaluations,
             seconds_per_step=0.1,
@@ -149,6 +152,7 @@ def test_steps_that_a_solver_did_not_solve_are_counted_and_told(tmp_path, caplog
         log.extend(
             schedule,
             TrainState(jnp.int32(taken), params, state),
+            task_names=tiny.NAMES,
             losses=jnp.ones(3),
             evaluations=[dataclasses.replace(EVALUATION, step=taken)],
             seconds_per_step=0.1,
@@ -213,6 +217,7 @@ def test_a_record_that_is_taken_up_again_grows_as_if_it_had_not_been_put_down():
             record.extend(
                 schedule,
                 start()._replace(step=jnp.int32(taken)),
+                task_names=tiny.NAMES,
                 losses=jnp.full(3, taken / 3),
                 evaluations=[
                     dataclasses.replace(EVALUATION, step=taken, split=split)

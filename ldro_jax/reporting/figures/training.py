@@ -49,7 +49,7 @@ def weights_over_time(comparison: Comparison):
     darker.
     """
     panels = moving_weights(comparison)
-    names = list(style.task_labels(comparison.record.task_names).values())
+    names = list(style.task_labels(comparison.record.tasks).values())
     peaks = np.max([np.nanmax(values, axis=0) for _, values in panels.values()], axis=0)
     chosen = [int(i) for i in np.argsort(-peaks, kind="stable")[:_HIGHLIGHTED]]
     columns = 3 if len(panels) == 3 or len(panels) > 4 else min(len(panels), 2)
