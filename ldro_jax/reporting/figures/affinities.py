@@ -38,7 +38,7 @@ def affinities(measured: Sequence[tuple[str, np.ndarray]], task_names: Sequence[
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
     if image is not None:
-        label = "standard deviations from the mean of the row"
+        label = "standard deviations of the row"
         figure.colorbar(image, ax=grid, location="right", label=label, extend="both", shrink=0.7)
     return figure
 
