@@ -76,15 +76,21 @@ def tracked(weighting: base.Weighting) -> base.Weighting:
         fresh = base.known_tasks(statistics)
         if statistics.fresh is not None:
             fresh &= statistics.fresh
-        lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0))
-        # Divided twice: the product of two squares may underflow.
-        new = jnp.stack([matrix / losses[:, None], matrix / lengths[:, None] / lengths[None, :]])
-        # A quotient by zero isn't finite.
-        usable = jnp.isfinite(new).at[0].min((losses > 0)[:, None])
-        counted = usable & (fresh[:, None] & fresh[None, :])[None]
-        counts = state.counts + counted.astype(jnp.int32)
-        change = (new - state.means) / jnp.maximum(counts, 1).astype(new.dtype)
-        means = state.means + jnp.where(counted, change, 0)
+
+        def including():
+            lengths = jnp.sqrt(jnp.maximum(jnp.diagonal(matrix), 0))
+            # Divided twice: the product of two squares may underflow.
+            cosines = matrix / lengths[:, None] / lengths[None, :]
+            new = jnp.stack([matrix / losses[:, None], cosines])
+            # A quotient by zero isn't finite.
+            usable = jnp.isfinite(new).at[0].min((losses > 0)[:, None])
+            counted = usable & (fresh[:, None] & fresh[None, :])[None]
+            counts = state.counts + counted.astype(jnp.int32)
+            change = (new - state.means) / jnp.maximum(counts, 1).astype(new.dtype)
+            return state.means + jnp.where(counted, change, 0), counts
+
+        # Most steps measure nothing.
+        means, counts = jax.lax.cond(fresh.any(), including, lambda: (state.means, state.counts))
         return weights, AffinityState(means, counts, inner)
 
     # Named as what it wraps, in errors.

@@ -37,6 +37,9 @@ def affinities(measured: Sequence[tuple[str, np.ndarray]], task_names: Sequence[
         name_cells(axes, [style.short(labels[i], 16) for i in order])
     for axes in grid.flat[len(shown) :]:
         axes.set_visible(False)
+        # What is above it is the last of its column.
+        above = grid[-2, list(grid[-1]).index(axes)]
+        above.tick_params(labelbottom=True)
     if image is not None:
         label = "standard deviations of the row"
         figure.colorbar(image, ax=grid, location="right", label=label, extend="both", shrink=0.7)
