@@ -275,7 +275,7 @@ def _measure(
     measured = Measured(models.problem)
     num_tasks = len(measured.everything)
     most = num_tasks - 1 if choices.every_group else 2 if choices.pairs else 1
-    groups = [group for group in gains_lib.every_group(num_tasks, 1) if len(group) <= most]
+    groups = gains_lib.every_group(num_tasks, 1, most)
     measured.runs |= models.train(experiment, itertools.product(groups, seeds))
     plain = dataclasses.replace(models.method, name=ALL)
     for seed, run in models.train_whole(experiment, plain, seeds).items():
@@ -398,9 +398,9 @@ def _sections(
 
 def _search(measured: Measured, choices: Choices, way: str) -> float:
     """What was trained to choose the groups, in trainings of all tasks together."""
-    sizes = {PAIRS: 2, FITTED: 2, BEST: len(measured.everything) - 1}.get(way, 0)
-    groups = gains_lib.every_group(len(measured.everything), 1)
-    trained = sum(measured.share(group) for group in groups if len(group) <= sizes)
+    num_tasks = len(measured.everything)
+    most = {PAIRS: 2, FITTED: 2, BEST: num_tasks - 1}.get(way, 0)
+    trained = sum(map(measured.share, gains_lib.every_group(num_tasks, 1, most)))
     if way in measured.tracked or way == FITTED:
         name = way if way in measured.tracked else choices.affinities[0].name
         trained += measured.measuring(name)

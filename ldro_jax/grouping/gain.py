@@ -88,9 +88,9 @@ def predicted(affinity: np.ndarray, groups: Iterable[Group]) -> dict[Group, np.n
     }
 
 
-def every_group(num_tasks: int, least: int = 2) -> Iterator[Group]:
-    """All groups of at least so many tasks."""
-    sizes = range(least, num_tasks + 1)
+def every_group(num_tasks: int, least: int = 2, most: int | None = None) -> Iterator[Group]:
+    """All groups of at least and at most so many tasks."""
+    sizes = range(least, (num_tasks if most is None else most) + 1)
     return itertools.chain.from_iterable(itertools.combinations(range(num_tasks), n) for n in sizes)
 
 

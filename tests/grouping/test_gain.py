@@ -137,3 +137,9 @@ def test_bad_input_is_one_line(wrong, said):
     with pytest.raises(ValueError, match=said) as error:
         wrong()
     assert "\n" not in str(error.value)
+
+
+def test_small_groups_of_many_tasks_are_listed_without_the_others():
+    # All groups of 64 tasks would never end.
+    assert len(list(gain.every_group(64, 1, 2))) == 64 + 64 * 63 // 2
+    assert len(list(gain.every_group(4))) == 11
