@@ -200,11 +200,9 @@ def _mean_losses(plan, losses_of, params, batch):
 
     def losses(params):
         found = counted(params, rows, *(() if batch.key is None else (batch.key,)))
-        of = rows_lib.tasks_of(found, tasks, plan.num_tasks)
-        counts = of.rows if found.counts is None else of.sums(found.counts)
+        means, known = rows_lib.mean_losses(found, tasks, plan.num_tasks)
         # Of no rows there is no loss.
-        means = of.sums(found.sums) / rows_lib.divisor(counts, found.sums.dtype)
-        return jnp.where(counts > 0, means, jnp.nan)
+        return jnp.where(known, means, jnp.nan)
 
     return losses, params
 

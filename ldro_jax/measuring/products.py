@@ -42,9 +42,7 @@ def of_batch(
             taken, of_rows = jax.tree.map(lambda x: _half(x, number, each), (rows, tasks))
             key = None if key is None else jax.random.fold_in(key, number)
         found = losses_of(params, taken, *(() if key is None else (key,)))
-        of = rows_lib.tasks_of(found, of_rows, plan.num_tasks)
-        counts = of.rows if found.counts is None else of.sums(found.counts)
-        return of.sums(found.sums) / rows_lib.divisor(counts, found.sums.dtype), counts > 0
+        return rows_lib.mean_losses(found, of_rows, plan.num_tasks)
 
     whole, first, second = (functools.partial(losses, number) for number in (None, 0, 1))
     return of_losses(

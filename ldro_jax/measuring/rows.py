@@ -166,6 +166,18 @@ class Tasks(NamedTuple):
     rank: jax.Array
 
 
+def mean_losses(
+    losses: RowLosses, tasks: jax.Array | None, num_tasks: int
+) -> tuple[jax.Array, jax.Array]:
+    """The mean loss of each task, ``[N]``, and which have something that counts, bool ``[N]``.
+
+    The arguments are those of :func:`tasks_of`.
+    """
+    of = tasks_of(losses, tasks, num_tasks)
+    counts = of.rows if losses.counts is None else of.sums(losses.counts)
+    return of.sums(losses.sums) / divisor(counts, losses.sums.dtype), counts > 0
+
+
 def tasks_of(losses: RowLosses, tasks: jax.Array | None, num_tasks: int) -> Tasks:
     """The tasks that rows belong to.
 
