@@ -101,6 +101,7 @@ def test_groups_to_evaluate_may_overlap():
         ({"class_names": ("cat", "cat")}, "class_names must be a list of names that all differ"),
         ({"attribute_names": ()}, "attribute_names must be a list of names"),
         ({"between": None}, "between must be a text"),
+        ({"shares": np.ones(6)}, "shares must be shares of the 6 groups, which sum to 1"),
         (
             {"evaluation": evaluation(small(), test=np.ones((2, 3), bool))},
             r"evaluation.test must be bool \[2, 4\], \[groups, examples\], but it is bool \[2, 3\]",
@@ -141,6 +142,54 @@ def test_a_share_of_the_attributes_is_kept():
         grouped.unlabelled(data, splits=("test",))
     with pytest.raises(ValueError, match=r"share must be a number in \[0, 1\]"):
         grouped.hide(data, 1.5)
+
+
+def test_as_many_of_each_group_or_class_are_drawn():
+    data = grouped.toy(200, 2)
+    groups = grouped.subsample(data, seed=1)
+    fewest = data.counts("train").min()
+    assert groups.counts("train").tolist() == [fewest] * 4 and fewest < 21
+    # They are training examples, none of them twice, others with another seed.
+    whole = {tuple(x): y for x, y in zip(data.train.inputs, data.train.classes, strict=True)}
+    taken = {tuple(x): y for x, y in zip(groups.train.inputs, groups.train.classes, strict=True)}
+    assert len(taken) == 4 * fewest and taken.items() <= whole.items()
+    assert_same(grouped.subsample(data, seed=1), groups)
+    other = grouped.subsample(data, seed=2)
+    assert {tuple(x) for x in other.train.inputs} != set(taken)
+    # What the average is taken by is still the shares of all of them.
+    shares = data.counts("train") / 200
+    np.testing.assert_allclose(groups.training_shares, shares)
+    rare = grouped.subsample(data, by="classes", seed=1)
+    assert np.bincount(rare.train.classes).tolist() == [100, 100]
+
+    known = grouped.subsample(grouped.hide(data, 0.5), seed=1)
+    assert (known.train.attributes >= 0).all() and len(set(known.counts("train"))) == 1
+    np.testing.assert_allclose(known.training_shares, shares)
+    assert small().training_shares is None
+    with pytest.raises(
+        ValueError, match="each of the groups .* none is known to be of cat, red, do"
+    ):
+        grouped.subsample(small())
+    with pytest.raises(ValueError, match="by must be one of 'groups', 'classes', but it is 'y'"):
+        grouped.subsample(data, by="y")
+
+
+def test_some_examples_are_there_several_times():
+    data = small(evaluation=evaluation(small()))
+    rows = np.array([False, True, False, False, True])
+    more = grouped.upsample(data, rows, 3)
+    times = [1, 3, 1, 1, 3]
+    for ours, theirs in zip(more.train, data.train, strict=True):
+        np.testing.assert_array_equal(ours, np.repeat(theirs, times, axis=0))
+    members = np.repeat(data.members("train"), times, axis=1)
+    np.testing.assert_array_equal(more.members("train"), members)
+    assert more.test is data.test
+    for wrong, message in [
+        ((rows[:4], 3), r"rows must be bool \[5\], one for each training example"),
+        ((rows, 0), "factor must be a positive integer"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            grouped.upsample(data, *wrong)
 
 
 def logistic(data, of="test", **options):

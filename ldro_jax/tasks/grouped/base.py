@@ -12,7 +12,7 @@ References:
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -66,6 +66,8 @@ class GroupedData:
       between: what stands between the two in the name of a group.
       prepare: applied on the device to each batch, so that images can be stored as bytes.
       evaluation: the groups to evaluate, if they aren't class × attribute.
+      shares: of the groups among the examples that training is about, float64 ``[G]``, where these
+        aren't those of ``train``; see :attr:`training_shares`.
 
     Raises:
       ValueError: if arrays differ in length, or hold a class or an attribute without a name, or if
@@ -80,6 +82,7 @@ class GroupedData:
     between: str = ", "
     prepare: Callable[[jax.Array], jax.Array] = base.unchanged
     evaluation: EvaluationGroups | None = None
+    shares: np.ndarray | None = None
 
     def __post_init__(self):
         checks.names("class_names", self.class_names, "('landbird', 'waterbird')")
@@ -90,6 +93,12 @@ class GroupedData:
             self._check_split(name, getattr(self, name))
         if self.evaluation is not None:
             self._check_evaluation(self.evaluation)
+        if self.shares is not None:
+            size = len(self.group_names)
+            fits = np.shape(self.shares) == (size,) and np.min(self.shares) >= 0
+            fits = fits and np.isclose(np.sum(self.shares), 1)
+            expected = f"shares of the {size} groups, which sum to 1"
+            checks.require(fits, "shares", expected, self.shares)
 
     def _check_split(self, name: str, split: GroupedSplit) -> None:
         example = "GroupedSplit(inputs, classes, attributes)"
@@ -168,6 +177,14 @@ class GroupedData:
         groups = self.groups(split)
         return np.bincount(groups[groups >= 0], minlength=len(self.group_names))
 
+    @property
+    def training_shares(self) -> np.ndarray | None:
+        """Shares of the groups in training, float64 ``[G]``; ``None`` where they aren't known."""
+        if self.shares is not None:
+            return self.shares
+        counts, size = self.counts("train"), len(self.train.classes)
+        return counts / size if counts.sum() == size else None
+
     def members(self, split: str) -> np.ndarray:
         """Which examples are in each group to evaluate, bool ``[G, E]``."""
         if self.evaluation is None:
@@ -191,43 +208,3 @@ def draw(groups: np.ndarray, shares: Sequence[float], rng: np.random.Generator) 
     members = [order[groups[order] == group] for group in np.unique(groups)]
     parts = [np.split(rows, np.rint(ends * len(rows)).astype(int)) for rows in members]
     return [np.sort(np.concatenate(part)) for part in zip(*parts, strict=True)]
-
-
-def hide(data: GroupedData, share: float, *, seed: int = 0) -> GroupedData:
-    """Keeps the attributes of a share of the training examples; those of the others are unknown.
-
-    Which are kept is drawn from all of them alike, so that a rare group may lose all of its own.
-    With the same seed a larger share keeps those of a smaller one, and others.
-
-    Args:
-      data: whose validation and test examples stay as they are.
-      share: of the training examples, from 0 to 1.
-      seed: of the draw.
-
-    Raises:
-      ValueError: if an argument isn't what it must be.
-    """
-    checks.instance("data", data, GroupedData, "waterbirds(data_dir=…)")
-    checks.number("share", share, "[0, 1]")
-    checks.seed("seed", seed)
-    size = len(data.train.attributes)
-    hidden = np.random.default_rng(seed).permutation(size)[round(share * size) :]
-    attributes = data.train.attributes.copy()
-    attributes[hidden] = -1
-    return dataclasses.replace(data, train=data.train._replace(attributes=attributes))
-
-
-def unlabelled(data: GroupedData, *, splits: Sequence[str] = ("train",)) -> GroupedData:
-    """Takes all attributes out of some splits, train alone or validation too.
-
-    Raises:
-      ValueError: if an argument isn't what it must be.
-    """
-    checks.instance("data", data, GroupedData, "waterbirds(data_dir=…)")
-    checks.names("splits", splits, "('train', 'validation')")
-    changed: dict[str, Any] = {}
-    for name in splits:
-        checks.one_of("splits", name, SPLITS[:2])
-        split: GroupedSplit = getattr(data, name)
-        changed[name] = split._replace(attributes=np.full_like(split.attributes, -1))
-    return dataclasses.replace(data, **changed)
