@@ -118,7 +118,8 @@ def check_logits(problem: ArrayProblem, inputs: np.ndarray | jax.Array, num_clas
     """Raises ``ValueError`` unless the model gives a logit of each class for some inputs."""
     params = jax.eval_shape(problem.init, jax.random.key(0))
     logits = jax.eval_shape(problem.apply, params, inputs[:1])
-    if logits.shape != (1, num_classes):
+    if getattr(logits, "shape", None) != (1, num_classes):
+        given = checks.shown(jax.tree.map(lambda x: x.shape[1:], logits))
         raise ValueError(
-            f"model must give {num_classes} logits for each input, but it gives {logits.shape[1:]}."
+            f"model must give {num_classes} logits for each input, but it gives {given}."
         )

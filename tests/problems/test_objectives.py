@@ -17,10 +17,12 @@ from ldro_jax import configuration, problems
 from ldro_jax.experiments import compare
 from ldro_jax.models.autoencoder import MLPAutoencoder
 from ldro_jax.problems import CVaR, Perturbed, Reconstruction
+from ldro_jax.sharding import Layout
 from ldro_jax.tasks import drawing, grouped
 from ldro_jax.tasks.grouped import GroupedSplit
 from ldro_jax.training.batches import Batches
 from ldro_jax.training.engine import Trial
+from ldro_jax.training.meshed import MeshedEngine
 from ldro_jax.training.method import Method
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.stacked import StackedEngine
@@ -134,17 +136,17 @@ def test_the_worst_of_all_rows_are_those_of_erm():
 def test_a_loss_that_is_no_number_stays_one():
     problem = problems.groups(numbers(), Linear().functions(), known="nothing", objective=CVaR(0.2))
     rows, params = all_rows(problem), problem.init(jax.random.key(1))
-    rows["inputs"] = rows["inputs"].at[5].set(jnp.nan)
+    rows["inputs"] = jnp.asarray(rows["inputs"]).at[5].set(jnp.nan)
     assert not np.isfinite(mean(problem, params, rows))
 
 
 def test_rows_of_a_batch_are_taken_together_whatever_the_method_measures():
-    """Five rows, which halves would fill up to six."""
-    method = Method("CAGrad", "cagrad", {"c": 0.5}, interaction="split", interaction_interval=1)
+    """Also where the interaction is measured between halves of a batch."""
+    method = dataclasses.replace(LDRO, interaction="split", interaction_interval=1)
     problem = problems.groups(numbers(), Linear().functions(), known="nothing", objective=CVaR(0.4))
-    program = StackedEngine(problem, optax.sgd(RATE), Batches(5)).program(method)
+    program = StackedEngine(problem, optax.sgd(RATE), Batches(6)).program(method)
     session = program.start([Trial(method, SEED)])
-    params, rows = np.array(session.state(0).params), drawn(problem, 5)
+    params, rows = np.array(session.state(0).params), drawn(problem, 6)
     losses, gradients = by_hand(np.asarray(rows["inputs"]), np.asarray(rows["targets"]), params)
     session.advance(1, lambda step: False, tiny.Progress())
     weights = worst(losses, 0.4)
@@ -226,7 +228,7 @@ def papers(model, params, parts, objective, exponents):
     for rows, mask in parts:
         inputs = rows["inputs"]
         hidden = jnp.where(mask, jnp.asarray(objective.token or 0, inputs.dtype), inputs)
-        clean, other = model.apply(params, inputs), model.apply(params, hidden)
+        clean, other = (model.apply({"params": params}, x) for x in (inputs, hidden))
         classes.append(
             -jnp.sum(nn.log_softmax(clean["logits"]) * jax.nn.one_hot(rows["targets"], 2), 1)
         )
@@ -350,20 +352,37 @@ def test_runs_end_with_a_report_of_the_groups(objective, known, methods, tasks, 
     assert run.evaluations[-1].split == "test" and (tmp_path / "report.html").exists()
 
 
-def test_statistics_move_with_what_the_model_was_given():
-    """Once a step, by all inputs that were given, perturbed and masked ones too."""
-    params = problems.groups(numbers(), Network()).init(jax.random.key(0))
-    rows = all_rows(problems.groups(numbers(), Network()))
-    inputs = np.asarray(rows["inputs"])
-    kernel = np.asarray(params["params"]["Dense_0"]["kernel"])
-    for objective, known in ((CVaR(0.5), "nothing"), (Perturbed(0.5, 0.0, 2), "groups")):
-        problem = problems.groups(numbers(), Network(), known=known, objective=objective)
-        assert problem.draws_at_random
-        new = problem.training_losses(params, rows, jax.random.key(1)).auxiliary
-        found = new["batch_stats"]["BatchNorm_0"]["mean"]
-        np.testing.assert_allclose(
-            found, 0.01 * (inputs @ kernel).mean(axis=0), rtol=1e-4, atol=1e-6
-        )
+@pytest.mark.parametrize(
+    "objective, known", [(CVaR(0.5), "nothing"), (Perturbed(0.5, 0.0, 2), "groups")]
+)
+def test_statistics_move_once_a_step(objective, known):
+    problem = problems.groups(numbers(), Network(), known=known, objective=objective)
+    params, rows = jax.jit(problem.init)(jax.random.key(0)), all_rows(problem)
+    assert problem.draws_at_random
+    taken = jax.jit(lambda *given: problem.training_losses(*given).auxiliary)
+    new = taken(params, rows, jax.random.key(1))
+    expected = rows["inputs"] @ np.asarray(params["params"]["Dense_0"]["kernel"])
+    found = new["batch_stats"]["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(found, 0.01 * expected.mean(axis=0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("objective", [CVaR(0.5), Perturbed(0.5, 0.1, 3), Reconstruction(0.4)])
+def test_training_is_the_same_on_one_and_on_eight_devices(objective):
+    problem = problems.groups(
+        numbers(),
+        MLPAutoencoder(2, (4,)) if isinstance(objective, Reconstruction) else Linear().functions(),
+        known="nothing",
+        objective=objective,
+    )
+    found = []
+    for devices in (1, 8):
+        batches = Batches(16, microbatches=2, layout=Layout(data=devices))
+        session = MeshedEngine(problem, optax.sgd(RATE), batches).program(LDRO)
+        session = session.start([Trial(LDRO, SEED)])
+        session.advance(3, lambda step: False, tiny.Progress())
+        found.append((session.evaluated()[0], jax.tree.leaves(session.state(0).params)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6), *found)
 
 
 def test_gin_files_can_name_them():
