@@ -20,8 +20,15 @@ from gin import config as gin_config
 from ldro_jax import optimizers, sharding
 from ldro_jax.experiments import alone, arguments, compare, grouped, trajectories
 from ldro_jax.interaction import products
-from ldro_jax.models import cnn, decoder, mlp
-from ldro_jax.problems import classification, language_model, public_data
+from ldro_jax.models import autoencoder, cnn, decoder, mlp
+from ldro_jax.problems import (
+    CVaR,
+    Perturbed,
+    Reconstruction,
+    classification,
+    language_model,
+    public_data,
+)
 from ldro_jax.tasks import cifar100, digits, mc4
 from ldro_jax.tasks import synthetic as synthetic_tasks
 from ldro_jax.tasks import text as text_tasks
@@ -39,12 +46,18 @@ _CONFIGURABLES = {
     "interaction": [products],
     "lm": [optimizers.adam],
     "mc4": [mc4.load],
-    "models": [cnn.CNN, decoder.Decoder, mlp.MLP],
+    "models": [
+        autoencoder.CNNAutoencoder,
+        autoencoder.MLPAutoencoder,
+        cnn.CNN,
+        decoder.Decoder,
+        mlp.MLP,
+    ],
     "optax": [
         optimizers.checked(function)
         for function in (optax.adam, optax.adamw, optax.cosine_decay_schedule, optax.sgd)
     ],
-    "problems": [classification, language_model],
+    "problems": [CVaR, Perturbed, Reconstruction, classification, language_model],
     "public_data": [public_data.chicago, public_data.moleculeace, public_data.yeast],
     "synthetic": [synthetic_tasks.points, trajectories.Panel, trajectories.trajectories],
     "text": [text_tasks.load],

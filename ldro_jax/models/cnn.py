@@ -42,14 +42,29 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x_BxHxWxC: jax.Array) -> jax.Array:
         """Logits ``[B, num_classes]`` of a batch of images, float32."""
-        for layer, filters in enumerate(self.filters):
-            shape = (3, 3, x_BxHxWxC.shape[-1], filters)
-            kernel = self.param(f"conv{layer}_kernel", nn.initializers.lecun_normal(), shape)
-            bias = self.param(f"conv{layer}_bias", nn.initializers.zeros, (filters,))
-            x_BxHxWxC = convolution.conv3x3(x_BxHxWxC, kernel)
-            # Bias and ReLU don't change which is the largest, and there is a quarter left to do.
-            x_BxHxWxC = nn.relu(convolution.max_pool_2x2(x_BxHxWxC) + bias[None, None, None, :])
+        x_BxHxWxC = convolved(self, x_BxHxWxC, self.filters)
         x_BxD = x_BxHxWxC.mean(axis=(1, 2))
         for width in self.features:
             x_BxD = nn.relu(nn.Dense(width)(x_BxD))
         return nn.Dense(self.num_classes)(x_BxD)
+
+
+def convolved(module: nn.Module, x_BxHxWxC: jax.Array, widths: Sequence[int]) -> jax.Array:
+    """Convolutions, each with ReLU and 2×2 max-pooling, with parameters of a module.
+
+    Args:
+      module: a Linen module, in its compact method.
+      x_BxHxWxC: images.
+      widths: 3×3 filters of each convolution.
+
+    Returns:
+      ``[B, H // 2^n, W // 2^n, D]`` after n of them.
+    """
+    for layer, filters in enumerate(widths):
+        shape = (3, 3, x_BxHxWxC.shape[-1], filters)
+        kernel = module.param(f"conv{layer}_kernel", nn.initializers.lecun_normal(), shape)
+        bias = module.param(f"conv{layer}_bias", nn.initializers.zeros, (filters,))
+        x_BxHxWxC = convolution.conv3x3(x_BxHxWxC, kernel)
+        # Bias and ReLU don't change which is the largest, and there is a quarter left to do.
+        x_BxHxWxC = nn.relu(convolution.max_pool_2x2(x_BxHxWxC) + bias[None, None, None, :])
+    return x_BxHxWxC

@@ -13,16 +13,20 @@ from ldro_jax.problems.grouped import groups
 from ldro_jax.problems.iterators import from_iterator
 from ldro_jax.problems.language_models import LanguageModel, language_model
 from ldro_jax.problems.models import Functions
+from ldro_jax.problems.objectives import CVaR, Perturbed, Reconstruction
 from ldro_jax.problems.tables import Table, TableProblem
 from ldro_jax.tasks.source import Source
 
 __all__ = [
     "ArrayProblem",
+    "CVaR",
     "Functions",
     "LanguageModel",
     "Metric",
     "OnDevice",
+    "Perturbed",
     "Problem",
+    "Reconstruction",
     "Source",
     "Table",
     "TableProblem",

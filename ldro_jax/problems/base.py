@@ -92,6 +92,8 @@ class Problem(abc.ABC):
         labels of, the first tasks first. Rows are then a dictionary of tables, and
         :meth:`training_losses` is also called with some of them.
       draws_at_random: whether a training pass needs a key, as dropout does.
+      rows_depend: whether what a training pass says of a row depends on the other rows, as with a
+        CVaR over them.
       features: ``rows -> zeros`` by table, like what the model names as its features there; rows
         with ``perturbations`` in a table then have these added. ``None`` if it names none.
     """
@@ -110,6 +112,7 @@ class Problem(abc.ABC):
     labels: np.ndarray | None = None
     tables: Mapping[str, int] | None = None
     draws_at_random: bool = False
+    rows_depend: bool = False
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Any:

@@ -110,15 +110,16 @@ def from_data(data: MultitaskData, model: Any, *, within_task: bool = False) -> 
         )
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
     problem = ArrayProblem(data.task_names, splits, model, loss, metrics, prepare=data.prepare)
-    _check_logits(problem, data)
+    check_logits(problem, data.train.inputs, data.num_classes)
     return problem
 
 
-def _check_logits(problem: ArrayProblem, data: MultitaskData) -> None:
+def check_logits(problem: ArrayProblem, inputs: np.ndarray | jax.Array, num_classes: int) -> None:
+    """Raises ``ValueError`` unless the model gives a logit of each class for some inputs."""
     params = jax.eval_shape(problem.init, jax.random.key(0))
-    logits = jax.eval_shape(problem.apply, params, data.train.inputs[:1])
-    if logits.shape != (1, data.num_classes):
+    logits = jax.eval_shape(problem.apply, params, inputs[:1])
+    if getattr(logits, "shape", None) != (1, num_classes):
+        given = checks.shown(jax.tree.map(lambda x: x.shape[1:], logits))
         raise ValueError(
-            f"model must give {data.num_classes} logits for each input, but it gives "
-            f"{logits.shape[1:]}."
+            f"model must give {num_classes} logits for each input, but it gives {given}."
         )

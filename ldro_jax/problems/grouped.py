@@ -4,13 +4,15 @@ What is measured is always each group to evaluate; what methods weigh is what th
 groups, classes, or nothing.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
 
 from ldro_jax.problems import base
 from ldro_jax.problems.arrays import ArrayProblem
-from ldro_jax.problems.classifiers import accuracy, cross_entropy
+from ldro_jax.problems.classifiers import accuracy, check_logits, cross_entropy
+from ldro_jax.problems.objectives import Objective, ObjectiveProblem
 from ldro_jax.runtime import checks
 from ldro_jax.tasks.base import Split
 from ldro_jax.tasks.grouped import GroupedData
@@ -20,7 +22,13 @@ KNOWN = ("groups", "classes", "nothing")
 UNKNOWN, EVERYTHING = "unknown", "all examples"
 
 
-def groups(data: GroupedData, model: Any, *, known: str = "groups") -> ArrayProblem:
+def groups(
+    data: GroupedData,
+    model: Any,
+    *,
+    known: str = "groups",
+    objective: Objective | None = None,
+) -> ArrayProblem:
     """Makes a problem of a data set with groups.
 
     The tasks that methods weigh are those of the training examples: with ``"groups"`` each group
@@ -33,16 +41,22 @@ def groups(data: GroupedData, model: Any, *, known: str = "groups") -> ArrayProb
       data: examples with classes and attributes; see :mod:`ldro_jax.tasks.grouped`.
       model: from inputs to logits ``[R, classes]``.
       known: "groups", "classes" or "nothing".
+      objective: what is minimised in the place of the mean loss of a task:
+        :class:`~ldro_jax.problems.CVaR` over examples, the loss of inputs that are
+        :class:`~ldro_jax.problems.Perturbed`, or the loss with a
+        :class:`~ldro_jax.problems.Reconstruction` of the inputs beside it.
 
     Raises:
-      ValueError: if something is of another kind, a class has no training example, or a group to
-        evaluate has none on validation or test.
+      ValueError: if something is of another kind, a class has no training example, a group to
+        evaluate has none on validation or test, or the model or the objective doesn't fit.
 
     References:
       Idrissi et al., *Simple data balancing achieves competitive worst-group-accuracy*, 2022.
     """
     checks.instance("data", data, GroupedData, "what tasks.grouped.spurious_digits() gives")
     checks.one_of("known", known, KNOWN)
+    if objective is not None:
+        _check_objective(objective, known)
     names, numbers = _tasks(data, known)
     missing = sorted(set(range(len(data.class_names))) - set(data.train.classes.tolist()))
     if missing:
@@ -54,7 +68,10 @@ def groups(data: GroupedData, model: Any, *, known: str = "groups") -> ArrayProb
     sizes = np.bincount(numbers, minlength=len(names)).astype(np.int32)
     train = Split(data.train.inputs[order], data.train.classes[order].astype(np.int32), sizes)
     splits = {"train": train, **{name: _measured(data, name) for name in ("validation", "test")}}
-    return ArrayProblem(
+    make = ArrayProblem
+    if objective is not None:
+        make = functools.partial(ObjectiveProblem, objective)
+    problem = make(
         names,
         splits,
         model,
@@ -63,6 +80,17 @@ def groups(data: GroupedData, model: Any, *, known: str = "groups") -> ArrayProb
         prepare=data.prepare,
         measured_names=data.evaluation_names,
     )
+    check_logits(problem, data.train.inputs, len(data.class_names))
+    return problem
+
+
+def _check_objective(objective: Any, known: str) -> None:
+    checks.instance("objective", objective, Objective, "problems.CVaR(share=0.1)")
+    if known not in objective.known:
+        raise ValueError(
+            f"known must be 'nothing' with objective={type(objective).__name__}, which is of all "
+            f"examples together, but it is {known!r}."
+        )
 
 
 def _tasks(data: GroupedData, known: str) -> tuple[list[str], np.ndarray]:

@@ -37,7 +37,7 @@ class Subset(base.Problem):
         self.on_device, self.reference, self.labels = whole.on_device, whole.reference, whole.labels
         self.observe, self.starting, self.penalty = whole.observe, whole.starting, whole.penalty
         self.tables, self.features = whole.tables, whole.features
-        self.draws_at_random = whole.draws_at_random
+        self.draws_at_random, self.rows_depend = whole.draws_at_random, whole.rows_depend
         self.reference_identity = whole.reference_identity
         self._choose(np.asarray(tasks, np.int32))
 

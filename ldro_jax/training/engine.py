@@ -156,8 +156,8 @@ class Engine(abc.ABC):
         self.optimizer = optimizer
         if problem.penalty is not None:
             checks.function("penalty", problem.penalty, example="params -> scalar")
-        by_task = problem.labels is None and replaced is None and not problem.draws_at_random
-        self.is_whole = not by_task
+        is_apart = not (problem.draws_at_random or problem.rows_depend)
+        self.is_whole = not (problem.labels is None and replaced is None and is_apart)
         with errors.of("optimizer"):
             moved = trained_lib.moved_by(optimizer, shapes)
         if not any(jax.tree.leaves(moved)):
