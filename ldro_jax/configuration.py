@@ -18,7 +18,15 @@ import optax
 from gin import config as gin_config
 
 from ldro_jax import optimizers, sharding
-from ldro_jax.experiments import alone, arguments, compare, grouped, trajectories
+from ldro_jax.experiments import (
+    alone,
+    approaches,
+    arguments,
+    compare,
+    grouped,
+    trajectories,
+    worst_groups,
+)
 from ldro_jax.interaction import products
 from ldro_jax.models import autoencoder, cnn, decoder, mlp
 from ldro_jax.problems import (
@@ -30,6 +38,7 @@ from ldro_jax.problems import (
     public_data,
 )
 from ldro_jax.tasks import cifar100, digits, mc4
+from ldro_jax.tasks import grouped as grouped_tasks
 from ldro_jax.tasks import synthetic as synthetic_tasks
 from ldro_jax.tasks import text as text_tasks
 from ldro_jax.training import batches, method, schedule
@@ -43,6 +52,15 @@ _CONFIGURABLES = {
     "digits": [digits.load],
     "experiments": [compare.compare, alone.monolingual, arguments.Report],
     "groups": [grouped.Affinity, grouped.Choices, grouped.compare_groups],
+    "grouped": [
+        grouped_tasks.adult,
+        grouped_tasks.celeba,
+        grouped_tasks.civilcomments,
+        grouped_tasks.spurious_cifar100,
+        grouped_tasks.spurious_digits,
+        grouped_tasks.toy,
+        grouped_tasks.waterbirds,
+    ],
     "interaction": [products],
     "lm": [optimizers.adam],
     "mc4": [mc4.load],
@@ -57,6 +75,7 @@ _CONFIGURABLES = {
         optimizers.checked(function)
         for function in (optax.adam, optax.adamw, optax.cosine_decay_schedule, optax.sgd)
     ],
+    "optimizers": [optimizers.sgd_l2],
     "problems": [CVaR, Perturbed, Reconstruction, classification, language_model],
     "public_data": [public_data.chicago, public_data.moleculeace, public_data.yeast],
     "synthetic": [synthetic_tasks.points, trajectories.Panel, trajectories.trajectories],
@@ -68,6 +87,12 @@ _CONFIGURABLES = {
         schedule.epochs,
         sharding.Layout,
         batches.Batches,
+    ],
+    "worst_groups": [
+        approaches.Approach,
+        approaches.DFR,
+        approaches.JTT,
+        worst_groups.compare_worst_groups,
     ],
 }
 

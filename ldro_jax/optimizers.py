@@ -71,6 +71,26 @@ def adam(
     return optax.chain(clip, optax.adamw(schedule, b1, b2, weight_decay=weight_decay))
 
 
+def sgd_l2(
+    learning_rate: float, *, momentum: float = 0.9, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent with an ℓ2 penalty, PyTorch's ``SGD``.
+
+    Args:
+      learning_rate: of each step.
+      momentum: decay of the sum of the gradients.
+      weight_decay: times the parameters is added to the gradient, before the momentum.
+
+    Raises:
+      ValueError: if a number is out of range.
+    """
+    for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay)):
+        checks.number(name, value, "[0, inf)")
+    checks.number("momentum", momentum, "[0, 1)")
+    decay = optax.add_decayed_weights(weight_decay)
+    return optax.chain(decay, optax.sgd(learning_rate, momentum))
+
+
 def checked(factory: Callable[..., Any]) -> Callable[..., Any]:
     """One of Optax's optimizers or schedules, whose arguments are checked first.
 

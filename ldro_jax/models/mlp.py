@@ -14,6 +14,7 @@ class MLP(nn.Module):
     Attributes:
       num_classes: number of outputs.
       features: width of each hidden layer; ``()`` for a linear model.
+      zero_head: begin with a last layer of zeros, and so with logits of zero.
 
     Raises:
       ValueError: if a width isn't a positive integer.
@@ -21,10 +22,12 @@ class MLP(nn.Module):
 
     num_classes: int
     features: Sequence[int] = (32,)
+    zero_head: bool = False
 
     def __post_init__(self):
         checks.integer("num_classes", self.num_classes)
         checks.integers("features", self.features)
+        checks.flag("zero_head", self.zero_head)
         super().__post_init__()
 
     @nn.compact
@@ -33,4 +36,5 @@ class MLP(nn.Module):
         x_BxD = x_BxHxW.reshape(x_BxHxW.shape[0], -1)
         for width in self.features:
             x_BxD = nn.relu(nn.Dense(width)(x_BxD))
-        return nn.Dense(self.num_classes)(x_BxD)
+        kernel = {"kernel_init": nn.initializers.zeros} if self.zero_head else {}
+        return nn.Dense(self.num_classes, **kernel)(x_BxD)

@@ -1,8 +1,9 @@
 """Problems whose data fits into memory: a user's arrays, with any model, loss and metrics."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -151,16 +152,44 @@ class ArrayProblem(in_memory.InMemory):
         self._splits = dict(splits)
         self._loss, self._prepare = loss, prepare
         self._measures = {metric.name: function for metric, function in metrics.items()}
-        train = self._splits["train"]
-        self.on_device = base.OnDevice(
-            {"inputs": train.inputs, "targets": train.targets},
-            np.asarray(train.sizes),
-            lambda arrays, key, step, tasks, indices: self._rows(arrays, tasks, indices),
-        )
+        self.on_device = self._held()
         self._model = self._looked_at(model)
         self.draws_at_random = self._model.draws
         self._on_host = self._not_traced()
         self._evaluate = jax.jit(self._values, static_argnums=2)
+
+    def _held(self) -> base.OnDevice:
+        train = self._splits["train"]
+        return base.OnDevice(
+            {"inputs": train.inputs, "targets": train.targets},
+            np.asarray(train.sizes),
+            lambda arrays, key, step, tasks, indices: self._rows(arrays, tasks, indices),
+        )
+
+    def with_splits(self, splits: Mapping[str, Split]) -> Self:
+        """The problem on other examples of the same form; what is compiled serves both.
+
+        Args:
+          splits: all three, with inputs and targets of the same shapes and dtypes.
+        """
+        other = copy.copy(self)
+        for cached in ("_identity", "_placed"):
+            vars(other).pop(cached, None)
+        other._splits = dict(splits)
+        other.on_device = other._held()
+        sizes = [
+            [np.asarray(x[name].sizes) for name in self.splits] for x in (self._splits, splits)
+        ]
+        if not all(map(np.array_equal, *sizes)):
+            other._evaluate = jax.jit(other._values, static_argnums=2)
+        return other
+
+    def in_evaluation(self) -> Self:
+        """The problem with its model as in an evaluation, where it trains as well."""
+        other = copy.copy(self)
+        other._model = models.Functions(self._model.init, self._model.apply)
+        other.draws_at_random = False
+        return other
 
     @override
     def init(self, key: jax.Array) -> Any:

@@ -57,17 +57,7 @@ def groups(
     checks.one_of("known", known, KNOWN)
     if objective is not None:
         _check_objective(objective, known)
-    names, numbers = _tasks(data, known)
-    missing = sorted(set(range(len(data.class_names))) - set(data.train.classes.tolist()))
-    if missing:
-        raise ValueError(
-            "data must have training examples of each class, but has none of "
-            f"{', '.join(data.class_names[place] for place in missing)}."
-        )
-    order = np.argsort(numbers, kind="stable")
-    sizes = np.bincount(numbers, minlength=len(names)).astype(np.int32)
-    train = Split(data.train.inputs[order], data.train.classes[order].astype(np.int32), sizes)
-    splits = {"train": train, **{name: _measured(data, name) for name in ("validation", "test")}}
+    names, splits = divided(data, known)
     make = ArrayProblem
     if objective is not None:
         make = functools.partial(ObjectiveProblem, objective)
@@ -82,6 +72,27 @@ def groups(
     )
     check_logits(problem, data.train.inputs, len(data.class_names))
     return problem
+
+
+def divided(data: GroupedData, known: str) -> tuple[list[str], dict[str, Split]]:
+    """The names of the tasks, and all examples: of the tasks to train on, of the groups to measure.
+
+    Raises:
+      ValueError: if a class has no training example, or a group to evaluate has none on validation
+        or test.
+    """
+    names, numbers = _tasks(data, known)
+    missing = sorted(set(range(len(data.class_names))) - set(data.train.classes.tolist()))
+    if missing:
+        raise ValueError(
+            "data must have training examples of each class, but has none of "
+            f"{', '.join(data.class_names[place] for place in missing)}."
+        )
+    order = np.argsort(numbers, kind="stable")
+    sizes = np.bincount(numbers, minlength=len(names)).astype(np.int32)
+    train = Split(data.train.inputs[order], data.train.classes[order].astype(np.int32), sizes)
+    splits = {"train": train, **{name: _measured(data, name) for name in ("validation", "test")}}
+    return names, splits
 
 
 def _check_objective(objective: Any, known: str) -> None:

@@ -5,6 +5,7 @@ seeds alone are trained together: under ``vmap`` on accelerators, where one smal
 of the device idle, and one after the other on CPU.
 """
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -73,8 +74,23 @@ class StackedEngine(engine_lib.Engine):
         assert problem.on_device is not None
         self.data: OnDevice = problem.on_device
         self.arrays = jax.device_put((self.data.arrays, problem.reference))
-        made = jax.jit(lambda key, given: starting.overlaid(meta.unbox(problem.init(key)), given))
-        self.init_params = lambda key: made(key, problem.starting)
+        self._made = jax.jit(
+            lambda key, given: starting.overlaid(meta.unbox(problem.init(key)), given)
+        )
+
+    def init_params(self, key: jax.Array) -> Any:
+        """The parameters of a run before its first step."""
+        return self._made(key, self.problem.starting)
+
+    def on(self, problem: Problem) -> "StackedEngine":
+        """The engine for other rows, or other first parameters, in a problem of the same form."""
+        other = copy.copy(self)
+        assert problem.on_device is not None
+        other.problem = other.source_problem = problem
+        other.data = problem.on_device
+        other.arrays = jax.device_put((other.data.arrays, problem.reference))
+        other.digests = {}
+        return other
 
     @override
     def program(self, method: Method) -> "StackedProgram":
@@ -120,6 +136,17 @@ class StackedProgram(engine_lib.Program):
             )
         self.plan = self.make_plan(strategy_on_one_device(method))
         self._stretches: dict[tuple[int, Stretch], Callable] = {}
+
+    def on(self, engine: StackedEngine) -> "StackedProgram":
+        """The program for the rows of another engine, see :meth:`StackedEngine.on`.
+
+        What is compiled serves both where tasks have as many rows.
+        """
+        other = copy.copy(self)
+        other.engine, other.problem = engine, engine.problem
+        if not np.array_equal(engine.data.sizes, self.engine.data.sizes):
+            other._stretches = {}
+        return other
 
     def check_rows(self, num_steps: int) -> None:
         """Raises ``ValueError`` if so many steps draw more rows than int32 can number."""

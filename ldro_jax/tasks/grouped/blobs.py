@@ -17,6 +17,7 @@ def toy(
     num_examples: int = 1000,
     num_noise: int = 1200,
     *,
+    data_dir: str | None = None,
     correlation: float = 0.8,
     std: float = 0.15,
     scales: tuple[float, float, float] = (4.0, 1.0, 2.0),
@@ -39,6 +40,7 @@ def toy(
     Args:
       num_examples: of each split, an even number.
       num_noise: dimensions of noise.
+      data_dir: ignored; everything is drawn.
       correlation: share of the examples whose spurious feature agrees with the class.
       std: standard deviation of the two features about their means.
       scales: of the spurious feature, the core feature and the noise.
@@ -51,6 +53,7 @@ def toy(
     Raises:
       ValueError: if an argument isn't what it must be.
     """
+    del data_dir
     checks.integer("num_examples", num_examples, low=2)
     checks.require(num_examples % 2 == 0, "num_examples", "an even number", num_examples)
     checks.integer("num_noise", num_noise, low=0)

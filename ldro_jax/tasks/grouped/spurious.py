@@ -30,6 +30,7 @@ _CAST = 0.3
 
 def spurious_digits(
     *,
+    data_dir: str | None = None,
     optics: tuple[str, str] = ("clean", "blurred"),
     correlation: float = 0.95,
     seed: int = 0,
@@ -41,6 +42,7 @@ def spurious_digits(
     second.
 
     Args:
+      data_dir: ignored; scikit-learn's wheel holds the images.
       optics: two names of :data:`ldro_jax.tasks.digits.OPTICS`.
       correlation: share of the training images of each class that are seen through its optics.
       seed: of the splits, of which images are the exceptions, and of noise.
@@ -52,6 +54,7 @@ def spurious_digits(
       ImportError: if scikit-learn is not installed.
       ValueError: if an argument isn't what it must be.
     """
+    del data_dir
     checks.names("optics", optics, "('clean', 'blurred')")
     checks.require(len(optics) == 2, "optics", "two names, such as ('clean', 'blurred')", optics)
     for name in optics:

@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from ldro_jax.runtime import checks
-from ldro_jax.tasks.grouped.base import SPLITS, GroupedData, GroupedSplit
+from ldro_jax.tasks.grouped.base import SPLITS, EvaluationGroups, GroupedData, GroupedSplit, draw
 
+# What all examples are called.
+EVERYTHING = "all examples"
 _EXAMPLE = "waterbirds(data_dir=…)"
 
 
@@ -113,3 +115,47 @@ def with_rows(data: GroupedData, rows: np.ndarray, split: str = "train") -> Grou
         members = getattr(data.evaluation, split)[:, rows]
         changed["evaluation"] = data.evaluation._replace(**{split: members})
     return dataclasses.replace(data, **changed)
+
+
+def on_validation(data: GroupedData, share: float, *, seed: int) -> GroupedData:
+    """The data with a share of each group of validation to train on, and the rest to choose by.
+
+    Raises:
+      ValueError: if the group of an example on validation isn't known.
+    """
+    numbers = data.groups("validation")
+    if unknown := int((numbers < 0).sum()):
+        raise ValueError(
+            "data.validation must have the attribute of each example to be trained on, but that of "
+            f"{unknown} isn't known."
+        )
+    first, rest = draw(numbers, (share,), np.random.default_rng(seed))
+    trained, chosen = with_rows(data, first, "validation"), with_rows(data, rest, "validation")
+    evaluation = chosen.evaluation
+    if evaluation is not None:
+        assert trained.evaluation is not None
+        evaluation = evaluation._replace(train=trained.evaluation.validation)
+    return dataclasses.replace(chosen, train=trained.validation, evaluation=evaluation)
+
+
+def of_class(name: str) -> str:
+    """What the examples of a class are called among groups to evaluate."""
+    return f"class {name}"
+
+
+def with_totals(data: GroupedData) -> GroupedData:
+    """The data with each class, and all examples, among the groups to evaluate.
+
+    Only where they don't follow from these: where groups overlap, or an example is in none.
+    """
+    if data.evaluation is None and (data.validation.attributes >= 0).all():
+        return data
+    names = (*data.evaluation_names, *map(of_class, data.class_names), EVERYTHING)
+    numbers = np.arange(len(data.class_names))[:, None]
+
+    def members(split: str) -> np.ndarray:
+        classes = getattr(data, split).classes
+        everything = np.ones((1, len(classes)), bool)
+        return np.concatenate([data.members(split), classes == numbers, everything])
+
+    return dataclasses.replace(data, evaluation=EvaluationGroups(names, *map(members, SPLITS)))
