@@ -75,9 +75,9 @@ class CVaR(Objective):
     .. math:: \max_p \sum_r p_r ℓ_r, \quad \sum_r p_r = 1, \quad 0 ≤ p_r ≤ \frac{1}{αR}
 
     with R rows and the share α. The αR rows with the highest losses have the weight 1 / (αR), the
-    last of them by the fraction that is left, and the others none; where losses are tied, some of
-    the tied rows have the weight, which is one of the solutions. The weights are constants of the
-    gradient (Danskin's theorem). A share of 1 is ERM; of 1 / R or less, the worst row.
+    last of them what is left, and the others none; rows that are tied for the last place share it.
+    The weights are constants of the gradient (Danskin's theorem). A share of 1 is ERM; of 1 / R or
+    less, the worst row.
 
     It is the CVaR of each batch, whose expectation is less than that of all examples: the smaller
     αR, the more (Levy et al. bound the difference). With microbatches, each is taken by itself.
@@ -261,9 +261,11 @@ class Reconstruction(Objective):
         grid = [side // self.patch for side in places]
         order = jax.random.uniform(key, (size, math.prod(grid)), jnp.float32)
         can = jnp.ones(order.shape, bool) if self.padding is None else inputs != self.padding
-        rank = jnp.argsort(jnp.argsort(jnp.where(can, order, 2), axis=1), axis=1)
+        order = jnp.where(can, order, 2)
         number = jnp.round(self.share * jnp.sum(can, axis=1, keepdims=True, dtype=jnp.float32))
-        masked = (can & (rank < jnp.maximum(number, 1).astype(rank.dtype))).reshape(size, *grid)
+        last = jnp.maximum(number.astype(jnp.int32) - 1, 0)
+        limit = jnp.take_along_axis(jnp.sort(order, axis=1), last, axis=1)
+        masked = (can & (order <= limit)).reshape(size, *grid)
         for axis in range(1, masked.ndim):
             masked = jnp.repeat(masked, self.patch, axis=axis)
         channels = inputs.shape[3:]
@@ -410,8 +412,12 @@ def _of_the_worst(losses: jax.Array, share: float) -> jax.Array:
 
     R times the weights p of :class:`CVaR`; constants of the gradient.
     """
-    losses = jax.lax.stop_gradient(losses)
-    order = jnp.argsort(losses, axis=-1, descending=True)
-    rank = jnp.argsort(order, axis=-1).astype(losses.dtype)
-    share = float(share)
-    return jnp.clip(share * losses.shape[-1] - rank, 0, 1) / share
+    losses, size = jax.lax.stop_gradient(losses), losses.shape[-1]
+    count = float(share) * size
+    last = size - math.ceil(count)
+    limit = jnp.sort(losses, axis=-1)[..., last : last + 1]
+    above, tied = losses > limit, losses == limit
+    several, most = (x.sum(axis=-1, keepdims=True, dtype=losses.dtype) for x in (tied, above))
+    # None is tied where the limit is NaN.
+    each = (count - most) / jnp.maximum(several, 1)
+    return jnp.where(above, 1, jnp.where(tied, each, 0)) / float(share)
