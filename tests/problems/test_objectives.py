@@ -429,6 +429,7 @@ MASKED = Reconstruction(0.3, token=7)
         (lambda: Reconstruction(0.0), "share must be"),
         (lambda: Reconstruction(token=-1), "token must be"),
         (lambda: Reconstruction(padding="x"), "padding must be"),
+        (lambda: Reconstruction(token=0, padding=0), "token must be another one than the padding"),
         (lambda: Reconstruction(patch=0), "patch must be"),
         (lambda: Reconstruction(error="L1"), "error must be one of 'absolute', 'squared'"),
         (lambda: groups("CVaR"), r"objective must be an Objective, such as problems.CVaR\("),
