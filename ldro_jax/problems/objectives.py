@@ -75,9 +75,9 @@ class CVaR(Objective):
     .. math:: \max_p \sum_r p_r ℓ_r, \quad \sum_r p_r = 1, \quad 0 ≤ p_r ≤ \frac{1}{αR}
 
     with R rows and the share α. The αR rows with the highest losses have the weight 1 / (αR), the
-    last of them by the fraction that is left, and the others none; where losses are tied, some of
-    the tied rows have the weight, which is one of the solutions. The weights are constants of the
-    gradient (Danskin's theorem). A share of 1 is ERM; of 1 / R or less, the worst row.
+    last of them what is left, and the others none; rows that are tied for the last place share it.
+    The weights are constants of the gradient (Danskin's theorem). A share of 1 is ERM; of 1 / R or
+    less, the worst row.
 
     It is the CVaR of each batch, whose expectation is less than that of all examples: the smaller
     αR, the more (Levy et al. bound the difference). With microbatches, each is taken by itself.
@@ -195,15 +195,15 @@ class Reconstruction(Objective):
     In each step a share of the places of each row is masked, the same number where nothing is
     padding, and at least one: of ``[R, D]`` each number, of images ``[R, H, W]`` or ``[R, H, W,
     C]`` each square of pixels with all its channels. Masked numbers become 0, masked tokens the
-    mask token, always (BERT leaves some as they are). The paper masks other examples than those it
-    classifies in a step, here they are the same.
+    mask token, always (BERT leaves some as they are). In a step the paper's code masks other
+    examples than those it classifies, here they are the same.
 
     Attributes:
       share: of the places that are masked, in (0, 1].
       token: the mask token, if inputs are tokens, integers ``[R, L]``.
       padding: a token that is never masked, if there is one.
       patch: side of the squares of an image that are masked together, in pixels.
-      error: of numbers that were masked, "absolute" as in the paper's code, or "squared".
+      error: of numbers that were masked, "absolute" as in SimMIM, or "squared" as in MAE.
 
     Raises:
       ValueError: if one of these is out of range.
@@ -227,6 +227,8 @@ class Reconstruction(Objective):
         for name in ("token", "padding"):
             if (value := getattr(self, name)) is not None:
                 checks.integer(name, value, low=0)
+        differs = self.token is None or self.token != self.padding
+        checks.require(differs, "token", "another one than the padding", self.token)
         checks.integer("patch", self.patch)
         checks.one_of("error", self.error, ("absolute", "squared"))
 
@@ -240,15 +242,12 @@ class Reconstruction(Objective):
         outputs, new = call(both)
         features = jnp.abs(outputs["features"]).reshape(len(inputs), 2, -1)
         classes = loss(outputs["logits"][::2], rows)
-        errors, sparsity = (
-            x.astype(classes.dtype)
-            for x in (self._errors(outputs["reconstruction"][1::2], inputs), features)
-        )
+        found = outputs["reconstruction"][1::2].astype(classes.dtype)
         places = tuple(range(1, inputs.ndim))
         sums = [
             classes,
-            jnp.sum(jnp.where(masked, errors, 0), axis=places),
-            jnp.sum(jnp.mean(sparsity, axis=2), axis=1),
+            jnp.sum(jnp.where(masked, self._errors(found, inputs), 0), axis=places),
+            jnp.sum(jnp.mean(features.astype(classes.dtype), axis=2), axis=1),
         ]
         one, counts = jnp.ones_like(classes), jnp.sum(masked, axis=places, dtype=classes.dtype)
         return RowLosses(
@@ -261,9 +260,11 @@ class Reconstruction(Objective):
         grid = [side // self.patch for side in places]
         order = jax.random.uniform(key, (size, math.prod(grid)), jnp.float32)
         can = jnp.ones(order.shape, bool) if self.padding is None else inputs != self.padding
-        rank = jnp.argsort(jnp.argsort(jnp.where(can, order, 2), axis=1), axis=1)
+        order = jnp.where(can, order, 2)
         number = jnp.round(self.share * jnp.sum(can, axis=1, keepdims=True, dtype=jnp.float32))
-        masked = (can & (rank < jnp.maximum(number, 1).astype(rank.dtype))).reshape(size, *grid)
+        last = jnp.maximum(number.astype(jnp.int32) - 1, 0)
+        limit = jnp.take_along_axis(jnp.sort(order, axis=1), last, axis=1)
+        masked = (can & (order <= limit)).reshape(size, *grid)
         for axis in range(1, masked.ndim):
             masked = jnp.repeat(masked, self.patch, axis=axis)
         channels = inputs.shape[3:]
@@ -273,7 +274,7 @@ class Reconstruction(Objective):
     def _errors(self, found: jax.Array, inputs: jax.Array) -> jax.Array:
         if self.token is not None:
             return optax.softmax_cross_entropy_with_integer_labels(found, inputs)
-        difference = found - inputs
+        difference = found - inputs.astype(found.dtype)
         return jnp.abs(difference) if self.error == "absolute" else difference**2
 
     @override
@@ -284,25 +285,30 @@ class Reconstruction(Objective):
             self._check_tokens(inputs)
         names = ("logits", "features", "reconstruction")
         is_mapping = isinstance(outputs, Mapping) and set(names) <= set(outputs)
-        logits, features, found = (jnp.shape(outputs[name]) if is_mapping else () for name in names)
-        vocabulary = found[-1:] if self.token is not None else ()
-        is_like = found == (*inputs.shape, *vocabulary)
+        shapes: list[tuple[int, ...]] = [()] * 3
+        if is_mapping:
+            shapes = [jnp.shape(outputs[name]) for name in names]
+        logits, features, found = shapes
+        is_like = found[: inputs.ndim] == inputs.shape
+        is_like = is_like and len(found) == inputs.ndim + (self.token is not None)
         rows = len(inputs)
         if not (is_like and len(logits) == 2 and {logits[0], *features[:1]} == {rows}):
             given = {name: jnp.shape(x) for name, x in outputs.items()} if is_mapping else outputs
-            inner = ", ".join(map(str, inputs.shape[1:])) + (
-                ", V" if self.token is not None else ""
+            inner = ", ".join(
+                [*map(str, inputs.shape[1:]), *(["V"] if self.token is not None else [])]
             )
             raise ValueError(
                 "model must give a dictionary with objective=Reconstruction: logits [R, C], "
                 f"features [R, ...] and reconstruction [R, {inner}], but of {rows} rows it gives "
                 f"{checks.shown(given)}."
             )
+        if self.token is None:
+            return
         least, most = int(np.min(examples)), int(np.max(examples))
-        if vocabulary and (least < 0 or most >= vocabulary[0]):
+        if least < 0 or most >= found[-1]:
             raise ValueError(
                 "model must give a reconstruction [R, L, V] with an output for each token, but V "
-                f"is {vocabulary[0]}, and tokens are from {least} to {most}."
+                f"is {found[-1]}, and tokens are from {least} to {most}."
             )
 
     def _check_numbers(self, inputs: Any) -> None:
@@ -410,8 +416,12 @@ def _of_the_worst(losses: jax.Array, share: float) -> jax.Array:
 
     R times the weights p of :class:`CVaR`; constants of the gradient.
     """
-    losses = jax.lax.stop_gradient(losses)
-    order = jnp.argsort(losses, axis=-1, descending=True)
-    rank = jnp.argsort(order, axis=-1).astype(losses.dtype)
-    share = float(share)
-    return jnp.clip(share * losses.shape[-1] - rank, 0, 1) / share
+    losses, size = jax.lax.stop_gradient(losses), losses.shape[-1]
+    count = float(share) * size
+    last = size - math.ceil(count)
+    limit = jnp.sort(losses, axis=-1)[..., last : last + 1]
+    above, tied = losses > limit, losses == limit
+    several, most = (x.sum(axis=-1, keepdims=True, dtype=losses.dtype) for x in (tied, above))
+    # None is tied where the limit is NaN.
+    each = (count - most) / jnp.maximum(several, 1)
+    return jnp.where(above, 1, jnp.where(tied, each, 0)) / float(share)

@@ -133,6 +133,14 @@ def test_the_worst_of_all_rows_are_those_of_erm():
     np.testing.assert_array_equal(found, expected)
 
 
+def test_rows_that_are_tied_share_alike():
+    problem = problems.groups(
+        numbers(), Linear().functions(), known="nothing", objective=CVaR(0.75)
+    )
+    rows, params = all_rows(problem), jnp.zeros((3, 2))
+    np.testing.assert_allclose(problem.training_losses(params, rows).sums, np.log(2), rtol=1e-6)
+
+
 def test_a_loss_that_is_no_number_stays_one():
     problem = problems.groups(numbers(), Linear().functions(), known="nothing", objective=CVaR(0.2))
     rows, params = all_rows(problem), problem.init(jax.random.key(1))
@@ -421,6 +429,7 @@ MASKED = Reconstruction(0.3, token=7)
         (lambda: Reconstruction(0.0), "share must be"),
         (lambda: Reconstruction(token=-1), "token must be"),
         (lambda: Reconstruction(padding="x"), "padding must be"),
+        (lambda: Reconstruction(token=0, padding=0), "token must be another one than the padding"),
         (lambda: Reconstruction(patch=0), "patch must be"),
         (lambda: Reconstruction(error="L1"), "error must be one of 'absolute', 'squared'"),
         (lambda: groups("CVaR"), r"objective must be an Objective, such as problems.CVaR\("),
