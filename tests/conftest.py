@@ -116,6 +116,7 @@ _CASES = {
         "stacked",
     ),
     "experiments/test_groups.py::test_an_experiment_runs_to_the_report": ("digits_groups.gin",),
+    "experiments/test_worst_groups.py::test_an_experiment_runs_to_the_report": ("toy*few",),
     "experiments/test_compare.py::test_methods_get_the_sizes_of_the_tasks": ("stacked",),
     "experiments/test_patience.py::test_a_run_ends_where_a_loop_by_hand_does": ("stacked",),
     "faults/test_api_inputs.py::test_64_bits_are_taken_as_they_are_where_jax_holds_them": (

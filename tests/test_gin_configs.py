@@ -31,6 +31,10 @@ _RUN = {
         f"experiments/{name}_groups.gin": "experiments/test_groups.py"
         for name in ("cifar100", "digits", "yeast")
     },
+    **{
+        f"experiments/{name}_worst_groups.gin": "experiments/test_worst_groups.py"
+        for name in ("adult", "cifar100", "digits", "toy")
+    },
     "experiments/digits.gin": "helpers/command_line.py",
     "experiments/digits_methods.gin": "experiments/test_digits_methods.py",
     "experiments/digits_products.gin": "experiments/test_digits_methods.py",

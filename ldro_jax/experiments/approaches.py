@@ -175,8 +175,9 @@ class Approach(Way):
     def job(self, trainings: Trainings, data: GroupedData, place: int = 0, **changes: Any) -> Job:
         """The training of one of its settings on some data."""
         problem = trainings.problem(data, self.known, self.objective, self.model)
-        job = Job(self.name, self._methods[place], self.settings[place], problem, self.optimizer)
-        return dataclasses.replace(job, **changes)
+        form = self.known, self.objective, self.model, self.optimizer
+        named = self.name, self._methods[place], self.settings[place]
+        return dataclasses.replace(Job(*named, problem, form, self.optimizer), **changes)
 
     def check(self, trainings: Trainings) -> None:
         """See :class:`Way`."""
@@ -280,7 +281,7 @@ class JTT(Way):
         for setting, seed in itertools.product(self.settings, trainings.seeds):
             rows = wrong[setting["first steps"], seed]
             data = upsample(trainings.data[seed], rows, setting["factor"])
-            job = self.base.job(trainings, data, name=self.name, setting=setting, form=self.name)
+            job = self.base.job(trainings, data, name=self.name, setting=setting)
             yield from trainings.train(job, [seed]).values()
 
 
@@ -366,11 +367,13 @@ class DFR(Way):
         kept = jax.tree.map(lambda mine, x: None if mine else x, last(params), params)
         data = subsample(on_validation(data, self.share, seed=seed), seed=seed)
         problem = trainings.problem(data, "nothing", model=self.base.model).in_evaluation()
-        problem = problem.with_parameters(kept)
+        if jax.tree.leaves(kept):
+            problem = problem.with_parameters(kept)
         problem.penalty = functools.partial(_l1, last, setting["penalty"])
         optimizer = self.base.optimizer or trainings.optimizer
         method = Method(self.name, "average")
-        return Job(self.name, method, setting, problem, trained_lib.only(optimizer, last))
+        form = self.name, setting["penalty"]
+        return Job(self.name, method, setting, problem, form, trained_lib.only(optimizer, last))
 
     def _last(self, params: Any, *, num_classes: int) -> Any:
         if self.last_layer is not None:

@@ -38,17 +38,16 @@ class Job:
       problem: what is trained.
       optimizer: by default that of the experiment.
       steps: by default those of the schedule.
-      form: what jobs have in common that differ in their rows and first parameters alone; by
-        default name and setting.
+      form: what jobs have in common that differ in rates, rows and first parameters alone.
     """
 
     name: str
     method: Method
     setting: Mapping[str, Any]
     problem: ArrayProblem
+    form: Hashable
     optimizer: optax.GradientTransformation | None = None
     steps: int | None = None
-    form: Hashable = None
 
     @property
     def recorded(self) -> Method:
@@ -117,7 +116,7 @@ class Trainings:
     def _program(self, job: Job) -> tuple[Program, Method]:
         """What trains a job, and its method with what only the data can tell."""
         method = compare_lib.resolved(job.recorded, job.problem, {})
-        form = job.form or (job.name, tuple(job.setting.items())), job.problem.task_names
+        form = job.form, job.method.compile_key(), job.problem.task_names
         if (known := self._programs.get(form)) is not None:
             return known.on(known.engine.on(job.problem)), method
         optimizer = job.optimizer or self.optimizer

@@ -261,7 +261,7 @@ class ArrayProblem(in_memory.InMemory):
     @override
     def check_evaluation(self, params: Any) -> bool:
         for name in self.splits:
-            evaluate = functools.partial(self._values, split=name)
+            evaluate = functools.partial(self._values, form=self._form(name))
             jax.eval_shape(evaluate, params, self._splits[name])
         # What NumPy computes is tried.
         return not self._on_host
@@ -312,13 +312,18 @@ class ArrayProblem(in_memory.InMemory):
             raise ValueError("model must give outputs, but it gives none.")
         return functions
 
-    def _values(self, params, arrays, split):
+    @override
+    def _form(self, split: str) -> tuple[int, ...]:
+        return tuple(np.asarray(self._splits[split].sizes).tolist())
+
+    def _values(self, params, arrays, form):
         """The metrics that JAX computes, each task on its own rows alone, ``[N]`` by name.
 
         And the outputs, for those that NumPy computes.
         """
         inputs, targets, counts = arrays
-        sizes, starts = np.asarray(self._splits[split].sizes), self._splits[split].starts
+        sizes = np.array(form)
+        starts = np.cumsum(sizes) - sizes
         # The activations of as many rows as the largest task has are enough to hold.
         outputs = checked.outputs(lambda x: self.apply(params, x), inputs, int(sizes.max()))
 

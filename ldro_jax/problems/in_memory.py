@@ -47,8 +47,12 @@ class InMemory(base.Problem):
     def _arrays(self, split: str) -> Any:
         """The arrays of a split, a pytree."""
 
+    def _form(self, split: str) -> Any:
+        """What of a split is known when its evaluation is compiled, hashable."""
+        return split
+
     @abc.abstractmethod
-    def _values(self, params: Any, arrays: Any, split: str) -> tuple[Any, Any]:
+    def _values(self, params: Any, arrays: Any, form: Any) -> tuple[Any, Any]:
         """The metrics that JAX computes, ``[N]`` by name, and outputs for those that it doesn't."""
 
     @abc.abstractmethod
@@ -65,7 +69,7 @@ class InMemory(base.Problem):
 
     @override
     def evaluate(self, params: Any, split: str) -> dict[str, Any]:
-        values, outputs = self._evaluate(params, self._placed[split], split)
+        values, outputs = self._evaluate(params, self._placed[split], self._form(split))
         if not self._on_host:
             return values
         unknown = np.full(len(self.measured), np.nan, np.float32)

@@ -74,7 +74,15 @@ def load(*, data_dir: str | None = None, seed: int = 0) -> base.MultitaskData:
 
 
 def divided(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The images, float32 ``[E, 8, 8]`` from 0 to 1, and digits, int ``[E]``, of each split.
+    """The images and digits of each split; see :func:`images`."""
+    everything, labels = images()
+    parts = np.split(rng.permutation(len(labels)), [1077, 1437])
+    splits = zip(("train", "validation", "test"), parts, strict=True)
+    return {name: (everything[part], labels[part]) for name, part in splits}
+
+
+def images() -> tuple[np.ndarray, np.ndarray]:
+    """All images, float32 ``[E, 8, 8]`` from 0 to 1, and their digits, int ``[E]``.
 
     Raises:
       ImportError: if scikit-learn is not installed.
@@ -86,10 +94,7 @@ def divided(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]
             "The digits come with scikit-learn: pip install 'ldro-jax[trainer]'."
         ) from error
     digits: Any = datasets.load_digits()
-    images = (digits.images / 16).astype(np.float32)
-    parts = np.split(rng.permutation(len(images)), [1077, 1437])
-    splits = zip(("train", "validation", "test"), parts, strict=True)
-    return {name: (images[part], digits.target[part]) for name, part in splits}
+    return (digits.images / 16).astype(np.float32), digits.target
 
 
 def _through_optics(images, labels, rng) -> base.Split:

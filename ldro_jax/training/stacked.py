@@ -135,7 +135,7 @@ class StackedProgram(engine_lib.Program):
                 f"{method.sampling!r}. Pass layout=Layout() to train on rows from the host."
             )
         self.plan = self.make_plan(strategy_on_one_device(method))
-        self._stretches: dict[tuple[int, Stretch], Callable] = {}
+        self._stretches: dict[tuple[Any, ...], Callable] = {}
 
     def on(self, engine: StackedEngine) -> "StackedProgram":
         """The program for the rows of another engine, see :meth:`StackedEngine.on`.
@@ -144,8 +144,6 @@ class StackedProgram(engine_lib.Program):
         """
         other = copy.copy(self)
         other.engine, other.problem = engine, engine.problem
-        if not np.array_equal(engine.data.sizes, self.engine.data.sizes):
-            other._stretches = {}
         return other
 
     def check_rows(self, num_steps: int) -> None:
@@ -291,7 +289,7 @@ class StackedProgram(engine_lib.Program):
         so_far = means or Means.none((len(runs.key), self.problem.num_tasks))
         blocks = np.int32(num_steps // size.block)
         arguments: Any = (runs, states, so_far, blocks, self.engine.arrays)
-        key = (len(runs.key), size)
+        key = (len(runs.key), size, *np.asarray(self.engine.data.sizes).tolist())
         if key not in self._stretches:
             jitted = jax.jit(self.engine.together(self.stretch(size)), donate_argnums=(1, 2))
             self._stretches[key] = jitted.lower(*arguments).compile()

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from ldro_jax.problems import public_data
+from ldro_jax.tasks.grouped import census
 
 PROTEINS = ("CHEMBL204_Ki", "CHEMBL218_EC50")
 GENES, DAYS = 90, 104
@@ -39,3 +40,24 @@ def write(folder):
             "split": np.where(tested, "test", "train"),
         }
         pd.DataFrame(table).to_csv(folder / "moleculeace" / f"{name}.csv", index=False)
+    write_adults(folder, adults())
+
+
+def adults(rows=400):
+    rng = np.random.default_rng(0)
+    columns = {name: rng.integers(1, 90, rows) for name in census._CONTINUOUS}
+    columns["fnlwgt"] = rng.integers(0, 9999, rows)
+    sets = [
+        list(census._INCOME.values()),
+        *(list(x.values()) for x in census._PROTECTED.values()),
+        ["workclass_Private", "workclass_State-gov"],
+        ["relationship_Husband", "relationship_Wife", "relationship_Unmarried"],
+    ]
+    for names in sets:
+        chosen = rng.integers(len(names), size=rows)
+        columns.update({name: (chosen == i).astype(int) for i, name in enumerate(names)})
+    return pd.DataFrame(columns)
+
+
+def write_adults(folder, table):
+    table.to_csv(folder / "adult.csv.zip", index=False, compression="zip")

@@ -8,6 +8,7 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
+from helpers import public_files
 
 from ldro_jax.tasks import cifar100, digits, grouped
 from ldro_jax.tasks.grouped import census
@@ -348,31 +349,11 @@ def test_what_cifar100_does_not_have_is_said(cifar):
         grouped.spurious_cifar100(mark="frame")
 
 
-def adults(rows=400):
-    rng = np.random.default_rng(0)
-    columns = {name: rng.integers(1, 90, rows) for name in census._CONTINUOUS}
-    columns["fnlwgt"] = rng.integers(0, 9999, rows)
-    sets = [
-        list(census._INCOME.values()),
-        *(list(x.values()) for x in census._PROTECTED.values()),
-        ["workclass_Private", "workclass_State-gov"],
-        ["relationship_Husband", "relationship_Wife", "relationship_Unmarried"],
-    ]
-    for names in sets:
-        chosen = rng.integers(len(names), size=rows)
-        columns.update({name: (chosen == i).astype(int) for i, name in enumerate(names)})
-    return pd.DataFrame(columns)
-
-
-def write_adults(folder, table):
-    table.to_csv(folder / "adult.csv.zip", index=False, compression="zip")
-
-
 def test_adults_are_divided_by_sex_and_race(tmp_path):
-    table = adults()
+    table = public_files.adults()
     # Ages tell the rows apart.
     table["age"] = np.random.default_rng(1).permutation(len(table))
-    write_adults(tmp_path, table)
+    public_files.write_adults(tmp_path, table)
     data = grouped.adult(data_dir=tmp_path)
     assert data.group_names[0] == "≤50K, female American Indian" and len(data.group_names) == 20
     assert data.group_names[-1] == ">50K, male White"
@@ -411,12 +392,12 @@ def test_what_is_wrong_with_adults_is_one_line(tmp_path):
     refused(FileNotFoundError, "There is no file .*adult.csv.zip. python scripts/public_data.py")
     refused(ValueError, "by must be one of 'sex', 'race', but it is 'age'", by=("age",))
     refused(ValueError, "keep_protected must be True or False", keep_protected=1)
-    table = adults(20)
-    write_adults(tmp_path, table.drop(columns="sex_Male"))
+    table = public_files.adults(20)
+    public_files.write_adults(tmp_path, table.drop(columns="sex_Male"))
     refused(ValueError, "it lacks sex_Male")
-    write_adults(tmp_path, table.assign(sex_Male=1, sex_Female=1))
+    public_files.write_adults(tmp_path, table.assign(sex_Male=1, sex_Female=1))
     refused(ValueError, "must have a 1 in one of sex_Female, sex_Male and a 0 in the others")
-    write_adults(tmp_path, table.assign(age="old"))
+    public_files.write_adults(tmp_path, table.assign(age="old"))
     refused(ValueError, "age, .* must be numbers")
     (tmp_path / "adult.csv.zip").write_bytes(b"PK, but no archive")
     refused(ValueError, "adult.csv.zip can't be read")

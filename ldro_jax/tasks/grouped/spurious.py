@@ -17,7 +17,7 @@ import numpy as np
 
 from ldro_jax.runtime import checks
 from ldro_jax.tasks import cifar100, digits
-from ldro_jax.tasks.grouped.base import GroupedData, GroupedSplit
+from ldro_jax.tasks.grouped.base import SPLITS, GroupedData, GroupedSplit, draw
 
 # Images [E, ...] -> the same shape.
 Mark = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -37,9 +37,9 @@ def spurious_digits(
 ) -> GroupedData:
     """Handwritten digits, even or odd, which of the two goes with how they are seen.
 
-    The images and the optics are those of :mod:`ldro_jax.tasks.digits`, as are the 1,077 training,
-    360 validation and 360 test images. Even digits go with the first optics, odd ones with the
-    second.
+    The images and the optics are those of :mod:`ldro_jax.tasks.digits`. Of each class 60 % are
+    training and 20 % validation images, in all 1,079 and 359, and 359 are test images. Even digits
+    go with the first optics, odd ones with the second.
 
     Args:
       data_dir: ignored; scikit-learn's wheel holds the images.
@@ -62,7 +62,9 @@ def spurious_digits(
     checks.number("correlation", correlation, "[0, 1]")
     checks.seed("seed", seed)
     rng = np.random.default_rng(seed)
-    splits = {name: (images, y % 2) for name, (images, y) in digits.divided(rng).items()}
+    images, labels = digits.images()
+    parts = zip(SPLITS, draw(labels % 2, (0.6, 0.2), rng), strict=True)
+    splits = {name: (images[rows], labels[rows] % 2) for name, rows in parts}
     return GroupedData(
         **_marked(splits, [digits.OPTICS[name] for name in optics], correlation, rng),
         class_names=("even", "odd"),
