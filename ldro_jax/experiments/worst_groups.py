@@ -10,7 +10,7 @@ import optax
 from ldro_jax.experiments import approaches as approaches_lib
 from ldro_jax.experiments import compare as compare_lib
 from ldro_jax.experiments import runs as runs_lib
-from ldro_jax.experiments.approaches import Way
+from ldro_jax.experiments.approaches import DFR, JTT, Approach, Way
 from ldro_jax.experiments.arguments import Directories, Report
 from ldro_jax.experiments.trainings import Trainings
 from ldro_jax.records import results
@@ -19,6 +19,8 @@ from ldro_jax.tasks.grouped import GroupedData
 from ldro_jax.tasks.grouped.variants import EVERYTHING, of_class, with_totals
 from ldro_jax.training.batches import Batches
 from ldro_jax.training.schedule import Schedule
+
+__all__ = ["DFR", "JTT", "Approach", "Way", "compare_worst_groups"]
 
 
 def compare_worst_groups(

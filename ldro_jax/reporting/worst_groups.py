@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ldro_jax.records.results import Results, Run
-from ldro_jax.reporting.statistics import interval, with_interval
+from ldro_jax.reporting.statistics import interval, number, with_interval
 
 # What each group counts in an average.
 Shares = Mapping[str, float]
@@ -65,7 +65,12 @@ def sections(
         (title, caption, _table(groups, knows, of_rule))
         for title, caption, of_rule in zip(titles, captions, best.values(), strict=True)
     ]
-    return [*found, ("Every group", _EVERY, _every(groups, best["worst group"]))]
+    by_groups = best["worst group"]
+    return [
+        *found,
+        ("Every group", _EVERY, _every(groups, by_groups)),
+        ("What was chosen", _CHOSEN, _settings(by_groups)),
+    ]
 
 
 _CAPTION = (
@@ -81,6 +86,7 @@ _BY_AVERAGE = (
     "The same with what has the best average on validation, for which groups don't matter."
 )
 _BY_CLASS = "The same with what has the best worst class on validation, where groups aren't known."
+_CHOSEN = "By the worst group on validation; seeds that ended early are left out."
 _EVERY = "Accuracy on the test set, chosen by the worst group on validation; mean over seeds."
 
 
@@ -170,14 +176,21 @@ def _values(groups: Mapping[int, Groups], best: Chosen | None) -> dict[int, dict
 
 def _every(groups: Mapping[int, Groups], best: Mapping[str, Chosen | None]) -> list[list[str]]:
     names = next(iter(groups.values())).names
-    rows = [["approach", *names, "setting", "steps", "seeds"]]
+    there = {way: mine for way, mine in best.items() if mine is not None}
+    rows = [["group", *there]]
+    for name in names:
+        values = ([x[name] for x in mine.tested.values()] for mine in there.values())
+        rows.append([name, *(number(float(np.mean(x))) for x in values)])
+    return rows
+
+
+def _settings(best: Mapping[str, Chosen | None]) -> list[list[str]]:
+    rows = [["approach", "setting", "mean step", "seeds"]]
     for way, mine in best.items():
         if mine is None:
+            rows.append([way, "", "", "0"])
             continue
-        values = ([x[name] for x in mine.tested.values()] for name in names)
         setting = ", ".join(f"{name} {value}" for name, value in mine.setting.items())
-        steps = f"{np.mean(list(mine.steps.values())):.0f}"
-        rows.append(
-            [way, *(f"{np.mean(x):.3f}" for x in values), setting, steps, str(len(mine.steps))]
-        )
+        steps = number(float(np.mean(list(mine.steps.values()))), 0)
+        rows.append([way, setting, steps, str(len(mine.steps))])
     return rows

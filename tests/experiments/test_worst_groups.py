@@ -321,7 +321,8 @@ def test_the_report_has_both_averages(finished, monkeypatch):
     row = row[row.index(">ERM<") : row.index("</tr>", row.index(">ERM<"))]
     places = [row.index(f"{x} ± –") for x in expected]
     assert places == sorted(places)
-    for text in ("Chosen by the average", "Chosen by the worst class", "Every group"):
+    titles = "Chosen by the average", "Chosen by the worst class", "Every group", "What was chosen"
+    for text in titles:
         assert f"{text}</h2>" in page
     assert record.task_sizes == dict(zip(GROUPS, [6, 2, 2, 6], strict=True))
 
