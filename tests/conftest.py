@@ -19,7 +19,6 @@ import jax
 import pytest
 from helpers import pictures
 from jax._src import compiler
-from jax._src.interpreters import mlir
 
 from ldro_jax.runtime import xla_flags
 
@@ -48,8 +47,6 @@ if not hasattr(jax, "enable_x64"):  # before jax 0.8
 jax.config.update("jax_platforms", "cpu")
 # Nobody looks into what is lowered for where it comes from.
 jax.config.update("jax_traceback_in_locations_limit", 0)
-# A context of its own for each program takes 5 ms to make, longer than most of them take to lower.
-mlir.make_ir_context = functools.cache(mlir.make_ir_context)
 # A silent promotion or broadcast is how a [N] vector becomes a wrong [N, N] matrix.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -576,7 +573,6 @@ def _free_programs():
         is_full = maps.read_bytes().count(b"\n") > _MOST_MAPS
     if is_full:
         jax.clear_caches()
-        mlir.make_ir_context.cache_clear()
         gc.collect()
         # Otherwise the C library keeps most of it.
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
