@@ -26,6 +26,14 @@ def test_importing_the_library_imports_nothing_heavy(run_python):
     assert "jax" not in run_python(program.format("import ldro_jax.main; ")).split()
 
 
+def test_importing_what_trains_imports_no_solvers_and_no_statistics(run_python):
+    found = run_python(
+        "import sys, ldro_jax.experiments.compare; print('\\n'.join(sys.modules))"
+    ).split()
+    assert "ldro_jax.grouping" in found
+    assert not {"scipy.optimize", "scipy.stats", "matplotlib", "tensorflow"} & set(found)
+
+
 def test_a_core_install_names_the_extra(run_python):
     lacks = "import sys, ldro_jax; sys.modules['{}'] = None\n"
     program = lacks.format("flax") + "".join(

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from ldro_jax.runtime import checks
 
@@ -116,6 +115,9 @@ def agreement(predictions: Gains, measured: Gains) -> Agreement:
 
     NaN where there are fewer than three values, or all are equal.
     """
+    # It takes a second to import, which a program that trains without groups need not wait for.
+    from scipy import stats
+
     common = [g for g in measured if g in predictions]
     entries = [
         (t, p, m) for g in common for t, p, m in zip(g, predictions[g], measured[g], strict=True)

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, sparse
 
 from ldro_jax.runtime import checks
 
@@ -308,6 +307,9 @@ def _best_groups(table: np.ndarray, most: int) -> list[int]:
 
 def _by_program(values: np.ndarray, most: int) -> np.ndarray:
     """Indices of the best groups, by an integer programme; none if they can't cover the tasks."""
+    # As in gain.py, imported where it is needed.
+    from scipy import optimize, sparse
+
     groups, tasks = values.shape
     group, task = np.nonzero(np.isfinite(values))
     gives = values[group, task]

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-from helpers import public_files, tiny
+from helpers import pictures, public_files, tiny
 
 import ldro_jax
 from ldro_jax import configuration, problems
@@ -77,7 +77,9 @@ def compared(directory, **options):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     directory = tmp_path_factory.mktemp("groups") / "out"
-    return compared(directory), directory
+    with pytest.MonkeyPatch.context() as patch:
+        pictures.leave_out(patch)
+        return compared(directory), directory
 
 
 def losses_of(directory):
@@ -183,6 +185,7 @@ def test_the_parameters_of_a_group_are_kept(finished):
     np.testing.assert_allclose(np.asarray(values)[[0, 2]], expected, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_what_is_there_is_taken_and_what_is_missing_is_made_again(finished, tmp_path, capsys):
     record, directory = finished
     again = tmp_path / "out"
@@ -320,6 +323,10 @@ _TINY = ["TRAIN_STEPS=4", "SEEDS=(0,)", "Schedule.eval_interval=2", "Choices.max
 _OWN = {
     "digits_groups.gin": [
         *("MLP.features=(4,)", "Choices.every_group=False", "Choices.pairs=False"),
+        *(
+            "Choices.random=False",
+            "Choices.affinities=[@first_order/Affinity(), @cosine/Affinity()]",
+        ),
     ],
     "yeast_groups.gin": ["MLP.features=(4,)", "Batches.size=8", "Choices.pairs=False"],
     "cifar100_groups.gin": [

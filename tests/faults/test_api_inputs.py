@@ -229,7 +229,7 @@ def problem_with(expression, line, names):
 PARTS = [
     pytest.param(title, every, id=f"{title}, every {every}", marks=marks)
     for title in groups()
-    for every, marks in ((5, ()), (1, pytest.mark.heavy))
+    for every, marks in ((10, ()), (1, pytest.mark.heavy))
 ]
 
 

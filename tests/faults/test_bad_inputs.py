@@ -93,7 +93,7 @@ def _problem(said, line):
     return None if re.search(pattern, first) else f"it is another line than {line!r}: {said!r}"
 
 
-@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("every", [16, pytest.param(1, marks=pytest.mark.heavy)])
 def test_each_bad_input_gives_one_line_and_deletes_nothing(every, finished, tmp_path, survived):
     pytest.importorskip("seqio")
     pytest.importorskip("sklearn")
