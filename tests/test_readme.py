@@ -61,3 +61,24 @@ def test_the_example_of_grouping_finds_the_groups(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(code, "docs/grouping.md", "exec"), {})
     assert capsys.readouterr().out == "((0, 1), (2, 3))\n"
+
+
+def _of_groups():
+    page = (_ROOT / "docs" / "worst_groups.md").read_text(encoding="utf-8")
+    return re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_problems_of_groups_can_be_made(capsys):
+    made = {}
+    for code in _of_groups()[:2]:
+        exec(compile(code, "docs/worst_groups.md", "exec"), made)
+    assert capsys.readouterr().out.endswith("'camel, sand') [190  10  10 190]\n")
+
+
+@pytest.mark.heavy
+def test_the_example_of_groups_trains(tmp_path):
+    made = {}
+    for code in _of_groups():
+        code = code.replace("/tmp/worst_groups", str(tmp_path / "out"))
+        exec(compile(code, "docs/worst_groups.md", "exec"), made)
+    assert (tmp_path / "out" / "report.html").exists() and len(made["record"].runs) == 18

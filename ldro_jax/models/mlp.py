@@ -36,5 +36,5 @@ class MLP(nn.Module):
         x_BxD = x_BxHxW.reshape(x_BxHxW.shape[0], -1)
         for width in self.features:
             x_BxD = nn.relu(nn.Dense(width)(x_BxD))
-        kernel = {"kernel_init": nn.initializers.zeros} if self.zero_head else {}
-        return nn.Dense(self.num_classes, **kernel)(x_BxD)
+        kernel_init = nn.initializers.zeros if self.zero_head else nn.initializers.lecun_normal()
+        return nn.Dense(self.num_classes, kernel_init=kernel_init)(x_BxD)
