@@ -37,7 +37,7 @@ from ldro_jax.problems import (
     language_model,
     public_data,
 )
-from ldro_jax.tasks import cifar100, digits, mc4
+from ldro_jax.tasks import cifar100, corrupted, digits, mc4
 from ldro_jax.tasks import grouped as grouped_tasks
 from ldro_jax.tasks import synthetic as synthetic_tasks
 from ldro_jax.tasks import text as text_tasks
@@ -49,6 +49,7 @@ _ROOTS = (_PACKAGE.parent, _PACKAGE)
 
 _CONFIGURABLES = {
     "cifar100": [cifar100.load],
+    "corrupted": [corrupted.corrupted],
     "digits": [digits.load],
     "experiments": [compare.compare, alone.monolingual, arguments.Report],
     "groups": [grouped.Affinity, grouped.Choices, grouped.compare_groups],

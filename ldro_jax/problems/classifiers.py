@@ -109,7 +109,15 @@ def from_data(data: MultitaskData, model: Any, *, within_task: bool = False) -> 
             "within_task must be False for data whose tasks have all classes, but it is True."
         )
     splits = {name: getattr(data, name) for name in ("train", "validation", "test")}
-    problem = ArrayProblem(data.task_names, splits, model, loss, metrics, prepare=data.prepare)
+    problem = ArrayProblem(
+        data.task_names,
+        splits,
+        model,
+        loss,
+        metrics,
+        prepare=data.prepare,
+        measured_names=data.measured_names,
+    )
     check_logits(problem, data.train.inputs, data.num_classes)
     return problem
 

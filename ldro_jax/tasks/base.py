@@ -70,6 +70,8 @@ class MultitaskData:
         applied on the device to each batch, so that images can be stored as bytes.
       task_classes: which classes each task has, bool ``[task, class]``, if they differ. Accuracy
         is then also measured among the classes of the task alone.
+      measured_names: the tasks that ``validation`` and ``test`` have, the first of ``task_names``;
+        ``None`` for all.
     """
 
     task_names: tuple[str, ...]
@@ -79,6 +81,7 @@ class MultitaskData:
     test: Split
     prepare: Callable[[jax.Array], jax.Array] = unchanged
     task_classes: np.ndarray | None = None
+    measured_names: tuple[str, ...] | None = None
 
     def __post_init__(self):
         checks.names("task_names", self.task_names, "('red', 'blue')")
@@ -90,10 +93,18 @@ class MultitaskData:
                 f"task_classes must be [{self.num_tasks} tasks, {self.num_classes} classes], but "
                 f"its shape is {np.shape(classes)}."
             )
-        for name in ("train", "validation", "test"):
-            self._check_split(name, getattr(self, name))
+        measured = self.task_names
+        if self.measured_names is not None:
+            measured = self.measured_names
+            checks.names("measured_names", measured, "('red', 'blue')")
+            is_first = tuple(measured) == tuple(self.task_names[: len(measured)])
+            expected = f"the first of the tasks {list(self.task_names)}"
+            checks.require(is_first, "measured_names", expected, list(measured))
+        self._check_split("train", self.train, self.task_names)
+        for name in ("validation", "test"):
+            self._check_split(name, getattr(self, name), measured)
 
-    def _check_split(self, name: str, split: Split) -> None:
+    def _check_split(self, name: str, split: Split, tasks: tuple[str, ...]) -> None:
         checks.instance(name, split, Split, "Split.join([(inputs, targets), …])")
         for part, array in split._asdict().items():
             is_array = isinstance(array, (np.ndarray, jax.Array))
@@ -106,17 +117,17 @@ class MultitaskData:
         if not (
             inputs.ndim
             and labels.shape == inputs.shape[:1]
-            and sizes.shape == (self.num_tasks,)
+            and sizes.shape == (len(tasks),)
             and sizes.sum() == len(inputs)
         ):
             raise ValueError(
                 f"The {name} split must hold inputs [examples, ...] and labels [examples] of "
-                f"{self.num_tasks} tasks, one task after another, and sizes [tasks] that sum to "
+                f"{len(tasks)} tasks, one task after another, and sizes [tasks] that sum to "
                 f"the number of examples, but their shapes are {inputs.shape}, {labels.shape} and "
                 f"{sizes.shape}, and the sizes sum to {sizes.sum()}. Split.join makes one of the "
                 "examples of each task."
             )
-        if empty := [n for n, size in zip(self.task_names, sizes, strict=True) if size < 1]:
+        if empty := [n for n, size in zip(tasks, sizes, strict=True) if size < 1]:
             raise ValueError(
                 f"Every task needs at least one {name} example, but these have none: "
                 f"{', '.join(empty)}. Leave them out, or give them data."
