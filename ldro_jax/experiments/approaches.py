@@ -205,7 +205,8 @@ class JTT(Way):
 
     The first model is trained for a few steps. The training examples that it then gets wrong are
     there ``factor`` times when the second model is trained from the beginning, so that it minimises
-    :math:`λ Σ_{i ∈ E} ℓ_i + Σ_{i ∉ E} ℓ_i`, up to its scale. No group is known to either.
+    :math:`λ Σ_{i ∈ E} ℓ_i + Σ_{i ∉ E} ℓ_i`, up to its scale. No group is known to either. (In the
+    authors' code an example of E is there λ + 1 times.)
 
     Attributes:
       steps: of the first model, T; each is a setting.
