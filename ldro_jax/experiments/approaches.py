@@ -26,6 +26,7 @@ from ldro_jax.experiments.trainings import Job, Trainings
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.problems import checked
 from ldro_jax.problems.grouped import KNOWN
+from ldro_jax.problems.objectives import Objective
 from ldro_jax.records import results
 from ldro_jax.runtime import checks
 from ldro_jax.tasks.grouped import GroupedData, hide, subsample, upsample
@@ -109,6 +110,9 @@ class Approach(Way):
         checks.require(len(called) == 1, "method", "one, or settings of one", sorted(called))
         checks.one_of("known", self.known, KNOWN)
         checks.number("labelled", self.labelled, "[0, 1]")
+        if self.objective is not None:
+            example = "problems.CVaR(share=0.1)"
+            checks.instance("objective", self.objective, Objective, example)
         if self.subsample is not None:
             checks.one_of("subsample", self.subsample, ("groups", "classes"))
         if self.model is not None:
@@ -137,9 +141,10 @@ class Approach(Way):
     @property
     def settings(self) -> list[Mapping[str, Any]]:
         """Those of the method and of the objective."""
+        is_data = dataclasses.is_dataclass(self.objective)
         objective = {
             field.name: getattr(self.objective, field.name)
-            for field in dataclasses.fields(self.objective or _Nothing())
+            for field in (dataclasses.fields(self.objective) if is_data else ())
             if getattr(self.objective, field.name) != field.default
         }
         own = {} if self.labelled == 1 else {"labelled": self.labelled}
@@ -175,24 +180,19 @@ class Approach(Way):
     def job(self, trainings: Trainings, data: GroupedData, place: int = 0, **changes: Any) -> Job:
         """The training of one of its settings on some data."""
         problem = trainings.problem(data, self.known, self.objective, self.model)
-        form = self.known, self.objective, self.model, self.optimizer
+        form = self.known, self.objective, self.model, self.optimizer, data.prepare
         named = self.name, self._methods[place], self.settings[place]
         return dataclasses.replace(Job(*named, problem, form, self.optimizer), **changes)
 
     def check(self, trainings: Trainings) -> None:
         """See :class:`Way`."""
-        for job, _ in itertools.islice(self.jobs(trainings), len(self._methods)):
+        for job, _ in self.jobs(trainings):
             trainings.check(job)
 
     def train(self, trainings: Trainings) -> Iterator[results.Run]:
         """See :class:`Way`."""
         for job, seeds in self.jobs(trainings):
             yield from trainings.train(job, seeds).values()
-
-
-@dataclasses.dataclass(frozen=True)
-class _Nothing:
-    """An objective without settings."""
 
 
 def _erm() -> Approach:
@@ -205,7 +205,8 @@ class JTT(Way):
 
     The first model is trained for a few steps. The training examples that it then gets wrong are
     there ``factor`` times when the second model is trained from the beginning, so that it minimises
-    :math:`λ Σ_{i ∈ E} ℓ_i + Σ_{i ∉ E} ℓ_i`, up to its scale. No group is known to either.
+    :math:`λ Σ_{i ∈ E} ℓ_i + Σ_{i ∉ E} ℓ_i`, up to its scale. No group is known to either. (In the
+    authors' code an example of E is there λ + 1 times.)
 
     Attributes:
       steps: of the first model, T; each is a setting.
@@ -257,7 +258,8 @@ class JTT(Way):
                 f"JTT.steps must be at most train_steps, {trainings.schedule.train_steps}, but it "
                 f"is {list(self.steps)}."
             )
-        trainings.check(next(self._first(trainings, self.steps[0]))[0])
+        for job, _ in self._first(trainings, self.steps[0]):
+            trainings.check(job)
 
     def train(self, trainings: Trainings) -> Iterator[results.Run]:
         """See :class:`Way`.
@@ -354,12 +356,12 @@ class DFR(Way):
 
     def check(self, trainings: Trainings) -> None:
         """See :class:`Way`."""
-        job, _ = next(self._first(trainings))
-        trainings.check(job)
-        problem = job.problem
-        shapes = jax.eval_shape(problem.init, jax.random.key(0))
-        params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        trainings.check(self._job(trainings, trainings.seeds[0], params, self.settings[0]))
+        for job, seeds in self._first(trainings):
+            trainings.check(job)
+            shapes = jax.eval_shape(job.problem.init, jax.random.key(0))
+            params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+            for seed in seeds:
+                trainings.check(self._job(trainings, seed, params, self.settings[0]))
 
     def _job(self, trainings: Trainings, seed: int, params: Any, setting: Mapping[str, Any]) -> Job:
         data = trainings.data[seed]
@@ -372,7 +374,7 @@ class DFR(Way):
         problem.penalty = functools.partial(_l1, last, setting["penalty"])
         optimizer = self.base.optimizer or trainings.optimizer
         method = Method(self.name, "average")
-        form = self.name, setting["penalty"]
+        form = self.name, setting["penalty"], data.prepare
         return Job(self.name, method, setting, problem, form, trained_lib.only(optimizer, last))
 
     def _last(self, params: Any, *, num_classes: int) -> Any:
@@ -424,3 +426,17 @@ def check_names(ways: Sequence[Way]) -> None:
             "approaches must each have their own name or setting, since the runs are named by "
             f"them, but they are {[(way.name, dict(s)) for way in ways for s in way.settings]}."
         )
+    # Approaches of one name are settings of one: in the report, and with one first model.
+    first: dict[str, Way] = {}
+    for way in ways:
+        other = first.setdefault(way.name, way)
+        if other.knows != way.knows:
+            raise ValueError(
+                f"approaches of the same name must know the same of the groups, but of the two "
+                f"{way.name!r} one knows {other.knows} and one {way.knows}. Rename one."
+            )
+        if getattr(other, "base", None) != getattr(way, "base", None):
+            raise ValueError(
+                f"approaches of the same name must have the same base, but two {way.name!r} have "
+                "others. Rename one: their first models would have the same name."
+            )

@@ -54,6 +54,11 @@ class Job:
         """The method under the name that its files have."""
         return dataclasses.replace(self.method, name=label(self.name, self.setting))
 
+    @property
+    def compiled_as(self) -> Hashable:
+        """What jobs have in common that one program trains."""
+        return self.form, self.method.compile_key(), self.problem.task_names
+
 
 class Trainings:
     """Trains models on data with groups, each a run of one experiment.
@@ -79,16 +84,22 @@ class Trainings:
         self.optimizer, self.schedule, self._batches = optimizer, schedule, batches
         self._to_experiment: Callable[[Schedule], runs_lib.Experiment] | None = None
         self._output_dir: pathlib.Path | None = None
+        self._task_names: tuple[str, ...] = ()
         self._done = 0
         # What is made once for all data of a form.
         self._problems: dict[Hashable, tuple[list[str], ArrayProblem]] = {}
         self._programs: dict[Hashable, StackedProgram] = {}
+        self._checked: set[Hashable] = set()
 
     def begin(
-        self, output_dir: pathlib.Path, to_experiment: Callable[[Schedule], runs_lib.Experiment]
+        self,
+        output_dir: pathlib.Path,
+        to_experiment: Callable[[Schedule], runs_lib.Experiment],
+        task_names: Sequence[str],
     ) -> None:
-        """Says where runs go from now on."""
+        """Says where runs go from now on, and the tasks whose weights are recorded."""
         self._output_dir, self._to_experiment = output_dir, to_experiment
+        self._task_names = tuple(task_names)
 
     def problem(
         self,
@@ -98,7 +109,7 @@ class Trainings:
         model: Callable[..., Any] | None = None,
     ) -> ArrayProblem:
         """Makes the problem of some data; see :func:`ldro_jax.problems.groups`."""
-        key = known, objective, model
+        key = known, objective, model, data.prepare
         if key in self._problems:
             names, made = self._problems[key]
             ours, splits = grouped.divided(data, known)
@@ -116,17 +127,22 @@ class Trainings:
     def _program(self, job: Job) -> tuple[Program, Method]:
         """What trains a job, and its method with what only the data can tell."""
         method = compare_lib.resolved(job.recorded, job.problem, {})
-        form = job.form, job.method.compile_key(), job.problem.task_names
-        if (known := self._programs.get(form)) is not None:
+        if (known := self._programs.get(job.compiled_as)) is not None:
             return known.on(known.engine.on(job.problem)), method
         optimizer = job.optimizer or self.optimizer
         program = compare_lib.make_program(job.problem, optimizer, self._batches, method)
         if isinstance(program, StackedProgram):
-            self._programs[form] = program
+            self._programs[job.compiled_as] = program
         return program, method
 
     def check(self, job: Job) -> None:
-        """Traces what would be trained; raises ``ValueError`` for what doesn't fit."""
+        """Traces what would be trained; raises ``ValueError`` for what doesn't fit.
+
+        Once for all jobs that one program trains.
+        """
+        if job.compiled_as in self._checked:
+            return
+        self._checked.add(job.compiled_as)
         program, _ = self._program(job)
         program.check()
         program.check_evaluation()
@@ -158,7 +174,7 @@ class Trainings:
         # As it is read after a restart: numbers in records are rounded.
         run = results.run_from_record(results.run_to_record(run))
         run = dataclasses.replace(run, method=job.name, hyperparameters=dict(job.setting))
-        if job.problem.task_names == self.data[run.seed].group_names:
+        if job.problem.task_names == self._task_names:
             return run
         # Of other tasks than those that the record speaks of.
         return dataclasses.replace(
@@ -168,10 +184,18 @@ class Trainings:
     def parameters(self, job: Job, seed: int) -> Any:
         """What a job came to, at the end of its training."""
         assert self._output_dir is not None
-        return kept.load(
-            self._output_dir,
-            method=job.recorded.name,
-            seed=seed,
-            step="last",
-            problem=job.problem,
-        )
+        try:
+            return kept.load(
+                self._output_dir,
+                method=job.recorded.name,
+                seed=seed,
+                step="last",
+                problem=job.problem,
+            )
+        except FileNotFoundError as error:
+            (file,) = names.file_names([names.run_label(job.recorded, seed)])
+            raise FileNotFoundError(
+                f"{job.recorded.name} with seed {seed} is finished, but its parameters, which the "
+                f"next training needs, aren't kept in {self._output_dir / 'checkpoints'}. Delete "
+                f"{self._output_dir / 'runs' / file}.json to train it again."
+            ) from error

@@ -117,7 +117,7 @@ def compare_worst_groups(
         def experiment(schedule):
             return runs_lib.Experiment(output_path, schedule, record, kept_text)
 
-        trainings.begin(output_path, experiment)
+        trainings.begin(output_path, experiment, problem.task_names)
         runs = [run for approach in approaches for run in approach.train(trainings)]
         return experiment(schedule).report(
             runs, config_text, lambda record: _sections(record, own, trainings.data, approaches)
@@ -148,6 +148,13 @@ def _load(
         checks.instance("data", each, GroupedData, expected)
     names = {(each.group_names, each.evaluation_names) for each in found.values()}
     checks.require(len(names) == 1, "data", "of the same groups with each seed", sorted(names))
+    # What is compiled for one seed serves the others.
+    inputs = {
+        tuple((*x.inputs.shape[1:], str(x.inputs.dtype)) for x in (d.train, d.validation, d.test))
+        for d in found.values()
+    }
+    expected = "of the same shape and dtype with each seed"
+    checks.require(len(inputs) == 1, "inputs of data", expected, sorted(inputs, key=str))
     return found
 
 

@@ -76,9 +76,10 @@ def sections(
 _CAPTION = (
     "On the test set. Of each approach the setting and the checkpoint of each seed that have the "
     "best worst group on validation; one setting for all seeds, by the mean of their best "
-    "checkpoints (the summary above is of the end of training, and its average the plain mean of "
-    "the groups). Average: over all examples of the test set. By training shares: the mean of the "
-    "groups' accuracies by their shares in training, as most papers print it. ± is half the 95 % "
+    "checkpoints, of those with the fewest seeds that ended early (the summary above is of the end "
+    "of training, and its average the plain mean of the groups). Average: over all examples of the "
+    "test set. By training shares: the mean of the groups' accuracies by their shares in training, "
+    "as most papers print it. ± is half the 95 % "
     "interval of the mean over seeds (Student's t), and so are the differences, which are paired "
     "by seed with the first approach."
 )
@@ -108,7 +109,8 @@ def chosen(record: Results, method: str, groups: Mapping[int, Groups], rule: str
     """The setting and the checkpoints of a method that are best on validation.
 
     The earliest of equal checkpoints, and the first of equal settings. Runs that ended early are
-    left out, and where no others are the result is ``None``.
+    left out, and a setting with fewer runs than others isn't chosen, since it may lack the seeds
+    that do worst. Without any run the result is ``None``.
 
     Args:
       record: of all runs.
@@ -120,7 +122,7 @@ def chosen(record: Results, method: str, groups: Mapping[int, Groups], rule: str
     for run in record.runs:
         if run.method == method and run.stopped is None:
             settings.setdefault(repr(dict(run.hyperparameters)), []).append(run)
-    found: list[tuple[float, Chosen]] = []
+    found: list[tuple[tuple[int, float], Chosen]] = []
     for runs in settings.values():
         best, steps, tested = [], {}, {}
         for run in runs:
@@ -131,7 +133,8 @@ def chosen(record: Results, method: str, groups: Mapping[int, Groups], rule: str
             step = max(values, key=lambda step: (values[step], -step))
             best.append(values[step])
             steps[run.seed], tested[run.seed] = step, test[step]
-        found.append((float(np.mean(best)), Chosen(runs[0].hyperparameters, steps, tested)))
+        rank = len(runs), float(np.mean(best))
+        found.append((rank, Chosen(runs[0].hyperparameters, steps, tested)))
     # The first of equals.
     return max(found, key=lambda one: one[0])[1] if found else None
 

@@ -17,9 +17,10 @@ from ldro_jax.experiments import approaches as approaches_lib
 from ldro_jax.experiments import names
 from ldro_jax.experiments.approaches import DFR, JTT, Approach
 from ldro_jax.experiments.arguments import Directories
+from ldro_jax.experiments.trainings import Trainings
 from ldro_jax.experiments.worst_groups import compare_worst_groups
 from ldro_jax.models.mlp import MLP
-from ldro_jax.records.results import Results, Run, summarise_evaluation
+from ldro_jax.records.results import Results, Run, Series, summarise_evaluation
 from ldro_jax.reporting import worst_groups as worst_groups_report
 from ldro_jax.tasks import cifar100, grouped
 from ldro_jax.tasks.grouped import EvaluationGroups, GroupedSplit
@@ -236,6 +237,49 @@ def test_one_that_was_interrupted_goes_on(finished, tmp_path):
     assert again.select_by == record.select_by and (out / "results.json").exists()
 
 
+def test_parameters_that_are_gone_are_named(finished, tmp_path):
+    out = shutil.copytree(finished[1], tmp_path / "out")
+    shutil.rmtree(out / "checkpoints")
+    message = "first model .* is finished, but its parameters, .* Delete .*seed3.json to train it"
+    with pytest.raises(FileNotFoundError, match=message) as caught:
+        compared(out)
+    assert "\n" not in str(caught.value)
+
+
+def trainings_on(by_seed):
+    options = {"batches": Batches(48), "schedule": Schedule(STEPS, 2, 2)}
+    return Trainings(by_seed, linear, optax.sgd(RATE), **options)
+
+
+def test_data_that_is_prepared_otherwise_shares_nothing_compiled():
+    by_seed = {seed: data(prepare=lambda x, seed=seed: seed * x) for seed in (1, 2)}
+    for approach in (ERM, Approach(method("RWG")), DFR()):
+        trainings = trainings_on(by_seed)
+        if isinstance(approach, Approach):
+            jobs = [job for job, _ in approach.jobs(trainings)]
+        else:
+            params = trainings.problem(by_seed[1], "nothing").init(jax.random.key(0))
+            jobs = [approach._job(trainings, seed, params, {"penalty": 0.0}) for seed in by_seed]
+        one, two = jobs
+        assert one.compiled_as != two.compiled_as
+        params = {"Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.zeros(2)}}
+        outputs = [job.problem.apply(params, jnp.ones((1, 2))).tolist() for job in jobs]
+        assert outputs == [[[2.0, 2.0]], [[4.0, 4.0]]]
+
+
+def test_weights_are_recorded_of_the_tasks_of_the_record(tmp_path):
+    partly = data()
+    partly.train.attributes[[0, 9]] = -1
+    trainings, run = trainings_on({3: partly}), Run("", 3, STEPS)
+    names = trainings.problem(partly, "groups").task_names
+    trainings.begin(tmp_path, lambda schedule: None, names)
+    for options, is_kept in (({}, True), ({"subsample": "groups"}, False)):
+        ((job, _),) = Approach(method("RWG"), **options).jobs(trainings)
+        weights = Series([0], np.ones((1, job.problem.num_tasks)))
+        found = trainings._recorded(job, dataclasses.replace(run, weights=weights)).weights
+        assert (found is not None) == is_kept
+
+
 def test_each_seed_may_have_data_of_its_own(tmp_path):
     def load(*, data_dir, seed):
         assert data_dir == "here"
@@ -306,6 +350,29 @@ def test_what_is_best_on_validation_is_chosen(rule):
         )
 
 
+def test_a_setting_that_diverged_with_some_seeds_is_not_chosen():
+    # The other setting is worse with each seed.
+    values = np.full((2, 2, 3, 4), 0.5)
+    values[0] = 0.9
+    record = made_up(GROUPS, values, values)
+    shares = dict.fromkeys(GROUPS, 0.25)
+    groups = worst_groups_report.Groups(GROUPS, shares, shares, None, [shares])
+
+    def setting(stopped):
+        runs = [
+            dataclasses.replace(run, stopped="NaN" if place in stopped else None)
+            for place, run in enumerate(record.runs)
+        ]
+        mended = dataclasses.replace(record, runs=runs)
+        chosen = worst_groups_report.chosen(mended, "M", {0: groups, 1: groups}, "average")
+        return chosen and (chosen.setting["rate"], list(chosen.steps))
+
+    assert setting([]) == (0, [0, 1])
+    assert setting([1]) == (1, [0, 1])
+    assert setting([1, 2]) == (0, [0])
+    assert setting(range(4)) is None
+
+
 def test_the_report_has_both_averages(finished, monkeypatch):
     record, directory = finished
     (erm,) = (run for run in record.runs if run.method == "ERM")
@@ -354,9 +421,17 @@ def test_bad_input_is_one_line(tmp_path):
     easy = data().train
     easy = data(train=easy._replace(inputs=np.float32(2.0 * easy.classes - 1)[:, None] * [1, 0]))
 
-    def no_seed(data_dir):
-        return data()
+    def wider(data_dir, seed):
+        parts = (getattr(data(), name) for name in ("train", "validation", "test"))
+        parts = [part._replace(inputs=np.repeat(part.inputs, seed, axis=1)) for part in parts]
+        return data(**dict(zip(("train", "validation", "test"), parts, strict=True)))
 
+    def known(seed):
+        return grouped.hide(data(), 0.5, seed=seed).counts("train").min() > 0
+
+    few = Approach(method("Few"), known="nothing", labelled=0.5, subsample="groups")
+    late = (next(s for s in range(99) if known(s)), next(s for s in range(99) if not known(s)))
+    rare = data(validation=split((4, 4, 1, 4), np.random.default_rng(0)))
     for options, message in [
         ({"approaches": []}, "approaches must be a list of approaches"),
         ({"approaches": [method("ERM")]}, "approaches must be "),
@@ -370,6 +445,23 @@ def test_bad_input_is_one_line(tmp_path):
         ),
         ({"data": nothing, "approaches": [WAYS[3]]}, "'SUBG' can't be trained. .* none is known"),
         ({"approaches": [JTT((5,), (2,))]}, "JTT.steps must be at most train_steps, 4, but"),
+        (
+            {"data": wider, "resample": True, "seeds": (1, 2)},
+            "inputs of data must be of the same shape and dtype with each seed",
+        ),
+        ({"approaches": [few], "seeds": late}, "'Few' can't be trained. .* none is known"),
+        (
+            {"data": rare, "approaches": [DFR()]},
+            "a share of 0.5 to train on, but of all examples there are 1 of camel, grass",
+        ),
+        (
+            {"approaches": [DFR((0.0,)), DFR((1.0,), base=few)]},
+            "of the same name must have the same base, but two 'DFR'",
+        ),
+        (
+            {"approaches": [few, dataclasses.replace(few, labelled=0.7)]},
+            "must know the same of the groups, but of the two 'Few' one knows groups of 50%",
+        ),
         ({"model": lambda num_classes: MLP(3)}, "model must give 2 logits"),
         (
             {"approaches": [DFR()], "model": lambda num_classes: MLP(num_classes, (2,))},
@@ -394,6 +486,7 @@ def test_bad_input_is_one_line(tmp_path):
         (lambda: Approach(method("a"), subsample="y"), "subsample must be one of"),
         (lambda: Approach(method("a"), labelled=2), r"labelled must be a number in \[0, 1\]"),
         (lambda: Approach(method("a"), optimizer="sgd"), "optimizer must be"),
+        (lambda: Approach(method("a"), objective=problems.CVaR), "objective must be an Objective"),
         (lambda: JTT((), (2,)), "steps must be"),
         (lambda: JTT((1,), (0,)), "factors must be"),
         (lambda: JTT((1,), (2,), base=WAYS[3]), "base must be of all examples"),

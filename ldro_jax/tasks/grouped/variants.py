@@ -121,7 +121,8 @@ def on_validation(data: GroupedData, share: float, *, seed: int) -> GroupedData:
     """The data with a share of each group of validation to train on, and the rest to choose by.
 
     Raises:
-      ValueError: if the group of an example on validation isn't known.
+      ValueError: if the group of an example on validation isn't known, or the share has none of a
+        group.
     """
     numbers = data.groups("validation")
     if unknown := int((numbers < 0).sum()):
@@ -130,6 +131,14 @@ def on_validation(data: GroupedData, share: float, *, seed: int) -> GroupedData:
             f"{unknown} isn't known."
         )
     first, rest = draw(numbers, (share,), np.random.default_rng(seed))
+    missing = np.bincount(numbers[first], minlength=len(data.group_names)) == 0
+    if missing.any():
+        counts = data.counts("validation")
+        found = [f"{counts[n]} of {data.group_names[n]}" for n in np.flatnonzero(missing)]
+        raise ValueError(
+            f"data.validation must have examples of each group in a share of {share} to train on, "
+            f"but of all examples there are {', '.join(found)}. Take a larger share."
+        )
     trained, chosen = with_rows(data, first, "validation"), with_rows(data, rest, "validation")
     evaluation = chosen.evaluation
     if evaluation is not None:
