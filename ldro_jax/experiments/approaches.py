@@ -270,9 +270,8 @@ class JTT(Way):
         wrong = {}
         for steps in self.steps:
             for job, seeds in self._first(trainings, steps):
-                trainings.train(job, seeds)
-                for seed in seeds:
-                    rows = _wrong(job.problem, trainings.parameters(job, seed))
+                for seed, params in trainings.first_models(job, seeds).items():
+                    rows = _wrong(job.problem, params)
                     if not rows.any():
                         raise ValueError(
                             f"{self.name}: with seed {seed} the first model is right on every "
@@ -375,7 +374,10 @@ class DFR(Way):
         optimizer = self.base.optimizer or trainings.optimizer
         method = Method(self.name, "average")
         form = self.name, setting["penalty"], data.prepare
-        return Job(self.name, method, setting, problem, form, trained_lib.only(optimizer, last))
+        # With more steps the first model is another, and so are those that begin from it.
+        files = f"{self.name} after {trainings.schedule.train_steps} steps"
+        own = trained_lib.only(optimizer, last)
+        return Job(self.name, method, setting, problem, form, own, files=files)
 
     def _last(self, params: Any, *, num_classes: int) -> Any:
         if self.last_layer is not None:
@@ -395,8 +397,7 @@ class DFR(Way):
         """See :class:`Way`."""
         first = {}
         for job, seeds in self._first(trainings):
-            trainings.train(job, seeds)
-            first |= {seed: trainings.parameters(job, seed) for seed in seeds}
+            first |= trainings.first_models(job, seeds)
         for setting, seed in itertools.product(self.settings, trainings.seeds):
             job = self._job(trainings, seed, first[seed], setting)
             yield from trainings.train(job, [seed]).values()

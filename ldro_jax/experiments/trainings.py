@@ -38,6 +38,7 @@ class Job:
       problem: what is trained.
       optimizer: by default that of the experiment.
       steps: by default those of the schedule.
+      files: the name that its files have; by default that of the approach.
       form: what jobs have in common that differ in rates, rows and first parameters alone.
     """
 
@@ -48,11 +49,12 @@ class Job:
     form: Hashable
     optimizer: optax.GradientTransformation | None = None
     steps: int | None = None
+    files: str | None = None
 
     @property
     def recorded(self) -> Method:
         """The method under the name that its files have."""
-        return dataclasses.replace(self.method, name=label(self.name, self.setting))
+        return dataclasses.replace(self.method, name=label(self.files or self.name, self.setting))
 
     @property
     def compiled_as(self) -> Hashable:
@@ -170,6 +172,24 @@ class Trainings:
         self._done += len(runs)
         return {run.seed: self._recorded(job, run) for run in runs}
 
+    def first_models(self, job: Job, seeds: Sequence[int]) -> dict[int, Any]:
+        """Trains models that others begin from.
+
+        Returns:
+          By seed, their parameters at the end.
+
+        Raises:
+          RunsStoppedError: if one of them ended early.
+          FileNotFoundError: if one is finished, and its checkpoint gone.
+        """
+        runs = self.train(job, seeds)
+        name = job.recorded.name
+        if stopped := [
+            f"{name}, seed {s}: {run.stopped}" for s, run in runs.items() if run.stopped
+        ]:
+            raise runs_lib.RunsStoppedError("Some models ended early.\n" + "\n".join(stopped))
+        return {seed: self._parameters(job, seed) for seed in runs}
+
     def _recorded(self, job: Job, run: results.Run) -> results.Run:
         # As it is read after a restart: numbers in records are rounded.
         run = results.run_from_record(results.run_to_record(run))
@@ -181,7 +201,7 @@ class Trainings:
             run, **dict.fromkeys(("weights", "losses", "interaction", "diagnostics", "descent"))
         )
 
-    def parameters(self, job: Job, seed: int) -> Any:
+    def _parameters(self, job: Job, seed: int) -> Any:
         """What a job came to, at the end of its training."""
         assert self._output_dir is not None
         try:

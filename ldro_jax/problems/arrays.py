@@ -223,6 +223,8 @@ class ArrayProblem(in_memory.InMemory):
     def _of_tasks(self, split: str, outputs: Any) -> Iterator[tuple[str, Any, Any]]:
         held_out = jax.tree.map(np.asarray, self._splits[split])
         for task, (start, size) in enumerate(zip(held_out.starts, held_out.sizes, strict=True)):
+            if not size:
+                continue
             where = slice(start, start + size)
             rows = {
                 "inputs": held_out.inputs[where],
@@ -337,9 +339,9 @@ class ArrayProblem(in_memory.InMemory):
             return {name: checked.value(f, mine, rows, count) for name, f in measures.items()}
 
         measures = {n: f for n, f in self._measures.items() if n not in self._on_host}
-        values = {name: jnp.zeros(len(self.measured), jnp.float32) for name in measures}
+        values = {name: jnp.full(len(self.measured), jnp.nan, jnp.float32) for name in measures}
         # A function of all rows has no use for a mask, so each size is traced for itself.
-        for size in np.unique(sizes):
+        for size in np.unique(sizes[sizes > 0]):
             tasks = np.flatnonzero(sizes == size)
             where = jnp.asarray(tasks, jnp.int32), jnp.asarray(starts[tasks], jnp.int32)
             measure = functools.partial(one_task, size=int(size))

@@ -55,40 +55,48 @@ def sections(
       groups: by seed, how their accuracies are put together.
       knows: of each approach, what it knows of the groups.
     """
-    best = {
-        rule: {way: chosen(record, way, groups, rule) for way in knows}
-        for rule in ("worst group", "average", "worst class")
+    shown = {
+        rule: x for rule, x in _RULES.items() if rule != "worst group" or _known(record, groups)
     }
-    titles = ["Worst group and average", *(f"Chosen by the {x}" for x in list(best)[1:])]
-    captions = (_CAPTION, _BY_AVERAGE, _BY_CLASS)
+    best = {rule: {way: chosen(record, way, groups, rule) for way in knows} for rule in shown}
     found: list[tuple[str, str, Any]] = [
-        (title, caption, _table(groups, knows, of_rule))
-        for title, caption, of_rule in zip(titles, captions, best.values(), strict=True)
+        (title, _CAPTION.format(best=what), _table(groups, knows, best[rule]))
+        for rule, (title, what) in shown.items()
     ]
-    by_groups = best["worst group"]
+    first, *_ = best
     return [
         *found,
-        ("Every group", _EVERY, _every(groups, by_groups)),
-        ("What was chosen", _CHOSEN, _settings(by_groups)),
+        ("Every group", f"{_EVERY} Chosen by the {first}.", _every(groups, best[first])),
+        ("What was chosen", f"By the {first}. {_LEFT_OUT}", _settings(best[first])),
     ]
+
+
+# Titles, and what is best on validation.
+_RULES = {
+    "worst group": ("Worst group and average", "worst group"),
+    "average": ("Chosen by the average", "average over all examples, which needs no groups,"),
+    "worst class": ("Chosen by the worst class", "worst class, which needs no groups,"),
+}
+
+
+def _known(record: Results, groups: Mapping[int, Groups]) -> bool:
+    """Whether each group has a value on validation."""
+    names = next(iter(groups.values())).names
+    held_out = (e for run in record.runs for e in run.evaluations if e.split == "validation")
+    return all(math.isfinite(e.per_task[name]) for e in held_out for name in names)
 
 
 _CAPTION = (
     "On the test set. Of each approach the setting and the checkpoint of each seed that have the "
-    "best worst group on validation; one setting for all seeds, by the mean of their best "
-    "checkpoints, of those with the fewest seeds that ended early (the summary above is of the end "
-    "of training, and its average the plain mean of the groups). Average: over all examples of the "
-    "test set. By training shares: the mean of the groups' accuracies by their shares in training, "
-    "as most papers print it. ± is half the 95 % "
-    "interval of the mean over seeds (Student's t), and so are the differences, which are paired "
-    "by seed with the first approach."
+    "best {best} on validation; one setting for all seeds, by the mean of their best checkpoints, "
+    "of those with the fewest seeds that ended early (the summary above is of the end of training, "
+    "and its average the plain mean of the groups). Average: over all examples of the test set. By "
+    "training shares: the mean of the groups' accuracies by their shares in training, as most "
+    "papers print it. ± is half the 95 % interval of the mean over seeds (Student's t), and so are "
+    "the differences, which are paired by seed with the first approach."
 )
-_BY_AVERAGE = (
-    "The same with what has the best average on validation, for which groups don't matter."
-)
-_BY_CLASS = "The same with what has the best worst class on validation, where groups aren't known."
-_CHOSEN = "By the worst group on validation; seeds that ended early are left out."
-_EVERY = "Accuracy on the test set, chosen by the worst group on validation; mean over seeds."
+_LEFT_OUT = "Seeds that ended early are left out."
+_EVERY = "Accuracy on the test set, mean over seeds."
 
 
 def _criteria(groups: Groups) -> dict[str, Callable[[Mapping[str, float]], float]]:

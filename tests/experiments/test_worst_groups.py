@@ -17,6 +17,7 @@ from ldro_jax.experiments import approaches as approaches_lib
 from ldro_jax.experiments import names
 from ldro_jax.experiments.approaches import DFR, JTT, Approach
 from ldro_jax.experiments.arguments import Directories
+from ldro_jax.experiments.runs import RunsStoppedError
 from ldro_jax.experiments.trainings import Trainings
 from ldro_jax.experiments.worst_groups import compare_worst_groups
 from ldro_jax.models.mlp import MLP
@@ -161,7 +162,7 @@ def test_each_way_minimises_what_its_paper_says(finished):
 def test_the_last_layer_is_trained_anew_on_balanced_validation(finished):
     record, directory = finished
     for penalty in (0.0, 0.5):
-        kernel, bias = kept(directory, f"DFR (penalty={penalty})")
+        kernel, bias = kept(directory, f"DFR after {STEPS} steps (penalty={penalty})")
         # Two of each group of validation, whose shares are a half.
         on = grouped.variants.on_validation(data(), 0.5, seed=3)
         balanced = grouped.subsample(on, seed=3).train
@@ -197,7 +198,7 @@ def test_a_trunk_stays_as_it_is_and_its_statistics_too(tmp_path):
     compared(tmp_path / "out", approaches=ways, model=Net)
     first, second = (
         ldro_jax.load(tmp_path / "out", method=name, seed=3, step="last")
-        for name in ("DFR, first model", "DFR (penalty=0.0)")
+        for name in ("DFR, first model", f"DFR after {STEPS} steps (penalty=0.0)")
     )
     moved = first["params"].pop("Dense_1"), second["params"].pop("Dense_1")
     assert not np.allclose(moved[0]["kernel"], moved[1]["kernel"])
@@ -227,7 +228,12 @@ def test_one_that_was_interrupted_goes_on(finished, tmp_path):
     out = shutil.copytree(directory, tmp_path / "out")
     # No record of all, some runs without theirs, and some of these without a checkpoint.
     (out / "results.json").unlink()
-    for name in ("RWG", "JTT, first model (first steps=2)", "DFR (penalty=0.5)", "SUBG"):
+    for name in (
+        "RWG",
+        "JTT, first model (first steps=2)",
+        f"DFR after {STEPS} steps (penalty=0.5)",
+        "SUBG",
+    ):
         (file,) = names.file_names([f"{name}-seed3"])
         (out / "runs" / f"{file}.json").unlink()
         if "T" not in name:
@@ -307,6 +313,38 @@ def test_a_part_of_the_groups_may_be_known(tmp_path):
     # Batches of 48 have as many of each task, of each example about as many.
     params = descent(lambda params: means(params, hidden.train, numbers).mean())
     np.testing.assert_allclose(ours["Dense_0"]["kernel"], params[0], rtol=0.2)
+
+
+def test_groups_may_be_unknown_on_validation_too(tmp_path):
+    hidden = grouped.unlabelled(data(), splits=("train", "validation"))
+    record = compared(tmp_path / "out", data=hidden, approaches=(ERM,))
+    assert list(record.task_names) == [*GROUPS, "class cow", "class camel", "all examples"]
+    held_out, tested = record.runs[0].evaluations[-2:]
+    assert np.isnan([held_out.per_task[name] for name in GROUPS]).all()
+    both = (held_out.per_task["class cow"] + held_out.per_task["class camel"]) / 2
+    np.testing.assert_allclose(held_out.per_task["all examples"], both, atol=1e-3)
+    assert np.isfinite(list(tested.per_task.values())).all()
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Worst group and average</h2>" not in page and "Chosen by the worst class</h2>" in page
+    with pytest.raises(ValueError, match="'DFR' can't be trained. .*validation must have the attr"):
+        compared(tmp_path / "other", data=hidden, approaches=(ERM, DFR()))
+
+
+def test_more_steps_begin_the_last_layer_anew(tmp_path):
+    few = compared(tmp_path / "out", approaches=(DFR(),))
+    more = compared(tmp_path / "out", approaches=(DFR(),), schedule=Schedule(6, 2, 2))
+    assert [run.num_steps for run in few.runs + more.runs] == [STEPS, 6]
+    fresh = compared(tmp_path / "fresh", approaches=(DFR(),), schedule=Schedule(6, 2, 2))
+    assert [run.evaluations for run in more.runs] == [run.evaluations for run in fresh.runs]
+
+
+@pytest.mark.parametrize("way", [JTT((FIRST,), (2,)), DFR()])
+def test_a_first_model_that_ends_early_is_named(way, tmp_path):
+    broken = data().train
+    inputs = np.where(np.arange(16)[:, None] == 0, np.float32("inf"), broken.inputs)
+    broken = data(train=broken._replace(inputs=inputs))
+    with pytest.raises(RunsStoppedError, match="first model.*, seed 3: stopped at step"):
+        compared(tmp_path / "out", data=broken, approaches=(way,))
 
 
 def made_up(groups, validation, test):
