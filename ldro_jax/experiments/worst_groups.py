@@ -185,7 +185,7 @@ def _sections(
             own[seed].evaluation_names,
             _average(x, "validation"),
             _average(x, "test"),
-            _by_training_shares(x) if x is own[seed] else None,
+            _by_training_shares(own[seed]),
             _classes(x),
         )
         for seed, x in data.items()
@@ -217,6 +217,6 @@ def _classes(data: GroupedData) -> list[dict[str, float]]:
 
 def _by_training_shares(data: GroupedData) -> dict[str, float] | None:
     """What each group counts in an average by the shares of training, where these are known."""
-    if data.training_shares is None:
+    if data.evaluation is not None or data.training_shares is None:
         return None
     return dict(zip(data.group_names, data.training_shares.tolist(), strict=True))

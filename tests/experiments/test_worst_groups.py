@@ -326,6 +326,7 @@ def test_groups_may_be_unknown_on_validation_too(tmp_path):
     assert np.isfinite(list(tested.per_task.values())).all()
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Worst group and average</h2>" not in page and "Chosen by the worst class</h2>" in page
+    assert "by training shares" in page
     with pytest.raises(ValueError, match="'DFR' can't be trained. .*validation must have the attr"):
         compared(tmp_path / "other", data=hidden, approaches=(ERM, DFR()))
 
