@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax.weighting import base, gram
+from ldro_jax.weighting.signal import by_signal
 
 
 def _of_both_forms(wrapper: Callable[..., base.Weighting]) -> Callable[..., base.Weighting]:
@@ -56,16 +57,25 @@ def _weighed(statistics, weights):
 
 
 def wrapped(
-    weighting: base.Weighting, *, smoothing: float, total: float | None, floor: float
+    weighting: base.Weighting,
+    *,
+    smoothing: float,
+    signal_power: float,
+    total: float | None,
+    floor: float,
 ) -> base.Weighting:
     """The weighting with the options that every method has.
 
-    These are those of :func:`smoothed` (0 for none), :func:`rescaled` (``None`` for what the method
-    says) and :func:`with_floor`.
+    These are those of :func:`smoothed` (0 for none), :func:`~ldro_jax.weighting.by_signal` (0 for
+    none), :func:`rescaled` (``None`` for what the method says) and :func:`with_floor`.
     """
     base.check_range("smoothing", smoothing, "[0, 1)")
+    base.check_range("signal_power", signal_power)
     if isinstance(smoothing, jax.Array) or smoothing > 0:
         weighting = smoothed(weighting, smoothing)
+    # Outside of the means, since it has its own, over measurements.
+    if isinstance(signal_power, jax.Array) or signal_power > 0:
+        weighting = by_signal(weighting, signal_power)
     if total is not None:
         weighting = rescaled(weighting, total)
     return with_floor(weighting, floor)
