@@ -56,7 +56,7 @@ def weighted(
     interaction_interval: int | None = None,
     lagged: bool = False,
     smoothing: float = 0.0,
-    signal_power: float = 0.0,
+    signal_power: optax.ScalarOrSchedule | None = None,
     total: float | None = None,
     floor: float = 0.0,
     trainable: Any = None,
@@ -122,7 +122,7 @@ def weighted(
       smoothing: decay of the running means of losses and interactions that the weighting sees, in
         [0, 1); see :func:`ldro_jax.weighting.smoothed`.
       signal_power: p, shows the weighting ``ℓ·s^p`` in the place of the losses ℓ, with s the share
-        of each task's squared gradient that is no noise; 0 for the losses as they are. The
+        of each task's squared gradient that is no noise; by default the losses as they are. The
         interaction is then measured by "split" by default, and every 20 steps if the weighting
         doesn't use it itself; see :func:`ldro_jax.weighting.by_signal`.
       total: what the weights' absolute values are made to sum to; by default what the method says.
@@ -182,7 +182,7 @@ def weighted(
         leaves.check_trained("params", params)
         dtype = interaction_base.statistics_dtype(params)
         reads.check(weighting, plan.num_tasks, dtype)
-        if isinstance(signal_power, jax.Array) or signal_power > 0:
+        if wrappers.has_signal(signal_power):
             reads.check_losses(weighting, plan.num_tasks, dtype)
         return state_lib.initial(weighting, plan.num_tasks, dtype)
 

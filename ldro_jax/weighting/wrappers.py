@@ -60,25 +60,32 @@ def wrapped(
     weighting: base.Weighting,
     *,
     smoothing: float,
-    signal_power: float,
+    signal_power: optax.ScalarOrSchedule | None,
     total: float | None,
     floor: float,
 ) -> base.Weighting:
     """The weighting with the options that every method has.
 
-    These are those of :func:`smoothed` (0 for none), :func:`~ldro_jax.weighting.by_signal` (0 for
-    none), :func:`rescaled` (``None`` for what the method says) and :func:`with_floor`.
+    These are those of :func:`smoothed` (0 for none), :func:`~ldro_jax.weighting.by_signal` (0 or
+    ``None`` for none), :func:`rescaled` (``None`` for what the method says) and :func:`with_floor`.
     """
     base.check_range("smoothing", smoothing, "[0, 1)")
-    base.check_range("signal_power", signal_power)
     if isinstance(smoothing, jax.Array) or smoothing > 0:
         weighting = smoothed(weighting, smoothing)
     # Outside of the means, since it has its own, over measurements.
-    if isinstance(signal_power, jax.Array) or signal_power > 0:
-        weighting = by_signal(weighting, signal_power)
+    if signal_power is not None:
+        base.check_range("signal_power", signal_power)
+        if has_signal(signal_power):
+            weighting = by_signal(weighting, signal_power)
     if total is not None:
         weighting = rescaled(weighting, total)
     return with_floor(weighting, floor)
+
+
+def has_signal(signal_power: Any) -> bool:
+    """Whether losses are scaled by this power of the signal, which may be a schedule."""
+    is_number = not (callable(signal_power) or isinstance(signal_power, jax.Array))
+    return signal_power is not None and not (is_number and signal_power == 0)
 
 
 class SmoothedState(NamedTuple):

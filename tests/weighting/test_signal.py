@@ -306,11 +306,6 @@ def test_what_it_can_not_do_is_refused():
         statistics = shown(STEPS[0])._replace(noise=None)
         with pytest.raises(ValueError, match=r'noise must be .* interaction="split".*it is None'):
             method.update(statistics, method.init(N, jnp.float32))
-    for make in (weighting.signal, functools.partial(weighting.by_signal, weighting.term(1.0))):
-        with pytest.raises(ValueError, match=r"power must be .*\[0, inf\), but it is -1"):
-            make(-1.0)
-        with pytest.raises(ValueError, match=r"decay must be .*\[0, 1\), but it is 1"):
-            make(1.0, decay=1.0)
 
 
 # Training.
