@@ -14,12 +14,16 @@ Both parts are measured without bias by two halves of a task's rows, ``interacti
 minibatch's own squared gradient would count its noise as signal.
 
 What this is a case of: :math:`s = 1 / (1 + B_{noise} / B)`, with B rows of a task in a batch and
-the gradient noise scale :math:`B_{noise} = σ_{row}^2 / \|∇ℓ\|^2` of McCandlish et al. By their
-model of the loss, the best step along one task's minibatch gradient is s times the best step along
-its true gradient: ``w ∝ s`` gives each task that share of the step, as if tasks didn't interact.
+the simple gradient noise scale :math:`B_{noise} = σ_{row}^2 / \|∇ℓ\|^2` of McCandlish et al. By
+their model of the loss, the best step along one task's minibatch gradient is s times the best step
+along its true gradient: ``w ∝ s`` gives each task that share of a step, as if tasks didn't
+interact.
 PiKE moves weights along the same two numbers, with one rate for each in units of the losses; s is
 their ratio and needs no rate. GradNorm evens out the lengths of gradients, noise included. As all
 s come near one, on large batches, what is left is the average loss, or the weighting inside.
+
+What s doesn't tell is whether a task gets better in the end. Where others move the outputs of a
+task that can't be learnt away from its best guess, there is a true gradient back to it, and signal.
 
 References:
   McCandlish, Kaplan, Amodei and the OpenAI Dota Team, *An Empirical Model of Large-Batch Training*,
@@ -64,13 +68,13 @@ class SignalState(NamedTuple):
 
 
 def _initial(num_tasks: int, dtype: Any = jnp.float32) -> SignalState:
-    zeros = jnp.zeros(num_tasks, dtype)
-    return SignalState(zeros, zeros, jnp.zeros(num_tasks, bool))
+    squares, noise = jnp.zeros(num_tasks, dtype), jnp.zeros(num_tasks, dtype)
+    return SignalState(squares, noise, jnp.zeros(num_tasks, bool))
 
 
 def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
     """The signal shares ``[N]`` of this step, and the state with what was measured in it."""
-    noise = statistics.noise
+    noise: Any = statistics.noise
     measured = 'the variance of each task\'s gradient, as interaction="split" measures it'
     checks.require(noise is not None, "statistics.noise", measured, noise)
     known, keep = base.known_tasks(statistics), base.value_at(decay, statistics)
