@@ -40,7 +40,8 @@ class Method:
       lagged: with an interval of 1, let the weights use the matrix of the step before.
       smoothing: decay of the running means of losses and interactions that the weighting sees.
       signal_power: shows the weighting each loss times the share of the task's squared gradient
-        that is no noise, to this power, as in :func:`ldro_jax.weighting.by_signal`; 0 for the loss.
+        that is no noise, to this power, as in :func:`ldro_jax.weighting.by_signal`; by default the
+        loss alone.
       total: what the weights' absolute values are made to sum to; by default what the method says.
       floor: share of the weight that is spread evenly.
       sampling: how language models draw the rows of a batch: ``"uniform"``, the same number of each
@@ -68,7 +69,7 @@ class Method:
     interaction_rows: int | None = None
     lagged: bool = False
     smoothing: float = 0.0
-    signal_power: float = 0.0
+    signal_power: float | None = None
     total: float | None = None
     floor: float = 0.0
     sampling: str = "uniform"
