@@ -54,6 +54,7 @@ def transform(
     interaction: str | interaction_base.Interaction = "auto",
     lagged: bool = False,
     smoothing: float = 0.0,
+    signal_power: optax.ScalarOrSchedule | None = None,
     total: float | None = None,
     floor: float = 0.0,
     trainable: Any = None,
@@ -95,6 +96,10 @@ def transform(
       lagged: with k = 1, use the matrix of the step before, which saves memory.
       smoothing: decay of the running means of losses and A that the weights are chosen from, such
         as 0.99; 0 for none. Solving the game in every step follows the noise of minibatches.
+      signal_power: p, looks at ``ℓ·s^p`` in the place of the losses, so that a task that can't be
+        learnt counts for little: s is the share of its squared gradient that is no noise. A is then
+        measured by "split" by default. Without it the losses are taken as they are. See
+        :func:`ldro_jax.weighting.by_signal`.
       total: what the weights are made to sum to; one by default.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
       trainable: the parameters that are trained and counted in A, where others are frozen: a tree
@@ -186,6 +191,7 @@ def transform(
         interaction_interval=interaction_interval,
         lagged=lagged,
         smoothing=smoothing,
+        signal_power=signal_power,
         total=total,
         floor=floor,
         trainable=trainable,

@@ -176,6 +176,13 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
         task_loss = _task_loss(losses_of)
         counted = shared_lib.of_counted(lambda *both: task_loss(*both)[0], params, plan.shared)
         matrix = strategy.matrix(*counted, (taken, is_real))
+        if isinstance(matrix, interaction_base.Measured):
+            # A part without rows would seem to have a gradient of zero. What is known of the task
+            # stays, as where it has no row at all.
+            has_rows = is_real.reshape(plan.num_tasks, -1, plan.strategy.parts).any(axis=1)
+            torn = has_rows.any(axis=1) & ~has_rows.all(axis=1)
+            lost = jnp.where(torn[:, None] | torn[None, :], jnp.nan, matrix.matrix)
+            matrix = matrix._replace(matrix=lost.astype(matrix.matrix.dtype))
         return matrix, is_real.sum(axis=1)
 
     return Measurement(

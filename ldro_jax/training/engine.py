@@ -342,7 +342,7 @@ class Program(abc.ABC):
             return None
         often = "in every step" if plan.every_step else f"every {plan.interval} steps"
         text = f"the interaction, measured {often}, is about {work:.1f} plain steps' work a step"
-        if plan.whole and not method.uses_products and method.weigh({}).by_products is not None:
+        if plan.whole and not method.uses_products and method.wrapped().by_products is not None:
             other = interaction.products()
             rows = other.rows_of(self.batches.rows_of_each(self.problem))
             instead = dataclasses.replace(plan, strategy=other, rows=rows, interval=1)

@@ -39,6 +39,9 @@ class Method:
         by default as all methods of the comparison do. See :class:`Batches` for tables.
       lagged: with an interval of 1, let the weights use the matrix of the step before.
       smoothing: decay of the running means of losses and interactions that the weighting sees.
+      signal_power: shows the weighting each loss times the share of the task's squared gradient
+        that is no noise, to this power, as in :func:`ldro_jax.weighting.by_signal`; by default the
+        loss alone.
       total: what the weights' absolute values are made to sum to; by default what the method says.
       floor: share of the weight that is spread evenly.
       sampling: how language models draw the rows of a batch: ``"uniform"``, the same number of each
@@ -66,6 +69,7 @@ class Method:
     interaction_rows: int | None = None
     lagged: bool = False
     smoothing: float = 0.0
+    signal_power: float | None = None
     total: float | None = None
     floor: float = 0.0
     sampling: str = "uniform"
@@ -89,7 +93,7 @@ class Method:
         try:
             # A grid may give what is lacking.
             if set(weighting.lacking(self.weighting, given)) <= set(weighting.FROM_DATA):
-                made = self._outline
+                made = weighting.outline(self.weighting, given)
         except ValueError as error:
             raise ValueError(f"hyperparameters: {error}") from error
         self._weighted(made, 1)
@@ -124,8 +128,11 @@ class Method:
         return weighting.create(self.weighting, {**self.hyperparameters, **rates})
 
     def wrapped(self, rates: Mapping[str, Any] | None = None) -> Weighting:
-        """The weighting with smoothing, total and floor."""
-        return wrappers.wrapped(self.weigh(rates or {}), **self._taken_by(wrappers.wrapped))
+        """The weighting with smoothing, signal power, total and floor."""
+        return self._with_options(self.weigh(rates or {}))
+
+    def _with_options(self, made: Weighting) -> Weighting:
+        return wrappers.wrapped(made, **self._taken_by(wrappers.wrapped))
 
     def _weighted(self, made: Weighting, num_tasks: int, trainable: Any = None, shared: Any = None):
         settings = self._taken_by(transform.weighted)
@@ -139,7 +146,7 @@ class Method:
 
     @functools.cached_property
     def _outline(self) -> Weighting:
-        return weighting.outline(self.weighting, self.hyperparameters)
+        return self._with_options(weighting.outline(self.weighting, self.hyperparameters))
 
     @property
     def _plain(self) -> dict[str, Any]:

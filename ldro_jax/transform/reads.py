@@ -64,3 +64,19 @@ def check(weighting: base.Weighting, num_tasks: int, dtype: Any) -> None:
             "would not be measured for it: it must have uses_interaction=True. Pass that to "
             "weighting.stateless, weighting.exponentiated_gradient or weighting.Weighting."
         )
+
+
+def check_losses(weighting: base.Weighting, num_tasks: int, dtype: Any) -> None:
+    """Raises ``ValueError`` for a weighting by signal that doesn't look at the losses it is shown.
+
+    The signal would have no effect.
+    """
+    try:
+        names = read(weighting, num_tasks, dtype)
+    except (*_UNTRACEABLE, equations_lib.UnknownFormError):
+        return
+    if not names & {"losses", "excess"}:
+        raise ValueError(
+            "signal_power scales the losses that a weighting looks at, but this one doesn't look "
+            "at them. Leave it out, or use weighting.signal, whose weights are the signal shares."
+        )

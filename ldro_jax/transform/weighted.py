@@ -35,7 +35,7 @@ class Weighted(optax.GradientTransformationExtraArgs):
     """What :func:`weighted` makes: a transformation that says how it weighs, for trainers.
 
     Attributes:
-      weighting: the method, with smoothing, total and floor.
+      weighting: the method, with smoothing, signal power, total and floor.
       plan: how it measures losses, gradient and interaction.
     """
 
@@ -56,6 +56,7 @@ def weighted(
     interaction_interval: int | None = None,
     lagged: bool = False,
     smoothing: float = 0.0,
+    signal_power: optax.ScalarOrSchedule | None = None,
     total: float | None = None,
     floor: float = 0.0,
     trainable: Any = None,
@@ -120,6 +121,10 @@ def weighted(
         saves most of the memory.
       smoothing: decay of the running means of losses and interactions that the weighting sees, in
         [0, 1); see :func:`ldro_jax.weighting.smoothed`.
+      signal_power: p, shows the weighting ``ℓ·s^p`` in the place of the losses ℓ, with s the share
+        of each task's squared gradient that is no noise; by default the losses as they are. The
+        interaction is then measured by "split" by default, and every 20 steps if the weighting
+        doesn't use it itself; see :func:`ldro_jax.weighting.by_signal`.
       total: what the weights' absolute values are made to sum to; by default what the method says.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
       trainable: the parameters that are trained, where others are frozen: a tree of bools like the
@@ -161,10 +166,10 @@ def weighted(
       [0.31, 0.69]
     """
     weighting_base.check_weighting(weighting)
+    options = {"smoothing": smoothing, "signal_power": signal_power, "total": total, "floor": floor}
+    weighting = wrappers.wrapped(weighting_base.checked(weighting), **options)
     weighting, strategy = _with_strategy(weighting, interaction)
     plan = _plan(weighting, num_tasks, strategy, interaction_interval, lagged)
-    weighting = weighting_base.checked(weighting)
-    weighting = wrappers.wrapped(weighting, smoothing=smoothing, total=total, floor=floor)
 
     def mask(params):
         return None if trainable is None else trained_lib.mask(trainable, params)
@@ -177,6 +182,8 @@ def weighted(
         leaves.check_trained("params", params)
         dtype = interaction_base.statistics_dtype(params)
         reads.check(weighting, plan.num_tasks, dtype)
+        if wrappers.has_signal(signal_power):
+            reads.check_losses(weighting, plan.num_tasks, dtype)
         return state_lib.initial(weighting, plan.num_tasks, dtype)
 
     def update_fn(updates, state, params=None, **extra_args):
@@ -233,7 +240,8 @@ def _with_strategy(
         if weighting.by_products is None:
             raise ValueError(
                 "interaction='products' needs a weighting that can do with products of the "
-                "interaction matrix, and this one needs all of it. docs/methods.md says which can."
+                "interaction matrix, and this one needs all of it, as signal_power does. "
+                "docs/methods.md says which can."
             )
         weighting = weighting.by_products
     if weighting.uses_products and not strategy.gives_products:

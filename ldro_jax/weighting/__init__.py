@@ -61,6 +61,8 @@ from ldro_jax.weighting.registry import rates as rates
 from ldro_jax.weighting.regularized_dro import regularized_dro as regularized_dro
 from ldro_jax.weighting.scalarization import scalarization as scalarization
 from ldro_jax.weighting.sdmgrad import sdmgrad as sdmgrad
+from ldro_jax.weighting.signal import by_signal as by_signal
+from ldro_jax.weighting.signal import signal as signal
 from ldro_jax.weighting.skill_it import skill_it as skill_it
 from ldro_jax.weighting.smooth import smooth_lookahead as smooth_lookahead
 from ldro_jax.weighting.static import average as average

@@ -46,6 +46,9 @@ class Statistics(NamedTuple):
         weighting doesn't use them, or lags behind.
       products: asks for products of the interaction matrix, a
         :class:`~ldro_jax.weighting.products.Asking`; ``None`` unless the weighting uses them.
+      signal: what losses and excess have been multiplied with, ``[N]``; ``None`` for nothing. The
+        interaction and the noise are those of the losses before. See
+        :func:`~ldro_jax.weighting.by_signal`.
     """
 
     count: jax.Array
@@ -56,6 +59,7 @@ class Statistics(NamedTuple):
     known: jax.Array | None = None
     fresh: jax.Array | None = None
     products: Any = None
+    signal: jax.Array | None = None
 
 
 def with_newcomers(weights: jax.Array, newcomers: jax.Array) -> jax.Array:
@@ -118,6 +122,11 @@ def above_least(statistics: Statistics) -> jax.Array:
     """
     known, losses = known_tasks(statistics), statistics.losses
     return jnp.where(known, losses - jnp.min(losses, where=known, initial=jnp.inf), 0)
+
+
+def times_signal(statistics: Statistics, values: jax.Array) -> jax.Array:
+    """Numbers in the unit of the tasks' own losses, ``[N]``, in that of the losses shown."""
+    return values if statistics.signal is None else values * statistics.signal
 
 
 def positive_losses(statistics: Statistics) -> jax.Array:
@@ -380,7 +389,8 @@ def checked(weighting: Weighting) -> Weighting:
             )
         return weights, following
 
-    return weighting._replace(update=update)
+    products = weighting.by_products
+    return weighting._replace(update=update, by_products=products and checked(products))
 
 
 def _structure(state: Any) -> Any:

@@ -41,7 +41,7 @@ def baselined_dro(
         del weights
         losses = base.above_least(statistics)
         base.check_per_task("reference_losses", references, losses.size)
-        excess = losses - jnp.asarray(references, losses.dtype)
+        excess = losses - base.times_signal(statistics, jnp.asarray(references, losses.dtype))
         return base.value_at(weight_lr, statistics) * excess
 
     return base.exponentiated_gradient(direction)

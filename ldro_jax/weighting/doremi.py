@@ -58,7 +58,8 @@ def doremi(
             excess = statistics.excess
         else:
             base.check_per_task("reference_losses", references, losses.size)
-            excess = jnp.maximum(losses - jnp.asarray(references, losses.dtype), 0)
+            reference = base.times_signal(statistics, jnp.asarray(references, losses.dtype))
+            excess = jnp.maximum(losses - reference, 0)
         step = base.value_at(weight_lr, statistics) * excess
         tiny = jnp.finfo(losses.dtype).tiny
         logits = jnp.log(jnp.maximum(state.weights, tiny)) + step

@@ -210,6 +210,10 @@ class Game:
             return step
         if lengths is None:
             lengths = gram.lengths(base.known_interaction(statistics))
+        if statistics.signal is not None:
+            # Of the diagonal of what is played: s_i ‖∇ℓ_i‖, or s_i ‖∇ℓ_i‖², squared below.
+            scale = statistics.signal if self.normalize_interaction else jnp.sqrt(statistics.signal)
+            lengths = lengths * scale
         longest = jnp.max(lengths)
         # The root-mean-square length; squares of lengths may overflow.
         relative = lengths * gram.inverse_or_zero(longest)
@@ -221,7 +225,9 @@ class Game:
     def interaction(self, statistics: base.Statistics) -> jax.Array:
         """The matrix whose product with the weights is the decrease per λ, ``[N, N]``."""
         matrix = base.known_interaction(statistics)
-        return normalized(matrix) if self.normalize_interaction else matrix
+        matrix = normalized(matrix) if self.normalize_interaction else matrix
+        # A row belongs to a loss, a column to a step.
+        return matrix if statistics.signal is None else statistics.signal[:, None] * matrix
 
     def decrease(self, statistics: base.Statistics) -> jax.Array:
         """λA, ``[N, N]``."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from ldro_jax.weighting import base, gram
+from ldro_jax.weighting.signal import by_signal
 
 
 def _of_both_forms(wrapper: Callable[..., base.Weighting]) -> Callable[..., base.Weighting]:
@@ -56,19 +57,35 @@ def _weighed(statistics, weights):
 
 
 def wrapped(
-    weighting: base.Weighting, *, smoothing: float, total: float | None, floor: float
+    weighting: base.Weighting,
+    *,
+    smoothing: float,
+    signal_power: optax.ScalarOrSchedule | None,
+    total: float | None,
+    floor: float,
 ) -> base.Weighting:
     """The weighting with the options that every method has.
 
-    These are those of :func:`smoothed` (0 for none), :func:`rescaled` (``None`` for what the method
-    says) and :func:`with_floor`.
+    These are those of :func:`smoothed` (0 for none), :func:`~ldro_jax.weighting.by_signal` (0 or
+    ``None`` for none), :func:`rescaled` (``None`` for what the method says) and :func:`with_floor`.
     """
     base.check_range("smoothing", smoothing, "[0, 1)")
     if isinstance(smoothing, jax.Array) or smoothing > 0:
         weighting = smoothed(weighting, smoothing)
+    # Outside of the means, since it has its own, over measurements.
+    if signal_power is not None:
+        base.check_range("signal_power", signal_power)
+        if has_signal(signal_power):
+            weighting = by_signal(weighting, signal_power)
     if total is not None:
         weighting = rescaled(weighting, total)
     return with_floor(weighting, floor)
+
+
+def has_signal(signal_power: Any) -> bool:
+    """Whether losses are scaled by this power of the signal, which may be a schedule."""
+    is_number = not (callable(signal_power) or isinstance(signal_power, jax.Array))
+    return signal_power is not None and not (is_number and signal_power == 0)
 
 
 class SmoothedState(NamedTuple):

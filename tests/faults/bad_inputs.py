@@ -24,6 +24,8 @@ ldro/Method.lagged=True
     ldro/Method.lagged needs interaction_interval=1, … is 100
 ldro/Method.floor=1.5
     ldro/Method.floor must be a number in [0, 1], but it is 1.5
+ldro/Method.signal_power=-1.0
+    ldro/Method.signal_power must be a number in [0, inf), but it is -1.0
 ldro/Method.sampling='some'
     ldro/Method.sampling must be one of 'uniform', 'weights'
 ldro/Method.hyperparameters=[1, 2]

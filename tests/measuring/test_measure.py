@@ -126,6 +126,32 @@ def test_one_tasks_loss_that_is_not_a_number_stays_its_own(counted, dtype):
     assert found.losses.dtype == dtype
 
 
+def test_a_task_with_too_few_rows_to_halve_is_not_measured():
+    # Not with a half that has no gradient, as if all of it were noise. Task 1 has one row.
+    plan, tasks = Plan(N, interaction.split("vmap"), 2), np.int32([0, 0, 1, 2, 2, 2])
+    places = jnp.int32([[0, 1, -1, -1], [2, -1, -1, -1], [3, 4, 5, -1]])
+    rows = jax.tree.map(lambda x: jnp.asarray(x[:6]), ROWS)
+
+    @jax.jit
+    def measured(params):
+        batch = Batch(rows, jnp.asarray(tasks), by_task=places)
+        return measure(plan, losses_of, params, batch).interaction()
+
+    matrix, noise = measured(PARAMS)
+    assert np.isnan(matrix[1]).all() and np.isnan(matrix[:, 1]).all()
+    numbers = ROWS["inputs"][:6] @ PARAMS
+    tokens = ROWS["tokens"][:6, None]
+    each = 2 * tokens * numbers[:, None] * ROWS["inputs"][:6]
+
+    def half(*which):
+        return each[list(which)].sum(axis=0) / tokens[list(which)].sum()
+
+    (a, b), (c, d) = (half(0), half(1)), (half(3, 5), half(4))
+    expected = [[a @ b, (a + b) @ (c + d) / 4], [(a + b) @ (c + d) / 4, c @ d]]
+    np.testing.assert_allclose(matrix[::2, ::2], expected, **CLOSE)
+    np.testing.assert_allclose(noise[0], np.sum((a - b) ** 2) / 4, **CLOSE)
+
+
 def test_microbatches_divide_the_rows():
     plan = dataclasses.replace(Plan(N, interaction.vmap()), microbatches=5)
     with pytest.raises(ValueError, match="a multiple of the 5 microbatches, but it is 12"):

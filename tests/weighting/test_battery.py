@@ -26,6 +26,10 @@ SETTINGS = {
     for word, settings in {"": described.usual, **described.variants}.items()
 }
 WRAPPERS = {
+    "by_signal": lambda: weighting.by_signal(weighting.term(2.0, relative=True)),
+    "by_signal lookahead": lambda: weighting.by_signal(
+        weighting.lookahead_online(1.0, 0.5, relative=True)
+    ),
     "averaged": lambda: weighting.averaged(weighting.mgda(), 0.7),
     "clipped": lambda: weighting.clipped(weighting.aligned_mtl(), 0.0, 0.1),
     "floor": lambda: weighting.with_floor(weighting.group_dro(0.1), 0.2),

@@ -18,8 +18,8 @@ from ldro_jax import ldro, transform, weighting
 from ldro_jax.training.method import Method
 from ldro_jax.weighting import about, base
 
-# How often the lookahead methods measure; all others do in every step.
-INTERVALS = {"lookahead_exact": 1, "lookahead_online": 100, "smooth_lookahead": 1}
+# How often the lookahead methods and the signal's are measured; all others are in every step.
+INTERVALS = {"lookahead_exact": 1, "lookahead_online": 100, "signal": 20, "smooth_lookahead": 1}
 
 
 def every_setting(name):
@@ -126,7 +126,8 @@ def measured(tx, *, steps=3):
     return found
 
 
-@pytest.mark.parametrize("name", INTERVALS)
+# Gradients of whole tasks have no halves, whose difference is the noise.
+@pytest.mark.parametrize("name", [name for name in INTERVALS if name != "signal"])
 def test_every_door_has_the_same_default(name):
     hyperparameters = weighting.usual(name, 2)
     made = weighting.create(name, hyperparameters)

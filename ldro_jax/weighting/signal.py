@@ -1,0 +1,206 @@
+r"""Weights by signal: how much of a task's minibatch gradient is its true gradient.
+
+The squared minibatch gradient of task i is on average :math:`\|∇ℓ_i\|^2 + σ_i^2`, with σ_i² the
+variance of that gradient. Its share that is signal,
+
+.. math:: s_i = \frac{\|∇ℓ_i\|^2}{\|∇ℓ_i\|^2 + σ_i^2},
+
+is near one for a task that a step moves where its rows point to, and near zero for one that can't
+be learnt, or is learnt already: its minibatch gradients are noise. It has no unit, so that losses
+of different size don't matter. :func:`signal` weighs by s alone. :func:`by_signal` shows losses
+``ℓ·s`` to another weighting, which then looks for what is high *and* can be gained.
+
+Both parts are measured without bias by two halves of a task's rows, ``interaction="split"``. The
+minibatch's own squared gradient would count its noise as signal.
+
+What this is a case of: :math:`s = 1 / (1 + B_{noise} / B)`, with B rows of a task in a batch and
+the simple gradient noise scale :math:`B_{noise} = σ_{row}^2 / \|∇ℓ\|^2` of McCandlish et al. By
+their model of the loss, the best step along one task's minibatch gradient is s times the best step
+along its true gradient: ``w ∝ s`` gives each task that share of a step, as if tasks didn't
+interact.
+PiKE moves weights along the same two numbers, with one rate for each in units of the losses; s is
+their ratio and needs no rate. GradNorm evens out the lengths of gradients, noise included. As all
+s come near one, on large batches, what is left is the average loss, or the weighting inside.
+
+What s doesn't tell is whether a task gets better in the end. Where others move the outputs of a
+task that can't be learnt away from its best guess, there is a true gradient back to it, and signal.
+
+References:
+  McCandlish, Kaplan, Amodei and the OpenAI Dota Team, *An Empirical Model of Large-Batch Training*,
+  2018.
+  Li, Deng, Zhong, Razaviyayn and Mirrokni, *PiKE: Adaptive Data Mixing for Large-Scale Multi-Task
+  Learning Under Low Gradient Conflicts*, NeurIPS 2025.
+  Chen, Badrinarayanan, Lee and Rabinovich, *GradNorm: Gradient Normalization for Adaptive Loss
+  Balancing in Deep Multitask Networks*, ICML 2018.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ldro_jax.runtime import checks
+from ldro_jax.weighting import about, base
+
+# The least share. A square measured as zero or less says that there is little signal, not that
+# there is none, and a task without weight would not be trained until there is.
+_LEAST = 1e-3
+
+# Steps between two measurements, where the weighting inside makes none of its own.
+_INTERVAL = 20
+
+
+class SignalState(NamedTuple):
+    """State of :func:`signal` and :func:`by_signal`.
+
+    Attributes:
+      squares: decaying sum of the squared true gradients as they were measured, ``[N]``.
+      noise: the same sum of the variances, ``[N]``.
+      measured: which tasks have ever been measured, bool ``[N]``.
+      inner: state of the weighting inside.
+    """
+
+    squares: jax.Array
+    noise: jax.Array
+    measured: jax.Array
+    inner: Any = ()
+
+
+def _initial(num_tasks: int, dtype: Any = jnp.float32) -> SignalState:
+    squares, noise = jnp.zeros(num_tasks, dtype), jnp.zeros(num_tasks, dtype)
+    return SignalState(squares, noise, jnp.zeros(num_tasks, bool))
+
+
+def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
+    """The signal shares ``[N]`` of this step, and the state with what was measured in it."""
+    noise: Any = statistics.noise
+    measured = 'the variance of each task\'s gradient, as interaction="split" measures it'
+    checks.require(noise is not None, "statistics.noise", measured, noise)
+    known, keep = base.known_tasks(statistics), base.value_at(decay, statistics)
+    # What stays from an earlier step would count once for each step that it stays.
+    new = known if statistics.fresh is None else known & statistics.fresh
+
+    def mean(old, value):
+        return jnp.where(new, keep * old + (1 - keep) * value, old)
+
+    # Sums from zero are too small at first, both by the same factor. A square may be negative, and
+    # only its mean is cut off: cut off one by one, they would have a bias.
+    squares = mean(state.squares, jnp.diagonal(statistics.interaction))
+    variance = mean(state.noise, jnp.maximum(noise, 0))
+    state = state._replace(squares=squares, noise=variance, measured=state.measured | new)
+    positive = squares > 0
+    # The sum of the two could overflow. Of 0 / 0 nothing can be gained.
+    shares = jnp.where(positive, 1 / (1 + variance / jnp.where(positive, squares, 1)), 0)
+    shares = jnp.maximum(shares, _LEAST)
+    told = known & state.measured
+    count = jnp.sum(told, dtype=shares.dtype)
+    others = jnp.sum(shares, where=told) / jnp.maximum(count, 1)
+    return jnp.where(told, shares, jnp.where(count > 0, others, 1)), state
+
+
+@about.method(
+    about.MIXTURES,
+    weights="∝ s^p, s = ‖∇ℓ‖²/(‖∇ℓ‖² + σ²)",
+    paper="ours",
+    state="means of ‖∇ℓ‖², σ²",
+    variants={"squared": {"power": 2.0}},
+    scale_free=True,
+)
+def signal(
+    power: optax.ScalarOrSchedule = 1.0, *, decay: optax.ScalarOrSchedule = 0.9
+) -> base.Weighting:
+    r""":math:`w_i ∝ s_i^p`, by the share of its minibatch gradient that is signal.
+
+    It doesn't look at the losses. It asks for ``interaction="split"`` by default, every 20 steps,
+    best on more rows than a batch has (``interaction_rows``); σ² is always that of the training
+    batch, where the trainer measures. A share is at least 0.001. A task that was never measured
+    has the mean share of the others, and one whose gradient and noise are both zero has the least.
+    The weighting's ``update`` raises ``ValueError`` if the variance isn't measured.
+
+    Args:
+      power: p; 0 is the average loss.
+      decay: of the means over measurements, in [0, 1). What counts is the ratio of the means.
+
+    Raises:
+      ValueError: if a number is out of range.
+    """
+    base.check_range("power", power)
+    base.check_range("decay", decay, "[0, 1)")
+
+    def update(statistics, state):
+        shares, state = _shares(statistics, state, decay)
+        # Logarithms, since a high power underflows.
+        logits = base.value_at(power, statistics) * jnp.log(shares)
+        return jax.nn.softmax(logits, where=base.known_tasks(statistics)), state
+
+    return base.Weighting(
+        _initial,
+        update,
+        uses_interaction=True,
+        uses_noise=True,
+        default_interaction="split",
+        default_interval=_INTERVAL,
+    )
+
+
+def by_signal(
+    weighting: base.Weighting,
+    power: optax.ScalarOrSchedule = 1.0,
+    *,
+    decay: optax.ScalarOrSchedule = 0.9,
+) -> base.Weighting:
+    r"""Shows a weighting the losses ``ℓ·s^p``, so that it looks for what can still be gained.
+
+    For weightings that look for the worst loss, now or after a step: a task that can't be learnt
+    keeps a high loss, and without this all the weight. The weights that come out are those of the
+    tasks' own losses. ``statistics.signal`` tells the weighting the factor.
+
+    The losses after a step of size λ along :math:`Σ_j w_j ∇ℓ_j`, with s held constant, are
+
+    .. math:: s_i^p ℓ_i − λ s_i^p Σ_j A_{ij} w_j,
+
+    so that L-DRO and smooth L-DRO look at :math:`\operatorname{diag}(s^p) (ℓ − λAw)`: rows of A
+    are scaled like the losses, its columns, and the lengths that they are divided by, are those of
+    the step that is taken. The matrix itself is shown as measured, and any other weighting uses it
+    as it is. So are the losses that a lookahead is recorded to expect.
+
+    Where all tasks have the same share, losses are smaller by it: rates in the unit of the losses
+    are in that of ``ℓ·s^p``, and ``relative=True`` makes no difference of it. Losses must be
+    positive, as those below zero would look worse the less they can be learnt. It measures as
+    :func:`signal` does, or as often as the weighting does itself, and can't do with products of A.
+
+    Args:
+      weighting: what to wrap.
+      power: p; 0 is the weighting itself.
+      decay: of the means over measurements, in [0, 1).
+
+    Raises:
+      ValueError: if a number is out of range.
+    """
+    base.check_weighting(weighting)
+    base.check_range("power", power)
+    base.check_range("decay", decay, "[0, 1)")
+
+    def init(num_tasks, dtype=jnp.float32):
+        return _initial(num_tasks, dtype)._replace(inner=weighting.init(num_tasks, dtype))
+
+    def update(statistics, state):
+        shares, state = _shares(statistics, state, decay)
+        factor = shares ** base.value_at(power, statistics)
+        excess = None if statistics.excess is None else statistics.excess * factor
+        seen = statistics._replace(losses=statistics.losses * factor, excess=excess, signal=factor)
+        weights, inner = weighting.update(seen, state.inner)
+        return weights, state._replace(inner=inner)
+
+    own = weighting.default_interval if weighting.uses_interaction else _INTERVAL
+    return weighting._replace(
+        init=init,
+        update=update,
+        uses_interaction=True,
+        uses_noise=True,
+        needs_positive_losses=True,
+        default_interaction="split",
+        default_interval=own,
+        by_products=None,
+    )

@@ -1,0 +1,383 @@
+"""Weights by signal: against NumPy, what they don't depend on, and where tasks can't be learnt."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import labelled, tiny
+
+from ldro_jax import interaction, ldro, transform, weighting
+from ldro_jax.training.engine import Trial
+from ldro_jax.training.method import Method
+from ldro_jax.weighting import base
+
+N, DIRECTIONS, DECAY = 5, 40, 0.9
+LEAST = 1e-3
+
+
+def measured(seed, scale=1.0):
+    """Losses, an unbiased matrix of two noisy halves, and the variance of their mean."""
+    rng = np.random.default_rng(seed)
+    scale = np.broadcast_to(scale, N)[:, None]
+    true = np.linspace(0, 1, N)[:, None] * rng.normal(size=(N, DIRECTIONS))
+    halves = scale * (true + np.sqrt(2) * rng.normal(size=(2, N, DIRECTIONS)))
+    matrix = halves.mean(axis=0) @ halves.mean(axis=0).T
+    np.fill_diagonal(matrix, np.sum(halves[0] * halves[1], axis=1))
+    noise = np.sum((halves[0] - halves[1]) ** 2, axis=1) / 4
+    return scale[:, 0] * rng.uniform(1, 2, N), matrix, noise
+
+
+def shown(step, dtype="float32", **more):
+    losses, matrix, noise = (jnp.asarray(x, dtype) for x in step)
+    return base.Statistics(jnp.int32(0), losses, matrix, noise=noise, **more)
+
+
+def run(method, statistics):
+    update = jax.jit(method.update)
+    state, found = method.init(N, statistics[0].losses.dtype), []
+    for each in statistics:
+        weights, state = update(each, state)
+        found.append(np.asarray(weights, np.float64))
+    return found
+
+
+def shares_by_hand(steps):
+    """Of the means over all steps, the latest counting most."""
+    for last in range(len(steps)):
+        weights = DECAY ** np.arange(last, -1, -1)
+        square = np.average([np.diag(s[1]) for s in steps[: last + 1]], axis=0, weights=weights)
+        noise = np.average([s[2] for s in steps[: last + 1]], axis=0, weights=weights)
+        square = np.maximum(square, 0)
+        yield np.maximum(square / (square + noise), LEAST)
+
+
+STEPS = [measured(seed) for seed in range(4)]
+
+
+def close(dtype):
+    return {"rtol": 1e-4, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-10, "atol": 1e-12}
+
+
+def test_the_share_is_found_whatever_the_noise(dtype):
+    # Gradients of known length, and two halves of eight rows of known variance.
+    squares, variances = np.array([9.0, 1.0, 0.04, 0.0]), np.array([1.0, 4.0, 4.0, 4.0])
+    true = jnp.asarray(np.sqrt(squares)[:, None] * np.eye(1, 8), dtype)[None]
+    spread = jnp.asarray(np.sqrt(variances / 8 / 4), dtype)[None, :, None]
+    method = weighting.signal(decay=0.999)
+
+    @jax.jit
+    def after(keys):
+        def step(state, key):
+            halves = true + spread * jax.random.normal(key, (2, 4, 8), dtype)
+            matrix = jnp.diag(jnp.sum(halves[0] * halves[1], axis=1))
+            noise = jnp.sum((halves[0] - halves[1]) ** 2, axis=1) / 4
+            given = base.Statistics(jnp.int32(0), jnp.ones(4, dtype), matrix, noise=noise)
+            weights, state = method.update(given, state)
+            return state, weights
+
+        return jax.lax.scan(step, method.init(4, jnp.dtype(dtype)), keys)[1][-1]
+
+    weights = after(jax.random.split(jax.random.key(0), 4000))
+    expected = squares / (squares + variances / 8)
+    # The product of two halves has a spread of up to 0.35 here, its mean over some 2000 of 0.01.
+    np.testing.assert_allclose(weights, expected / expected.sum(), atol=0.02)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_weights_are_the_shares_of_the_means(power, dtype):
+    found = run(weighting.signal(power), [shown(s, dtype) for s in STEPS])
+    for weights, shares in zip(found, shares_by_hand(STEPS), strict=True):
+        np.testing.assert_allclose(weights, shares**power / np.sum(shares**power), **close(dtype))
+
+
+def test_a_high_power_leaves_the_best():
+    (weights,) = run(weighting.signal(50.0), [shown(STEPS[0])])
+    assert weights.max() > 0.99 and weights.argmax() == next(shares_by_hand(STEPS)).argmax()
+
+
+def test_term_sees_losses_times_shares(dtype):
+    method = weighting.by_signal(weighting.term(2.0, relative=True), 0.5)
+    found = run(method, [shown(s, dtype) for s in STEPS])
+    for weights, step, shares in zip(found, STEPS, shares_by_hand(STEPS), strict=True):
+        losses = step[0] * np.sqrt(shares)
+        expected = np.exp(2 * losses / losses.mean())
+        np.testing.assert_allclose(weights, expected / expected.sum(), **close(dtype))
+
+
+def test_an_excess_over_references_is_scaled_as_a_whole(dtype):
+    references = np.linspace(0.1, 0.5, N)
+    for make in (weighting.baselined_dro, functools.partial(weighting.doremi, share=0.0)):
+        method = weighting.by_signal(make(references, 0.3))
+        (found,) = run(method, [shown(STEPS[0], dtype)])
+        shares = next(shares_by_hand(STEPS))
+        expected = np.exp(0.3 * shares * (STEPS[0][0] - references))
+        np.testing.assert_allclose(found, expected / expected.sum(), **close(dtype))
+
+
+def played(step, shares, *, normalize, lookahead_lr):
+    """Losses of ℓ·s, and their decrease in a step along each task's gradient; relative rates."""
+    losses, matrix, _ = step
+    # Positive squares as they are: these cosines are below one.
+    lengths = np.sqrt(np.diag(matrix))
+    rows = shares[:, None] * (matrix / lengths if normalize else matrix)
+    unit = np.mean(losses * shares)
+    own = shares * lengths if normalize else np.sqrt(shares) * lengths
+    rate = lookahead_lr * unit / np.sqrt(np.mean(own**2)) ** (1 if normalize else 2)
+    return losses * shares / unit, rate * rows / unit
+
+
+def positive(seed):
+    """Statistics whose squares come out positive and large enough for all cosines."""
+    rng = np.random.default_rng(seed)
+    gradients = rng.normal(size=(N, DIRECTIONS)) + 0.3
+    return rng.uniform(1, 2, N), gradients @ gradients.T, rng.uniform(1, 200, N)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_online_lookahead_scales_rows(normalize, dtype):
+    steps = [positive(seed) for seed in range(4)]
+    inner = weighting.lookahead_online(2.0, 0.5, relative=True, normalize_interaction=normalize)
+    found = run(weighting.by_signal(inner), [shown(s, dtype) for s in steps])
+    last = np.full(N, 1 / N)
+    for weights, step, shares in zip(found, steps, shares_by_hand(steps), strict=True):
+        losses, decrease = played(step, shares, normalize=normalize, lookahead_lr=2.0)
+        worst = np.argmax(losses - decrease @ last)
+        last = last * np.exp(0.5 * decrease[worst])
+        last = last / last.sum()
+        np.testing.assert_allclose(weights, last, **close(dtype))
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_smooth_lookahead_is_at_the_equilibrium_of_scaled_rows(normalize, dtype):
+    step = positive(7)
+    inner = weighting.smooth_lookahead(1.0, 0.3, relative=True, normalize_interaction=normalize)
+    (w,) = run(weighting.by_signal(inner), [shown(step, dtype)])
+    (shares,) = shares_by_hand([step])
+    losses, decrease = played(step, shares, normalize=normalize, lookahead_lr=1.0)
+    v = np.exp((losses - decrease @ w) / 0.3)
+    answer = np.exp(decrease.T @ (v / v.sum()) / 0.3)
+    # The solver stops at a tolerance.
+    np.testing.assert_allclose(w, answer / answer.sum(), atol=2e-4)
+    assert np.ptp(w) > 0.05
+
+
+def test_the_size_of_a_tasks_own_loss_makes_no_difference(dtype):
+    scales = np.array([1e-3, 1.0, 7.0, 1e3, 0.2])
+    plain, scaled = (
+        run(weighting.signal(), [shown(measured(s, c), dtype) for s in range(3)])
+        for c in (1.0, scales)
+    )
+    np.testing.assert_allclose(scaled, plain, **close(dtype))
+
+
+RELATIVE = {
+    "term": weighting.term(2.0, relative=True),
+    "lookahead_online": weighting.lookahead_online(1.0, 0.5, relative=True),
+    "raw": weighting.lookahead_online(1.0, 0.5, relative=True, normalize_interaction=False),
+    "smooth": weighting.smooth_lookahead(3.0, 0.3, relative=True),
+}
+
+
+@pytest.mark.parametrize("name", RELATIVE)
+def test_a_common_factor_makes_no_difference(name):
+    method = weighting.by_signal(RELATIVE[name])
+    steps = [positive(seed) for seed in range(3)]
+    bigger = [(30 * losses, 900 * matrix, 900 * noise) for losses, matrix, noise in steps]
+    found, expected = (run(method, [shown(s) for s in given]) for given in (bigger, steps))
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    # Nor does the same share of signal for all, here a tenth.
+    even = [(losses, m, 9 * np.diag(m)) for losses, m, _ in steps]
+    found = run(method, [shown(s) for s in even])
+    np.testing.assert_allclose(found, run(RELATIVE[name], [shown(s) for s in steps]), atol=2e-4)
+
+
+def test_without_noise_it_is_the_weighting_inside(dtype):
+    clean = [(losses, matrix, np.zeros(N)) for losses, matrix, _ in map(positive, range(3))]
+    for inner in (weighting.group_dro(0.3), weighting.lookahead_online(0.1, 0.5)):
+        statistics = [shown(s, dtype) for s in clean]
+        found = run(weighting.by_signal(inner), statistics)
+        np.testing.assert_allclose(found, run(inner, statistics), **close(dtype))
+    np.testing.assert_allclose(run(weighting.signal(), statistics), 1 / N, **close(dtype))
+
+
+def test_neither_gradient_nor_noise_is_the_least_share():
+    losses, matrix, noise = positive(0)
+    matrix[2], matrix[:, 2], noise[2] = 0, 0, 0
+    (weights,) = run(weighting.signal(), [shown((losses, matrix, noise))])
+    expected = np.diag(matrix) / np.where(noise > 0, np.diag(matrix) + noise, 1)
+    expected[2] = LEAST
+    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-5)
+
+
+def test_what_was_never_measured_has_the_mean_share():
+    step = positive(1)
+    fresh = jnp.array([True, True, False, True, True])
+    stale = (step[0], np.where(fresh, step[1], 0), np.where(fresh, step[2], 0))
+    (weights,) = run(weighting.signal(), [shown(stale, fresh=fresh)])
+    others = np.delete(next(shares_by_hand([step])), 2)
+    expected = np.insert(others, 2, others.mean())
+    np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-5)
+    # Before anything is measured, all are alike.
+    (weights,) = run(weighting.signal(), [shown(stale, fresh=jnp.zeros(N, bool))])
+    np.testing.assert_allclose(weights, 1 / N, rtol=1e-6)
+
+
+def test_a_task_that_is_not_there_changes_nothing():
+    step, known = positive(1), jnp.array([True, True, False, True, True])
+    (found,) = run(weighting.signal(), [shown(step, known=known)])
+    shares = np.where(known, next(shares_by_hand([step])), 0)
+    np.testing.assert_allclose(found, shares / shares.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_each_measurement_counts_once(smoothing):
+    """Not once for each of the three steps that it stays, and no mean of means."""
+    tx = transform.weighted(
+        weighting.term(1.0), N, signal_power=1.0, smoothing=smoothing, interaction_interval=3
+    )
+    steps = [measured(seed) for seed in range(7)]
+
+    @jax.jit
+    def update(state, step):
+        losses, matrix, noise = step
+        given = {"losses": losses, "pullback": lambda w: w[0]}
+        given["interaction_fn"] = lambda: interaction.Measured(matrix, noise)
+        # The second task isn't in the batch of the fourth step.
+        present = (jnp.arange(N) != 1) | (state.count != 3)
+        return tx.update(None, state, jnp.ones([]), present=present, **given)[1]
+
+    state = tx.init(jnp.ones([]))
+    for step in steps:
+        state = update(state, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), step))
+    squares, noise = np.zeros(N), np.zeros(N)
+    for count in (0, 3, 6):
+        # An interaction_fn may be of other rows: that of an absent task is measured as well.
+        squares = DECAY * squares + (1 - DECAY) * np.diag(steps[count][1])
+        noise = DECAY * noise + (1 - DECAY) * steps[count][2]
+    np.testing.assert_allclose(state.weighting.squares, squares, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state.weighting.noise, noise, rtol=1e-4)
+
+
+# Doors, defaults and errors.
+
+
+def test_every_door_measures_by_halves():
+    smooth = {"lookahead_lr": 1.0, "temperature": 0.3, "relative": True}
+    intervals = [
+        (Method("a", "signal"), 20),
+        (Method("a", "group_dro", {"weight_lr": 0.1}, signal_power=1.0), 20),
+        (Method("a", "smooth_lookahead", smooth, signal_power=1.0), 1),
+        (Method("a", "term", {"tilt": 1.0}, signal_power=1.0, interaction_interval=5), 5),
+    ]
+    for method, interval in intervals:
+        assert method.uses_interaction and method.interval == interval
+        assert method.named_strategy == "split"
+        tx = method.transform(2)
+        assert tx.interval == interval and tx.weighting.uses_noise
+        assert tx.plan.strategy.parts == 2
+    assert Method("a", "term", {"tilt": 1.0}, signal_power=1.0).settings() == {
+        "tilt": 1.0,
+        "interaction_interval": 20,
+        "signal_power": 1.0,
+    }
+    assert ldro.transform(2, **smooth, signal_power=1.0).plan.strategy.parts == 2
+
+
+@pytest.mark.parametrize("name", ["average", "mgda"])
+def test_a_weighting_that_does_not_look_at_losses_is_refused(name):
+    tx = Method("a", name, signal_power=1.0).transform(2)
+    with pytest.raises(ValueError, match=r"doesn't look at them\. .* weighting\.signal"):
+        tx.init(jnp.ones(2))
+
+
+def test_what_it_can_not_do_is_refused():
+    with pytest.raises(ValueError, match=r"needs all of it, as signal_power does"):
+        Method(
+            "a",
+            "lookahead_online",
+            {"lookahead_lr": 1.0, "weight_lr": 0.1},
+            interaction="products",
+            signal_power=1.0,
+        )
+    for method in (weighting.signal(), weighting.by_signal(weighting.term(1.0))):
+        statistics = shown(STEPS[0])._replace(noise=None)
+        with pytest.raises(ValueError, match=r'noise must be .* interaction="split".*it is None'):
+            method.update(statistics, method.init(N, jnp.float32))
+
+
+# Training.
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Method("Signal", "signal", interaction_interval=1),
+        Method(
+            "TERM by signal",
+            "term",
+            {"tilt": 3.0, "relative": True},
+            signal_power=1.0,
+            interaction_interval=1,
+        ),
+    ],
+    ids=["signal", "by signal"],
+)
+def test_tasks_that_can_not_be_learnt_get_less_than_half(method):
+    """Five tasks of one linear model, the last two of other inputs with random labels."""
+    slopes = jnp.array([1.0, -1.0, 0.5, -2.0, 0, 0, 0, 0])
+    own = (jnp.arange(N) < 3)[:, None] == (slopes != 0)[None, :]
+
+    def batch(key):
+        first, second = jax.random.split(key)
+        x = jnp.where(own[:, None], jax.random.normal(first, (N, 32, 8)), 0)
+        random = jax.random.normal(second, (N, 32)) > 0
+        return x, jnp.where((jnp.arange(N) < 3)[:, None], x @ slopes > 0, random)
+
+    def loss_fn(params, batch):
+        return jnp.mean(optax.sigmoid_binary_cross_entropy(batch[0] @ params, batch[1]))
+
+    tx = optax.chain(method.transform(N), optax.sgd(0.05))
+
+    @jax.jit
+    def train(keys):
+        def step(carry, key):
+            params, state = carry
+            updates, state = tx.update(None, state, params, loss_fn=loss_fn, batch=batch(key))
+            return (optax.apply_updates(params, updates), state), ldro.weights(state)
+
+        params = jnp.zeros(8)
+        return jax.lax.scan(step, (params, tx.init(params)), keys)[1]
+
+    # With six seeds at most 0.065 to 0.29 for signal alone.
+    weights = train(jax.random.split(jax.random.key(1), 120))[50:].mean(axis=0)
+    assert weights[3:].max() < weights[:3].min() / 2
+
+
+@pytest.mark.parametrize(
+    "make, a_problem, options",
+    [
+        (tiny.stacked, tiny.problem, {}),
+        (tiny.stacked, tiny.problem, {"lagged": True, "interaction_interval": 1}),
+        (tiny.stacked, labelled.problem, {}),
+        pytest.param(tiny.meshed, tiny.problem, {}, marks=pytest.mark.heavy),
+    ],
+    ids=["stacked", "lagged", "labels", "meshed"],
+)
+def test_the_trainer_measures_what_it_weighs_by(make, a_problem, options):
+    method = Method("Signal", "signal", **{"interaction_interval": 2, **options})
+    session, seen = make(method, a_problem()).start([Trial(method, 0)]), []
+    for step in (1, 2, 3):
+        session.advance(step, lambda step: False, tiny.Progress())
+        state = transform.find_state(session.state(0).opt_state)
+        assert not state.unmeasured.any()
+        seen.append(np.stack([np.diag(state.interaction), state.noise]).astype(np.float64))
+    # In the first step and the third; or in every one, for the weights of the next.
+    first, second = (seen[0], seen[1]) if method.lagged else (seen[0], seen[2])
+    square, noise = DECAY * first + second
+    assert (noise > 0).all()
+    shares = np.maximum(square, 0) / (np.maximum(square, 0) + noise)
+    shares = np.maximum(shares, LEAST)
+    np.testing.assert_allclose(state.weights, shares / shares.sum(), rtol=1e-4)
