@@ -36,6 +36,7 @@ _RUN = {
         for name in ("adult", "cifar100", "digits", "toy")
     },
     "experiments/digits.gin": "helpers/command_line.py",
+    "experiments/digits_hopeless.gin": "experiments/test_digits_methods.py",
     "experiments/digits_methods.gin": "experiments/test_digits_methods.py",
     "experiments/digits_products.gin": "experiments/test_digits_methods.py",
     "experiments/digits_sweep.gin": "experiments/test_digits_methods.py",

@@ -90,3 +90,12 @@ def test_forms_by_products_run_to_the_report(tmp_path):
     settings = {run.method: run.hyperparameters["interaction"] for run in record.runs[1:5]}
     assert settings["L-DRO by both products"] == "products(apart=False, in_turn=False, share=1.0)"
     assert settings["L-DRO by products, a quarter"] == "products"
+
+
+@pytest.mark.heavy  # weighting/test_signal.py trains it, tasks/test_corrupted.py has the data
+def test_hopeless_tasks_are_not_measured(tmp_path):
+    methods = "compare.methods=[@average/Method(), @signal/Method(), @smooth_ldro_signal/Method()]"
+    file = "gin_configs/experiments/digits_hopeless.gin"
+    record = _run(tmp_path, methods, "HOPELESS=1", file=file)
+    assert len(record.task_names) == 9 and len(record.trained_names) == 10
+    assert record.runs[0].weights.values.shape == (2, 10)
