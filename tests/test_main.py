@@ -167,7 +167,10 @@ def no_training(monkeypatch):
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--gin.Schedul.train_steps=1"], "Known names: cifar100.load, digits.load"),
+        (
+            ["--gin.Schedul.train_steps=1"],
+            "Known names: cifar100.load, corrupted.corrupted, digits.load",
+        ),
         (
             ["--gin.ldro/Method.weighting='ldro'"],
             "ldro/Method.weighting must be a Weighting, ",
