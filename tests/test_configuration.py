@@ -77,7 +77,7 @@ def test_files_are_found_from_anywhere(where, tmp_path, monkeypatch):
         ),
         (
             "SEEDS=@foo",
-            "matching reference '@foo'.*Known names: cifar100.load, corrupted.corrupted, digits.load, exp",
+            "matching reference '@foo'.*Known names: cifar100.load, corrupted.corrupted, d",
         ),
         (
             "Schedule.steps=5",
