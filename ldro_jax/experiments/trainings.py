@@ -89,7 +89,7 @@ class Trainings:
         self._task_names: tuple[str, ...] = ()
         self._done = 0
         # What is made once for all data of a form.
-        self._problems: dict[Hashable, tuple[list[str], ArrayProblem]] = {}
+        self._problems: dict[Hashable, ArrayProblem] = {}
         self._programs: dict[Hashable, StackedProgram] = {}
         self._checked: set[Hashable] = set()
 
@@ -111,20 +111,13 @@ class Trainings:
         model: Callable[..., Any] | None = None,
     ) -> ArrayProblem:
         """Makes the problem of some data; see :func:`ldro_jax.problems.groups`."""
-        key = known, objective, model, data.prepare
+        names, splits = grouped.divided(data, known)
+        key = known, objective, model, data.prepare, tuple(names)
         if key in self._problems:
-            names, made = self._problems[key]
-            ours, splits = grouped.divided(data, known)
-            if ours == names:
-                return made.with_splits(splits)
-        made = grouped.groups(
-            data,
-            (model or self.model)(num_classes=len(data.class_names)),
-            known=known,
-            objective=objective,
-        )
-        self._problems[key] = grouped.divided(data, known)[0], made
-        return made
+            return self._problems[key].with_splits(splits)
+        made = (model or self.model)(num_classes=len(data.class_names))
+        self._problems[key] = grouped.groups(data, made, known=known, objective=objective)
+        return self._problems[key]
 
     def _program(self, job: Job) -> tuple[Program, Method]:
         """What trains a job, and its method with what only the data can tell."""

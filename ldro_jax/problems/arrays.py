@@ -177,11 +177,6 @@ class ArrayProblem(in_memory.InMemory):
             vars(other).pop(cached, None)
         other._splits = dict(splits)
         other.on_device = other._held()
-        sizes = [
-            [np.asarray(x[name].sizes) for name in self.splits] for x in (self._splits, splits)
-        ]
-        if not all(map(np.array_equal, *sizes)):
-            other._evaluate = jax.jit(other._values, static_argnums=2)
         return other
 
     def in_evaluation(self) -> Self:

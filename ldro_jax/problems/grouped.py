@@ -16,10 +16,11 @@ from ldro_jax.problems.objectives import Objective, ObjectiveProblem
 from ldro_jax.runtime import checks
 from ldro_jax.tasks.base import Split
 from ldro_jax.tasks.grouped import GroupedData
+from ldro_jax.tasks.grouped.variants import EVERYTHING
 
 # What of the training examples tasks are made of.
 KNOWN = ("groups", "classes", "nothing")
-UNKNOWN, EVERYTHING = "unknown", "all examples"
+UNKNOWN = "unknown"
 
 
 def groups(
