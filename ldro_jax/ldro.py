@@ -24,6 +24,7 @@ from ldro_jax.transform.preconditioner import preconditioner
 from ldro_jax.transform.statistics import statistics
 from ldro_jax.weighting import lookahead, smooth
 from ldro_jax.weighting.regularized_dro import regularized_dro
+from ldro_jax.weighting.signal import signal
 
 __all__ = [
     "averaged",
@@ -38,6 +39,10 @@ __all__ = [
     "transform",
     "weights",
 ]
+
+
+# Of the default: how much more, as a logarithm, the task weighs on which most can be gained.
+_TILT = 1.0
 
 
 def transform(
@@ -74,15 +79,21 @@ def transform(
     keeps the weight that others could use, more so with the minibatch's A, whose diagonal is mostly
     noise. See "Before you use it" in docs/methods.md.
 
+    Given no rates, ``ldro.transform(num_tasks)``, it does something simpler that needs none and is
+    safe where tasks can't be learnt: :func:`ldro_jax.weighting.signal` with a tilt of 1, which
+    measures how much of each task's gradient is signal on two halves of its batch every 20 steps,
+    and so needs ``loss_fn`` and ``batch`` with an even number of rows of each task.
+
     Args:
       num_tasks: N.
       lookahead_lr: λ, the size of the step that is looked ahead. A number or an Optax schedule.
         Without it nothing is looked ahead: with ``temperature`` σ, and optionally ``weight_lr`` ρ,
         this is KL-regularised group DRO, :func:`ldro_jax.weighting.regularized_dro`.
-      weight_lr: η, the learning rate of the weights. A number or an Optax schedule. Needed unless
-        ``exact`` or a temperature is given. Only the product ηλ moves the weights.
-      interaction_interval: k, the number of steps between two measurements of A; by default 100,
-        and 1 if ``exact`` or a temperature is given.
+      weight_lr: η, the learning rate of the weights. A number or an Optax schedule. Needed with
+        ``lookahead_lr`` unless ``exact`` or a temperature is given. Only the product ηλ moves the
+        weights.
+      interaction_interval: k, the number of steps between two measurements of A; by default 100, 1
+        if ``exact`` or a temperature is given, and 20 without rates.
       exact: solve the matrix game anew in every step (Algorithm 1) instead. For problems without
         noise.
       temperature: τ; makes it smooth Lookahead-DRO, whose game has one equilibrium that moves
@@ -98,8 +109,8 @@ def transform(
         as 0.99; 0 for none. Solving the game in every step follows the noise of minibatches.
       signal_power: p, looks at ``ℓ·s^p`` in the place of the losses, so that a task that can't be
         learnt counts for little: s is the share of its squared gradient that is no noise. A is then
-        measured by "split" by default. Without it the losses are taken as they are. See
-        :func:`ldro_jax.weighting.by_signal`.
+        measured by "split" by default. Without it the losses are taken as they are; without rates
+        it is 1. See :func:`ldro_jax.weighting.by_signal`.
       total: what the weights are made to sum to; one by default.
       floor: share of the weight that is spread evenly over all tasks, in [0, 1].
       trainable: the parameters that are trained and counted in A, where others are frozen: a tree
@@ -161,13 +172,14 @@ def transform(
         "relative": relative,
         "normalize_interaction": normalize_interaction,
     }
-    if lookahead_lr is None:
+    if lookahead_lr is None and not given and adversary_temperature is None:
+        weighting = signal(1.0 if signal_power is None else signal_power, tilt=_TILT)
+        signal_power = None
+    elif lookahead_lr is None:
         if temperature is None or exact or adversary_temperature is not None:
             raise ValueError(
-                "Without lookahead_lr, temperature is needed, and optionally weight_lr. Given: "
-                f"{', '.join(given) or 'none of them'}. No rates suit all losses; to begin with, "
-                "lookahead_lr=3, temperature=0.3, relative=True, smoothing=0.99 don't depend on "
-                "their scale. See docs/methods.md."
+                "Without lookahead_lr, temperature is needed, and optionally weight_lr; or none of "
+                f"them, for what needs no rates. Given: {', '.join(given) or 'none of them'}."
             )
         rate = 0.1 if weight_lr is None else weight_lr
         weighting = regularized_dro(temperature, rate=rate, relative=relative)

@@ -17,15 +17,16 @@ What this is a case of: :math:`s = 1 / (1 + B_{noise} / B)`, with B rows of a ta
 the simple gradient noise scale :math:`B_{noise} = σ_{row}^2 / \|∇ℓ\|^2` of McCandlish et al. By
 their model of the loss, the best step along one task's minibatch gradient is s times the best step
 along its true gradient: ``w ∝ s`` gives each task that share of a step, as if tasks didn't
-interact.
-PiKE moves weights along the same two numbers, with one rate for each in units of the losses; s is
-their ratio and needs no rate. GradNorm evens out the lengths of gradients, noise included. As all
-s come near one, on large batches, what is left is the average loss, or the weighting inside.
+interact. PiKE moves weights along the same two numbers, with one rate for each in units of the
+losses; s is their ratio and needs no rate. GradNorm evens out the lengths of gradients, noise
+included. As all s come near one, on large batches, what is left is the average loss, or the
+weighting inside.
 
 What s doesn't tell is whether a task gets better in the end. Where others move the outputs of a
 task that can't be learnt away from its best guess, there is a true gradient back to it, and signal.
 
 References:
+  Efron and Morris, *Data Analysis Using Stein's Estimator and its Generalizations*, JASA 1975.
   McCandlish, Kaplan, Amodei and the OpenAI Dota Team, *An Empirical Model of Large-Batch Training*,
   2018.
   Li, Deng, Zhong, Razaviyayn and Mirrokni, *PiKE: Adaptive Data Mixing for Large-Scale Multi-Task
@@ -57,19 +58,22 @@ class SignalState(NamedTuple):
     Attributes:
       squares: decaying sum of the squared true gradients as they were measured, ``[N]``.
       noise: the same sum of the variances, ``[N]``.
-      measured: which tasks have ever been measured, bool ``[N]``.
+      total: the same sum of ones, ``[N]``, zero for a task that was never measured.
+      moments: the same sums of the shares that single measurements had, and of their squares, ``[2,
+        N]``.
       inner: state of the weighting inside.
     """
 
     squares: jax.Array
     noise: jax.Array
-    measured: jax.Array
+    total: jax.Array
+    moments: jax.Array
     inner: Any = ()
 
 
 def _initial(num_tasks: int, dtype: Any = jnp.float32) -> SignalState:
-    squares, noise = jnp.zeros(num_tasks, dtype), jnp.zeros(num_tasks, dtype)
-    return SignalState(squares, noise, jnp.zeros(num_tasks, bool))
+    nothing = jnp.zeros(num_tasks, dtype)
+    return SignalState(nothing, nothing, nothing, jnp.zeros((2, num_tasks), dtype))
 
 
 def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
@@ -82,63 +86,107 @@ def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
     new = known if statistics.fresh is None else known & statistics.fresh
 
     def mean(old, value):
-        return jnp.where(new, keep * old + (1 - keep) * value, old)
+        return jnp.where(jnp.broadcast_to(new, old.shape), keep * old + (1 - keep) * value, old)
 
     # Sums from zero are too small at first, both by the same factor. A square may be negative, and
     # only its mean is cut off: cut off one by one, they would have a bias.
-    squares = mean(state.squares, jnp.diagonal(statistics.interaction))
-    variance = mean(state.noise, jnp.maximum(noise, 0))
-    state = state._replace(squares=squares, noise=variance, measured=state.measured | new)
-    positive = squares > 0
-    # The sum of the two could overflow. Of 0 / 0 nothing can be gained.
-    shares = jnp.where(positive, 1 / (1 + variance / jnp.where(positive, squares, 1)), 0)
-    shares = jnp.maximum(shares, _LEAST)
-    told = known & state.measured
+    square, variance = jnp.diagonal(statistics.interaction), jnp.maximum(noise, 0)
+    single = jnp.sign(square) * _ratio(jnp.abs(square), variance)
+    state = state._replace(
+        squares=mean(state.squares, square),
+        noise=mean(state.noise, variance),
+        total=mean(state.total, 1),
+        moments=mean(state.moments, jnp.stack([single, single**2])),
+    )
+    shares = _drawn_together(_ratio(state.squares, state.noise), state, keep, known)
+    return jnp.maximum(shares, _LEAST), state
+
+
+def _ratio(square: jax.Array, variance: jax.Array) -> jax.Array:
+    """The square by the sum of both, which could overflow; zero where it isn't positive."""
+    positive = square > 0
+    return jnp.where(positive, 1 / (1 + variance / jnp.where(positive, square, 1)), 0)
+
+
+def _drawn_together(shares, state, keep, known):
+    """The shares drawn to their mean, the more the less surely they differ: James and Stein's way.
+
+    Where measurements of one task differ as much from each other as tasks do, all have the mean.
+    """
+    told = known & (state.total > 0)
     count = jnp.sum(told, dtype=shares.dtype)
-    others = jnp.sum(shares, where=told) / jnp.maximum(count, 1)
-    return jnp.where(told, shares, jnp.where(count > 0, others, 1)), state
+    average = jnp.sum(shares, where=told) / jnp.maximum(count, 1)
+    across = jnp.sum((shares - average) ** 2, where=told) / jnp.maximum(count - 1, 1)
+    # The variance of a mean of measurements, as a part of that of one: one after the first, and
+    # (1 - keep) / (1 + keep) in the end.
+    total = jnp.where(told, state.total, 1)
+    part = (1 - keep) * (2 - total) / ((1 + keep) * total)
+    again = told & (part < 0.999)
+    first, second = (moment / total for moment in state.moments)
+    spread = jnp.maximum(second - first**2, 0) / jnp.where(again, 1 - part, 1)
+    spread = jnp.sum(spread, where=again) / jnp.maximum(jnp.sum(again, dtype=shares.dtype), 1)
+    sure = again.any() & (across > 0)
+    drawn = jnp.where(sure, jnp.minimum(spread * part / jnp.where(sure, across, 1), 1), 1)
+    shares = jnp.where(told, shares + drawn * (average - shares), average)
+    return jnp.where(count > 0, shares, 1)
 
 
 @about.method(
     about.MIXTURES,
-    weights="∝ s^p, s = ‖∇ℓ‖²/(‖∇ℓ‖² + σ²)",
+    weights="∝ s^p exp(t ℓs^p/max), s = ‖∇ℓ‖²/(‖∇ℓ‖² + σ²)",
     paper="ours",
     state="means of ‖∇ℓ‖², σ²",
-    variants={"squared": {"power": 2.0}},
+    variants={"squared": {"power": 2.0}, "tilted": {"tilt": 1.0}},
     scale_free=True,
 )
 def signal(
-    power: optax.ScalarOrSchedule = 1.0, *, decay: optax.ScalarOrSchedule = 0.9
+    power: optax.ScalarOrSchedule = 1.0,
+    *,
+    tilt: optax.ScalarOrSchedule | None = None,
+    decay: optax.ScalarOrSchedule = 0.97,
 ) -> base.Weighting:
-    r""":math:`w_i ∝ s_i^p`, by the share of its minibatch gradient that is signal.
+    r""":math:`w_i ∝ s_i^p \exp(t\, ℓ_i s_i^p / \max_j ℓ_j s_j^p)`, by the share that is signal.
 
-    It doesn't look at the losses. It asks for ``interaction="split"`` by default, every 20 steps,
-    best on more rows than a batch has (``interaction_rows``); σ² is always that of the training
-    batch, where the trainer measures. A share is at least 0.001. A task that was never measured
-    has the mean share of the others, and one whose gradient and noise are both zero has the least.
-    The weighting's ``update`` raises ``ValueError`` if the variance isn't measured.
+    Without a tilt t it doesn't look at the losses. With one, more weight goes where most can still
+    be gained, up to :math:`e^t` times as much; losses must then be positive.
+
+    It asks for ``interaction="split"`` by default, every 20 steps, best on more rows than a batch
+    has (``interaction_rows``); σ² is always that of the training batch, where the trainer measures.
+    Shares are drawn to their mean as far as measurements of one task differ from each other like
+    those of different tasks, so that few rows make them even and not wild, and the first
+    measurement alone says nothing. A share is at least 0.001. The weighting's ``update`` raises
+    ``ValueError`` if the variance isn't measured.
 
     Args:
-      power: p; 0 is the average loss.
-      decay: of the means over measurements, in [0, 1). What counts is the ratio of the means.
+      power: p; 0 without a tilt is the average loss.
+      tilt: t; none by default.
+      decay: of the means over measurements, in (0, 1). What counts is the ratio of the means.
 
     Raises:
       ValueError: if a number is out of range.
     """
     base.check_range("power", power)
-    base.check_range("decay", decay, "[0, 1)")
+    if tilt is not None:
+        base.check_range("tilt", tilt)
+    base.check_range("decay", decay, "(0, 1)")
 
     def update(statistics, state):
         shares, state = _shares(statistics, state, decay)
+        known = base.known_tasks(statistics)
         # Logarithms, since a high power underflows.
         logits = base.value_at(power, statistics) * jnp.log(shares)
-        return jax.nn.softmax(logits, where=base.known_tasks(statistics)), state
+        if tilt is not None:
+            gains = jnp.log(base.positive_losses(statistics)) + logits
+            most = jnp.max(gains, where=known, initial=-jnp.inf)
+            logits += base.value_at(tilt, statistics) * jnp.exp(gains - most)
+        return jax.nn.softmax(logits, where=known), state
 
     return base.Weighting(
         _initial,
         update,
         uses_interaction=True,
         uses_noise=True,
+        needs_positive_losses=tilt is not None,
         default_interaction="split",
         default_interval=_INTERVAL,
     )
@@ -148,7 +196,7 @@ def by_signal(
     weighting: base.Weighting,
     power: optax.ScalarOrSchedule = 1.0,
     *,
-    decay: optax.ScalarOrSchedule = 0.9,
+    decay: optax.ScalarOrSchedule = 0.97,
 ) -> base.Weighting:
     r"""Shows a weighting the losses ``ℓ·s^p``, so that it looks for what can still be gained.
 
@@ -173,14 +221,14 @@ def by_signal(
     Args:
       weighting: what to wrap.
       power: p; 0 is the weighting itself.
-      decay: of the means over measurements, in [0, 1).
+      decay: of the means over measurements, in (0, 1).
 
     Raises:
       ValueError: if a number is out of range.
     """
     base.check_weighting(weighting)
     base.check_range("power", power)
-    base.check_range("decay", decay, "[0, 1)")
+    base.check_range("decay", decay, "(0, 1)")
 
     def init(num_tasks, dtype=jnp.float32):
         return _initial(num_tasks, dtype)._replace(inner=weighting.init(num_tasks, dtype))

@@ -260,8 +260,8 @@ def test_the_front_door_needs_a_weight_lr():
         ldro.transform(3, lookahead_lr=0.1)
     with pytest.raises(ValueError, match="Without lookahead_lr, temperature .* Given: weight_lr"):
         ldro.transform(3, weight_lr=0.1)
-    with pytest.raises(ValueError, match="Given: none of them. .* to begin with, lookahead_lr=3"):
-        ldro.transform(3)
+    with pytest.raises(ValueError, match="Without lookahead_lr, temperature .* Given: exact"):
+        ldro.transform(3, exact=True)
 
 
 def test_without_a_look_ahead_the_front_door_is_regularised_dro():

@@ -56,7 +56,13 @@ def test_which_methods_need_positive_losses():
         *("gradnorm softmax", "grape", "imtl_l", "mgda loss+", "q_ffl", "scale_invariant"),
         *("skill_it", "skill_it all steps", "uncertainty"),
         *("lookahead_online relative", "lookahead_exact relative", "regularized_dro relative"),
-        *("smooth_lookahead relative", "term relative", "by_signal", "by_signal lookahead"),
+        *(
+            "smooth_lookahead relative",
+            "term relative",
+            "by_signal",
+            "by_signal lookahead",
+            "signal tilted",
+        ),
     } == POSITIVE
 
 

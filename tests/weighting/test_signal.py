@@ -14,7 +14,7 @@ from ldro_jax.training.engine import Trial
 from ldro_jax.training.method import Method
 from ldro_jax.weighting import base
 
-N, DIRECTIONS, DECAY = 5, 40, 0.9
+N, DIRECTIONS, DECAY = 5, 40, 0.97
 LEAST = 1e-3
 
 
@@ -44,14 +44,33 @@ def run(method, statistics):
     return found
 
 
+def shares_of(squares, noise):
+    """From measurements ``[m, N]`` of both, the latest counting most."""
+    squares, noise = np.asarray(squares, float), np.asarray(noise, float)
+    weights = DECAY ** np.arange(len(squares))[::-1]
+    weights = weights / weights.sum()
+    square = np.maximum(weights @ squares, 0)
+    shares = square / np.maximum(square + weights @ noise, 1e-300)
+    # How far the shares of single measurements are spread, so how uncertain their mean is.
+    part = np.sum(weights**2)
+    drawn = 1.0
+    if len(squares) > 1:
+        single = squares / np.maximum(np.abs(squares) + noise, 1e-300)
+        spread = weights @ (single - weights @ single) ** 2 / (1 - part)
+        drawn = min(1.0, spread.mean() * part / max(shares.var(ddof=1), 1e-300))
+    return np.maximum(shares + drawn * (shares.mean() - shares), LEAST)
+
+
 def shares_by_hand(steps):
-    """Of the means over all steps, the latest counting most."""
-    for last in range(len(steps)):
-        weights = DECAY ** np.arange(last, -1, -1)
-        square = np.average([np.diag(s[1]) for s in steps[: last + 1]], axis=0, weights=weights)
-        noise = np.average([s[2] for s in steps[: last + 1]], axis=0, weights=weights)
-        square = np.maximum(square, 0)
-        yield np.maximum(square / (square + noise), LEAST)
+    """After each step."""
+    for last in range(1, len(steps) + 1):
+        yield shares_of([np.diag(s[1]) for s in steps[:last]], [s[2] for s in steps[:last]])
+
+
+def certain(step, without=()):
+    """After a measurement that is made twice."""
+    square, noise = (np.delete(x, without) for x in (np.diag(step[1]), step[2]))
+    return shares_of([square, square], [noise, noise])
 
 
 STEPS = [measured(seed) for seed in range(4)]
@@ -59,6 +78,18 @@ STEPS = [measured(seed) for seed in range(4)]
 
 def close(dtype):
     return {"rtol": 1e-4, "atol": 1e-6} if dtype == "float32" else {"rtol": 1e-10, "atol": 1e-12}
+
+
+def test_measurements_that_differ_like_tasks_say_nothing(dtype):
+    # The second is the first with the tasks in another order: each is as far from its own mean.
+    square, noise = np.arange(1.0, N + 1), np.full(N, 3.0)
+    steps = [(np.ones(N), np.diag(s), noise) for s in (square, square[::-1])]
+    first, second = run(weighting.signal(), [shown(s, dtype) for s in steps])
+    np.testing.assert_allclose([first, second], 1 / N, **close(dtype))
+    # And a third like the first says that they do differ, but not by how much.
+    *_, third = run(weighting.signal(), [shown(steps[n], dtype) for n in (0, 1, 0, 0, 0)])
+    raw = shares_of([square] * 2, [noise] * 2)
+    assert 0.1 < np.ptp(third) / np.ptp(raw / raw.sum()) < 0.9
 
 
 def test_the_share_is_found_whatever_the_noise(dtype):
@@ -93,9 +124,30 @@ def test_weights_are_the_shares_of_the_means(power, dtype):
         np.testing.assert_allclose(weights, shares**power / np.sum(shares**power), **close(dtype))
 
 
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_a_tilt_gives_more_where_more_can_be_gained(power, dtype):
+    found = run(weighting.signal(power, tilt=1.5), [shown(s, dtype) for s in STEPS])
+    for weights, step, shares in zip(found, STEPS, shares_by_hand(STEPS), strict=True):
+        gains = step[0] * shares**power
+        expected = shares**power * np.exp(1.5 * gains / gains.max())
+        np.testing.assert_allclose(weights, expected / expected.sum(), **close(dtype))
+
+
+def test_a_tilt_knows_no_unit_and_no_more_than_its_bound():
+    step = positive(3)
+    even = step[1], np.diag(step[1])  # half of each is signal
+    losses = np.array([1e-20, 1e-3, 1.0, 10.0, 1e20])
+    (found,) = run(weighting.signal(tilt=2.0), [shown((losses, *even))])
+    expected = np.where(losses == 1e20, np.exp(2), 1)
+    np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-5)
+    (scaled,) = run(weighting.signal(tilt=2.0), [shown((1e-18 * losses, *even))])
+    np.testing.assert_allclose(scaled, found, rtol=1e-5)
+
+
 def test_a_high_power_leaves_the_best():
-    (weights,) = run(weighting.signal(50.0), [shown(STEPS[0])])
-    assert weights.max() > 0.99 and weights.argmax() == next(shares_by_hand(STEPS)).argmax()
+    # Measured twice the same, so that there is no doubt about it.
+    weights = run(weighting.signal(100.0), 2 * [shown(STEPS[0])])[-1]
+    assert weights.max() > 0.99 and weights.argmax() == certain(STEPS[0]).argmax()
 
 
 def test_term_sees_losses_times_shares(dtype):
@@ -111,9 +163,9 @@ def test_an_excess_over_references_is_scaled_as_a_whole(dtype):
     references = np.linspace(0.1, 0.5, N)
     for make in (weighting.baselined_dro, functools.partial(weighting.doremi, share=0.0)):
         method = weighting.by_signal(make(references, 0.3))
-        (found,) = run(method, [shown(STEPS[0], dtype)])
-        shares = next(shares_by_hand(STEPS))
-        expected = np.exp(0.3 * shares * (STEPS[0][0] - references))
+        found = run(method, [shown(s, dtype) for s in STEPS])[-1]
+        pairs = zip(STEPS, shares_by_hand(STEPS), strict=True)
+        expected = np.exp(0.3 * sum(shares * (step[0] - references) for step, shares in pairs))
         np.testing.assert_allclose(found, expected / expected.sum(), **close(dtype))
 
 
@@ -154,9 +206,8 @@ def test_online_lookahead_scales_rows(normalize, dtype):
 def test_smooth_lookahead_is_at_the_equilibrium_of_scaled_rows(normalize, dtype):
     step = positive(7)
     inner = weighting.smooth_lookahead(1.0, 0.3, relative=True, normalize_interaction=normalize)
-    (w,) = run(weighting.by_signal(inner), [shown(step, dtype)])
-    (shares,) = shares_by_hand([step])
-    losses, decrease = played(step, shares, normalize=normalize, lookahead_lr=1.0)
+    w = run(weighting.by_signal(inner), 2 * [shown(step, dtype)])[-1]
+    losses, decrease = played(step, certain(step), normalize=normalize, lookahead_lr=1.0)
     v = np.exp((losses - decrease @ w) / 0.3)
     answer = np.exp(decrease.T @ (v / v.sum()) / 0.3)
     # The solver stops at a tolerance.
@@ -203,12 +254,12 @@ def test_without_noise_it_is_the_weighting_inside(dtype):
     np.testing.assert_allclose(run(weighting.signal(), statistics), 1 / N, **close(dtype))
 
 
-def test_neither_gradient_nor_noise_is_the_least_share():
+def test_neither_gradient_nor_noise_is_no_signal():
     losses, matrix, noise = positive(0)
     matrix[2], matrix[:, 2], noise[2] = 0, 0, 0
-    (weights,) = run(weighting.signal(), [shown((losses, matrix, noise))])
-    expected = np.diag(matrix) / np.where(noise > 0, np.diag(matrix) + noise, 1)
-    expected[2] = LEAST
+    weights = run(weighting.signal(), 2 * [shown((losses, matrix, noise))])[-1]
+    expected = certain((losses, matrix, noise))
+    assert expected[2] == LEAST
     np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-5)
 
 
@@ -216,8 +267,8 @@ def test_what_was_never_measured_has_the_mean_share():
     step = positive(1)
     fresh = jnp.array([True, True, False, True, True])
     stale = (step[0], np.where(fresh, step[1], 0), np.where(fresh, step[2], 0))
-    (weights,) = run(weighting.signal(), [shown(stale, fresh=fresh)])
-    others = np.delete(next(shares_by_hand([step])), 2)
+    weights = run(weighting.signal(), 2 * [shown(stale, fresh=fresh)])[-1]
+    others = certain(step, without=2)
     expected = np.insert(others, 2, others.mean())
     np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-5)
     # Before anything is measured, all are alike.
@@ -227,8 +278,8 @@ def test_what_was_never_measured_has_the_mean_share():
 
 def test_a_task_that_is_not_there_changes_nothing():
     step, known = positive(1), jnp.array([True, True, False, True, True])
-    (found,) = run(weighting.signal(), [shown(step, known=known)])
-    shares = np.where(known, next(shares_by_hand([step])), 0)
+    found = run(weighting.signal(), 2 * [shown(step, known=known)])[-1]
+    shares = np.insert(certain(step, without=2), 2, 0)
     np.testing.assert_allclose(found, shares / shares.sum(), rtol=1e-5)
 
 
@@ -284,6 +335,20 @@ def test_every_door_measures_by_halves():
         "signal_power": 1.0,
     }
     assert ldro.transform(2, **smooth, signal_power=1.0).plan.strategy.parts == 2
+
+
+def test_without_rates_ldro_weighs_by_signal_with_a_tilt():
+    tx = ldro.transform(N)
+    assert (tx.interval, tx.plan.strategy.parts) == (20, 2)
+    statistics = [shown(s) for s in STEPS]
+    np.testing.assert_array_equal(
+        run(tx.weighting, statistics), run(weighting.signal(tilt=1.0), statistics)
+    )
+    squared = ldro.transform(N, signal_power=2.0, interaction_interval=5)
+    assert squared.interval == 5
+    np.testing.assert_array_equal(
+        run(squared.weighting, statistics), run(weighting.signal(2.0, tilt=1.0), statistics)
+    )
 
 
 @pytest.mark.parametrize("name", ["average", "mgda"])
@@ -376,8 +441,6 @@ def test_the_trainer_measures_what_it_weighs_by(make, a_problem, options):
         seen.append(np.stack([np.diag(state.interaction), state.noise]).astype(np.float64))
     # In the first step and the third; or in every one, for the weights of the next.
     first, second = (seen[0], seen[1]) if method.lagged else (seen[0], seen[2])
-    square, noise = DECAY * first + second
-    assert (noise > 0).all()
-    shares = np.maximum(square, 0) / (np.maximum(square, 0) + noise)
-    shares = np.maximum(shares, LEAST)
+    assert (first[1] > 0).all()
+    shares = shares_of([first[0], second[0]], [first[1], second[1]])
     np.testing.assert_allclose(state.weights, shares / shares.sum(), rtol=1e-4)
