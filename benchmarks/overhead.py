@@ -26,6 +26,7 @@ def _ldro(interval, **options):
 
 WEIGHTINGS = {
     timing.BASELINE: transform.weighted(weighting.average(), NUM_TASKS),
+    "L-DRO without rates, k = 20": ldro.transform(NUM_TASKS),
     "L-DRO, k = 100": _ldro(100),
     "L-DRO, k = 10": _ldro(10),
     "L-DRO, k = 1": _ldro(1),

@@ -5,10 +5,8 @@ import pathlib
 import gin
 import numpy as np
 import pytest
+from helpers import gin_files
 
-from ldro_jax import configuration
-from ldro_jax.experiments.arguments import Directories
-from ldro_jax.records import results
 from ldro_jax.tasks import cifar100
 
 _REAL = pathlib.Path(__file__).parents[2].parent / "shared" / "data" / "tfds"
@@ -60,9 +58,7 @@ _SHORT = [
 
 
 def _run(file, output_dir, bindings, data_dir=None):
-    experiment = configuration.load([f"gin_configs/experiments/{file}"], [*_TINY, *bindings])
-    experiment(output_dir=Directories(output_dir, data_dir, config_text=configuration.text()))
-    record = results.load_results(output_dir / "results.json")
+    record = gin_files.run(file, output_dir, *_TINY, *bindings, data_dir=data_dir)
     report = (output_dir / "report.html").read_text(encoding="utf-8")
     return record, report
 

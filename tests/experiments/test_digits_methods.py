@@ -5,15 +5,14 @@ import collections
 import gin
 import numpy as np
 import pytest
+from helpers import gin_files
 
 from ldro_jax import configuration, weighting
-from ldro_jax.experiments.arguments import Directories
-from ldro_jax.records import results
 
 pytest.importorskip("sklearn")
 
-_FILE = "gin_configs/experiments/digits_methods.gin"
-_PRODUCTS = "gin_configs/experiments/digits_products.gin"
+_FILE = "digits_methods.gin"
+_PRODUCTS = "digits_products.gin"
 _TINY = [
     "TRAIN_STEPS=6",
     "SEEDS=(0, 1)",
@@ -30,9 +29,7 @@ def _no_gin_bindings_left():
 
 
 def _run(output_dir, *bindings, file=_FILE):
-    experiment = configuration.load([file], [*_TINY, *bindings])
-    experiment(output_dir=Directories(output_dir, config_text=configuration.text()))
-    record = results.load_results(output_dir / "results.json")
+    record = gin_files.run(file, output_dir, *_TINY, *bindings)
     for run in record.runs:
         assert run.stopped is None, run.method
         values = run.weights.values
@@ -54,11 +51,9 @@ def test_some_methods_run_to_the_report(tmp_path):
 
 @pytest.mark.heavy
 def test_the_search_tries_as_many_settings_of_each_method(tmp_path):
-    file = "gin_configs/experiments/digits_sweep.gin"
     bindings = ["TRAIN_STEPS=3", "SEEDS=(0,)", "MLP.features=(4,)", "Schedule.eval_interval=3"]
-    experiment = configuration.load([file], [*bindings, "Schedule.checkpoint_interval=3"])
-    experiment(output_dir=Directories(tmp_path, config_text=configuration.text()))
-    runs = results.load_results(tmp_path / "results.json").runs
+    bindings.append("Schedule.checkpoint_interval=3")
+    runs = gin_files.run("digits_sweep.gin", tmp_path, *bindings).runs
     counts = collections.Counter(run.method for run in runs)
     assert counts.pop("Average") == 1 and set(counts.values()) == {16}
     # What digits.gin takes is among what was tried.
@@ -75,7 +70,7 @@ def test_all_methods_run_to_the_report(tmp_path):
 
 
 def test_its_methods_need_nothing_but_losses_and_gradients():
-    configuration.load([_FILE], [])
+    configuration.load([f"gin_configs/experiments/{_FILE}"], [])
     text = configuration.text().replace("'", '"')
     named = {name for name in weighting.METHODS if f'"{name}"' in text}
     assert len(named) == 41 and not [n for n in named if callable(weighting.ABOUT[n].usual)]
@@ -95,7 +90,7 @@ def test_forms_by_products_run_to_the_report(tmp_path):
 @pytest.mark.heavy  # weighting/test_signal.py trains it, tasks/test_corrupted.py has the data
 def test_hopeless_tasks_are_not_measured(tmp_path):
     methods = "compare.methods=[@average/Method(), @signal/Method(), @smooth_ldro_signal/Method()]"
-    file = "gin_configs/experiments/digits_hopeless.gin"
+    file = "digits_hopeless.gin"
     record = _run(tmp_path, methods, "HOPELESS=1", file=file)
     assert len(record.task_names) == 9 and len(record.trained_names) == 10
     assert record.runs[0].weights.values.shape == (2, 10)

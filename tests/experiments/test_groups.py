@@ -4,17 +4,15 @@ import dataclasses
 import itertools
 import shutil
 
-import gin
 import jax
 import numpy as np
 import optax
 import pytest
-from helpers import pictures, public_files, tiny
+from helpers import gin_files, pictures, public_files, tiny
 
 import ldro_jax
-from ldro_jax import configuration, problems
+from ldro_jax import problems
 from ldro_jax.experiments import group_runs, grouped
-from ldro_jax.experiments.arguments import Directories
 from ldro_jax.records import results
 from ldro_jax.sharding import Layout
 from ldro_jax.tasks import cifar100
@@ -344,15 +342,6 @@ def test_an_experiment_runs_to_the_report(file, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.setattr(cifar100, "_read", test_cifar100_experiments.generated)
     public_files.write(tmp_path)
-    try:
-        path = f"gin_configs/experiments/{file}"
-        experiment = configuration.load([path], [*_TINY, *_OWN[file]])
-        text = configuration.text()
-        directories = Directories(tmp_path / "out", str(tmp_path), config_text=text)
-        # Optax's Adam is not made for strict promotion.
-        with jax.numpy_dtype_promotion("standard"):
-            record = experiment(output_dir=directories)
-    finally:
-        gin.clear_config()
+    bindings = [*_TINY, *_OWN[file]]
+    record = gin_files.to_report(file, tmp_path / "out", *bindings, data_dir=tmp_path)
     assert {"All in one", "First order", "Cosine"} <= {run.method for run in record.runs}
-    assert (tmp_path / "out" / "report.html").exists()

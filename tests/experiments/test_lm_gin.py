@@ -6,11 +6,7 @@ import gin
 import jax
 import numpy as np
 import pytest
-from helpers import tiny_lm
-
-from ldro_jax import configuration
-from ldro_jax.experiments.arguments import Directories
-from ldro_jax.records import results
+from helpers import gin_files, tiny_lm
 
 # Importing seqio brings TensorFlow, whose packages use what is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -55,11 +51,8 @@ def text_dir(tmp_path_factory):
 
 def _run(output_dir, data_dir, *bindings):
     output_dir.mkdir()
-    file = "gin_configs/experiments/multilingual_lm_small.gin"
-    experiment = configuration.load([file], [*_TINY, *bindings])
-    text = configuration.text()
-    experiment(output_dir=Directories(output_dir, str(data_dir), config_text=text))
-    return results.load_results(output_dir / "results.json")
+    file = "multilingual_lm_small.gin"
+    return gin_files.run(file, output_dir, *_TINY, *bindings, data_dir=data_dir)
 
 
 def _bytes_of_all_languages(cache_dir):

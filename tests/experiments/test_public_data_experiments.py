@@ -1,12 +1,7 @@
 """The experiments with public data, on made-up files, from their gin files to their reports."""
 
-import gin
-import jax
 import pytest
-from helpers import public_files
-
-from ldro_jax import configuration
-from ldro_jax.experiments.arguments import Directories
+from helpers import gin_files, public_files
 
 pytest.importorskip("sklearn")
 
@@ -35,18 +30,9 @@ _OWN = {
 @pytest.mark.heavy  # as other files do
 def test_runs_to_the_report(file, tmp_path):
     public_files.write(tmp_path)
-    path = f"gin_configs/experiments/{file}"
     scope, name = _METHODS.get(file, ("smooth_ldro", "Smooth L-DRO"))
     methods = f"compare.methods=[@average/Method(), @{scope}/Method()]"
-    try:
-        experiment = configuration.load([path], [*_TINY, methods, *_OWN[file]])
-        text = configuration.text()
-        directories = Directories(tmp_path / "out", str(tmp_path), config_text=text)
-        # Optax's Adam is not made for strict promotion.
-        with jax.numpy_dtype_promotion("standard"):
-            record = experiment(output_dir=directories)
-    finally:
-        gin.clear_config()
+    bindings = [*_TINY, methods, *_OWN[file]]
+    record = gin_files.to_report(file, tmp_path / "out", *bindings, data_dir=tmp_path)
     assert [run.method for run in record.runs] == ["Average", name]
     assert all(run.stopped is None for run in record.runs)
-    assert (tmp_path / "out" / "report.html").exists()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import public_files
+from helpers import gin_files, public_files
 
 import ldro_jax
 from ldro_jax import configuration, problems
@@ -582,16 +582,6 @@ def test_an_experiment_runs_to_the_report(file, approaches, tmp_path, monkeypatc
     pytest.importorskip("sklearn")
     monkeypatch.setattr(cifar100, "_read", test_cifar100_experiments.generated)
     public_files.write(tmp_path)
-    try:
-        path = f"gin_configs/experiments/{file}"
-        some = [_FEW] if approaches == "few" else []
-        experiment = configuration.load([path], [*_TINY, *_OWN[file], *some])
-        text = configuration.text()
-        directories = Directories(tmp_path / "out", str(tmp_path), config_text=text)
-        # Optax's Adam is not made for strict promotion.
-        with jax.numpy_dtype_promotion("standard"):
-            record = experiment(output_dir=directories)
-    finally:
-        gin.clear_config()
+    bindings = [*_TINY, *_OWN[file], *([_FEW] if approaches == "few" else [])]
+    record = gin_files.to_report(file, tmp_path / "out", *bindings, data_dir=tmp_path)
     assert {"ERM", "SUBG", "JTT"} <= {run.method for run in record.runs}
-    assert (tmp_path / "out" / "report.html").exists()
