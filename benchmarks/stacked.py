@@ -5,7 +5,7 @@
 
 The digits experiment: ten tasks, twenty seeds, 16 hidden units, so that the weights of a solver
 cost as much as the network. "Closed form" measures the interaction as often as the methods above
-it and has weights without a solver. One run after the other, as on CPU; or with ``--vmap`` at once,
+it, and has weights without a solver. One run after the other, as on CPU; or with ``--vmap`` at once,
 as on accelerators.
 """
 
@@ -29,16 +29,16 @@ SMOOTH = {
     "adversary_temperature": 0.1,
     "relative": True,
 }
-EVERY = {"interaction_interval": 1}
-NOW_AND_THEN = {"smoothing": 0.99, "interaction_interval": 20}
+every_step = functools.partial(Method, interaction_interval=1)
+now_and_then = functools.partial(Method, smoothing=0.99, interaction_interval=20)
 METHODS = {
     timing.BASELINE: Method("Average", "average"),
-    "smooth L-DRO, k = 20": Method("Smooth", "smooth_lookahead", SMOOTH, **NOW_AND_THEN),
-    "closed form, k = 20": Method("Aioli", "aioli", {"weight_lr": 0.001}, **NOW_AND_THEN),
-    "smooth L-DRO, k = 1": Method("Smooth", "smooth_lookahead", SMOOTH, smoothing=0.99, **EVERY),
-    "exact L-DRO": Method("Exact", "lookahead_exact", {"lookahead_lr": 0.3}, **EVERY),
-    "CAGrad": Method("CAGrad", "cagrad", {"c": 0.5}, total=1.0, **EVERY),
-    "closed form": Method("IMTL-G", "imtl_g", total=1.0, **EVERY),
+    "smooth L-DRO, k = 20": now_and_then("Smooth", "smooth_lookahead", SMOOTH),
+    "closed form, k = 20": now_and_then("Aioli", "aioli", {"weight_lr": 0.001}),
+    "smooth L-DRO": every_step("Smooth", "smooth_lookahead", SMOOTH, smoothing=0.99),
+    "exact L-DRO": every_step("Exact", "lookahead_exact", {"lookahead_lr": 0.3}),
+    "CAGrad": every_step("CAGrad", "cagrad", {"c": 0.5}, total=1.0),
+    "closed form": every_step("IMTL-G", "imtl_g", total=1.0),
 }
 
 
