@@ -5,8 +5,8 @@
 
 The digits experiment: ten tasks, twenty seeds, 16 hidden units, so that the weights of a solver
 cost as much as the network. "Closed form" measures the interaction as often as the methods above
-it, and has weights without a solver. One run after the other, as on CPU; or with ``--vmap`` at once,
-as on accelerators.
+it, and has weights without a solver. One run after the other, as on CPU; with `--vmap` at once, as
+on accelerators.
 """
 
 import functools
@@ -56,7 +56,7 @@ def stretch(engine, method):
 
 
 def main():
-    args = timing.arguments(__doc__, {"--vmap": "runs at once"}, rounds=20)
+    args = timing.arguments(__doc__ or "", {"--vmap": "runs at once"}, rounds=20)
     timing.print_machine()
     problem = problems.classification(
         load_data=digits.load, model=functools.partial(MLP, features=(16,))

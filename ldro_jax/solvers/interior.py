@@ -42,7 +42,7 @@ def minimise(
       derivatives: ``x [N] -> (gradient [N], Hessian [N, N])``, which must be positive definite.
       start: ``[N]``, positive.
       equality: e, ``[N]``, not negative, and not all zero.
-      sphere: Q, ``[N, N]``, positive definite, and r.
+      sphere: Q, ``[N, N]``, positive semidefinite, and r.
       needed: bool; if it isn't, what is returned is the start.
 
     Returns:

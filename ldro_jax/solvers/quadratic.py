@@ -132,13 +132,14 @@ def steepest(
 
     tolerance = 1e-5 if norms.dtype == jnp.float32 else 1e-10
     zero = jnp.zeros_like(radius)
-    # Mostly both are found together, from equal coefficients of about the right size.
+    # Mostly both are found together, from equal coefficients of about the right size. On the sphere
+    # of the cosines themselves: stretched to it by 1e-5, x would cost a short gradient its gain.
     equal = radius / size / jnp.sqrt(jnp.maximum(ones @ dot(hessian, ones), 1))
     point, solved = interior.minimise(
         lambda x: (dot(hessian, x) + linear(zero), hessian),
         jnp.maximum(equal, 1e-3) * ones,
         jnp.where(alive & counted, shares, 0),
-        sphere=(hessian, radius / size),
+        sphere=(cosines, radius / size),
     )
     first = of(point, solved)
     gain = point.multiplier * size
