@@ -19,8 +19,8 @@ class SmoothEquilibrium(NamedTuple):
       weights: w, the column player's strategy, ``[M]``, on the simplex.
       adversary: v, the row player's, ``[N]``.
       steps: Newton steps taken, int32.
-      solved: whether the last step was as small as rounding, bool. Otherwise the strategies are
-        those after the last step that could be taken.
+      solved: whether the last step was so small that what it leaves is rounding, bool. Otherwise
+        the strategies are those after the last step that could be taken.
     """
 
     weights: jax.Array
@@ -93,7 +93,7 @@ def smooth_equilibrium(
         new_v = jax.nn.log_softmax(log_v + jnp.clip(length * change_v, -8, 8))
         usable = jnp.isfinite(new_w).all() & jnp.isfinite(new_v).all()
         cooler = jnp.maximum(1, jnp.where(size < 1, heat / 4, heat))
-        # It is done when a step at the temperatures themselves was tiny.
+        # It is done when a step at the temperatures themselves was small.
         size = jnp.where(heat > 1, jnp.ones_like(size), size)
         return (
             jnp.where(usable, new_w, log_w),
@@ -105,7 +105,7 @@ def smooth_equilibrium(
 
     def unfinished(carry):
         _, _, _, size, step = carry
-        return (size > rounding) & (step < _MAX_STEPS)
+        return (size > small_enough) & (step < _MAX_STEPS)
 
     even = jax.nn.log_softmax(prior_w)
     log_w = even
@@ -119,14 +119,16 @@ def smooth_equilibrium(
     near = _range(gap, columns) < 1
     exponent = jnp.maximum(losses_range / sigma, decrease_range * (1 / tau + 1 / sigma))
     heat = jnp.where(near, 1, jnp.maximum(exponent / 4, 1))
-    # That of the exponents. What the last step was short of, Newton's method has squared.
+    # Newton's method squares what is left, times at most what the exponents change by: the next
+    # step would be the rounding of the exponents.
     rounding = 2 * eps * (32 + exponent)
+    small_enough = jnp.sqrt(rounding / (1 + exponent))
     log_w = jnp.where(near, log_w, even)
     log_v = jnp.where(near, log_v, jax.nn.log_softmax(losses / (sigma * heat) + prior_v))
     carry = (log_w, log_v, heat, jnp.ones((), dtype), jnp.int32(0))
     log_w, log_v, _, size, steps = lax.while_loop(unfinished, advance, carry)
     w, v = jnp.where(columns, jnp.exp(log_w), 0), jnp.where(rows, jnp.exp(log_v), 0)
-    return SmoothEquilibrium(w, v, steps, size <= rounding)
+    return SmoothEquilibrium(w, v, steps, size <= small_enough)
 
 
 class _Game(NamedTuple):

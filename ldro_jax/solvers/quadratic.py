@@ -73,8 +73,9 @@ def steepest(
     r"""Maximises :math:`\min_i ⟨g_i, d⟩` over :math:`‖d − g_0‖ ≤ c ‖g_0‖`, :math:`g_0` the mean.
 
     Of the updates in which each task gains τ or more, in units of :math:`‖g_0‖` and the shortest
-    gradient, the one nearest to :math:`g_0` is a quadratic programme. Its distance is a convex
-    function of τ, and Newton's method finds where that is c.
+    gradient, the one nearest to :math:`g_0` is a quadratic programme, of which τ is the multiplier:
+    one interior-point method finds it together with the τ for which the distance is c. Where that
+    fails, Newton's method finds τ, as the distance is a convex function of it.
 
     Args:
       matrix: A, ``[N, N]``, positive semidefinite.
@@ -96,15 +97,25 @@ def steepest(
     slope = jnp.clip(mean / length, -1, 1)
     hessian = regular(cosines)
     size = 1 + radius
+    ones = jnp.ones_like(norms)
 
-    def at(gain):
+    def linear(gain):
         # What costs more than any update brings is not worth telling apart.
-        linear = jnp.where(alive & counted, jnp.minimum(slope - gain * shares, 2), 2) / size
-        x, solved = interior.minimise(
-            lambda x: (dot(hessian, x) + linear, hessian), jnp.ones_like(norms)
-        )
-        x = x * size
+        counts = alive & counted
+        return jnp.where(counts, jnp.minimum(slope - gain * shares, 2), 2) / size
+
+    def of(point, solved):
+        x = point.x * size
         return x, jnp.sqrt(jnp.maximum(x @ dot(cosines, x), 0)), solved
+
+    def at(gain, needed=None):
+        found = interior.minimise(
+            lambda x: (dot(hessian, x) + linear(gain), hessian), ones, needed=needed
+        )
+        return of(*found)
+
+    def harming(gain, x):
+        return (gain > 0) & (jnp.min(jnp.where(alive, slope + dot(cosines, x), 0)) < 0)
 
     def advance(carry):
         gain, (x, distance, _), step = carry
@@ -121,15 +132,30 @@ def steepest(
 
     tolerance = 1e-5 if norms.dtype == jnp.float32 else 1e-10
     zero = jnp.zeros_like(radius)
-    harmless = at(zero)
+    # Mostly both are found together, from equal coefficients of about the right size. On the sphere
+    # of the cosines themselves: stretched to it by 1e-5, x would cost a short gradient its gain.
+    equal = radius / size / jnp.sqrt(jnp.maximum(ones @ dot(hessian, ones), 1))
+    point, solved = interior.minimise(
+        lambda x: (dot(hessian, x) + linear(zero), hessian),
+        jnp.maximum(equal, 1e-3) * ones,
+        jnp.where(alive & counted, shares, 0),
+        sphere=(cosines, radius / size),
+    )
+    first = of(point, solved)
+    gain = point.multiplier * size
+    difficult = ~solved | unfinished((gain, first, 0)) | harming(gain, first[0])
+    harmless = at(zero, difficult)
+    gain, first = jax.tree.map(
+        lambda a, b: jnp.where(difficult, a, b), (zero, harmless), (gain, first)
+    )
     gain, (x, distance, solved), _ = lax.while_loop(
-        unfinished, advance, (zero, harmless, jnp.zeros([], jnp.int32))
+        unfinished, advance, (gain, first, jnp.zeros([], jnp.int32))
     )
     # Where the mean gradient is zero there is nothing to search.
     solved &= ~unfinished((gain, (x, distance, solved), 0)) | (relative @ mean <= 0)
     # Stretched to the radius exactly.
     x = x * (radius / jnp.where(distance > 0, distance, 1))
-    lost = (gain > 0) & (jnp.min(jnp.where(alive, slope + dot(cosines, x), 0)) < 0)
+    lost = harming(gain, x)
     x = jnp.where(lost, harmless[0], x)
     solved = jnp.where(lost, harmless[2], solved)
     weights = jnp.where(alive & counted, x * (length * jnp.max(norms)) / norms, 0)
@@ -155,10 +181,10 @@ def above(matrix: jax.Array, lower: jax.Array) -> tuple[jax.Array, jax.Array]:
     size = jnp.where(size > 0, size, 1)
     # x is what v has beyond its bound, in units of the gradients' lengths.
     slope = jnp.where(alive, dot(hessian, bound / size), 1)
-    x, solved = interior.minimise(
+    point, solved = interior.minimise(
         lambda x: (dot(hessian, x) + slope, hessian), jnp.ones_like(bound)
     )
-    x = jnp.where(alive, _shared(x, _same(cosines, norms)), 0)
+    x = jnp.where(alive, _shared(point.x, _same(cosines, norms)), 0)
     return lower + x * size / norms, solved
 
 
@@ -212,8 +238,8 @@ def _simplex(hessian, slope, shares, among):
     if among is not None:
         slope, shares = jnp.where(among, slope, 1), jnp.where(among, shares, 0)
     start = jnp.ones_like(shares) / jnp.sum(shares)
-    x, solved = interior.minimise(lambda x: (dot(hessian, x) + slope, hessian), start, shares)
-    weights = x * shares
+    point, solved = interior.minimise(lambda x: (dot(hessian, x) + slope, hessian), start, shares)
+    weights = point.x * shares
     return weights / jnp.sum(weights), solved
 
 
