@@ -77,7 +77,7 @@ def _initial(num_tasks: int, dtype: Any = jnp.float32) -> SignalState:
 
 
 def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
-    """The signal shares ``[N]`` of this step, and the state with what was measured in it."""
+    """The signal shares of this step, how sure they are, and the state with what was measured."""
     noise: Any = statistics.noise
     measured = 'the variance of each task\'s gradient, as interaction="split" measures it'
     checks.require(noise is not None, "statistics.noise", measured, noise)
@@ -98,8 +98,9 @@ def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
         total=mean(state.total, 1),
         moments=mean(state.moments, jnp.stack([single, single**2])),
     )
-    shares = _drawn_together(_ratio(state.squares, state.noise), state, keep, known)
-    return jnp.maximum(shares, _LEAST), state
+    raw = _ratio(state.squares, state.noise)
+    shares, sure = _drawn_together(raw, state, keep, known)
+    return jnp.maximum(shares, _LEAST), sure, state
 
 
 def _ratio(square: jax.Array, variance: jax.Array) -> jax.Array:
@@ -112,6 +113,7 @@ def _drawn_together(shares, state, keep, known):
     """The shares drawn to their mean, the more the less surely they differ: James and Stein's way.
 
     Where measurements of one task differ as much from each other as tasks do, all have the mean.
+    How much is left of their differences, in [0, 1], is returned as well, ``[N]``.
     """
     told = known & (state.total > 0)
     count = jnp.sum(told, dtype=shares.dtype)
@@ -125,10 +127,11 @@ def _drawn_together(shares, state, keep, known):
     first, second = (moment / total for moment in state.moments)
     spread = jnp.maximum(second - first**2, 0) / jnp.where(again, 1 - part, 1)
     spread = jnp.sum(spread, where=again) / jnp.maximum(jnp.sum(again, dtype=shares.dtype), 1)
-    sure = again.any() & (across > 0)
-    drawn = jnp.where(sure, jnp.minimum(spread * part / jnp.where(sure, across, 1), 1), 1)
-    shares = jnp.where(told, shares + drawn * (average - shares), average)
-    return jnp.where(count > 0, shares, 1)
+    tells = told & again.any() & (across > 0)
+    doubt = jnp.minimum(spread * part / jnp.where(across > 0, across, 1), 1)
+    sure = jnp.where(tells, 1 - doubt, 0)
+    shares = jnp.where(tells, average + sure * (shares - average), average)
+    return jnp.where(count > 0, shares, 1), sure
 
 
 @about.method(
@@ -148,14 +151,15 @@ def signal(
     r""":math:`w_i ∝ s_i^p \exp(t\, ℓ_i s_i^p / \max_j ℓ_j s_j^p)`, by the share that is signal.
 
     Without a tilt t it doesn't look at the losses. With one, more weight goes where most can still
-    be gained, up to :math:`e^t` times as much; losses must then be positive.
+    be gained, up to :math:`e^t` times as much; losses must then be positive. As long as shares
+    aren't known well enough to tell tasks apart, it is the average loss with or without a tilt.
 
     It asks for ``interaction="split"`` by default, every 20 steps, best on more rows than a batch
     has (``interaction_rows``); σ² is always that of the training batch, where the trainer measures.
-    Shares are drawn to their mean as far as measurements of one task differ from each other like
-    those of different tasks, so that few rows make them even and not wild, and the first
-    measurement alone says nothing. A share is at least 0.001. The weighting's ``update`` raises
-    ``ValueError`` if the variance isn't measured.
+    Shares are drawn to their mean, and the tilt is reduced, as far as measurements of one task
+    differ from each other like those of different tasks: few rows make weights even and not wild,
+    and the first measurement alone says nothing. A share is at least 0.001. The weighting's
+    ``update`` raises ``ValueError`` if the variance isn't measured.
 
     Args:
       power: p; 0 without a tilt is the average loss.
@@ -171,14 +175,14 @@ def signal(
     base.check_range("decay", decay, "(0, 1)")
 
     def update(statistics, state):
-        shares, state = _shares(statistics, state, decay)
+        shares, sure, state = _shares(statistics, state, decay)
         known = base.known_tasks(statistics)
         # Logarithms, since a high power underflows.
         logits = base.value_at(power, statistics) * jnp.log(shares)
         if tilt is not None:
             gains = jnp.log(base.positive_losses(statistics)) + logits
             most = jnp.max(gains, where=known, initial=-jnp.inf)
-            logits += base.value_at(tilt, statistics) * jnp.exp(gains - most)
+            logits += base.value_at(tilt, statistics) * sure * jnp.exp(gains - most)
         return jax.nn.softmax(logits, where=known), state
 
     return base.Weighting(
@@ -234,7 +238,7 @@ def by_signal(
         return _initial(num_tasks, dtype)._replace(inner=weighting.init(num_tasks, dtype))
 
     def update(statistics, state):
-        shares, state = _shares(statistics, state, decay)
+        shares, _, state = _shares(statistics, state, decay)
         factor = shares ** base.value_at(power, statistics)
         excess = None if statistics.excess is None else statistics.excess * factor
         seen = statistics._replace(losses=statistics.losses * factor, excess=excess, signal=factor)

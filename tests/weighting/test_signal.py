@@ -58,19 +58,24 @@ def shares_of(squares, noise):
         single = squares / np.maximum(np.abs(squares) + noise, 1e-300)
         spread = weights @ (single - weights @ single) ** 2 / (1 - part)
         drawn = min(1.0, spread.mean() * part / max(shares.var(ddof=1), 1e-300))
-    return np.maximum(shares + drawn * (shares.mean() - shares), LEAST)
+    return np.maximum(shares + drawn * (shares.mean() - shares), LEAST), 1 - drawn
+
+
+def found_by_hand(steps):
+    """Shares after each step, and what is left of their differences."""
+    for last in range(1, len(steps) + 1):
+        yield shares_of([np.diag(s[1]) for s in steps[:last]], [s[2] for s in steps[:last]])
 
 
 def shares_by_hand(steps):
     """After each step."""
-    for last in range(1, len(steps) + 1):
-        yield shares_of([np.diag(s[1]) for s in steps[:last]], [s[2] for s in steps[:last]])
+    return (shares for shares, _ in found_by_hand(steps))
 
 
 def certain(step, without=()):
     """After a measurement that is made twice."""
     square, noise = (np.delete(x, without) for x in (np.diag(step[1]), step[2]))
-    return shares_of([square, square], [noise, noise])
+    return shares_of([square, square], [noise, noise])[0]
 
 
 STEPS = [measured(seed) for seed in range(4)]
@@ -88,7 +93,7 @@ def test_measurements_that_differ_like_tasks_say_nothing(dtype):
     np.testing.assert_allclose([first, second], 1 / N, **close(dtype))
     # And a third like the first says that they do differ, but not by how much.
     *_, third = run(weighting.signal(), [shown(steps[n], dtype) for n in (0, 1, 0, 0, 0)])
-    raw = shares_of([square] * 2, [noise] * 2)
+    raw, _ = shares_of([square] * 2, [noise] * 2)
     assert 0.1 < np.ptp(third) / np.ptp(raw / raw.sum()) < 0.9
 
 
@@ -127,20 +132,22 @@ def test_weights_are_the_shares_of_the_means(power, dtype):
 @pytest.mark.parametrize("power", [1.0, 2.0])
 def test_a_tilt_gives_more_where_more_can_be_gained(power, dtype):
     found = run(weighting.signal(power, tilt=1.5), [shown(s, dtype) for s in STEPS])
-    for weights, step, shares in zip(found, STEPS, shares_by_hand(STEPS), strict=True):
+    for weights, step, known in zip(found, STEPS, found_by_hand(STEPS), strict=True):
+        shares, sure = known
         gains = step[0] * shares**power
-        expected = shares**power * np.exp(1.5 * gains / gains.max())
+        expected = shares**power * np.exp(1.5 * sure * gains / gains.max())
         np.testing.assert_allclose(weights, expected / expected.sum(), **close(dtype))
 
 
 def test_a_tilt_knows_no_unit_and_no_more_than_its_bound():
-    step = positive(3)
-    even = step[1], np.diag(step[1])  # half of each is signal
+    _, matrix, noise = positive(3)
+    shares = certain((None, matrix, noise))
     losses = np.array([1e-20, 1e-3, 1.0, 10.0, 1e20])
-    (found,) = run(weighting.signal(tilt=2.0), [shown((losses, *even))])
-    expected = np.where(losses == 1e20, np.exp(2), 1)
-    np.testing.assert_allclose(found, expected / expected.sum(), rtol=1e-5)
-    (scaled,) = run(weighting.signal(tilt=2.0), [shown((1e-18 * losses, *even))])
+    found = run(weighting.signal(tilt=2.0), 2 * [shown((losses, matrix, noise))])
+    np.testing.assert_allclose(found[0], 1 / N, rtol=1e-5)  # one measurement tells nothing
+    expected = shares * np.where(losses == 1e20, np.exp(2), 1)
+    np.testing.assert_allclose(found[1], expected / expected.sum(), rtol=1e-5)
+    scaled = run(weighting.signal(tilt=2.0), 2 * [shown((1e-18 * losses, matrix, noise))])
     np.testing.assert_allclose(scaled, found, rtol=1e-5)
 
 
@@ -442,5 +449,5 @@ def test_the_trainer_measures_what_it_weighs_by(make, a_problem, options):
     # In the first step and the third; or in every one, for the weights of the next.
     first, second = (seen[0], seen[1]) if method.lagged else (seen[0], seen[2])
     assert (first[1] > 0).all()
-    shares = shares_of([first[0], second[0]], [first[1], second[1]])
+    shares, _ = shares_of([first[0], second[0]], [first[1], second[1]])
     np.testing.assert_allclose(state.weights, shares / shares.sum(), rtol=1e-4)
