@@ -85,7 +85,8 @@ def picture(experiments, what, curves):
         axes.set(xlabel=what, title=f"{title} of the tasks that can be learnt")
         if not kind:
             axes.set_ylabel("test accuracy")
-            axes.legend(fontsize=8.5)
+            handles = axes.get_legend_handles_labels()[0]
+            figure.legend(handles, curves, loc="outside upper left", ncols=len(curves))
     return figure
 
 
