@@ -51,18 +51,19 @@ PARTS = {
 
 
 def by_part(part):
-    """Smooth L-DRO by signal that sees a part of A; the signal is measured as ever."""
+    """Smooth L-DRO that sees a part of A; the signal is measured as ever."""
     inner = weighting.smooth_lookahead(1.0, 0.3, relative=True)
 
     def update(seen, state):
         return inner.update(seen._replace(interaction=part(seen.interaction)), state)
 
-    return weighting.by_signal(inner._replace(update=update))
+    return inner._replace(update=update)
 
 
 def methods():
     """What is compared, the average loss first."""
-    measured = {"interaction_interval": 20, "interaction_rows": 320, "smoothing": 0.9}
+    measured = {"interaction_interval": 20, "interaction_rows": 320}
+    measured |= {"smoothing": 0.9, "signal_power": 1.0}
     yield Method("average loss", "average")
     for name, part in PARTS.items():
         yield Method(name, by_part(part), **measured)
@@ -70,7 +71,7 @@ def methods():
     yield Method("all of A, every 200 steps", by_part(PARTS["all of A"]), **measured)
     term = {"tilt": 1.0, "relative": True}
     measured["interaction_interval"] = 20
-    yield Method("no lookahead: TERM by signal", "term", term, signal_power=1.0, **measured)
+    yield Method("no lookahead: TERM by signal", "term", term, **measured)
 
 
 def main():

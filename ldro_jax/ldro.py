@@ -22,6 +22,7 @@ from ldro_jax.transform.averaging import averaged, evaluated
 from ldro_jax.transform.diagnostics import diagnose
 from ldro_jax.transform.preconditioner import preconditioner
 from ldro_jax.transform.statistics import statistics
+from ldro_jax.weighting import base as weighting_base
 from ldro_jax.weighting import lookahead, smooth
 from ldro_jax.weighting.regularized_dro import regularized_dro
 from ldro_jax.weighting.signal import signal
@@ -82,7 +83,9 @@ def transform(
     Given no rates, ``ldro.transform(num_tasks)``, it does something simpler that needs none and is
     safe where tasks can't be learnt: :func:`ldro_jax.weighting.signal` with a tilt of 1, which
     measures how much of each task's gradient is signal on two halves of its batch every 20 steps,
-    and so needs ``loss_fn`` and ``batch`` with an even number of rows of each task.
+    and so needs ``loss_fn`` and ``batch`` with an even number of rows of each task, and losses
+    above zero. Few rows say little: 64 of each task or more, in ``interaction_batch`` where the
+    batch has fewer, are what it was tried on.
 
     Args:
       num_tasks: N.
@@ -172,7 +175,16 @@ def transform(
         "relative": relative,
         "normalize_interaction": normalize_interaction,
     }
-    if lookahead_lr is None and not given and adversary_temperature is None:
+    if adversary_temperature is not None:
+        given.append("adversary_temperature")
+    if lookahead_lr is None and not given:
+        if relative or not normalize_interaction:
+            raise ValueError(
+                "relative and normalize_interaction are of a lookahead: give lookahead_lr as well. "
+                "Without rates nothing depends on them."
+            )
+        if signal_power is not None:
+            weighting_base.check_range("signal_power", signal_power)
         weighting = signal(1.0 if signal_power is None else signal_power, tilt=_TILT)
         signal_power = None
     elif lookahead_lr is None:
@@ -183,7 +195,9 @@ def transform(
             )
         rate = 0.1 if weight_lr is None else weight_lr
         weighting = regularized_dro(temperature, rate=rate, relative=relative)
-    elif len(given) != 1 or (temperature is None and adversary_temperature is not None):
+    elif len(set(given) - {"adversary_temperature"}) != 1 or (
+        temperature is None and adversary_temperature is not None
+    ):
         raise ValueError(
             "One of these is needed: weight_lr, or temperature (and adversary_temperature), or "
             f"exact=True. Given: {', '.join(given) or 'none of them'}."

@@ -105,9 +105,18 @@ def measure(
     other = products_lib.examples(plan, batch)
 
     def interaction():
-        return strategy.matrix(*shared_lib.of_counted(losses_of, params, plan.shared), other)
+        matrix = strategy.matrix(*shared_lib.of_counted(losses_of, params, plan.shared), other)
+        if not isinstance(matrix, interaction_base.Measured):
+            return matrix
+        # The noise is that of the batch's gradients, whatever it was measured on.
+        return matrix._replace(noise=matrix.noise * (_examples(other) / _examples(batch.tasks)))
 
     return Measurement(losses, None, pullback, interaction)
+
+
+def _examples(tasks: Any) -> int:
+    """How many examples of each task there are; one where no leaf has an axis of them."""
+    return max([leaf.shape[1] for leaf in jax.tree.leaves(tasks) if jnp.ndim(leaf) > 1], default=1)
 
 
 def _one_pass(plan, way, losses_of, params, batch, preconditioner) -> Measurement:

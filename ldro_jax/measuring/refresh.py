@@ -75,8 +75,9 @@ def if_due(
         if needs_noise and not has_noise:
             raise ValueError(
                 "This weighting uses the variance of the gradients, which was not measured. Use "
-                "interaction='split' with loss_fn and batch, or return an interaction.Measured "
-                "from interaction_fn."
+                "interaction='split' with loss_fn and batch, or with the gradients and losses of "
+                "two halves of each task, one after the other [2N, ...], or return an "
+                "interaction.Measured from interaction_fn."
             )
         matrix, noise = _arrays(given if has_noise else (given, old.noise), old)
         # Without its noise a square may vanish.
@@ -98,7 +99,8 @@ def asked(matrix_fn: Callable[[], Any] | None, num_tasks: int) -> Callable[[], A
         raise ValueError(
             "This weighting uses the interaction matrix, but the losses came with a pullback and "
             "no interaction_fn. Pass interaction_fn, a function without arguments that returns the "
-            f"Gram matrix of the task gradients, {[num_tasks, num_tasks]}."
+            f"Gram matrix of the task gradients, {[num_tasks, num_tasks]}, or an "
+            "interaction.Measured if the weighting uses the variance of the gradients."
         )
     return matrix_fn
 

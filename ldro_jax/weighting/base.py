@@ -164,6 +164,8 @@ class Weighting(NamedTuple):
       uses_noise: whether it reads ``statistics.noise``, which is measured with the interaction by
         a strategy that can, such as "split".
       uses_excess: whether it reads ``statistics.excess``.
+      keeps_means: whether it keeps running means of the interaction itself, so that
+        :func:`~ldro_jax.weighting.smoothed` shows it those of the losses alone.
       needs_positive_losses: whether it divides by the losses or takes their logarithm or powers, so
         that a loss below zero has no meaning. Its weights are finite then, but not those of the
         method. One of exactly zero counts as the least of the others.
@@ -182,6 +184,7 @@ class Weighting(NamedTuple):
     uses_interaction: bool = False
     uses_noise: bool = False
     uses_excess: bool = False
+    keeps_means: bool = False
     needs_positive_losses: bool = False
     default_interaction: str = "auto"
     default_interval: int = 1

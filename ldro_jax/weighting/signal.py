@@ -61,6 +61,9 @@ class SignalState(NamedTuple):
       total: the same sum of ones, ``[N]``, zero for a task that was never measured.
       moments: the same sums of the shares that single measurements had, and of their squares, ``[2,
         N]``.
+      size: the same sum of how large the measurements were, ``[N]``.
+      part: the variance of a share, as a part of that of a single measurement's, ``[N]``.
+      last: what was measured last, squares and variances, ``[2, N]``.
       inner: state of the weighting inside.
     """
 
@@ -68,12 +71,16 @@ class SignalState(NamedTuple):
     noise: jax.Array
     total: jax.Array
     moments: jax.Array
+    size: jax.Array
+    part: jax.Array
+    last: jax.Array
     inner: Any = ()
 
 
 def _initial(num_tasks: int, dtype: Any = jnp.float32) -> SignalState:
     nothing = jnp.zeros(num_tasks, dtype)
-    return SignalState(nothing, nothing, nothing, jnp.zeros((2, num_tasks), dtype))
+    two = jnp.zeros((2, num_tasks), dtype)
+    return SignalState(nothing, nothing, nothing, two, nothing, nothing, two)
 
 
 def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
@@ -82,24 +89,33 @@ def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
     measured = 'the variance of each task\'s gradient, as interaction="split" measures it'
     checks.require(noise is not None, "statistics.noise", measured, noise)
     known, keep = base.known_tasks(statistics), base.value_at(decay, statistics)
-    # What stays from an earlier step would count once for each step that it stays.
-    new = known if statistics.fresh is None else known & statistics.fresh
+    square, variance = jnp.diagonal(statistics.interaction), jnp.maximum(noise, 0)
+    seen = jnp.stack([square, variance])
+    # What stays from an earlier step would count once for each step that it stays. A matrix that
+    # lags behind doesn't say what in it is new.
+    fresh = statistics.fresh
+    new = known & ((seen != state.last).any(axis=0) if fresh is None else fresh)
 
     def mean(old, value):
         return jnp.where(jnp.broadcast_to(new, old.shape), keep * old + (1 - keep) * value, old)
 
-    # Sums from zero are too small at first, both by the same factor. A square may be negative, and
+    # Sums from zero are too small at first, all by the same factor. A square may be negative, and
     # only its mean is cut off: cut off one by one, they would have a bias.
-    square, variance = jnp.diagonal(statistics.interaction), jnp.maximum(noise, 0)
     single = jnp.sign(square) * _ratio(jnp.abs(square), variance)
+    size = mean(state.size, jnp.maximum(jnp.abs(square), variance))
+    # Means are weighed by size: one large measurement among small ones decides alone.
+    rest = jnp.where(size > 0, keep * state.size / jnp.where(size > 0, size, 1), 0)
     state = state._replace(
         squares=mean(state.squares, square),
         noise=mean(state.noise, variance),
         total=mean(state.total, 1),
         moments=mean(state.moments, jnp.stack([single, single**2])),
+        size=size,
+        part=jnp.where(new, rest**2 * state.part + (1 - rest) ** 2, state.part),
+        last=jnp.where(new[None], seen, state.last),
     )
     raw = _ratio(state.squares, state.noise)
-    shares, sure = _drawn_together(raw, state, keep, known)
+    shares, sure = _drawn_together(raw, state, known)
     return jnp.maximum(shares, _LEAST), sure, state
 
 
@@ -109,7 +125,7 @@ def _ratio(square: jax.Array, variance: jax.Array) -> jax.Array:
     return jnp.where(positive, 1 / (1 + variance / jnp.where(positive, square, 1)), 0)
 
 
-def _drawn_together(shares, state, keep, known):
+def _drawn_together(shares, state, known):
     """The shares drawn to their mean, the more the less surely they differ: James and Stein's way.
 
     Where measurements of one task differ as much from each other as tasks do, all have the mean.
@@ -119,10 +135,7 @@ def _drawn_together(shares, state, keep, known):
     count = jnp.sum(told, dtype=shares.dtype)
     average = jnp.sum(shares, where=told) / jnp.maximum(count, 1)
     across = jnp.sum((shares - average) ** 2, where=told) / jnp.maximum(count - 1, 1)
-    # The variance of a mean of measurements, as a part of that of one: one after the first, and
-    # (1 - keep) / (1 + keep) in the end.
-    total = jnp.where(told, state.total, 1)
-    part = (1 - keep) * (2 - total) / ((1 + keep) * total)
+    total, part = jnp.where(told, state.total, 1), state.part
     again = told & (part < 0.999)
     first, second = (moment / total for moment in state.moments)
     spread = jnp.maximum(second - first**2, 0) / jnp.where(again, 1 - part, 1)
@@ -181,8 +194,11 @@ def signal(
         logits = base.value_at(power, statistics) * jnp.log(shares)
         if tilt is not None:
             gains = jnp.log(base.positive_losses(statistics)) + logits
-            most = jnp.max(gains, where=known, initial=-jnp.inf)
-            logits += base.value_at(tilt, statistics) * sure * jnp.exp(gains - most)
+            gains = jnp.exp(gains - jnp.max(gains, where=known, initial=-jnp.inf))
+            gains = jnp.where(known, gains, 0)
+            mean = jnp.sum(gains) / jnp.maximum(base.number_known(statistics), 1)
+            # Where nothing is sure, a task is neither ahead nor behind.
+            logits += base.value_at(tilt, statistics) * (mean + sure * (gains - mean))
         return jax.nn.softmax(logits, where=known), state
 
     return base.Weighting(
@@ -190,6 +206,7 @@ def signal(
         update,
         uses_interaction=True,
         uses_noise=True,
+        keeps_means=True,
         needs_positive_losses=tilt is not None,
         default_interaction="split",
         default_interval=_INTERVAL,
@@ -251,6 +268,7 @@ def by_signal(
         update=update,
         uses_interaction=True,
         uses_noise=True,
+        keeps_means=True,
         needs_positive_losses=True,
         default_interaction="split",
         default_interval=own,

@@ -113,7 +113,8 @@ def smoothed(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.W
 
     What is measured on a minibatch is mostly noise, and a weighting that answers to it at once
     follows the noise. Products of the interaction matrix that a weighting asks for stay as they
-    are: each is with another vector.
+    are: each is with another vector. So does an interaction of which a weighting keeps means itself
+    (:func:`signal`, :func:`by_signal`); smooth what is inside :func:`by_signal` there.
 
     Args:
       weighting: what to wrap.
@@ -125,13 +126,15 @@ def smoothed(weighting: base.Weighting, decay: optax.ScalarOrSchedule) -> base.W
     """
     base.check_weighting(weighting)
     base.check_range("decay", decay, "[0, 1)")
+    all_of_it = not weighting.keeps_means
 
     def init(num_tasks, dtype=jnp.float32):
         square = jnp.zeros((num_tasks, num_tasks), dtype)
+        noise = jnp.zeros(num_tasks, dtype)
         return SmoothedState(
             losses=jnp.zeros(num_tasks, dtype),
-            interaction=square if weighting.uses_interaction else None,
-            noise=jnp.zeros(num_tasks, dtype) if weighting.uses_noise else None,
+            interaction=square if weighting.uses_interaction and all_of_it else None,
+            noise=noise if weighting.uses_noise and all_of_it else None,
             total=jnp.zeros(num_tasks, dtype),
             inner=weighting.init(num_tasks, dtype),
         )

@@ -32,6 +32,7 @@ def measured(seed, scale=1.0):
 
 def shown(step, dtype="float32", **more):
     losses, matrix, noise = (jnp.asarray(x, dtype) for x in step)
+    more.setdefault("fresh", jnp.ones(N, bool))
     return base.Statistics(jnp.int32(0), losses, matrix, noise=noise, **more)
 
 
@@ -44,20 +45,25 @@ def run(method, statistics):
     return found
 
 
-def shares_of(squares, noise):
-    """From measurements ``[m, N]`` of both, the latest counting most."""
-    squares, noise = np.asarray(squares, float), np.asarray(noise, float)
-    weights = DECAY ** np.arange(len(squares))[::-1]
+def shares_of(squares, noise, decays=None):
+    """From measurements ``[m, N]`` of both, the latest counting most; and how sure they are."""
+    squares, noise = np.asarray(squares, float), np.maximum(noise, 0)
+    weights = np.zeros(0)
+    for decay in decays or [DECAY] * len(squares):
+        weights = np.append(decay * weights, 1 - decay)
     weights = weights / weights.sum()
     square = np.maximum(weights @ squares, 0)
     shares = square / np.maximum(square + weights @ noise, 1e-300)
-    # How far the shares of single measurements are spread, so how uncertain their mean is.
-    part = np.sum(weights**2)
-    drawn = 1.0
+    # How far the shares of single measurements are spread, so how uncertain their mean is, in which
+    # each counts by its size.
+    by_size = weights[:, None] * np.maximum(np.abs(squares), noise)
+    by_size = by_size / np.maximum(by_size.sum(axis=0), 1e-300)
+    part = np.sum(by_size**2, axis=0)
+    drawn = np.ones(squares.shape[1])
     if len(squares) > 1:
         single = squares / np.maximum(np.abs(squares) + noise, 1e-300)
         spread = weights @ (single - weights @ single) ** 2 / (1 - part)
-        drawn = min(1.0, spread.mean() * part / max(shares.var(ddof=1), 1e-300))
+        drawn = np.minimum(1, spread.mean() * part / max(shares.var(ddof=1), 1e-300))
     return np.maximum(shares + drawn * (shares.mean() - shares), LEAST), 1 - drawn
 
 
@@ -135,7 +141,9 @@ def test_a_tilt_gives_more_where_more_can_be_gained(power, dtype):
     for weights, step, known in zip(found, STEPS, found_by_hand(STEPS), strict=True):
         shares, sure = known
         gains = step[0] * shares**power
-        expected = shares**power * np.exp(1.5 * sure * gains / gains.max())
+        gains = gains / gains.max()
+        gains = gains.mean() + sure * (gains - gains.mean())
+        expected = shares**power * np.exp(1.5 * gains)
         np.testing.assert_allclose(weights, expected / expected.sum(), **close(dtype))
 
 
@@ -149,6 +157,73 @@ def test_a_tilt_knows_no_unit_and_no_more_than_its_bound():
     np.testing.assert_allclose(found[1], expected / expected.sum(), rtol=1e-5)
     scaled = run(weighting.signal(tilt=2.0), 2 * [shown((1e-18 * losses, matrix, noise))])
     np.testing.assert_allclose(scaled, found, rtol=1e-5)
+
+
+def test_a_tilt_takes_a_newcomer_for_neither_good_nor_bad():
+    step = positive(3)
+    noise = np.diag(step[1])  # half of each is signal
+    old, both = jnp.array([True, True, True, True, False]), jnp.ones(N, bool)
+    known = [shown((np.full(N, 2.0), step[1], noise), known=k) for k in (old, old, old, both)]
+    found = run(weighting.signal(tilt=3.0), known)
+    np.testing.assert_allclose(found[-1], 1 / N, rtol=1e-5)
+
+
+@pytest.mark.parametrize("change", [0.5 ** (1 / 3), 1.0, 2 ** (1 / 3)])
+def test_tasks_alike_get_about_the_same_however_their_gradients_shrink(change):
+    """Squares and variances that all change by a factor from one measurement to the next."""
+
+    def one(key):
+        def step(state, inputs):
+            key, scale = inputs
+            halves = scale * (0.06 + jax.random.normal(key, (2, N, 30)) / 5)
+            noise = jnp.sum((halves[0] - halves[1]) ** 2, axis=1) / 4
+            matrix = jnp.diag(jnp.sum(halves[0] * halves[1], axis=1))
+            given = base.Statistics(jnp.int32(0), jnp.ones(N), matrix, noise=noise)
+            weights, state = method.update(given, state)
+            return state, weights
+
+        scales = jnp.sqrt(change) ** jnp.arange(60, dtype=jnp.float32)
+        start = method.init(N, jnp.float32)
+        return jax.lax.scan(step, start, (jax.random.split(key, 60), scales))[1][-1]
+
+    method = weighting.signal()
+    weights = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 200))
+    ratio = np.max(weights, axis=1) / np.min(weights, axis=1)
+    # It is 5 and 6 where all measurements count alike, and 1.1 to 1.2 like this.
+    assert np.median(ratio) < 1.5
+
+
+def test_the_decay_may_be_a_schedule(dtype):
+    decays = [0.97, 0.5, 0.9, 0.2]
+    method = weighting.signal(decay=lambda count: jnp.asarray(decays, dtype)[count])
+    steps = [shown(s, dtype)._replace(count=jnp.int32(n)) for n, s in enumerate(STEPS)]
+    for last, weights in enumerate(run(method, steps), start=1):
+        squares, noise = [np.diag(s[1]) for s in STEPS[:last]], [s[2] for s in STEPS[:last]]
+        shares, _ = shares_of(squares, noise, decays[:last])
+        np.testing.assert_allclose(weights, shares / shares.sum(), **close(dtype))
+
+
+def test_smoothing_leaves_what_it_measures_alone():
+    for method in (weighting.signal(), weighting.by_signal(weighting.term(1.0))):
+        even = [s._replace(losses=jnp.ones(N)) for s in map(shown, STEPS)]
+        smooth = weighting.smoothed(method, 0.9)
+        np.testing.assert_allclose(run(smooth, even), run(method, even), rtol=1e-5)
+    losses = [shown(s) for s in STEPS]
+    tilted = weighting.signal(tilt=2.0)
+    assert not np.allclose(run(weighting.smoothed(tilted, 0.9), losses), run(tilted, losses))
+
+
+def test_a_lagging_matrix_counts_what_is_new_in_it():
+    """A task that was measured once, in a matrix that doesn't say of which step it is."""
+    kept, found = STEPS[0], []
+    for step in STEPS:
+        matrix, noise = step[1].copy(), step[2].copy()
+        matrix[2, 2], noise[2] = kept[1][2, 2], kept[2][2]
+        found.append((step[0], matrix, noise))
+    lagging = run(weighting.signal(), [shown(s, fresh=None) for s in found])
+    fresh = [jnp.ones(N, bool), *[jnp.arange(N) != 2] * (len(STEPS) - 1)]
+    said = [shown(s, fresh=new) for s, new in zip(found, fresh, strict=True)]
+    np.testing.assert_allclose(lagging, run(weighting.signal(), said), rtol=1e-6)
 
 
 def test_a_high_power_leaves_the_best():
@@ -358,6 +433,32 @@ def test_without_rates_ldro_weighs_by_signal_with_a_tilt():
     )
 
 
+def test_more_rows_say_more_of_the_same_noise():
+    """The variance is that of a batch's gradient, however many rows it was measured on."""
+
+    def loss_fn(params, batch):
+        return jnp.mean(jnp.sum((batch - params[None]) ** 2, axis=1))
+
+    rows = jax.random.normal(jax.random.key(0), (2, 1024, 500))
+    tx, params = ldro.transform(2), jnp.zeros(500)
+    for more in ({}, {"interaction_batch": rows}, {"interaction_batch": rows[:, :256]}):
+        given = {"loss_fn": loss_fn, "batch": rows[:, :64], **more}
+        _, state = tx.update(None, tx.init(params), params, **given)
+        # Of one row and one parameter it is 4.
+        noise = transform.find_state(state).noise
+        np.testing.assert_allclose(noise, 4 * 500 / 64, rtol=0.2)
+
+
+def test_what_is_of_a_lookahead_needs_one():
+    for options in ({"relative": True}, {"normalize_interaction": False}):
+        with pytest.raises(ValueError, match="give lookahead_lr as well"):
+            ldro.transform(3, **options)
+    with pytest.raises(ValueError, match="Given: adversary_temperature"):
+        ldro.transform(3, adversary_temperature=0.1)
+    with pytest.raises(ValueError, match=r"signal_power must be .* it is -1"):
+        ldro.transform(3, signal_power=-1.0)
+
+
 @pytest.mark.parametrize("name", ["average", "mgda"])
 def test_a_weighting_that_does_not_look_at_losses_is_refused(name):
     tx = Method("a", name, signal_power=1.0).transform(2)
@@ -449,5 +550,8 @@ def test_the_trainer_measures_what_it_weighs_by(make, a_problem, options):
     # In the first step and the third; or in every one, for the weights of the next.
     first, second = (seen[0], seen[1]) if method.lagged else (seen[0], seen[2])
     assert (first[1] > 0).all()
+    means = (1 - DECAY) * (DECAY * first + second)
+    kept = state.weighting
+    np.testing.assert_allclose([kept.squares, kept.noise], means, rtol=1e-4, atol=1e-7)
     shares, _ = shares_of([first[0], second[0]], [first[1], second[1]])
     np.testing.assert_allclose(state.weights, shares / shares.sum(), rtol=1e-4)
