@@ -247,7 +247,7 @@ def main():
                         numbers = predicted.setdefault((name, horizon), {})
                         numbers.setdefault(seed, []).append(correlations(matrix, fall))
             earlier = drawn["all rows"]
-    print(f"| A of | {' | '.join(f'{h} steps: all, own, others' for h in HORIZONS)} |")
+    print(f"| A of | {' | '.join(f'after {h}: all, own, others' for h in HORIZONS)} |")
     print(f"|---{'|---' * len(HORIZONS)}|")
     for name in dict.fromkeys(name for name, _ in predicted):
         cells = []
