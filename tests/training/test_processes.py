@@ -273,7 +273,7 @@ def test_two_processes_train_images_as_one_does(tmp_path):
         "SEEDS=(0,)",
         "Schedule.eval_interval=10",
         "compare.methods=[@ldro/Method()]",
-        "Batches.layout=@Layout()",
+        *("Batches.layout=@Layout()", "Batches.runs_together=1"),
     ]
     command = Command("digits", bindings, tmp_path)
     folders = [tmp_path / "alone", tmp_path / "together"]
