@@ -26,6 +26,7 @@ from scipy import stats
 
 from ldro_jax import interaction, ldro
 from ldro_jax.models.mlp import MLP
+from ldro_jax.reporting import statistics
 from ldro_jax.tasks import digits
 from ldro_jax.tasks.corrupted import corrupted
 
@@ -215,10 +216,9 @@ def estimators():
 
 
 def mean_of(values):
-    """A mean, and half of its 95 % interval over seeds, ``[seed, ...]`` first averaged to it."""
-    seeds = np.array([np.nanmean(v) for v in values])
-    spread = stats.t.ppf(0.975, len(seeds) - 1) * seeds.std(ddof=1) / len(seeds) ** 0.5
-    return f"{seeds.mean():.2f} ± {spread:.2f}"
+    """A mean over seeds of what is first averaged for each, with half of its 95 % interval."""
+    found = statistics.interval(np.nanmean(each) for each in values)
+    return statistics.with_interval(found, 2, signed=False)
 
 
 def main():

@@ -175,9 +175,8 @@ def transform(
         "relative": relative,
         "normalize_interaction": normalize_interaction,
     }
-    if adversary_temperature is not None:
-        given.append("adversary_temperature")
-    if lookahead_lr is None and not given:
+    named = given if adversary_temperature is None else [*given, "adversary_temperature"]
+    if lookahead_lr is None and not named:
         if relative or not normalize_interaction:
             raise ValueError(
                 "relative and normalize_interaction are of a lookahead: give lookahead_lr as well. "
@@ -191,16 +190,14 @@ def transform(
         if temperature is None or exact or adversary_temperature is not None:
             raise ValueError(
                 "Without lookahead_lr, temperature is needed, and optionally weight_lr; or none of "
-                f"them, for what needs no rates. Given: {', '.join(given) or 'none of them'}."
+                f"them, for what needs no rates. Given: {', '.join(named)}."
             )
         rate = 0.1 if weight_lr is None else weight_lr
         weighting = regularized_dro(temperature, rate=rate, relative=relative)
-    elif len(set(given) - {"adversary_temperature"}) != 1 or (
-        temperature is None and adversary_temperature is not None
-    ):
+    elif len(given) != 1 or (temperature is None and adversary_temperature is not None):
         raise ValueError(
             "One of these is needed: weight_lr, or temperature (and adversary_temperature), or "
-            f"exact=True. Given: {', '.join(given) or 'none of them'}."
+            f"exact=True. Given: {', '.join(named) or 'none of them'}."
         )
     elif exact:
         weighting = lookahead.lookahead_exact(lookahead_lr, **options)

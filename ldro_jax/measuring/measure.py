@@ -106,12 +106,17 @@ def measure(
 
     def interaction():
         matrix = strategy.matrix(*shared_lib.of_counted(losses_of, params, plan.shared), other)
-        if not isinstance(matrix, interaction_base.Measured):
-            return matrix
-        # The noise is that of the batch's gradients, whatever it was measured on.
-        return matrix._replace(noise=matrix.noise * (_examples(other) / _examples(batch.tasks)))
+        return _of_the_batch(matrix, _examples(other), _examples(batch.tasks))
 
     return Measurement(losses, None, pullback, interaction)
+
+
+def _of_the_batch(matrix: Any, measured: Any, expected: Any) -> Any:
+    """With the noise of the gradients of a batch, however many rows it was measured on."""
+    if not isinstance(matrix, interaction_base.Measured):
+        return matrix
+    measured, expected = (jnp.asarray(x, matrix.noise.dtype) for x in (measured, expected))
+    return matrix._replace(noise=matrix.noise * (measured / expected))
 
 
 def _examples(tasks: Any) -> int:
@@ -174,11 +179,7 @@ def _apart(plan, strategy, losses_of, params, batch, preconditioner) -> Measurem
             )
         else:
             matrix, rows_each = by_task()
-        if not isinstance(matrix, interaction_base.Measured):
-            return matrix
-        # The noise is that of the batch's gradients, whatever it was measured on.
-        each_row, expected_row = (x.astype(matrix.noise.dtype) for x in (rows_each, expected))
-        return matrix._replace(noise=matrix.noise * (each_row / expected_row))
+        return _of_the_batch(matrix, rows_each, expected)
 
     def by_task():
         taken, is_real = rows_lib.by_task(plan, batch, plan.rows)
