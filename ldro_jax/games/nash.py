@@ -124,16 +124,15 @@ def max_entropy_nash(payoff: jax.Array, playing: jax.Array | None = None) -> Equ
         scaled = jnp.where(relevant, scaled, jnp.maximum(scaled, -1))
 
         point = face.optimal_face(scaled)
-        (w, v), (z, s) = (jnp.split(part, [payoff.shape[1]]) for part in (point.x, point.y))
-        used, tight = w > z, v > 10 * s
-        inside = w / jnp.sum(w)
+        used, tight = point.w > point.z, point.v > 10 * point.s
+        inside = point.w / jnp.sum(point.w)
         value = jnp.max(scaled @ inside)
         weights, shortfall = entropy.maximise_entropy(scaled - value, inside, used, tight)
         if playing is not None:
             weights = jnp.where(playing, weights, 0)
             weights = weights / jnp.sum(weights)
         best_row = jnp.max(shifted @ weights)
-        gap = best_row - jnp.min(shifted.T @ (v / jnp.sum(v)))
+        gap = best_row - jnp.min(shifted.T @ (point.v / jnp.sum(point.v)))
         tolerance = float(jnp.finfo(payoff.dtype).eps) ** 0.8 * jnp.ptp(payoff)
         solved = (gap <= tolerance) & (shortfall <= _ENTROPY_TOLERANCE)
     finite = jnp.all(jnp.isfinite(payoff))
