@@ -59,8 +59,8 @@ class SignalState(NamedTuple):
       squares: decaying sum of the squared true gradients as they were measured, ``[N]``.
       noise: the same sum of the variances, ``[N]``.
       total: the same sum of ones, ``[N]``, zero for a task that was never measured.
-      moments: the same sums of the shares that single measurements had, and of their squares, ``[2,
-        N]``.
+      moments: the same sums of the shares that single measurements had, but for what all tasks had
+        in common, and of their squares, ``[2, N]``.
       size: the same sum of how large the measurements were, ``[N]``.
       part: the variance of a share, as a part of that of a single measurement's, ``[N]``.
       last: what was measured last, squares and variances, ``[2, N]``.
@@ -101,7 +101,7 @@ def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
 
     # Sums from zero are too small at first, all by the same factor. A square may be negative, and
     # only its mean is cut off: cut off one by one, they would have a bias.
-    single = jnp.sign(square) * _ratio(jnp.abs(square), variance)
+    single = _apart(jnp.sign(square) * _ratio(jnp.abs(square), variance), state, new)
     size = mean(state.size, jnp.maximum(jnp.abs(square), variance))
     # Means are weighed by size: one large measurement among small ones decides alone.
     rest = jnp.where(size > 0, keep * state.size / jnp.where(size > 0, size, 1), 0)
@@ -117,6 +117,22 @@ def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
     raw = _ratio(state.squares, state.noise)
     shares, sure = _drawn_together(raw, state, known)
     return jnp.maximum(shares, _LEAST), sure, state
+
+
+def _apart(single: jax.Array, state: SignalState, new: jax.Array) -> jax.Array:
+    """A measurement's shares, ``[N]``, without what moves all of them off their means together.
+
+    Tasks that share their rows are all off in the same direction, and so are all tasks while a model
+    learns. How tasks compare is known more surely than any of their shares.
+    """
+    before = new & (state.total > 0)
+    count = jnp.sum(before, dtype=single.dtype)
+    mean = state.moments[0] / jnp.where(before, state.total, 1)
+    off = single - mean
+    common = jnp.sum(off, where=before) / jnp.maximum(count, 1)
+    # What is left of N independent errors without their mean has (N - 1) / N of their variance.
+    off = jnp.sqrt(count / jnp.maximum(count - 1, 1)) * (off - common)
+    return jnp.where(before & (count > 1), mean + off, single)
 
 
 def _ratio(square: jax.Array, variance: jax.Array) -> jax.Array:

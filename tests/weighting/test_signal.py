@@ -45,13 +45,19 @@ def run(method, statistics):
     return found
 
 
+def of_the_mean(decays):
+    """How much each measurement counts, the latest most."""
+    weights = np.zeros(0)
+    for decay in decays:
+        weights = np.append(decay * weights, 1 - decay)
+    return weights / weights.sum()
+
+
 def shares_of(squares, noise, decays=None):
     """From measurements ``[m, N]`` of both, the latest counting most; and how sure they are."""
     squares, noise = np.asarray(squares, float), np.maximum(noise, 0)
-    weights = np.zeros(0)
-    for decay in decays or [DECAY] * len(squares):
-        weights = np.append(decay * weights, 1 - decay)
-    weights = weights / weights.sum()
+    decays = decays or [DECAY] * len(squares)
+    weights = of_the_mean(decays)
     square = np.maximum(weights @ squares, 0)
     shares = square / np.maximum(square + weights @ noise, 1e-300)
     # How far the shares of single measurements are spread, so how uncertain their mean is, in which
@@ -62,6 +68,13 @@ def shares_of(squares, noise, decays=None):
     drawn = np.ones(squares.shape[1])
     if len(squares) > 1:
         single = squares / np.maximum(np.abs(squares) + noise, 1e-300)
+        # But for what all tasks have in common: N errors less their mean have (N - 1) / N of their
+        # variance.
+        stretch = np.sqrt(squares.shape[1] / (squares.shape[1] - 1))
+        for step in range(1, len(single)):
+            mean = of_the_mean(decays[:step]) @ single[:step]
+            off = single[step] - mean
+            single[step] = mean + stretch * (off - off.mean())
         spread = weights @ (single - weights @ single) ** 2 / (1 - part)
         drawn = np.minimum(1, spread.mean() * part / max(shares.var(ddof=1), 1e-300))
     return np.maximum(shares + drawn * (shares.mean() - shares), LEAST), 1 - drawn
@@ -101,6 +114,19 @@ def test_measurements_that_differ_like_tasks_say_nothing(dtype):
     *_, third = run(weighting.signal(), [shown(steps[n], dtype) for n in (0, 1, 0, 0, 0)])
     raw, _ = shares_of([square] * 2, [noise] * 2)
     assert 0.1 < np.ptp(third) / np.ptp(raw / raw.sum()) < 0.9
+
+
+def test_tasks_that_are_measured_on_the_same_rows_are_told_apart(dtype):
+    """Their measurements rise and fall together, by more than the tasks differ."""
+    share, together = np.array([0.4, 0.42, 0.44, 0.46, 0.48]), 0.3 * np.cos(np.arange(20.0))
+    steps = [(np.ones(N), np.diag(s), 1 - s) for s in share + together[:, None]]
+    told = run(weighting.signal(), [shown(s, dtype) for s in steps])[-1]
+    mean = of_the_mean([DECAY] * 20) @ (share + together[:, None])
+    np.testing.assert_allclose(told, mean / mean.sum(), **close(dtype))
+    # One task a step says nothing of what is common, nor of what isn't.
+    alone = [shown(s, dtype, known=jnp.arange(N) == n % N) for n, s in enumerate(5 * steps)]
+    last = shown(steps[0], dtype, fresh=jnp.zeros(N, bool))
+    np.testing.assert_allclose(run(weighting.signal(), [*alone, last])[-1], 1 / N, atol=0.02)
 
 
 def test_the_share_is_found_whatever_the_noise(dtype):
