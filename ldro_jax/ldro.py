@@ -25,7 +25,7 @@ from ldro_jax.transform.statistics import statistics
 from ldro_jax.weighting import base as weighting_base
 from ldro_jax.weighting import lookahead, smooth
 from ldro_jax.weighting.regularized_dro import regularized_dro
-from ldro_jax.weighting.signal import signal
+from ldro_jax.weighting.signal import signal, signal_shares
 
 __all__ = [
     "averaged",
@@ -36,6 +36,7 @@ __all__ = [
     "moved_by",
     "only",
     "preconditioner",
+    "signal_shares",
     "statistics",
     "transform",
     "weights",

@@ -98,6 +98,8 @@ class Run:
       seconds_per_step: the time of one training step, or None.
       evaluations: in the order of their steps.
       weights: the weight of every task over training, values [S, N], or None.
+      signal: the share of each task's squared minibatch gradient that is signal, values [S, N], NaN
+        where it wasn't measured yet; or None.
       losses: the training loss of every task, values [S, N], or None.
       interaction: the raw Gram matrix `A_ij = <grad_i, grad_j>`, values [S, N, N], or None.
       diagnostics: the numbers of `ldro_jax.transform.diagnostics.NAMES` at some steps, values
@@ -126,6 +128,7 @@ class Run:
     seconds_per_step: float | None = None
     evaluations: Sequence[Evaluation] = ()
     weights: Series | None = None
+    signal: Series | None = None
     losses: Series | None = None
     interaction: Series | None = None
     diagnostics: Series | None = None
@@ -392,7 +395,10 @@ _RESULTS_TYPES = {
     "higher_is_better": bool,
     "runs": list,
 }
-_SERIES = ("weights", "losses", "interaction", "diagnostics", "descent", "affinity", "path")
+_SERIES = (
+    *("weights", "signal", "losses", "interaction"),
+    *("diagnostics", "descent", "affinity", "path"),
+)
 _RUN_TYPES = {"method": str, "seed": int, "num_steps": int, "evaluations": list | dict}
 
 

@@ -279,6 +279,14 @@ def _over_training(comparison: Comparison) -> Iterator[Section]:
         )
         figure = training.weights_over_time(comparison)
         yield _figure("weights_over_time", "Task weights", figure, caption)
+    if training.signal(comparison):
+        caption = (
+            "How much of a task's squared minibatch gradient is its true gradient, and not noise; "
+            "mean over seeds. A task that stays near zero from the start can't be learnt like "
+            "this; one that gets there is learnt. Coloured: the least at the end."
+        )
+        figure = training.signal_over_time(comparison)
+        yield _figure("signal_over_time", "Signal", figure, caption)
     if last := interaction.last_interaction(comparison):
         caption = (
             "Orange: a small step for one task also lowers the other's loss; purple: it raises it. "

@@ -18,9 +18,10 @@ from ldro_jax.training.engine import Trial
 from ldro_jax.training.schedule import Schedule
 from ldro_jax.training.step import TrainState
 from ldro_jax.transform import diagnostics
+from ldro_jax.weighting.signal import signal_shares
 
 # The series that grow with each evaluation, beside the evaluations themselves.
-_SERIES = ("weights", "losses", "diagnostics", "descent", "path")
+_SERIES = ("weights", "signal", "losses", "diagnostics", "descent", "path")
 # What a record takes from the state of a weighting.
 _RECORDED = (
     *("weights", "interaction", "descent", "nonfinite", "nonfinite_streak"),
@@ -127,9 +128,9 @@ class Record:
           is_last: whether the run ends here though it has steps left.
         """
         weighting = transform.find_state(state.opt_state)
-        numbers = diagnostics.numbers(weighting)
-        fetched, numbers, step, losses = _on_host(
-            ({n: getattr(weighting, n) for n in _RECORDED}, numbers, state.step, losses)
+        numbers, signal = diagnostics.numbers(weighting), signal_shares(weighting.weighting)
+        fetched, numbers, signal, step, losses = _on_host(
+            ({n: getattr(weighting, n) for n in _RECORDED}, numbers, signal, state.step, losses)
         )
         step, matrix = int(step), None
         if fetched["interaction"].any():
@@ -156,6 +157,8 @@ class Record:
             logging.error("%s: %s", self.label, stopped)
         self._run = dataclasses.replace(run, stopped=stopped)
         self._append("weights", [step], [fetched["weights"]])
+        if signal is not None:
+            self._append("signal", [step], [signal])
         self._append("losses", [step], [np.asarray(losses)])
         in_order = np.array([numbers[name] for name in diagnostics.NAMES])
         self._append("diagnostics", [step], [in_order])

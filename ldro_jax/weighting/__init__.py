@@ -63,6 +63,7 @@ from ldro_jax.weighting.scalarization import scalarization as scalarization
 from ldro_jax.weighting.sdmgrad import sdmgrad as sdmgrad
 from ldro_jax.weighting.signal import by_signal as by_signal
 from ldro_jax.weighting.signal import signal as signal
+from ldro_jax.weighting.signal import signal_shares as signal_shares
 from ldro_jax.weighting.skill_it import skill_it as skill_it
 from ldro_jax.weighting.smooth import smooth_lookahead as smooth_lookahead
 from ldro_jax.weighting.static import average as average

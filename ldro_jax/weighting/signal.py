@@ -77,6 +77,24 @@ class SignalState(NamedTuple):
     inner: Any = ()
 
 
+def signal_shares(state: Any) -> jax.Array | None:
+    """The shares that are signal so far, ``[N]``; NaN for a task that was never measured.
+
+    They are the ratios of the means, as they are before they are drawn together.
+
+    Args:
+      state: of an optimizer, or a part of it, which :func:`signal` or :func:`by_signal` is in.
+
+    Returns:
+      ``None`` if there is none of these.
+    """
+    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, SignalState))
+    found = next((leaf for leaf in leaves if isinstance(leaf, SignalState)), None)
+    if found is None:
+        return None
+    return jnp.where(found.total > 0, _ratio(found.squares, found.noise), jnp.nan)
+
+
 def _initial(num_tasks: int, dtype: Any = jnp.float32) -> SignalState:
     nothing = jnp.zeros(num_tasks, dtype)
     two = jnp.zeros((2, num_tasks), dtype)
@@ -122,8 +140,8 @@ def _shares(statistics: base.Statistics, state: SignalState, decay: Any):
 def _apart(single: jax.Array, state: SignalState, new: jax.Array) -> jax.Array:
     """A measurement's shares, ``[N]``, without what moves all of them off their means together.
 
-    Tasks that share their rows are all off in the same direction, and so are all tasks while a model
-    learns. How tasks compare is known more surely than any of their shares.
+    Tasks that share their rows are all off in the same direction, and so are all tasks while a
+    model learns. How tasks compare is known more surely than any of their shares.
     """
     before = new & (state.total > 0)
     count = jnp.sum(before, dtype=single.dtype)

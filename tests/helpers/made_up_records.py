@@ -75,6 +75,7 @@ def _run(method, seed, names, key):
         seconds_per_step=0.0021 * time + 0.00003 * own.random(),
         evaluations=evaluations,
         weights=_weights(method, steps, hard, own),
+        signal=_signal(steps, hard) if method == "L-DRO online" else None,
         losses=Series(steps, 1.0 - np.outer(1 - np.exp(-5 * steps / STEPS), final)),
         interaction=_interaction(count, own) if method == "L-DRO online" else None,
         nonfinite_losses={names[-1]: 2} if (method, seed) == ("Group DRO", 1) else {},
@@ -89,6 +90,12 @@ def _weights(method, steps, hard, rng):
         drift += 0.08 * np.cumsum(rng.normal(size=drift.shape), axis=0)
     logits = np.exp(drift)
     return Series(steps, logits / logits.sum(axis=1, keepdims=True) + np.zeros((len(steps), count)))
+
+
+def _signal(steps, hard):
+    values = np.outer(np.exp(-steps / STEPS), 0.8 - 0.7 * hard)
+    values[0, 0] = np.nan  # not measured yet
+    return Series(steps, values)
 
 
 def _interaction(count, rng):

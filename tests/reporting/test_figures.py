@@ -63,11 +63,18 @@ DRAW = {
     "step_time": balance.step_time,
     "metric_over_steps": training.metric_over_steps,
     "weights_over_time": training.weights_over_time,
+    "signal_over_time": training.signal_over_time,
     "interaction_matrix": draw_interaction,
     "relative_by_task": relative.relative_by_task,
     "pareto_frontiers": lambda comparison: pareto.pareto_frontiers(sweeps.frontiers(comparison)),
     "worst_over_time": pareto.worst_over_time,
 }
+
+
+EACH_TASK = (
+    *("task_values", "interaction_matrix", "weights_over_time", "signal_over_time"),
+    "relative_by_task",
+)
 
 
 def texts(figure):
@@ -141,8 +148,8 @@ def test_no_name_crosses_a_point_a_bar_or_another_name(made_up, full, name, kind
         "one task": lambda: made_up.record(["alone"], seeds=2),
         "sweep": lambda: sweep(15, 3, MANY[:9]),
     }[kind]()
-    if kind == "sweep" and name in ("weights_over_time", "interaction_matrix"):
-        pytest.skip("it has neither")
+    if kind == "sweep" and name in ("weights_over_time", "signal_over_time", "interaction_matrix"):
+        pytest.skip("it has none of these")
     if kind == "one task" and name == "weights_over_time":
         pytest.skip("one weight does not move")
     assert crossings(DRAW[name](compare(with_references(record)))) == []
@@ -232,16 +239,29 @@ def test_weights_are_averaged_over_common_steps_and_known_values(made_up):
         Run("A", 2, 3),
     ]
     (setting,) = compare(made_up.results(runs)).shown
-    steps, values = training.mean_weights(setting)
+    steps, values = training.by_task(setting)
     assert steps.tolist() == [2, 3]
     np.testing.assert_allclose(values, [[0.5], [0.8]])
     (setting,) = compare(made_up.results(runs[2:])).shown
-    assert training.mean_weights(setting) is None
+    assert training.by_task(setting) is None
 
 
 def test_only_methods_with_moving_weights_get_a_panel(full):
     found = training.moving_weights(compare(full))
     assert list(found) == ["Group DRO", "Interpolated", "L-DRO online"]
+
+
+def test_signal_is_drawn_from_where_all_tasks_were_measured(full):
+    ((label, (steps, values)),) = training.signal(compare(full)).items()
+    logged = full.runs[-1].signal
+    assert label.startswith("L-DRO") and np.isnan(logged.values[0]).any()
+    assert steps.tolist() == logged.steps[1:].tolist()
+    np.testing.assert_allclose(values, logged.values[1:])
+    # The least at the end have colours.
+    figure = training.signal_over_time(compare(full))
+    least = np.argsort(values[-1])[:6]
+    (legend,) = figure.legends
+    assert legend_texts(legend) == [*(full.task_names[i] for i in least), "other 2 tasks"]
 
 
 def test_a_missing_number_is_left_out_of_a_curve(made_up):
@@ -399,7 +419,7 @@ def test_names_that_no_font_has_are_numbers_in_pictures_and_names_elsewhere(
     page = reporting.write_report(record, tmp_path).read_text(encoding="utf-8")
     assert "task no. 2</td>" in page and "<td>month 月</td>" in page
     comparison = compare(record)
-    for name in ("task_values", "interaction_matrix", "weights_over_time", "relative_by_task"):
+    for name in EACH_TASK:
         found = texts(DRAW[name](comparison))
         assert {"clean", "task no. 2", "task no. 3"} <= set(found), name
     assert style.short("L-月") == "L-?"
@@ -416,7 +436,7 @@ def test_figures_of_hundreds_of_tasks_name_some_of_them_and_stay_small(made_up):
     record = with_references(made_up.record(names, seeds=1))
     sizes = {name: 1e6 / i for i, name in enumerate(names, 1)}
     comparison = compare(dataclasses.replace(record, task_sizes=sizes))
-    for name in ("task_values", "interaction_matrix", "weights_over_time", "relative_by_task"):
+    for name in EACH_TASK:
         figure = DRAW[name](comparison)
         assert max(figure.get_size_inches()) < 14, name
         assert len(set(texts(figure)) & set(names)) <= style.MANY, name

@@ -23,6 +23,7 @@ FIGURES = {
     "average_vs_worst.png",
     "interaction_matrix.png",
     "metric_over_steps.png",
+    "signal_over_time.png",
     "step_time.png",
     "task_values.png",
     "weights_over_time.png",

@@ -9,7 +9,7 @@ import optax
 import pytest
 from helpers import tiny
 
-from ldro_jax import reporting, transform
+from ldro_jax import reporting, transform, weighting
 from ldro_jax.experiments.compare import compare
 from ldro_jax.experiments.runs import RunsStoppedError
 from ldro_jax.records import results, tensorboard
@@ -54,6 +54,26 @@ def test_what_was_observed_is_joined_to_a_path():
     run = record.run
     assert run.path.steps.tolist() == [1, 2, 3, 4, 5]
     np.testing.assert_array_equal(run.path.values, [*np.eye(3, 2), *np.ones((2, 2))])
+
+
+def test_the_share_that_is_signal_is_recorded_where_it_is_measured():
+    record = begun(tiny.schedule())
+    state = transform.weighted(weighting.signal(), 3).init(jnp.zeros(2))
+    measured = {"squares": [1.0, -1, 3], "noise": [1.0, 1, 1], "total": [1.0, 1, 0]}
+    inner = state.weighting._replace(**{name: jnp.array(x) for name, x in measured.items()})
+    record.extend(
+        tiny.schedule(),
+        TrainState(jnp.int32(1), None, (state._replace(weighting=inner), optax.EmptyState())),
+        task_names=tiny.NAMES,
+        losses=jnp.zeros(3),
+        evaluations=[EVALUATION],
+        seconds_per_step=0.1,
+    )
+    run = record.run
+    np.testing.assert_allclose(run.signal.values, [[0.5, 0, np.nan]])
+    again = results.run_from_record(json.loads(json.dumps(results.run_to_record(run))))
+    np.testing.assert_array_equal(again.signal.values, run.signal.values)
+    assert begun(tiny.schedule()).run.signal is None
 
 
 @pytest.mark.parametrize(

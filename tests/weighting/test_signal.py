@@ -581,3 +581,6 @@ def test_the_trainer_measures_what_it_weighs_by(make, a_problem, options):
     np.testing.assert_allclose([kept.squares, kept.noise], means, rtol=1e-4, atol=1e-7)
     shares, _ = shares_of([first[0], second[0]], [first[1], second[1]])
     np.testing.assert_allclose(state.weights, shares / shares.sum(), rtol=1e-4)
+    square = np.maximum(means[0], 0)
+    share = weighting.signal_shares(session.state(0).opt_state)
+    np.testing.assert_allclose(share, square / (square + means[1]), rtol=1e-4)

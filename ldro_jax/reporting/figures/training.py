@@ -14,17 +14,17 @@ _REST = "#c4c4c4"
 _UNIFORM = (0, (4, 3))
 
 
-def mean_weights(setting: Setting) -> tuple[np.ndarray, np.ndarray] | None:
-    """Steps [S] and task weights [S, N] of a setting, mean over the seeds that logged them.
+def by_task(setting: Setting, series: str = "weights") -> tuple[np.ndarray, np.ndarray] | None:
+    """Steps [S] and the weights or signal [S, N] of a setting, mean over the seeds that logged it.
 
     Only steps that all of these share count, and missing numbers are left out.
     """
-    logged = [run.weights for run in setting.runs if run.weights is not None]
+    logged = [s for run in setting.runs if (s := getattr(run, series)) is not None]
     if not logged:
         return None
     steps = logged[0].steps
-    for series in logged[1:]:
-        steps = np.intersect1d(steps, series.steps)
+    for other in logged[1:]:
+        steps = np.intersect1d(steps, other.steps)
     values = np.stack([s.values[np.searchsorted(s.steps, steps)] for s in logged])
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         return (steps, np.nanmean(values, axis=0)) if len(steps) else None
@@ -32,12 +32,26 @@ def mean_weights(setting: Setting) -> tuple[np.ndarray, np.ndarray] | None:
 
 def moving_weights(comparison: Comparison) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Steps and mean weights of the methods whose weights change in training, by label."""
-    by_label = {s.label: mean_weights(s) for s in comparison.shown}
+    by_label = {s.label: by_task(s) for s in comparison.shown}
     return {
         label: series
         for label, series in by_label.items()
         if series is not None and np.nanmax(np.ptp(series[1], axis=0), initial=0.0) > 1e-6
     }
+
+
+def signal(comparison: Comparison) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Steps and mean shares that are signal of the methods that measure them, by label.
+
+    Steps before all tasks were measured are left out.
+    """
+    by_label = {}
+    for setting in comparison.shown:
+        if (found := by_task(setting, "signal")) is not None:
+            told = np.isfinite(found[1]).all(axis=1)
+            if told.any():
+                by_label[setting.label] = (found[0][told], found[1][told])
+    return by_label
 
 
 @style.applied
@@ -49,9 +63,23 @@ def weights_over_time(comparison: Comparison):
     darker.
     """
     panels = moving_weights(comparison)
-    names = list(style.task_labels(comparison.record.tasks).values())
     peaks = np.max([np.nanmax(values, axis=0) for _, values in panels.values()], axis=0)
-    chosen = [int(i) for i in np.argsort(-peaks, kind="stable")[:_HIGHLIGHTED]]
+    uniform = 1 / len(comparison.record.tasks)
+    return _tasks_over_time(comparison, panels, -peaks, "task weight", uniform)
+
+
+@style.applied
+def signal_over_time(comparison: Comparison):
+    """The share of each task's gradient that is signal; the tasks that end with least coloured."""
+    panels = signal(comparison)
+    last = np.mean([values[-1] for _, values in panels.values()], axis=0)
+    return _tasks_over_time(comparison, panels, last, "share that is signal")
+
+
+def _tasks_over_time(comparison: Comparison, panels, rank, what: str, level: float | None = None):
+    """A panel each, the tasks of lowest rank coloured, and a dashed line at a level."""
+    names = list(style.task_labels(comparison.record.tasks).values())
+    chosen = [int(i) for i in np.argsort(rank, kind="stable")[:_HIGHLIGHTED]]
     columns = 3 if len(panels) == 3 or len(panels) > 4 else min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     figure = style.new_figure(style.WIDTH, 0.8 + 2.5 * rows)
@@ -65,14 +93,16 @@ def weights_over_time(comparison: Comparison):
         _draw_rest(axes, steps, np.delete(values, chosen, axis=1))
         for task, options in zip(chosen, styles, strict=True):
             axes.plot(steps, values[:, task], **options)
-        axes.axhline(1 / len(names), linestyle=_UNIFORM, **uniform)
+        if level is not None:
+            axes.axhline(level, linestyle=_UNIFORM, **uniform)
         axes.set_title(style.short(label, 44))
-    style.name_panels(grid, len(panels), "training step", "task weight")
+    style.name_panels(grid, len(panels), "training step", what)
     grid[0, 0].locator_params(axis="x", nbins=6 if columns < 3 else 4)
     keys = [style.key(names[t], width=24, **k) for t, k in zip(chosen, styles, strict=True)]
     if others := len(names) - len(chosen):
         keys.append(style.key(f"other {others} task{'s' if others > 1 else ''}", color=_REST))
-    keys.append(style.key(f"uniform, 1/{len(names)}", linestyle=_UNIFORM, **uniform))
+    if level is not None:
+        keys.append(style.key(f"uniform, 1/{len(names)}", linestyle=_UNIFORM, **uniform))
     style.legend_above(figure, keys)
     return figure
 
