@@ -1,10 +1,12 @@
 """How long to train, and how often to look."""
 
 import dataclasses
+from typing import Any
 
 from ldro_jax.runtime import checks
 
 TESTS = ("always", "best", "last")
+_BY_DEFAULT: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,8 +15,10 @@ class Schedule:
 
     Attributes:
       train_steps: number of steps of a run.
-      eval_interval: steps between two evaluations; what happens between them is one program.
-      checkpoint_interval: steps between two checkpoints, made at the next evaluation.
+      eval_interval: steps between two evaluations; what happens between them is one program. By
+        default a twentieth of all steps.
+      checkpoint_interval: steps between two checkpoints, made at the next evaluation; by default
+        five evaluations.
       test: when the split "test" is measured: "always", at every evaluation; "last", once at the
         end; or "best", once at the end with the checkpoint that was best on validation.
       max_nonfinite_steps: a run stops after so many steps in a row whose losses, or the weights
@@ -29,8 +33,8 @@ class Schedule:
     """
 
     train_steps: int
-    eval_interval: int
-    checkpoint_interval: int
+    eval_interval: int = _BY_DEFAULT
+    checkpoint_interval: int = _BY_DEFAULT
     test: str = "always"
     max_nonfinite_steps: int = 100
     patience: int | None = None
@@ -39,8 +43,15 @@ class Schedule:
     def __post_init__(self):
         checks.one_of("test", self.test, TESTS)
         checks.flag("eval_at_start", self.eval_at_start)
+        defaults = {
+            "eval_interval": lambda: -(-self.train_steps // 20),
+            "checkpoint_interval": lambda: 5 * self.eval_interval,
+        }
+        # In this order: each from those before it.
         for field in dataclasses.fields(self):
             given = getattr(self, field.name)
+            if given is None and field.name in defaults:
+                given = defaults[field.name]()
             if field.name in ("test", "eval_at_start") or (field.name, given) == ("patience", None):
                 continue
             object.__setattr__(self, field.name, checks.integer(field.name, given))

@@ -30,6 +30,13 @@ def test_the_test_comes_always_last_or_of_the_best(value):
         tiny.schedule(test=value)
 
 
+def test_by_default_it_looks_twenty_times_and_saves_at_every_fifth():
+    schedule = Schedule(300)
+    assert (schedule.eval_interval, schedule.checkpoint_interval) == (15, 75)
+    assert Schedule(7) == Schedule(7, 1, 5)
+    assert Schedule(300, 100) == Schedule(300, 100, 500)
+
+
 def test_a_schedule_in_epochs():
     assert epochs(3, 7) == Schedule(train_steps=21, eval_interval=7, checkpoint_interval=7)
 
