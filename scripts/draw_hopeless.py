@@ -1,7 +1,8 @@
 """Sets several experiments beside one another: a table of differences, and a picture of some.
 
     python scripts/draw_hopeless.py 0=/tmp/hopeless_0 1=/tmp/hopeless_1 2=/tmp/hopeless_2 \
-        --of "hopeless tasks" --curves "Average" "Group DRO (weight_lr=0.003)" "Signal" \
+        --of "hopeless tasks" --curves "Average" "Group DRO (weight_lr=0.003)" "Signal tilted" \
+        --legend "average loss" "group DRO" "ldro.transform(N)" \
         --picture results/hopeless/figures/hopeless.png
 
 The table, in Markdown, has for each setting its last average and worst test value less the first
@@ -63,7 +64,7 @@ def table(experiments, what):
 
 
 @style.applied
-def picture(experiments, what, curves):
+def picture(experiments, what, curves, legend):
     """Average and worst by experiment, a curve for each label, with 95 % intervals of the mean."""
     figure = style.new_figure(style.WIDTH, 3.6)
     for kind, title in enumerate(("Average", "Worst")):
@@ -86,7 +87,7 @@ def picture(experiments, what, curves):
         if not kind:
             axes.set_ylabel("test accuracy")
             handles = axes.get_legend_handles_labels()[0]
-            figure.legend(handles, curves, loc="outside upper left", ncols=len(curves))
+            figure.legend(handles, legend, loc="outside upper left", ncols=len(curves))
     return figure
 
 
@@ -97,13 +98,15 @@ def main():
     parser.add_argument("--of", default="", help="what the names say")
     parser.add_argument("--step", type=int, help="instead of the last")
     parser.add_argument("--curves", nargs="*", default=[], help="labels of the table to draw")
+    parser.add_argument("--legend", nargs="*", help="what the picture calls them")
     parser.add_argument("--picture", help="where to draw them")
     given = parser.parse_args()
     pairs = [each.split("=", maxsplit=1) for each in given.experiments]
     experiments = {name: values(directory, given.step) for name, directory in pairs}
     print("\n".join(table(experiments, given.of)))
     if given.picture:
-        picture(experiments, given.of, given.curves).savefig(given.picture)
+        legend = given.legend or given.curves
+        picture(experiments, given.of, given.curves, legend).savefig(given.picture)
 
 
 if __name__ == "__main__":
