@@ -37,6 +37,15 @@ def test_the_first_loop_is_short_and_runs(capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.heavy)])
+def test_what_others_call_otherwise_runs(number, tmp_path, capsys):
+    made = {}
+    with jax.numpy_dtype_promotion("standard"):
+        for code in re.findall(_PYTHON, _page("coming_from.md"), re.DOTALL)[: number + 1]:
+            exec(compile(code.replace("/tmp", str(tmp_path)), "docs/coming_from.md", "exec"), made)
+    assert ("[0." if number == 0 else "CAGrad") in capsys.readouterr().out
+
+
 def test_it_is_read_in_a_few_minutes():
     assert len(_README.splitlines()) <= 130
 
