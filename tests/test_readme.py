@@ -46,6 +46,16 @@ def test_what_others_call_otherwise_runs(number, tmp_path, capsys):
     assert ("[0." if number == 0 else "CAGrad") in capsys.readouterr().out
 
 
+def test_errors_that_it_explains_are_raised():
+    files = (_ROOT / "ldro_jax").rglob("*.py")
+    source = "".join(path.read_text(encoding="utf-8") for path in files)
+    source = re.sub(r'"\s*f?"', "", source)
+    table = _page("troubleshooting.md").partition("| it says | what to do |")[2]
+    phrases = re.findall(r"^\| ([^|-][^|]*) \|", table, re.MULTILINE)
+    parts = [part for phrase in phrases for part in re.split(r" ?…;? ?", phrase) if part]
+    assert len(phrases) > 5 and [part for part in parts if part not in source] == []
+
+
 def test_it_is_read_in_a_few_minutes():
     assert len(_README.splitlines()) <= 130
 
