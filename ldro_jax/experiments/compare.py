@@ -211,6 +211,7 @@ def make_record(
         runs=runs,
         versions=provenance.versions(),
         device=provenance.device(),
+        occasion=provenance.occasion(),
         data=problem.identity,
         trained_names=[] if problem.measured_names is None else list(problem.task_names),
         **more,

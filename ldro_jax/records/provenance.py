@@ -1,10 +1,14 @@
 """Where numbers were made: the packages and the devices."""
 
+import datetime
 import importlib.metadata
 import json
 import os
 import pathlib
+import platform
 import re
+import shlex
+import sys
 import urllib.parse
 from typing import Any
 
@@ -48,4 +52,23 @@ def device() -> dict[str, Any]:
         "kind": first.device_kind,
         "count": jax.device_count(),
         "cpu_cores": os.cpu_count(),
+        "processor": _processor(),
     }
+
+
+def _processor() -> str:
+    """The processor's name; what kind it is where the system doesn't say."""
+    try:
+        said = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        said = ""
+    name = re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)
+    return name[1] if name else platform.processor() or platform.machine()
+
+
+def occasion() -> dict[str, str]:
+    """When, and with which command."""
+    now = datetime.datetime.now(datetime.UTC)
+    program, *arguments = sys.orig_argv or [""]
+    command = shlex.join([os.path.basename(program), *arguments])
+    return {"date": f"{now:%Y-%m-%d %H:%M} UTC", "command": command}

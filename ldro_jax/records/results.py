@@ -95,6 +95,7 @@ class Run:
       hyperparameters: what tells this setting from others of the same method.
       seed: the seed; runs of different methods with the same seed are compared as a pair.
       num_steps: training steps asked for.
+      weighting: the method's name in the library, if it has one.
       seconds_per_step: the time of one training step, or None.
       evaluations: in the order of their steps.
       weights: the weight of every task over training, values [S, N], or None.
@@ -141,6 +142,7 @@ class Run:
     unsolved_steps: int = 0
     stopped: str | None = None
     early_stop: int | None = None
+    weighting: str = ""
 
     def __repr__(self):
         end = f", ended at step {self.early_stop}" if self.early_stop is not None else ""
@@ -167,7 +169,8 @@ class Results:
         and worst value then are those of values with a minus where lower is better.
       runs: all runs.
       versions: package versions by name.
-      device: `platform`, `kind` and `count` of the accelerator.
+      device: `platform`, `kind` and `count` of the accelerator, `cpu_cores` and `processor`.
+      occasion: `date` and `command` of the call that made it.
       references: by split, then by task name, the value of `metric` that a model has which was
         trained on that task alone; NaN, or left out, where there is no such model.
       task_sizes: how much training data each task has, by name, e.g. in tokens.
@@ -189,6 +192,7 @@ class Results:
     description: str = ""
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     device: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    occasion: Mapping[str, str] = dataclasses.field(default_factory=dict)
     references: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     task_sizes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     select_by: str = "worst"
@@ -334,7 +338,7 @@ def run_to_record(run: Run) -> dict[str, Any]:
         if (series := getattr(run, name)) is not None:
             stored |= {f"{name}/steps": series.steps, f"{name}/values": series.values}
     empty = dataclasses.replace(run, evaluations=(), **dict.fromkeys(_SERIES))
-    record = {k: v for k, v in plain(empty).items() if k not in _SERIES}
+    record = {k: v for k, v in plain(empty).items() if k not in _SERIES and v != ""}
     return {
         **record,
         "evaluations": columns,

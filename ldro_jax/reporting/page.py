@@ -27,7 +27,7 @@ class Block:
     """A piece of a section.
 
     Attributes:
-      kind: "text", "note", "warnings", "table", "more" (a table that is folded), "code",
+      kind: "text", "verdict", "note", "warnings", "table", "more" (a table that is folded), "code",
         "picture" or "trusted" (HTML); see `templates/blocks.html.j2`.
       content: of that kind; it is escaped unless it is trusted.
     """

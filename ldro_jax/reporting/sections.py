@@ -6,7 +6,7 @@ the method.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ldro_jax.records.shown import count
@@ -23,6 +23,10 @@ _RULE = (
     f"least {MIN_SEEDS} common seeds and zero outside that interval, without correction for the "
     "number of comparisons. Bold: the best of its column, which need not be a clear difference. "
     "Seeds that stopped early are left out."
+)
+_MINIMUM = (
+    "Worst task: in each seed the value of its worst task; mean over seeds. Which task that is may "
+    "change from seed to seed, so that no single task need have a mean as bad as this."
 )
 _RELATIVE = (
     "The relative value of a task is 100 · (value − own) / own per cent, where own is the value of "
@@ -84,6 +88,45 @@ def introduction(comparison: Comparison) -> str:
     if lower := comparison.values.lower_tasks:
         facts += f" Lower is better for {', '.join(lower)}."
     return " ".join(filter(None, [record.description.strip(), facts]))
+
+
+def verdict(comparison: Comparison) -> str:
+    """Who clearly has a better worst task than the baseline, and what it costs: one sentence."""
+    values, baseline = comparison.values, comparison.baseline.label
+    found = {}
+    for which in ("worst", "average"):
+        for label, difference in values.differences(which).items():
+            found.setdefault(label, {})[which] = difference
+    if not found:
+        return ""
+    most = max(d.n for both in found.values() for d in both.values())
+    if most < MIN_SEEDS:
+        return f"With {count(most, 'common seed')} no difference to {baseline} is clear."
+
+    def where(which: str, said: str, among: Iterable[str] = found) -> list[str]:
+        return [m for m in among if found[m][which].verdict(values.higher_is_better) == said]
+
+    if better := where("worst", "better"):
+        paid = where("average", "worse", better)
+        has = "has" if len(better) == 1 else "have"
+        text = f"{_listed(better)} {has} a clearly better worst task than {baseline}"
+        if not paid:
+            return f"{text}, at no clear cost to the average."
+        if len(paid) == len(better):
+            return f"{text}, and a clearly worse average."
+        return f"{text}; {_listed(paid)} for a clearly worse average."
+    text = f"No method has a clearly better worst task than {baseline}"
+    if better := where("average", "better"):
+        text += (
+            f"; {_listed(better)} {'is' if len(better) == 1 else 'are'} clearly better on average"
+        )
+    return f"{text}."
+
+
+def _listed(names: Sequence[str]) -> str:
+    if len(names) > 4:
+        return f"{len(names)} methods"
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def conclusion(comparison: Comparison) -> str:
@@ -165,13 +208,31 @@ def problems(comparison: Comparison) -> list[str]:
 
 
 def _summary(comparison: Comparison) -> Section:
-    blocks = [Block("note", text)] if (text := selection(comparison)) else []
+    blocks = [Block("verdict", text)] if (text := verdict(comparison)) else []
+    if comparison.values.any:
+        blocks.append(Block("picture", _average_vs_worst(comparison)))
+    if text := selection(comparison):
+        blocks.append(Block("note", text))
     table = tables.headline(comparison)
     blocks += [Block("table", table), *([Block("note", table.note)] if table.note else [])]
+    if said := tables.methods(comparison):
+        blocks.append(Block("table", said))
+    blocks.append(Block("note", _MINIMUM))
     blocks.append(Block("text", conclusion(comparison)))
     if comparison.values.others:
         blocks += [Block("table", tables.paired(comparison)), Block("note", _RULE)]
     return Section("Summary", blocks)
+
+
+def _average_vs_worst(comparison: Comparison) -> Picture:
+    caption = (
+        "Average against worst task. Further "
+        f"{'up and right' if comparison.values.higher_is_better else 'down and left'} is better. "
+        "Small points are seeds, the large point their mean, bars one standard deviation."
+    )
+    if any(len(comparison.checkpoints(s)) > 1 for s in comparison.shown):
+        caption += " Thin lines join the checkpoints that no other checkpoint beats on both."
+    return Picture("average_vs_worst", balance.average_vs_worst(comparison), caption)
 
 
 def _relative(comparison: Comparison) -> Iterator[Section]:
@@ -246,14 +307,6 @@ def _final(comparison: Comparison) -> Iterator[Section]:
             f"{len(comparison.notable) - 1} others with the best worst task."
         )
         yield _figure("ranking", "All methods", balance.ranking(comparison), caption)
-    caption = (
-        f"Further {'up and right' if values.higher_is_better else 'down and left'} is better. "
-        "Small points are seeds, the large point their mean, bars one standard deviation."
-    )
-    if any(len(comparison.checkpoints(s)) > 1 for s in comparison.shown):
-        caption += " Thin lines join the checkpoints that no other checkpoint beats on both."
-    figure = balance.average_vs_worst(comparison)
-    yield _figure("average_vs_worst", "Average against worst task", figure, caption)
     is_many = len(comparison.task_order) > style.MANY
     spreads = "bars are one standard deviation over seeds"
     caption = (

@@ -3,7 +3,8 @@
 import collections
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ldro_jax.records.results import summarise_evaluation
 from ldro_jax.records.shown import Table
@@ -12,6 +13,7 @@ from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.frame import DataFrame, Setting
 from ldro_jax.reporting.statistics import MISSING, Spread, best_places, decimals_for, spread
 from ldro_jax.reporting.sweeps import RULES, Frontiers, choices
+from ldro_jax.weighting import about
 
 MONOLINGUAL = "Monolingual"
 
@@ -69,6 +71,19 @@ def headline(comparison: Comparison) -> Table:
     title = f"{values.split} {values.metric} ({values.better})"
     note = compared.note if compared else ""
     return Table(title, header, rows, _marks(columns), (0, 3), note)
+
+
+def methods(comparison: Comparison) -> Table | None:
+    """What each method is, in a few signs; None if the record has no names of the library's."""
+    rows = []
+    for setting in comparison.shown:
+        if said := about.ABOUT.get(setting.runs[0].weighting):
+            rows.append([setting.label, said.family, said.weights, said.paper])
+    return (
+        Table("", ["method", "looks after", "weights", "paper"], rows, (), range(4))
+        if rows
+        else None
+    )
 
 
 def paired(comparison: Comparison) -> Table:
@@ -209,12 +224,27 @@ def provenance(comparison: Comparison) -> list[Table]:
         ]
         for setting in comparison.settings
     ]
-    device, versions = comparison.record.device, comparison.record.versions
-    machine = " ".join(str(device[k]) for k in ("count", "platform", "kind") if device.get(k))
-    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
-    facts = [["device", machine or "not recorded"], ["versions", packages or "not recorded"]]
+    record = comparison.record
+    packages = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    facts = {
+        "date": record.occasion.get("date"),
+        "command": record.occasion.get("command"),
+        "machine": _machine(record.device),
+        "versions": packages,
+    }
+    facts = [[name, said or "not recorded"] for name, said in facts.items()]
     header = ["method", "hyperparameters", "seeds", "steps"]
     return [Table("", header, rows, (), range(4)), Table("", [], facts, (), (0, 1))]
+
+
+def _machine(device: Mapping[str, Any]) -> str:
+    """Such as "2 CPU cores (AMD EPYC 9B14)" or "8 × TPU v4"."""
+    processor = f" ({device['processor']})" if device.get("processor") else ""
+    if device.get("platform") != "cpu":
+        return " × ".join(str(device[k]) for k in ("count", "kind") if device.get(k)) + processor
+    several = f" as {device['count']} devices" if device.get("count", 1) > 1 else ""
+    cores = f"{device['cpu_cores']} CPU cores" if device.get("cpu_cores") else "CPU"
+    return cores + processor + several
 
 
 def _against(ours, theirs, decimals, higher_is_better, is_baseline) -> list[str]:

@@ -31,11 +31,13 @@ _RECORDED = (
 
 def empty_run(trial: Trial, schedule: Schedule) -> results.Run:
     """The record of a run before its first step."""
+    weighting = trial.method.weighting
     return results.Run(
         method=trial.method.name,
         hyperparameters=trial.method.settings(),
         seed=trial.seed,
         num_steps=schedule.train_steps,
+        weighting=weighting if isinstance(weighting, str) else "",
     )
 
 

@@ -15,6 +15,9 @@ METHODS = {
     "Interpolated": (-0.02, 0.03, 1.02),
     "L-DRO online": (-0.005, 0.06, 1.05),
 }
+NAMES = dict(
+    zip(METHODS, ("average", "group_dro", "interpolated", "lookahead_online"), strict=True)
+)
 STEPS = 2000
 
 
@@ -45,7 +48,8 @@ def record(task_names, *, seeds=3, methods=tuple(METHODS), key=0):
         higher_is_better=True,
         runs=runs,
         versions={"ldro_jax": "0.0", "jax": "0.0", "numpy": np.__version__},
-        device={"platform": "cpu", "kind": "made up", "count": 1},
+        device={"platform": "cpu", "kind": "cpu", "cpu_cores": 3, "processor": "made up"},
+        occasion={"date": "2026-01-02 03:04 UTC", "command": "python made_up.py --now"},
     )
 
 
@@ -74,6 +78,7 @@ def _run(method, seed, names, key):
         num_steps=STEPS,
         seconds_per_step=0.0021 * time + 0.00003 * own.random(),
         evaluations=evaluations,
+        weighting=NAMES[method],
         weights=_weights(method, steps, hard, own),
         signal=_signal(steps, hard) if method == "L-DRO online" else None,
         losses=Series(steps, 1.0 - np.outer(1 - np.exp(-5 * steps / STEPS), final)),

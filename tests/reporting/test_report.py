@@ -12,7 +12,7 @@ import pytest
 from ldro_jax import reporting
 from ldro_jax.records.compact import compact
 from ldro_jax.records.results import Run, load_results, save_results
-from ldro_jax.reporting import sections
+from ldro_jax.reporting import sections, tables
 from ldro_jax.reporting.comparison import compare
 from ldro_jax.runtime import paths
 
@@ -97,10 +97,72 @@ def test_the_page_has_everything(written):
         "rate = 0.1 # <why>",
         "weight_lr = 0.1",
         "0, 1, 2",
-        "1 cpu made up",
+        "3 CPU cores (made up)",
+        "2026-01-02 03:04 UTC",
+        "python made_up.py --now",
+        "Group DRO the worst loss ∝ w exp(ηℓ) Sagawa 2020",
+        "no single task need have a mean as bad",
     ):
         assert expected in page.words
     assert any(tag == "details" for tag, _ in page.tags)
+
+
+def test_the_page_opens_with_the_verdict_and_the_picture(written):
+    page = written.read_text(encoding="utf-8")
+    verdict, picture, table = (page.index(f"<{x}") for x in ('p class="verdict"', "img", "table"))
+    assert verdict < picture < table
+
+
+def _differ(made_up, **gains):
+    """Baseline and methods whose average and worst differ from it by so much in each of n seeds."""
+    seeds = range(gains.pop("n", 4))
+    rows = {"Average": (0.0, 0.0), **gains}
+    return made_up.results(
+        [
+            made_up.run(m, s, [0.5 + w + 0.01 * s, 0.9 + 2 * a - w + 0.01 * s])
+            for m, (a, w) in rows.items()
+            for s in seeds
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    "gains, said",
+    [
+        ({"A": (0, 0.1)}, "A has a clearly better worst task than Average, at no clear cost"),
+        ({"A": (-0.1, 0.1)}, "A has a clearly better worst task than Average, and a clearly worse"),
+        (
+            {"A": (0, 0.1), "B": (-0.1, 0.1), "C": (0, -0.1)},
+            "A and B have a clearly better worst task than Average; B for a clearly worse average.",
+        ),
+        ({"A": (0, 0)}, "No method has a clearly better worst task than Average."),
+        ({"A": (0.1, 0)}, "than Average; A is clearly better on average."),
+        ({"A": (0, 0.1), "n": 2}, "With 2 common seeds no difference to Average is clear."),
+        ({f"M{i}": (0, 0.1) for i in range(5)}, "5 methods have a clearly better worst task"),
+        ({}, ""),
+    ],
+)
+def test_the_verdict_is_one_sentence(made_up, gains, said):
+    found = sections.verdict(compare(_differ(made_up, **gains)))
+    assert said in found and found.count(".") == bool(said)
+
+
+@pytest.mark.parametrize(
+    "device, said",
+    [
+        ({"platform": "gpu", "kind": "NVIDIA H200", "count": 1}, "1 × NVIDIA H200"),
+        ({"platform": "cpu", "kind": "cpu", "count": 1, "cpu_cores": 2}, "2 CPU cores"),
+        (
+            {"platform": "cpu", "kind": "cpu", "count": 8, "cpu_cores": 2},
+            "2 CPU cores as 8 devices",
+        ),
+        ({}, "not recorded"),
+    ],
+)
+def test_the_machine_is_told(made_up, device, said):
+    record = dataclasses.replace(made_up.record(["a", "b"], seeds=1), device=device)
+    facts = dict(tables.provenance(compare(record))[1].rows)
+    assert facts["machine"] == said
 
 
 @pytest.mark.usefixtures("unpainted")
@@ -343,7 +405,6 @@ def test_the_report_of_a_sweep_has_its_sections_in_order(made_up, tmp_path):
         "Chosen on validation",
         "Worst task over time",
         "Pareto frontiers: other accuracy",
-        "Average against worst task",
         "Every task",
         "Over training",
         "Time per step",
