@@ -133,9 +133,9 @@ def run() -> None:
 
         if (argv := commands.main(argv)) is None:
             return
-    elif _HELP & set(argv):
-        printing.say(_usage())
-        return
+    elif not argv or _HELP & set(argv):
+        printing.say(_usage(), error=not argv)
+        return None if argv else sys.exit(1)
     elif argv == ["--version"]:
         printing.say(f"ldro-jax {ldro_jax.__version__}")
         return

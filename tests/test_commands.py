@@ -249,5 +249,11 @@ def test_a_record_alone_is_as_good_as_its_directory(short, tmp_path):
     assert "made on other devices" in joined.description
 
 
+def test_nothing_to_do_is_an_error_that_shows_what_there_is():
+    status, out, err = typed()
+    assert (status, out) == (1, "")
+    assert all(f"\n    ldro-jax {name} " in err for name in _NAMES)
+
+
 def test_the_version_is_printed():
     assert typed("--version")[1] == f"ldro-jax {ldro_jax.__version__}\n"

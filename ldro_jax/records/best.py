@@ -106,15 +106,18 @@ def table(results: "Results", method: str | None = None) -> shown.Table:
     Args:
       results: of an experiment's directory.
       method: the only one to show.
+
+    Raises:
+      ValueError: as :func:`of`.
     """
     from ldro_jax.records import kept
 
     assert results.directory is not None
+    best = of(results, method).run
     newest = list(kept.newest(results.directory))
     labels = {id(run): name for name, runs in relative.groups(results.runs).items() for run in runs}
     rows, splits, whiches = [], ("validation", "test"), ("average", "worst")
-    ones = each(results, method)
-    for _, one in ones:
+    for _, one in each(results, method):
         at = {e.split: e for e in one.run.evaluations if _is_at(e, one.step, results.metric)}
         numbers = [f"{getattr(at[s], w):.4g}" if s in at else "–" for s in splits for w in whiches]
         try:
@@ -125,11 +128,8 @@ def table(results: "Results", method: str | None = None) -> shown.Table:
     header = ["method", "seed", "step", "val. avg", "val. worst", "test avg", "test worst"]
     direction = relative.better(results.direction(results.metric))
     title = f"{results.experiment}: {results.metric} ({direction}) of what is in checkpoints/"
-    note = ""
-    if ones:
-        best = max(ones, key=lambda one: one[0])[1].run
-        note = f"Best on validation by the {results.select_by} value: "
-        note += f"{labels[id(best)]}, seed {best.seed}."
+    note = f"Best on validation by the {results.select_by} value: "
+    note += f"{labels[id(best)]}, seed {best.seed}."
     return shown.Table(title, [*header, "parameters"], rows, note=note)
 
 
