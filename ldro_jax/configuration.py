@@ -17,7 +17,7 @@ import gin
 import optax
 from gin import config as gin_config
 
-from ldro_jax import optimizers, sharding
+from ldro_jax import optimizers, sharding, shipped
 from ldro_jax.experiments import (
     alone,
     approaches,
@@ -42,10 +42,6 @@ from ldro_jax.tasks import grouped as grouped_tasks
 from ldro_jax.tasks import synthetic as synthetic_tasks
 from ldro_jax.tasks import text as text_tasks
 from ldro_jax.training import batches, method, schedule
-
-_PACKAGE = pathlib.Path(__file__).resolve().parent
-# Where gin_configs/ lies in a clone, and where in an installed package.
-_ROOTS = (_PACKAGE.parent, _PACKAGE)
 
 _CONFIGURABLES = {
     "cifar100": [cifar100.load],
@@ -116,7 +112,7 @@ def _register() -> None:
     # at a mere folder of that name. It would also read files in the locale's encoding.
     utf8 = functools.partial(open, encoding="utf-8-sig")
     gin_config._FILE_READERS = [(utf8, os.path.isfile)]
-    for path in _ROOTS:
+    for path in shipped.ROOTS:
         gin.add_config_file_search_path(str(path))
 
 
@@ -146,7 +142,7 @@ def load(gin_files: Sequence[str], gin_bindings: Sequence[str]) -> Callable:
     gin.clear_config()
     gin_bindings = [_as_utf8(binding) for binding in gin_bindings]
     for file in gin_files:
-        if not any((root / file).is_file() for root in (pathlib.Path(), *_ROOTS)):
+        if not any((root / file).is_file() for root in (pathlib.Path(), *shipped.ROOTS)):
             raise FileNotFoundError(f"There is no gin file {file}. {_known_experiments()}")
     try:
         gin.parse_config_files_and_bindings(list(gin_files), list(gin_bindings))
@@ -228,8 +224,7 @@ def _as_utf8(argument: str) -> str:
 
 
 def _known_experiments() -> str:
-    folders = (root / "gin_configs" / "experiments" for root in _ROOTS)
-    known = sorted(f"gin_configs/experiments/{f.name}" for d in folders for f in d.glob("*.gin"))
+    known = [f"{shipped.FOLDER}/{name}.gin" for name in shipped.experiments()]
     return f"Known experiments: {', '.join(known) or 'none found'}."
 
 

@@ -1,11 +1,19 @@
-"""Command line: runs the experiment that gin files describe.
+"""Command line: runs experiments, and shows what came out.
 
-For example::
+::
+
+    ldro-jax list                         # methods, and experiments that come with the package
+    ldro-jax run digits --output_dir=/tmp/digits
+    ldro-jax report /tmp/digits           # its report again
+    ldro-jax compare /tmp/digits /tmp/other --output_dir=/tmp/both
+    ldro-jax evaluate /tmp/digits         # the parameters that are kept, and how good they are
+    ldro-jax export /tmp/digits           # the best of them, as a .npz file
+
+``ldro-jax COMMAND --help`` says more. Without a command it runs what gin files describe::
 
     python -m ldro_jax.main --gin_file=gin_configs/experiments/digits.gin --output_dir=/tmp/digits
 
-A run that was interrupted goes on where it stopped: give the same command again. ``list`` alone
-prints the methods with their formulas, papers and hyperparameters.
+A run that was interrupted goes on where it stopped: give the same command again.
 
 Gin files are code: they can import modules and call functions. Run only those that you trust.
 """
@@ -20,6 +28,8 @@ import os
 import sys
 
 from absl import app, flags, logging
+
+import ldro_jax
 
 _GIN_FILE = flags.DEFINE_multi_string(
     "gin_file",
@@ -117,13 +127,17 @@ def run() -> None:
     """Entry point of the console script."""
     printing.open_all()
     signals.end_at_once()
-    if _HELP & set(sys.argv[1:]):
-        print(_usage())
-        return
-    if sys.argv[1:] == ["list"]:
-        from ldro_jax.weighting import listing
+    argv = sys.argv[1:]
+    if argv and not argv[0].startswith("-"):
+        from ldro_jax import commands
 
-        printing.say(listing.text())
+        if (argv := commands.main(argv)) is None:
+            return
+    elif not argv or _HELP & set(argv):
+        printing.say(_usage(), error=not argv)
+        return None if argv else sys.exit(1)
+    elif argv == ["--version"]:
+        printing.say(f"ldro-jax {ldro_jax.__version__}")
         return
     from ldro_jax.runtime import extras
 
@@ -133,7 +147,7 @@ def run() -> None:
         sys.exit(f"Error: {error}")
     from ldro_jax import configuration
 
-    app.run(main, argv=configuration.rewrite_gin_flags(sys.argv))
+    app.run(main, argv=[sys.argv[0], *configuration.rewrite_gin_flags(argv)])
 
 
 if __name__ == "__main__":

@@ -465,7 +465,10 @@ def _is_heavy(item):
 
 # Files of few tests that take long, which otherwise one process would still be at when the others
 # have nothing left to do.
-_FIRST = ("test_examples.py", "faults/", "experiments/", "test_meshes.py", "test_main.py")
+_FIRST = (
+    *("test_examples.py", "faults/", "experiments/", "test_meshes.py", "test_main.py"),
+    "test_commands.py",
+)
 
 
 def pytest_ignore_collect(collection_path, config):

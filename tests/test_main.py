@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from helpers.command_line import DIGITS, command, fails, snapshot
 
-from ldro_jax import configuration, main, weighting
+from ldro_jax import configuration, main, shipped, weighting
 from ldro_jax.records import results
 from ldro_jax.runtime import signals
 from ldro_jax.training import loop
@@ -139,7 +139,9 @@ def test_list_prints_every_method_with_its_hyperparameters(monkeypatch, capsys):
     monkeypatch.setattr(signals, "end_at_once", lambda: None)
     main.run()
     listed = capsys.readouterr().out
-    assert listed.count("\n  ") == len(weighting.METHODS)
+    methods, experiments = listed.split("\n\nexperiments, for ldro-jax run\n")
+    assert methods.count("\n  ") == len(weighting.METHODS)
+    assert experiments.count("\n") == len(shipped.experiments())
     assert "\n  cagrad(c=0.5): best worst decrease near the mean (Liu 2021)\n" in listed
 
 

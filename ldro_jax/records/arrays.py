@@ -3,12 +3,15 @@
 import base64
 import binascii
 import io
+import pathlib
 import zipfile
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from ldro_jax.runtime import paths
 
 
 def to_text(arrays: Mapping[str, np.ndarray]) -> str:
@@ -31,6 +34,22 @@ def from_text(text: str) -> dict[str, np.ndarray]:
             return dict(stored)
     except (binascii.Error, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
         raise ValueError(f"arrays that can't be read ({error})") from error
+
+
+def save(arrays: Mapping[str, Any], path: pathlib.Path) -> None:
+    """Writes arrays by name as an ``.npz`` file, as they are.
+
+    Types that NumPy doesn't have, such as bfloat16, are stored as float32, which holds their
+    numbers.
+    """
+    file = io.BytesIO()
+    stored = {name: np.asarray(array) for name, array in arrays.items()}
+    known: dict[str, Any] = {
+        name: array.astype(np.float32) if array.dtype.kind == "V" else array
+        for name, array in stored.items()
+    }
+    np.savez(file, **known)
+    paths.write(path, file.getvalue())
 
 
 def _narrowed(array: np.ndarray) -> np.ndarray:

@@ -109,10 +109,35 @@ def load(
       >>> params = ldro_jax.load("/tmp/digits", method="L-DRO", seed=0)  # doctest: +SKIP
     """
     directory = paths.absolute(output_dir)
+    found = find(
+        directory, list(newest(directory)), method=method, seed=seed, settings=settings, step=step
+    )
+    params = _params(*found)
+    return params if problem is None else _as_made(params, problem)
+
+
+def find(
+    directory: pathlib.Path,
+    there: Sequence[Kept],
+    *,
+    method: str | None = None,
+    seed: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    step: int | str = "best",
+) -> tuple[Kept, int]:
+    """The checkpoint of a run, and its place among the runs of that; see :func:`load`.
+
+    Args:
+      directory: of the experiment.
+      there: its newest checkpoints.
+      method: as :func:`load` takes it, like what follows.
+      seed: the run's.
+      settings: some or all of the run's.
+      step: "best", "last" or a number.
+    """
     if step not in ("best", "last"):
         step = checks.integer("step (a number, 'best' or 'last')", step)
     asked = {"method": method, "seed": seed, "settings": dict(settings or {})}
-    there = list(newest(directory))
     fitting = [
         (checkpoint, index, run)
         for checkpoint in there
@@ -135,8 +160,7 @@ def load(
     checkpoint, index, _ = max(fitting, key=lambda one: one[0].step)
     if step != "last":
         checkpoint = _of_step(checkpoint, step)
-    params = _params(checkpoint, index)
-    return params if problem is None else _as_made(params, problem)
+    return checkpoint, index
 
 
 def _payload(place: pathlib.Path) -> dict[str, Any] | None:
@@ -248,7 +272,7 @@ def _as_made(params: Any, problem: Any) -> Any:
 
     shapes = meta.unbox(jax.eval_shape(problem.init, jax.random.key(0)))
     # By their names: the fields of a class are in its own order, and dictionaries are sorted.
-    kept, expected = _by_name(params), _by_name(shapes)
+    kept, expected = by_name(params), by_name(shapes)
     ours, theirs = ({n: list(x.shape) for n, x in part.items()} for part in (expected, kept))
     if ours != theirs:
         raise ValueError(
@@ -258,6 +282,7 @@ def _as_made(params: Any, problem: Any) -> Any:
     return jax.tree.unflatten(jax.tree.structure(shapes), [kept[name] for name in expected])
 
 
-def _by_name(tree: Any) -> dict[str, Any]:
+def by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by their names, such as "Dense_0/kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ldro_jax.records import arrays, relative, shown
+from ldro_jax.records import arrays, relative, shown, tidy
 from ldro_jax.records import best as best_lib
 from ldro_jax.records.files import ResultsError, read_json, write_json
 from ldro_jax.records.json_types import plain
@@ -238,6 +238,44 @@ class Results:
     def delta_p(self, *, baseline: str | None = None) -> "relative.DeltaP | None":
         """Δp of each method to a baseline; see :func:`ldro_jax.records.relative.delta_p`."""
         return relative.delta_p(self, baseline=baseline)
+
+    def to_frame(self, *, per_task: bool = True) -> Any:
+        """A pandas ``DataFrame`` of all evaluations.
+
+        The columns are method, setting (the method, with what differs where it has several
+        settings), one for each hyperparameter, seed, finished (whether the run reached its end),
+        step, split, metric, task and value. Those of a compact record lack the tasks of all but the
+        last evaluations.
+
+        Args:
+          per_task: one row for each task. Otherwise one for each evaluation, with average, worst
+            and worst_task in place of task and value: among the tasks these would be counted twice.
+
+        Raises:
+          ImportError: if pandas isn't installed, which the extras ``trainer`` and ``plots`` bring.
+        """
+        return tidy.frame(self, per_task=per_task)
+
+    def to_csv(self, path: str | os.PathLike, *, per_task: bool = True) -> Path:
+        """Writes :meth:`to_frame` as a CSV file, without the index, and returns its path."""
+        return tidy.write_csv(self, path, per_task=per_task)
+
+    def to_latex(self, *, baseline: str | None = None) -> str:
+        r"""The table of the report's summary, a ``tabular`` for the package ``booktabs``.
+
+        Each method has one setting, the best on validation, as in the report. The best of a column
+        is bold, and ± is the standard deviation over seeds.
+
+        Args:
+          baseline: what Δp and the time of a step are relative to; by default the method that
+            trains on the average loss.
+
+        Raises:
+          ValueError: if there is no method of the name ``baseline``.
+        """
+        from ldro_jax import reporting  # which is above records, and makes the same table
+
+        return reporting.summary(self, baseline=baseline).latex()
 
     def __repr__(self):
         return shown.line(self)

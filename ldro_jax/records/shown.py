@@ -69,6 +69,22 @@ class Table:
             widths[longest] -= 1
         return widths
 
+    def latex(self) -> str:
+        r"""A ``tabular`` with the rules of booktabs, the best of a column in bold."""
+
+        def row(i, cells):
+            texts = map(_escaped, cells)
+            marked = (
+                rf"\textbf{{{text}}}" if (i, j) in self.best else text
+                for j, text in enumerate(texts)
+            )
+            return " & ".join(marked) + r" \\"
+
+        columns = "".join("l" if j in self.text_columns else "r" for j in range(len(self.header)))
+        rows = [row(i, cells) for i, cells in enumerate(self.rows)]
+        lines = [r"\toprule", row(-1, self.header), r"\midrule", *rows, r"\bottomrule"]
+        return "\n".join([rf"\begin{{tabular}}{{{columns}}}", *lines, r"\end{tabular}", ""])
+
     def html(self) -> str:
         """A table for a notebook, the best of a column in bold."""
 
@@ -84,6 +100,19 @@ class Table:
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         title = html.escape(self.title)
         return f"<table><caption>{title}</caption>{''.join(rows)}</table>{note}"
+
+
+# What LaTeX reads as commands, and what tables have that not every font of it has.
+_LATEX = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"±": r"$\pm$", "×": r"$\times$", "−": "$-$", "Δ": r"$\Delta$", "–": "--", "…": r"\dots{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}"},
+}
+
+
+def _escaped(text: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in text)
 
 
 def _cut(text: str, width: int) -> str:

@@ -13,9 +13,10 @@ from typing import Any
 from absl import logging
 
 from ldro_jax.records.results import Results, save_results
+from ldro_jax.records.shown import Table
 from ldro_jax.runtime import checks, paths, printing
 
-__all__ = ["finish", "headline_text", "write_report"]
+__all__ = ["finish", "headline_text", "summary", "write_report"]
 
 
 def write_report(
@@ -64,6 +65,17 @@ def write_report(
         sections.introduction(compared),
         sections.of_page(compared, config_text, extra_sections),
     )
+
+
+def summary(record: Results, *, baseline: str | None = None) -> Table:
+    """The table of the report's summary: average and worst task of each method, and its cost.
+
+    Raises:
+      ValueError: if there is no method of the name `baseline`.
+    """
+    from ldro_jax.reporting import comparison, tables
+
+    return tables.headline(comparison.compare(record, baseline=baseline))
 
 
 def headline_text(record: Results) -> str:

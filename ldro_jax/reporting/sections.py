@@ -232,7 +232,7 @@ def _average_vs_worst(comparison: Comparison) -> Picture:
     )
     if any(len(comparison.checkpoints(s)) > 1 for s in comparison.shown):
         caption += " Thin lines join the checkpoints that no other checkpoint beats on both."
-    return Picture("average_vs_worst", balance.average_vs_worst(comparison), caption)
+    return Picture("average_vs_worst", balance.average_vs_worst(comparison).figure, caption)
 
 
 def _relative(comparison: Comparison) -> Iterator[Section]:
@@ -306,7 +306,7 @@ def _final(comparison: Comparison) -> Iterator[Section]:
             f"dashed line is {comparison.baseline.label}. The pictures below show it and the "
             f"{len(comparison.notable) - 1} others with the best worst task."
         )
-        yield _figure("ranking", "All methods", balance.ranking(comparison), caption)
+        yield _figure("ranking", "All methods", balance.rankings(comparison), caption)
     is_many = len(comparison.task_order) > style.MANY
     spreads = "bars are one standard deviation over seeds"
     caption = (
@@ -315,7 +315,8 @@ def _final(comparison: Comparison) -> Iterator[Section]:
         "one in twenty looks clear by chance alone."
     )
     more = Block("more", tables.tasks(comparison))
-    yield _figure("task_values", "Every task", balance.task_values(comparison), caption, more)
+    figure = balance.task_values(comparison).figure
+    yield _figure("task_values", "Every task", figure, caption, more)
 
 
 def _over_training(comparison: Comparison) -> Iterator[Section]:
@@ -323,7 +324,7 @@ def _over_training(comparison: Comparison) -> Iterator[Section]:
     # One evaluation per run makes no curve.
     if any(comparison.rows(s, split).step.nunique() > 1 for s in comparison.shown):
         caption = f"Mean over seeds on the {split} split; the band is one standard deviation."
-        figure = training.metric_over_steps(comparison)
+        figure = training.both_over_steps(comparison)
         yield _figure("metric_over_steps", "Over training", figure, caption)
     if training.moving_weights(comparison):
         caption = (
@@ -355,7 +356,8 @@ def _over_training(comparison: Comparison) -> Iterator[Section]:
     ]
     if math.isfinite(seconds[0]) and any(map(math.isfinite, seconds[1:])):
         caption = "Shorter is cheaper; the dashed line is the baseline, bars a standard deviation."
-        yield _figure("step_time", "Time per step", balance.step_time(comparison), caption)
+        figure = balance.step_time(comparison).figure
+        yield _figure("step_time", "Time per step", figure, caption)
 
 
 def _numbered(task_names: Sequence[str]) -> Iterator[Section]:

@@ -11,7 +11,7 @@ from helpers import tiny
 
 import ldro_jax
 from ldro_jax import problems, reporting
-from ldro_jax.records import checkpoints, identity
+from ldro_jax.records import arrays, best, checkpoints, identity
 
 
 class Bias(NamedTuple):
@@ -62,6 +62,43 @@ def test_parameters_are_those_of_the_run(trained):
             test = run.evaluations[-1]
             values = a_problem.evaluate(ldro_jax.load(directory, **asked), "test")["accuracy"]
             np.testing.assert_allclose(values, list(test.per_task.values()), rtol=1e-6)
+
+
+def test_the_table_of_what_is_kept_has_its_values_and_where_it_is(trained):
+    directory, record, _, kind = trained
+    table = best.table(record)
+    assert table.note.startswith("Best on validation by the worst value: Group DRO (weight_lr=")
+    runs = {
+        (f"Group DRO (weight_lr={r.hyperparameters['weight_lr']:g})", r.seed): r
+        for r in record.runs
+    }
+    assert len(table.rows) == len(runs) == 4
+    for label, seed, step, *values, place in table.rows:
+        run = runs.pop((label, int(seed)))
+        at = {e.split: e for e in run.evaluations if e.step == int(step)}
+        expected = [
+            f"{getattr(at[s], w):.4g}" for s in ("validation", "test") for w in ("average", "worst")
+        ]
+        assert values == expected
+        assert place.split("/")[1] == step
+        assert (directory / "checkpoints" / place / "state").is_dir()
+    if kind == "alone":
+        assert {int(row[2]) for row in table.rows} <= {5, 10, 15}
+
+
+def test_arrays_are_written_as_they_are_and_half_precision_as_float32(tmp_path):
+    given = {
+        "layer/kernel": np.arange(6.0).reshape(2, 3),
+        "layer/scale": jnp.array([1.5, -3.0], jnp.bfloat16),
+        "steps": np.array(3, np.int32),
+    }
+    arrays.save(given, tmp_path / "new" / "params.npz")
+    with np.load(tmp_path / "new" / "params.npz", allow_pickle=False) as found:
+        assert {n: x.dtype.name for n, x in found.items()} == {
+            **{"layer/kernel": "float64", "layer/scale": "float32", "steps": "int32"},
+        }
+        for name, array in given.items():
+            np.testing.assert_array_equal(found[name], np.asarray(array, found[name].dtype))
 
 
 def test_what_is_not_kept_is_said(trained):

@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 
 from ldro_jax import reporting
 from ldro_jax.records.results import Results, Run, Series, summarise_evaluation
-from ldro_jax.reporting import sweeps
+from ldro_jax.reporting import figures, sweeps
 from ldro_jax.reporting.comparison import compare
 from ldro_jax.reporting.figures import balance, interaction, pareto, relative, style, toy, training
 from ldro_jax.reporting.pareto import non_dominated
@@ -57,11 +57,11 @@ def draw_interaction(comparison):
 
 
 DRAW = {
-    "average_vs_worst": balance.average_vs_worst,
-    "ranking": balance.ranking,
-    "task_values": balance.task_values,
-    "step_time": balance.step_time,
-    "metric_over_steps": training.metric_over_steps,
+    "average_vs_worst": lambda comparison: balance.average_vs_worst(comparison).figure,
+    "ranking": balance.rankings,
+    "task_values": lambda comparison: balance.task_values(comparison).figure,
+    "step_time": lambda comparison: balance.step_time(comparison).figure,
+    "metric_over_steps": training.both_over_steps,
     "weights_over_time": training.weights_over_time,
     "signal_over_time": training.signal_over_time,
     "interaction_matrix": draw_interaction,
@@ -268,7 +268,7 @@ def test_a_missing_number_is_left_out_of_a_curve(made_up):
     entries = [made_up.evaluation(s, [v, 0.9]) for s, v in ((10, 0.2), (20, np.nan), (30, 0.4))]
     other = [made_up.evaluation(s, [v, 0.9]) for s, v in ((10, 0.4), (20, 0.3))]
     runs = [Run("A", 0, 30, evaluations=entries), Run("A", 1, 30, evaluations=other)]
-    figure = training.metric_over_steps(compare(made_up.results(runs)))
+    figure = training.both_over_steps(compare(made_up.results(runs)))
     np.testing.assert_allclose(
         figure.axes[1].lines[0].get_xydata(), [[10, 0.3], [20, 0.3], [30, 0.4]]
     )
@@ -293,7 +293,9 @@ def test_trajectories_draw_every_panel():
 
 def test_lower_is_better_is_said_on_the_axis(full):
     losses = dataclasses.replace(full, higher_is_better=False)
-    assert any("lower is better" in text for text in texts(balance.task_values(compare(losses))))
+    assert any(
+        "lower is better" in text for text in texts(balance.task_values(compare(losses)).figure)
+    )
 
 
 def test_a_panel_per_seed_with_common_axes_and_one_legend():
@@ -362,7 +364,7 @@ def test_values_that_fall_by_orders_of_magnitude_have_a_log_axis(made_up):
     for used, scale in ((entries, "log"), (entries[1:], "linear")):
         runs = [Run("A", 0, 3, {"x": x}, evaluations=used) for x in (1, 2)]
         record = dataclasses.replace(made_up.results(runs), higher_is_better=False)
-        for draw in (training.metric_over_steps, pareto.worst_over_time):
+        for draw in (training.both_over_steps, pareto.worst_over_time):
             figure = draw(compare(record))
             figure.canvas.draw()
             assert {axes.get_yscale() for axes in figure.axes} == {scale}
@@ -444,3 +446,43 @@ def test_figures_of_hundreds_of_tasks_name_some_of_them_and_stay_small(made_up):
     # The others of the weights are two bands in each panel, not a line for each.
     figure = DRAW["weights_over_time"](comparison)
     assert all(len(axes.lines) < 10 for axes in figure.axes)
+
+
+ON_AXES = {name: getattr(figures, name) for name in figures.__all__}
+
+
+@pytest.mark.parametrize("name", ON_AXES)
+def test_a_figure_of_one_axes_is_drawn_on_those_that_are_given(name, full):
+    figure = style.new_figure(10, 5)
+    ax, other = figure.subplots(1, 2)
+    assert ON_AXES[name](full, ax) is ax
+    alone = ON_AXES[name](full)
+    # The same is drawn from a record and from what is resolved of it, there and on its own.
+    again = ON_AXES[name](compare(full))
+    points = [[line.get_xydata().tolist() for line in axes.lines] for axes in (ax, alone, again)]
+    assert points[0] == points[1] == points[2]
+    assert ax.lines or ax.patches
+    # What is beside it stays as it was, and no legend lies over it.
+    assert not other.has_data() and not figure.legends
+    (own,) = alone.figure.axes
+    assert own is alone and ax.get_xlabel() == alone.get_xlabel()
+    named = [legend_texts(x) for x in (ax.get_legend(), *alone.figure.legends) if x is not None]
+    assert named in ([], [list(full_labels(full))] * 2)
+    figure.canvas.draw()
+
+
+def full_labels(record):
+    return dict.fromkeys(run.method for run in record.runs)
+
+
+@pytest.mark.parametrize("draw", [figures.ranking, figures.metric_over_steps])
+def test_either_of_the_average_and_the_worst_task_is_drawn(draw, full):
+    titles = [draw(full, which=which).get_title() for which in ("average", "worst")]
+    assert titles == ["average over tasks", "worst task"]
+    with pytest.raises(ValueError, match="which must be one of 'average', 'worst', but it is 'x'"):
+        draw(full, which="x")
+
+
+def test_another_baseline_is_the_one_that_others_are_measured_by(full):
+    base = compare(full, baseline="Group DRO")
+    assert figures.step_time(base).get_xlabel().endswith("as a ratio to Group DRO")

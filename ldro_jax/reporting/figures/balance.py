@@ -1,25 +1,27 @@
 """Figures of the final state: average against worst task, every task, and what a step costs."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
+from ldro_jax.reporting.frame import Setting
 from ldro_jax.reporting.pareto import non_dominated
 from ldro_jax.reporting.statistics import spread
 from ldro_jax.reporting.tables import step_seconds
+from ldro_jax.runtime import checks
 
 
-@style.applied
-def average_vs_worst(comparison: Comparison):
+@style.on_axes
+def average_vs_worst(comparison: Comparison, ax=None):
     """Average against worst-task value: small points are seeds, large ones their mean.
 
     A thin line joins the non-dominated checkpoints of each method on the same split.
     """
     values = comparison.values
-    figure = style.new_figure(style.WIDTH, 5.4)
-    axes, keys = figure.subplots(), []
+    axes, keys = style.axes_of(ax, 5.4), []
     for setting, look in style.looks(comparison.notable).items():
         seeds = values.overall[setting][["average", "worst"]].to_numpy(float)
         seeds = seeds[np.isfinite(seeds).all(axis=1)]
@@ -37,40 +39,69 @@ def average_vs_worst(comparison: Comparison):
         keys.append(style.key(setting.label, **look.options))
     axes.set_xlabel(style.axis_name(values, f"{values.split}, average over tasks: "))
     axes.set_ylabel(style.axis_name(values, f"{values.split}, worst task: "))
-    style.legend_above(figure, keys)
-    return figure
+    style.legend_of(axes, keys, above=ax is None)
+    return axes
+
+
+@style.on_axes
+def ranking(comparison: Comparison, ax=None, *, which: str = "worst"):
+    """Every method's worst task, or its average, the best worst task on top; strokes are seeds."""
+    checks.one_of("which", which, ("average", "worst"))
+    ranked = _ranked(comparison)
+    axes = style.axes_of(ax, _ranking_height(ranked))
+    _draw_ranking(axes, comparison, ranked, which)
+    _name_rows(axes, ranked)
+    return axes
 
 
 @style.applied
-def ranking(comparison: Comparison):
-    """Average and worst task of every method, the best worst task on top; strokes are seeds."""
+def rankings(comparison: Comparison):
+    """:func:`ranking` by the average and the worst task, side by side in the same order."""
+    ranked = _ranked(comparison)
+    figure = style.new_figure(style.WIDTH, _ranking_height(ranked))
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, which in zip(panels, ("average", "worst"), strict=True):
+        _draw_ranking(axes, comparison, ranked, which)
+    _name_rows(panels[0], ranked)
+    return figure
+
+
+def _ranked(comparison: Comparison) -> list[Setting]:
+    """The settings with a worst task that is a number, the best first."""
     values = comparison.values
     spreads = {s: spread(values.overall[s]["worst"]) for s in comparison.shown}
     drawn = [s for s in comparison.shown if math.isfinite(spreads[s].mean)]
-    drawn.sort(key=lambda s: -values.sign * spreads[s].mean)
-    figure = style.new_figure(style.WIDTH, 1.0 + 0.22 * len(drawn))
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, which in zip(panels, ("average", "worst"), strict=True):
-        for row, setting in enumerate(drawn):
-            seeds, color = values.overall[setting][which].to_numpy(float), "#0072b2"
-            if setting is comparison.baseline:
-                color = "black"
-                axes.axvline(np.nanmean(seeds), color=style.GREY, linestyle="--", linewidth=1)
-            value = spread(seeds)
-            axes.plot(seeds, np.full(len(seeds), row), "|", color=color, alpha=0.35, markersize=7)
-            error = value.std if math.isfinite(value.std) else 0.0
-            axes.errorbar(value.mean, row, xerr=error, fmt="o", color=color, markersize=5)
-        axes.set_title("average over tasks" if which == "average" else "worst task")
-        axes.set_xlabel(style.axis_name(values, f"{values.split} "))
-        axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0)
-    panels[0].set_yticks(range(len(drawn)), [style.short(s.label, 32) for s in drawn])
-    panels[0].set_ylim(len(drawn) - 0.5, -0.5)
-    return figure
+    return sorted(drawn, key=lambda s: -values.sign * spreads[s].mean)
 
 
-@style.applied
-def task_values(comparison: Comparison):
+def _ranking_height(settings: Sequence[Setting]) -> float:
+    return 1.0 + 0.22 * len(settings)
+
+
+def _name_rows(axes, settings: Sequence[Setting]) -> None:
+    axes.set_yticks(range(len(settings)), [style.short(s.label, 32) for s in settings])
+    axes.set_ylim(len(settings) - 0.5, -0.5)
+
+
+def _draw_ranking(axes, comparison: Comparison, ranked: Sequence[Setting], which: str) -> None:
+    values = comparison.values
+    for row, setting in enumerate(ranked):
+        seeds, color = values.overall[setting][which].to_numpy(float), "#0072b2"
+        if setting is comparison.baseline:
+            color = "black"
+            axes.axvline(np.nanmean(seeds), color=style.GREY, linestyle="--", linewidth=1)
+        value = spread(seeds)
+        axes.plot(seeds, np.full(len(seeds), row), "|", color=color, alpha=0.35, markersize=7)
+        error = value.std if math.isfinite(value.std) else 0.0
+        axes.errorbar(value.mean, row, xerr=error, fmt="o", color=color, markersize=5)
+    axes.set_title("average over tasks" if which == "average" else "worst task")
+    axes.set_xlabel(style.axis_name(values, f"{values.split} "))
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+@style.on_axes
+def task_values(comparison: Comparison, ax=None):
     """The final value of each task and method, tasks ordered by the baseline's value.
 
     Of many tasks only some are named, and spreads are left out.
@@ -80,8 +111,7 @@ def task_values(comparison: Comparison):
     drawn_as = style.looks(comparison.notable)
     drawn = [s for s in comparison.notable if np.isfinite(values.tasks[s].to_numpy()).any()]
     row_height = 12 / len(order) if is_many else max(0.24, 0.075 * len(drawn) + 0.05)
-    figure = style.new_figure(style.WIDTH, 1.4 + row_height * len(order))
-    axes = figure.subplots()
+    axes = style.axes_of(ax, 1.4 + row_height * len(order))
     for row in () if is_many else range(0, len(order), 2):
         axes.axhspan(row - 0.5, row + 0.5, color="#f3f3f3", linewidth=0, zorder=0)
     means, keys = [], []
@@ -113,19 +143,18 @@ def task_values(comparison: Comparison):
     if values.lower_tasks:
         name = f"{values.split} {style.short(values.metric, 40)} (↑ higher, ↓ lower is better)"
     axes.set_xlabel(name)
-    style.legend_above(figure, keys)
-    return figure
+    style.legend_of(axes, keys, above=ax is None)
+    return axes
 
 
-@style.applied
-def step_time(comparison: Comparison):
+@style.on_axes
+def step_time(comparison: Comparison, ax=None):
     """The time of one training step as a ratio to the baseline's."""
     reference = step_seconds(comparison.baseline).mean
     drawn_as = style.looks(comparison.shown)
     times = {s: step_seconds(s) for s in comparison.shown}
     times = {s: t for s, t in times.items() if math.isfinite(t.mean)}
-    figure = style.new_figure(style.WIDTH, 0.9 + 0.36 * len(times))
-    axes = figure.subplots()
+    axes = style.axes_of(ax, 0.9 + 0.36 * len(times))
     for row, (setting, t) in enumerate(times.items()):
         error = t.std / reference if math.isfinite(t.std) else 0.0
         axes.barh(row, t.mean / reference, 0.62, color=drawn_as[setting].color, alpha=0.6)
@@ -143,4 +172,4 @@ def step_time(comparison: Comparison):
         side.tick_params(axis="y", length=0)
     base = style.short(comparison.baseline.label, 32)
     axes.set_xlabel(f"time of one training step, as a ratio to {base}")
-    return figure
+    return axes

@@ -17,6 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from ldro_jax.records.results import Results
+from ldro_jax.reporting.comparison import compare
+
 WIDTH = 8.6  # inches: fills a report's column, with 10-point text still readable
 GREY = "#8a8a8a"
 # Okabe and Ito's colour-blind-safe palette, its yellow last because it is faint on white.
@@ -79,6 +82,17 @@ def applied(draw):
     return drawn
 
 
+def on_axes(draw):
+    """A decorator of functions that draw a comparison on one axes; they may be given a record."""
+
+    @applied
+    @functools.wraps(draw)
+    def drawn(results, ax=None, **options):
+        return draw(compare(results) if isinstance(results, Results) else results, ax, **options)
+
+    return drawn
+
+
 @dataclasses.dataclass(frozen=True)
 class Look:
     """How one method is drawn, in every figure."""
@@ -98,6 +112,19 @@ def new_figure(width: float, height: float):
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def axes_of(ax, height: float):
+    """The axes that were given, or else the axes of a figure of their own."""
+    return new_figure(WIDTH, height).subplots() if ax is None else ax
+
+
+def legend_of(axes, handles: Sequence[Any], *, above: bool) -> None:
+    """A legend above a figure of one axes, or within axes that have others beside them."""
+    if above:
+        legend_above(axes.figure, handles)
+    else:
+        axes.legend(handles=handles)
 
 
 def looks(items: Iterable[Any], *, without: Sequence[str] = ()) -> dict[Any, Look]:

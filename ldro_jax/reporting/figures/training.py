@@ -8,6 +8,7 @@ import numpy as np
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
 from ldro_jax.reporting.frame import Setting
+from ldro_jax.runtime import checks
 
 _HIGHLIGHTED = 6
 _REST = "#c4c4c4"
@@ -116,30 +117,46 @@ def _draw_rest(axes, steps, values) -> None:
         axes.fill_between(steps, low, high, color=_REST, alpha=alpha, linewidth=0)
 
 
+@style.on_axes
+def metric_over_steps(comparison: Comparison, ax=None, *, which: str = "worst"):
+    """Worst-task or average value over training: mean over seeds and one standard deviation."""
+    checks.one_of("which", which, ("average", "worst"))
+    axes = style.axes_of(ax, 4.2)
+    keys, means = _draw_curves(axes, comparison, which)
+    axes.set_ylabel(style.axis_name(comparison.values, f"{comparison.progress_split} "))
+    style.log_if_wide(axes.yaxis, comparison.values, means)
+    style.legend_of(axes, keys, above=ax is None)
+    return axes
+
+
 @style.applied
-def metric_over_steps(comparison: Comparison):
-    """Average and worst-task value over training: mean over seeds and one standard deviation."""
-    values, split = comparison.values, comparison.progress_split
+def both_over_steps(comparison: Comparison):
+    """:func:`metric_over_steps` of the average and of the worst task, side by side."""
+    values = comparison.values
     figure = style.new_figure(style.WIDTH, 4.2 + 0.2 * (len(comparison.notable) // 4))
     panels, keys = figure.subplots(1, 2, sharex=True), []
-    drawn: list[list[float]] = [[], []]
-    for setting, look in style.looks(comparison.notable).items():
-        by_step = comparison.rows(setting, split).groupby("step")
-        for axes, which, shown in zip(panels, ("average", "worst"), drawn, strict=True):
-            mean, std = by_step[which].mean(), by_step[which].std().fillna(0.0)
-            options = {"markevery": max(len(mean) // 8, 1), **look.options}
-            axes.plot(mean.index, mean, markersize=5, linewidth=1.5, **options)
-            band = (mean.index, mean - std, mean + std)
-            axes.fill_between(*band, color=look.color, alpha=0.15, linewidth=0)
-            shown += list(mean)
-        if len(by_step):
-            keys.append(style.key(setting.label, **look.options))
-    panels[0].set_title("average over tasks")
-    panels[1].set_title("worst task")
-    panels[0].set_ylabel(style.axis_name(values, f"{split} "))
-    for axes, means in zip(panels, drawn, strict=True):
+    panels[0].set_ylabel(style.axis_name(values, f"{comparison.progress_split} "))
+    for axes, which in zip(panels, ("average", "worst"), strict=True):
+        keys, means = _draw_curves(axes, comparison, which)
         style.log_if_wide(axes.yaxis, values, means)
-        axes.set_xlabel("training step")
-        axes.locator_params(axis="x", nbins=5)
     style.legend_above(figure, keys)
     return figure
+
+
+def _draw_curves(axes, comparison: Comparison, which: str) -> tuple[list, list[float]]:
+    """Draws a line for each setting; gives the entries of a legend, and all means."""
+    keys, means = [], []
+    for setting, look in style.looks(comparison.notable).items():
+        by_step = comparison.rows(setting, comparison.progress_split).groupby("step")[which]
+        mean, std = by_step.mean(), by_step.std().fillna(0.0)
+        options = {"markevery": max(len(mean) // 8, 1), **look.options}
+        axes.plot(mean.index, mean, markersize=5, linewidth=1.5, **options)
+        band = (mean.index, mean - std, mean + std)
+        axes.fill_between(*band, color=look.color, alpha=0.15, linewidth=0)
+        means += list(mean)
+        if len(by_step):
+            keys.append(style.key(setting.label, **look.options))
+    axes.set_title("average over tasks" if which == "average" else "worst task")
+    axes.set_xlabel("training step")
+    axes.locator_params(axis="x", nbins=5)
+    return keys, means
