@@ -54,9 +54,9 @@ _T5X = [
 _DOCS = [
     # Formulas are made MathML by it.
     "docutils>=0.22",
-    "furo>=2025.7",
-    "myst-parser>=4",
-    "sphinx>=8.2",
+    "furo>=2025.12",
+    "myst-parser>=5",
+    "sphinx>=9",
     "sphinx-copybutton>=0.5.2",
 ]
 # Checkers are pinned: a new release of one finds new things.

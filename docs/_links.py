@@ -35,6 +35,11 @@ def write(page: str, text: str) -> None:
         path.write_text(text, encoding="utf-8")
 
 
+def unbroken(text: str) -> str:
+    """A number and its spread, and some with strokes, stay on one line of a narrow table."""
+    return re.sub(r"(?<=\d) ([±/]) (?=\d)", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", text)
+
+
 def rewritten(text: str, page: str, repository: str) -> str:
     """The Markdown of a page with the links that hold on the site.
 
@@ -63,7 +68,8 @@ def rewritten(text: str, page: str, repository: str) -> str:
 
     # Code keeps what looks like a link.
     parts = re.split(r"(^```.*?^```$)", text, flags=re.DOTALL | re.MULTILINE)
-    parts[::2] = [re.sub(r"(!?\[[^\]]*\]\()([^)#\s]*)(#[^)\s]*)?\)", link, p) for p in parts[::2]]
+    links = r"(!?\[[^\]]*\]\()([^)#\s]*)(#[^)\s]*)?\)"
+    parts[::2] = [re.sub(links, link, unbroken(part)) for part in parts[::2]]
     return "".join(parts)
 
 

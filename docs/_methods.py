@@ -102,13 +102,13 @@ def evidence(name: str) -> list[str]:
         mine = [row for row in rows if _method_of(row[0]) == name]
         if mine:
             parts += [f"{words} (:doc:`all of it </results/{results}>`):"]
-            parts += [_table([head, *mine], ":header-rows: 1", ":class: numbers", of=_escaped)]
+            parts += [_table([head, *mine], ":header-rows: 1", of=_escaped)]
     return parts
 
 
 def _first_table(results: str) -> tuple[list[str], list[list[str]]]:
     text = (_links.ROOT / "results" / results / "README.md").read_text(encoding="utf-8")
-    table = re.search(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE)[0]
+    table = re.search(r"(?:^\|.*\|$\n?)+", _links.unbroken(text), re.MULTILINE)[0]
     head, _, *rows = [[c.strip() for c in line[1:-1].split("|")] for line in table.splitlines()]
     return head, rows
 

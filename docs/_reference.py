@@ -1,6 +1,7 @@
 """A page for each package with all that it exports, and where references to names lead."""
 
 import ast
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -105,9 +106,9 @@ def _comment(module: str, name: str) -> str:
     """What stands above the assignment of a name, wherever its module has it from."""
     for each in [m for key, m in sys.modules.items() if key.startswith(module)]:
         source = inspect.getsource(each)
-        if found := re.search(rf"((?:^# .*\n)*)^{name}(?::.*)? = ", source, re.MULTILINE):
+        if found := re.search(rf"((?:^# .*\n)+)^{name}(?::.*)? = ", source, re.MULTILINE):
             return re.sub(r"\n?# ", " ", found[1]).strip()
-    return ""
+    raise LookupError(f"No comment says what {module}.{name} is.")
 
 
 def _heading(text: str, line: str) -> str:
@@ -128,7 +129,9 @@ def _first_line(module) -> str:
 def _as_written(app, what, name, value, options, signature, returns):
     """The signature with the types as the code has them: an alias isn't spelt out."""
     del app, name, options
-    if inspect.isclass(value) and "__init__" not in vars(value):
+    if dataclasses.is_dataclass(value) or (
+        inspect.isclass(value) and "__init__" not in vars(value)
+    ):
         fields = _fields(value)
         given = [fields[each] for each in inspect.signature(value).parameters if each in fields]
         return (f"({', '.join(given)})", None) if given else None
@@ -209,6 +212,15 @@ def _resolve(app, env, node, content):
     )
 
 
+def _apart(app, what, name, value, options, lines):
+    """Each reference of a docstring is a paragraph of its own."""
+    del app, what, name, value, options
+    start = lines.index("References:") if "References:" in lines else len(lines)
+    for number in reversed(range(start, len(lines))):
+        if re.search(r"\d{4}\w?\.$", lines[number]):
+            lines.insert(number + 1, "")
+
+
 def _skips(app, what, name, value, skip, options):
     """A named tuple's fields, which its docstring describes."""
     del app, what, name, options
@@ -230,5 +242,6 @@ def setup(app):
     app.connect("builder-inited", _write)
     app.connect("autodoc-process-signature", _as_written)
     app.connect("autodoc-skip-member", _skips)
+    app.connect("autodoc-process-docstring", _apart, priority=400)  # before napoleon
     app.connect("missing-reference", _resolve)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
