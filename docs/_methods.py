@@ -26,6 +26,7 @@ def page(name: str) -> str:
         _heading("Function", "-"),
         f".. currentmodule:: ldro_jax.weighting\n\n.. autofunction:: {name}",
         _heading("What tests check", "-"),
+        "With the settings above:",
         "\n".join(f"* {_escaped(line)}" for line in properties(name)),
     ]
     if found := evidence(name):
@@ -70,6 +71,8 @@ def properties(name: str) -> list[str]:
     """What the tests of all methods check of this one, by what it says of itself."""
     said, made = weighting.ABOUT[name], weighting.create(name, weighting.usual(name, 2))
     total = {"1": " and sum to one", "N": " and sum to N", "1 or more": ", at least 1/N each,"}
+    takes = weighting.from_data(name, {})
+    references = " and references" if "reference_losses" in takes else ""
     signs = "" if said.signed else ", and none is negative"
     lines = [
         f"Weights are finite{total.get(said.sums_to, '')} for losses and gradients of any scale, "
@@ -79,7 +82,7 @@ def properties(name: str) -> list[str]:
         else "Losses in another unit give other shares of the weight.",
         "Losses must be positive: a step with others keeps the weights that it had."
         if made.needs_positive_losses
-        else "A constant added to all losses makes no difference.",
+        else f"A constant added to all losses{references} makes no difference.",
         "A task that was in no batch yet has its weight as ever."
         if said.family == about.FIXED and name != "random_loss"
         else "Until a task was in a batch, the others have the weights of a problem without it.",

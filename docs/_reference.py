@@ -154,11 +154,8 @@ def _fields(value: type) -> dict[str, str]:
         node = _parsed(each) if each.__module__.startswith("ldro_jax") else None
         for line in node.body if node else ():
             if isinstance(line, ast.AnnAssign):
-                default = ast.unparse(line.value) if line.value else ""
-                default = re.sub(r".*field\(default_factory=(.*)\)", r"\1()", default)
-                found[line.target.id] = f"{ast.unparse(line)}".partition(" = ")[0] + (
-                    f" = {default}" if default else ""
-                )
+                written = re.sub(r"= .*field\(default_factory=(.*)\)", r"= \1()", ast.unparse(line))
+                found[line.target.id] = written
     return found
 
 

@@ -30,7 +30,7 @@ default_role = "code"
 
 autodoc_member_order = "bysource"
 napoleon_use_ivar = True
-# Signatures have them.
+# Signatures have the types.
 napoleon_attr_annotations = False
 add_module_names = False
 python_use_unqualified_type_names = True
