@@ -51,6 +51,14 @@ _T5X = [
     "tensorboard>=2.19",
     "typing-extensions>=4",
 ]
+_DOCS = [
+    # Formulas are made MathML by it.
+    "docutils>=0.22",
+    "furo>=2025.12",
+    "myst-parser>=5",
+    "sphinx>=9",
+    "sphinx-copybutton>=0.5.2",
+]
 # Checkers are pinned: a new release of one finds new things.
 _TEST = [
     "grain>=0.2.12",
@@ -95,8 +103,9 @@ setuptools.setup(
         "plots": _PLOTS,
         "gcs": _GCS,
         "t5x": _T5X,
+        "docs": _DOCS,
         "test": _TEST,
-        "all": sorted({*_VISION, *_LM, *_PLOTS, *_GCS, *_TEST}),
+        "all": sorted({*_VISION, *_LM, *_PLOTS, *_GCS, *_DOCS, *_TEST}),
     },
     entry_points={"console_scripts": ["ldro-jax = ldro_jax.main:run"]},
 )

@@ -1,12 +1,14 @@
 """Lookahead-DRO for Optax: the front door.
 
-from ldro_jax import ldro
+Example::
 
-tx = optax.chain(
-    ldro.transform(num_tasks=20, lookahead_lr=0.01, weight_lr=0.1, interaction_interval=100),
-    optax.sgd(0.025, momentum=0.9, nesterov=True),
-)
-updates, opt_state = tx.update(None, opt_state, params, loss_fn=loss_fn, batch=batch)
+  from ldro_jax import ldro
+
+  tx = optax.chain(
+      ldro.transform(num_tasks=20, lookahead_lr=0.01, weight_lr=0.1, interaction_interval=100),
+      optax.sgd(0.025, momentum=0.9, nesterov=True),
+  )
+  updates, opt_state = tx.update(None, opt_state, params, loss_fn=loss_fn, batch=batch)
 """
 
 from typing import Any

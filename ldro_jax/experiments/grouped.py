@@ -176,8 +176,8 @@ def compare_groups(
       report: name and description of the experiment.
 
     Returns:
-      The record: the ways to choose as methods, the number of groups as their setting. It has no
-        parameters of its own.
+      The record, with the ways to choose as methods and the number of groups as their setting. It
+      has no parameters of its own.
 
     Raises:
       FileExistsError: if the directory holds something else than an experiment, or is in use.

@@ -63,7 +63,7 @@ def compare_worst_groups(
         the same.
 
     Returns:
-      The record: approaches as methods, groups to evaluate as tasks.
+      The record, with approaches as methods and the groups to evaluate as tasks.
 
     Raises:
       FileExistsError: if the directory holds something else than an experiment, or is in use.

@@ -63,7 +63,8 @@ def max_entropy_nash(payoff: jax.Array, playing: jax.Array | None = None) -> Equ
 
     .. math::
       t^* = \min_{w \in \Delta} \max_i (L w)_i, \qquad
-      w^* = \arg\max_{w \in \Delta} \Big\{ -\sum_j w_j \log w_j : (L w)_i \le t^* \;\forall i \Big\}
+      w^* = \arg\max_{w \in \Delta} \left\{ -\sum_j w_j \log w_j : (L w)_i \le t^* \;\forall i
+      \right\}
 
     It is invariant to adding a constant to all payoffs and to scaling them, and equivariant to
     permutations. It works under `jit` and `vmap`; gradients stop at it.

@@ -27,6 +27,7 @@ from ldro_jax.interaction.lookahead import losses_after
 from ldro_jax.runtime import checks
 from ldro_jax.weighting import base, registry
 
+# The affinities that are tracked, in the order of their axis.
 KINDS = ("first order", "cosine")
 
 # Steps between two measurements, for a method that measures none itself.

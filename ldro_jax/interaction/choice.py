@@ -21,6 +21,7 @@ from ldro_jax.interaction.vmap import vmap
 from ldro_jax.runtime import checks, equations
 from ldro_jax.runtime import leaves as leaves_lib
 
+# The ways to measure the whole matrix, by name; "auto" chooses among some of them.
 STRATEGIES = {
     "columns": columns,
     "jacrev": jacrev,

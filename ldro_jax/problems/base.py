@@ -295,8 +295,7 @@ class Problem(abc.ABC):
           values: of all metrics on validation.
 
         Returns:
-          The higher the better: the average of the first metric, with a minus where lower is
-          better.
+          The average of the first metric, with a minus where lower is better.
         """
         metric = self.metrics[0]
         signs = relative.signs(metric.direction(self.measured), self.measured)

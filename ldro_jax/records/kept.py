@@ -97,8 +97,8 @@ def load(
         which may have lists, tuples or classes of its own; without, in dictionaries.
 
     Returns:
-      The parameters that the run is evaluated with, NumPy arrays: with
-      :func:`ldro_jax.ldro.averaged` their mean.
+      The parameters that the run is evaluated with, which are their mean with
+      :func:`ldro_jax.ldro.averaged`, as NumPy arrays.
 
     Raises:
       FileNotFoundError: if there is no such run, or no checkpoint of that step.

@@ -7,7 +7,7 @@ relative to what each task has otherwise do::
 
 where M_tk is the value of metric k of task t and B_tk what it is compared with. The sign s_tk is −1
 where lower is better, so more is better. The papers divide by B_tk, which is the same for positive
-values; |B_tk| keeps the sign right where values are below zero.
+values; ``|B_tk|`` keeps the sign right where values are below zero.
 
 References:
   Maninis, Radosavovic and Kokkinos, "Attentive Single-Tasking of Multiple Tasks", CVPR 2019.

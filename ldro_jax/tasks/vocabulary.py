@@ -205,7 +205,7 @@ def tokens_per_byte(
     """Measures how far a SentencePiece model shortens the validation lines of each language.
 
     Returns:
-      Tokens for each byte of UTF-8, by language: 1 is no better than bytes, and lower is shorter.
+      Tokens for each byte of UTF-8, by language. 1 is no better than bytes, and lower is shorter;
       NaN where a file is empty.
 
     Raises:

@@ -167,7 +167,7 @@ class Method:
         """What methods have in common that the same compiled program can train.
 
         Returns:
-          A hashable key: everything but the name and the values of :meth:`rates`.
+          A hashable key, of everything but the name and the values of :meth:`rates`.
         """
         static = {k: v for k, v in self._plain.items() if k not in self.rates()}
         others = (

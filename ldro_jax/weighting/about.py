@@ -14,12 +14,14 @@ LOOKAHEAD = "the worst loss after the step"
 GRADIENTS = "no conflict between gradients"
 SCALES = "losses of different size"
 MIXTURES = "data mixtures"
+# What methods are for, the simplest first.
 FAMILIES = (FIXED, WORST, LOOKAHEAD, GRADIENTS, SCALES, MIXTURES)
 
 # Hyperparameters, or a function that makes them from a number for each task.
 Settings = Mapping[str, Any] | Callable[[np.ndarray], Mapping[str, Any]]
 _Factory = TypeVar("_Factory", bound=Callable[..., base.Weighting])
 
+# The function of every method, by its name.
 METHODS: dict[str, Callable[..., base.Weighting]] = {}
 
 
@@ -65,6 +67,7 @@ class About:
             raise ValueError(f"family must be one of {FAMILIES}, but it is {self.family!r}.")
 
 
+# What every method says of itself, by its name.
 ABOUT: dict[str, About] = {}
 
 

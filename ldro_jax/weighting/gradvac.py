@@ -36,8 +36,8 @@ def gradvac(decay: optax.ScalarOrSchedule = 0.5, *, seed: int = 0) -> base.Weigh
 
     Each task starts from its gradient and goes through the others in a random order. Where its
     cosine φ to another is below the running mean φ̂ of that pair, it takes as much of the other's
-    gradient as makes it φ̂; then :math:`φ̂ ← (1 − β) φ̂ + β φ`. The weights are means over the
-    tasks' bent gradients, 1 / N or more; the paper takes the sum.
+    gradient as makes it φ̂; then :math:`\hat φ ← (1 − β) \hat φ + β φ`. The weights are means over
+    the tasks' bent gradients, 1 / N or more; the paper takes the sum.
 
     Args:
       decay: β in [0, 1], how fast the targets follow.

@@ -81,17 +81,18 @@ def _table(old: str) -> list[str]:
                 f"`{name}`",
                 said.weights,
                 said.paper,
-                _interaction(name),
+                interaction(name),
                 said.state,
                 said.sums_to,
-                _unit(name),
+                unit(name),
                 measured.get(name, ""),
             )
         )
     return lines
 
 
-def _interaction(name: str) -> str:
+def interaction(name: str) -> str:
+    """What a method needs of the interaction: "A", "A, split", "products" or "none", or nothing."""
     made = _usual(name)
     if not made.uses_interaction:
         return ""
@@ -103,7 +104,8 @@ def _interaction(name: str) -> str:
     return " or ".join(ways)
 
 
-def _unit(name: str) -> str:
+def unit(name: str) -> str:
+    """When the shares of the tasks don't depend on the unit of the losses: "any", how, or never."""
     if about.ABOUT[name].scale_free:
         return "any"
     relative = "relative" in inspect.signature(about.METHODS[name]).parameters
