@@ -6,6 +6,7 @@ import ctypes
 import fnmatch
 import functools
 import gc
+import importlib.util
 import itertools
 import os
 import pathlib
@@ -561,7 +562,7 @@ def _compile_with(patch, options):
 
 # To look at them takes some hundredths of a second.
 _TESTS_BETWEEN_LOOKS = 20
-_MOST_MAPS, _MOST_BYTES, _GROWTH = 40_000, 1.8e9, 2e8
+_MOST_MAPS, _MOST_BYTES, _GROWTH = 40_000, 1.5e9, 2e8
 _looks = itertools.count()
 _kept_bytes = 0
 
@@ -605,6 +606,22 @@ def dtype(request):
     """The test runs in float32, and once more in float64 with JAX's x64 mode."""
     with jax.enable_x64(request.param == "float64"):
         yield request.param
+
+
+# Where a picture is looked at, or one experiment runs as users run it.
+_PAINTED = ("experiments/test_cifar100_experiments.py", "reporting/", "t5x/", "test_main.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _paint_little(request):
+    """Most experiments here end with a report, whose pictures nobody looks at."""
+    name = request.node.nodeid.removeprefix("tests/")
+    if name.startswith(_PAINTED) or not importlib.util.find_spec("matplotlib"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        pictures.leave_out(patch)
+        yield
 
 
 @pytest.fixture

@@ -192,7 +192,11 @@ def test_what_is_there_is_taken_and_what_is_missing_is_made_again(finished, tmp_
     assert "is finished" in capsys.readouterr().out
     # As after an interruption: no record, some runs without theirs, others without a checkpoint.
     (again / "results.json").unlink()
-    for file in sorted((again / "runs").glob("*.json"))[::3]:
+    # Of two programs: pairs, and all tasks while their affinities are measured.
+    pairs = sorted((again / "runs").glob("group_?_?-*.json"))
+    measured = sorted((again / "runs").glob("*measured_every_2_steps-*.json"))
+    assert len(pairs) == 12 and len(measured) == 2
+    for file in pairs[::3] + measured[:1]:
         file.unlink()
     for folder in sorted((again / "checkpoints").iterdir())[::2]:
         shutil.rmtree(folder)
@@ -283,9 +287,11 @@ _SHORT = {
 
 
 @pytest.mark.usefixtures("unpainted")
-def test_other_kinds_of_methods_names_and_schedules(tmp_path):
+@pytest.mark.parametrize("most", [1, pytest.param(2, marks=pytest.mark.heavy)])
+def test_other_kinds_of_methods_names_and_schedules(most, tmp_path):
     """Names that are alike in files, L-DRO with its own matrix, the best checkpoint tested."""
     options = _SHORT | {
+        "choices": dataclasses.replace(_SHORT["choices"], max_groups=(most,)),
         "problem": problem(names=("a", "b", "a+b", "All in one")),
         "method": tiny.METHODS[3],
         "schedule": Schedule(2, 1, 2, test="best"),
@@ -321,10 +327,9 @@ _TINY = ["TRAIN_STEPS=4", "SEEDS=(0,)", "Schedule.eval_interval=2", "Choices.max
 _OWN = {
     "digits_groups.gin": [
         *("MLP.features=(4,)", "Choices.every_group=False", "Choices.pairs=False"),
-        *(
-            "Choices.random=False",
-            "Choices.affinities=[@first_order/Affinity(), @cosine/Affinity()]",
-        ),
+        "Choices.affinities=[@first_order/Affinity(), @cosine/Affinity()]",
+        # Those of all ten tasks and of each need no programs of their own, as each other size does.
+        *("Choices.random=False", "Choices.max_groups=(1,)"),
     ],
     "yeast_groups.gin": ["MLP.features=(4,)", "Batches.size=8", "Choices.pairs=False"],
     "cifar100_groups.gin": [

@@ -183,6 +183,7 @@ def test_the_last_layer_is_trained_anew_on_balanced_validation(finished):
     assert set(held_out.per_task.values()) <= {0.0, 0.5, 1.0}
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_trunk_stays_as_it_is_and_its_statistics_too(tmp_path):
     import flax.linen as nn
 
@@ -205,6 +206,7 @@ def test_a_trunk_stays_as_it_is_and_its_statistics_too(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_more_seeds_and_approaches_leave_what_is_finished(finished, tmp_path, capsys):
     record, directory = finished
     before = {file.name: file.stat().st_mtime_ns for file in (directory / "runs").iterdir()}
@@ -223,6 +225,7 @@ def test_more_seeds_and_approaches_leave_what_is_finished(finished, tmp_path, ca
     assert before == {file.name: file.stat().st_mtime_ns for file in (directory / "runs").iterdir()}
 
 
+@pytest.mark.usefixtures("no_report")
 def test_one_that_was_interrupted_goes_on(finished, tmp_path):
     record, directory = finished
     out = shutil.copytree(directory, tmp_path / "out")
@@ -286,6 +289,7 @@ def test_weights_are_recorded_of_the_tasks_of_the_record(tmp_path):
         assert (found is not None) == is_kept
 
 
+@pytest.mark.usefixtures("no_report")
 def test_each_seed_may_have_data_of_its_own(tmp_path):
     def load(*, data_dir, seed):
         assert data_dir == "here"
@@ -299,6 +303,7 @@ def test_each_seed_may_have_data_of_its_own(tmp_path):
     assert ours == [run.evaluations for run in alone.runs]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_part_of_the_groups_may_be_known(tmp_path):
     ways = (Approach(method("RWG"), labelled=0.5), Approach(method("RWG, all")))
     record = compared(tmp_path / "out", approaches=ways)
@@ -331,6 +336,7 @@ def test_groups_may_be_unknown_on_validation_too(tmp_path):
         compared(tmp_path / "other", data=hidden, approaches=(ERM, DFR()))
 
 
+@pytest.mark.usefixtures("no_report")
 def test_more_steps_begin_the_last_layer_anew(tmp_path):
     few = compared(tmp_path / "out", approaches=(DFR(),))
     more = compared(tmp_path / "out", approaches=(DFR(),), schedule=Schedule(6, 2, 2))

@@ -80,10 +80,7 @@ def _run(job) -> None:
 
 def _import_everything() -> None:
     import jax
-    import seqio  # noqa: F401
     import sklearn.datasets  # noqa: F401
-    import tensorflow  # noqa: F401
-    import tensorflow_datasets  # noqa: F401
 
     from ldro_jax import configuration, main  # noqa: F401
     from ldro_jax.records import output_dir  # noqa: F401
@@ -92,12 +89,21 @@ def _import_everything() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
+def _import_for_text() -> None:
+    """Three times as much again, which the language models alone need."""
+    import seqio  # noqa: F401
+    import tensorflow  # noqa: F401
+    import tensorflow_datasets  # noqa: F401
+
+
 def serve() -> None:
     """Answers jobs until there are no more."""
     _import_everything()
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        if any("multilingual_lm" in arg for arg in job["args"]):
+            _import_for_text()
         if not (child := os.fork()):
             try:
                 _run(job)
