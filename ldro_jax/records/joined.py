@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ldro_jax.records import provenance
 from ldro_jax.records.json_types import plain
 from ldro_jax.records.results import Results
 
@@ -38,7 +39,8 @@ def join(records: Mapping[str, Results]) -> Results:
         for run in record.runs
     ]
     description = f"Runs of {', '.join(names)}, put together."
-    if any(other.device != first.device for other in others):
+    machines = ", ".join(f"{provenance.machine(r.device)} ({n})" for n, r in records.items())
+    if not (on_one := all(other.device == first.device for other in others)):
         description += " They were made on other devices, so the times of their steps say little."
     return dataclasses.replace(
         first,
@@ -46,7 +48,8 @@ def join(records: Mapping[str, Results]) -> Results:
         description=description,
         runs=runs,
         versions=_each({name: record.versions for name, record in records.items()}),
-        device=_each({name: record.device for name, record in records.items()}),
+        device=first.device if on_one else {"described": machines},
+        occasion=_each({name: record.occasion for name, record in records.items()}),
         references=next((r.references for r in records.values() if any(r.references.values())), {}),
         task_sizes=next((r.task_sizes for r in records.values() if r.task_sizes), {}),
         directions={k: v for r in (*others[::-1], first) for k, v in r.directions.items()},

@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -64,6 +65,21 @@ def _processor() -> str:
         said = ""
     name = re.search(r"^model name\s*:\s*(.+)$", said, re.MULTILINE)
     return name[1] if name else platform.processor() or platform.machine()
+
+
+def machine(device: Mapping[str, Any]) -> str:
+    """What :func:`device` says, such as "2 CPU cores (AMD EPYC 9B14)" or "8 × TPU v4".
+
+    Several machines have their words as its ``described``.
+    """
+    if "described" in device:
+        return device["described"]
+    processor = f" ({device['processor']})" if device.get("processor") else ""
+    if device.get("platform") != "cpu":
+        return " × ".join(str(device[k]) for k in ("count", "kind") if device.get(k)) + processor
+    several = f" as {device['count']} devices" if device.get("count", 1) > 1 else ""
+    cores = f"{device['cpu_cores']} CPU cores" if device.get("cpu_cores") else "CPU"
+    return cores + processor + several
 
 
 def occasion() -> dict[str, str]:

@@ -3,9 +3,9 @@
 import collections
 import math
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from ldro_jax.records.provenance import machine
 from ldro_jax.records.results import summarise_evaluation
 from ldro_jax.records.shown import Table
 from ldro_jax.reporting import statistics
@@ -229,22 +229,12 @@ def provenance(comparison: Comparison) -> list[Table]:
     facts = {
         "date": record.occasion.get("date"),
         "command": record.occasion.get("command"),
-        "machine": _machine(record.device),
+        "machine": machine(record.device),
         "versions": packages,
     }
     facts = [[name, said or "not recorded"] for name, said in facts.items()]
     header = ["method", "hyperparameters", "seeds", "steps"]
     return [Table("", header, rows, (), range(4)), Table("", [], facts, (), (0, 1))]
-
-
-def _machine(device: Mapping[str, Any]) -> str:
-    """Such as "2 CPU cores (AMD EPYC 9B14)" or "8 × TPU v4"."""
-    processor = f" ({device['processor']})" if device.get("processor") else ""
-    if device.get("platform") != "cpu":
-        return " × ".join(str(device[k]) for k in ("count", "kind") if device.get(k)) + processor
-    several = f" as {device['count']} devices" if device.get("count", 1) > 1 else ""
-    cores = f"{device['cpu_cores']} CPU cores" if device.get("cpu_cores") else "CPU"
-    return cores + processor + several
 
 
 def _against(ours, theirs, decimals, higher_is_better, is_baseline) -> list[str]:
