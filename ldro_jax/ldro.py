@@ -81,7 +81,7 @@ def transform(
     Losses are compared as they are: of tasks with losses of different size it sees the largest. And
     it looks for the worst task, not for the one that can still improve: a task that can't be learnt
     keeps the weight that others could use, more so with the minibatch's A, whose diagonal is mostly
-    noise. See "Before you use it" in docs/methods.md.
+    noise. See "Before you use it" in docs/choose.md.
 
     Given no rates, ``ldro.transform(num_tasks)``, it does something simpler that needs none and is
     safe where tasks can't be learnt: :func:`ldro_jax.weighting.signal` with a tilt of 1, which

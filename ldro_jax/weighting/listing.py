@@ -1,7 +1,7 @@
 """Lists of all methods, made from what each says of itself: `ldro-jax list`, and the documents.
 
-``python -m ldro_jax.weighting.listing docs/methods.md`` writes the tables of the file
-anew, between ``<!-- methods: … -->`` and ``<!-- end -->``. The last column of the large table, what
+``python -m ldro_jax.weighting.listing docs/methods.md docs/choose.md`` writes their tables anew,
+between ``<!-- methods: … -->`` and ``<!-- end -->``. The last column of the large table, what
 a method costs, is measured by ``benchmarks/methods.py`` and kept.
 """
 
