@@ -204,8 +204,8 @@ def signal(
     It asks for ``interaction="split"`` by default, every 20 steps, best on more rows than a batch
     has (``interaction_rows``); σ² is always that of the training batch, where the trainer measures.
     Shares are drawn to their mean, and the tilt is reduced, as far as measurements of one task
-    differ from each other like those of different tasks: few rows make weights even and not wild,
-    and the first measurement alone says nothing. A share is at least 0.001. The weighting's
+    differ from each other, beyond what all tasks do together, like those of different tasks: few
+    rows make weights even and not wild, and the first measurement alone says nothing. A share is at least 0.001. The weighting's
     ``update`` raises ``ValueError`` if the variance isn't measured.
 
     Args:
