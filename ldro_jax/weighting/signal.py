@@ -205,8 +205,8 @@ def signal(
     has (``interaction_rows``); σ² is always that of the training batch, where the trainer measures.
     Shares are drawn to their mean, and the tilt is reduced, as far as measurements of one task
     differ from each other, beyond what all tasks do together, like those of different tasks: few
-    rows make weights even and not wild, and the first measurement alone says nothing. A share is at least 0.001. The weighting's
-    ``update`` raises ``ValueError`` if the variance isn't measured.
+    rows make weights even and not wild, and the first measurement alone says nothing. A share is at
+    least 0.001. The weighting's ``update`` raises ``ValueError`` if the variance isn't measured.
 
     Args:
       power: p; 0 without a tilt is the average loss.
