@@ -77,6 +77,7 @@ setuptools.setup(
     # The configurations lie at the top level, and are installed beside the code that reads them.
     package_dir={"ldro_jax.gin_configs": "gin_configs"},
     package_data={
+        "ldro_jax": ["py.typed"],
         "ldro_jax.gin_configs": ["**/*.gin"],
         "ldro_jax.reporting": ["templates/*"],
         "ldro_jax.t5x": ["*.gin"],

@@ -35,7 +35,7 @@ class Layout:
     model: int = 1
     fully_sharded: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.data is not None:
             checks.integer("data", self.data)
         checks.integer("model", self.model)

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from ldro_jax.interaction.vmap import vmap
 from ldro_jax.runtime import checks, equations
 from ldro_jax.runtime import leaves as leaves_lib
 
-STRATEGIES = {
+STRATEGIES: dict[str, Callable[..., base.Interaction]] = {
     "columns": columns,
     "jacrev": jacrev,
     "layerwise": layerwise,

@@ -75,7 +75,7 @@ def read_payload(place: pathlib.Path) -> dict[str, Any]:
 
 
 def load(
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike[str],
     *,
     method: str | None = None,
     seed: int | None = None,

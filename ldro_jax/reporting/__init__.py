@@ -20,7 +20,7 @@ __all__ = ["finish", "headline_text", "write_report"]
 
 def write_report(
     record: Results,
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike[str],
     *,
     config_text: str = "",
     baseline: str | None = None,

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
@@ -12,7 +13,7 @@ from ldro_jax.reporting.tables import step_seconds
 
 
 @style.applied
-def average_vs_worst(comparison: Comparison):
+def average_vs_worst(comparison: Comparison) -> Figure:
     """Average against worst-task value: small points are seeds, large ones their mean.
 
     A thin line joins the non-dominated checkpoints of each method on the same split.
@@ -42,7 +43,7 @@ def average_vs_worst(comparison: Comparison):
 
 
 @style.applied
-def ranking(comparison: Comparison):
+def ranking(comparison: Comparison) -> Figure:
     """Average and worst task of every method, the best worst task on top; strokes are seeds."""
     values = comparison.values
     spreads = {s: spread(values.overall[s]["worst"]) for s in comparison.shown}
@@ -70,7 +71,7 @@ def ranking(comparison: Comparison):
 
 
 @style.applied
-def task_values(comparison: Comparison):
+def task_values(comparison: Comparison) -> Figure:
     """The final value of each task and method, tasks ordered by the baseline's value.
 
     Of many tasks only some are named, and spreads are left out.
@@ -118,7 +119,7 @@ def task_values(comparison: Comparison):
 
 
 @style.applied
-def step_time(comparison: Comparison):
+def step_time(comparison: Comparison) -> Figure:
     """The time of one training step as a ratio to the baseline's."""
     reference = step_seconds(comparison.baseline).mean
     drawn_as = style.looks(comparison.shown)

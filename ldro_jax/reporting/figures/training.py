@@ -4,6 +4,7 @@ import math
 import warnings
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
@@ -55,7 +56,7 @@ def signal(comparison: Comparison) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 @style.applied
-def weights_over_time(comparison: Comparison):
+def weights_over_time(comparison: Comparison) -> Figure:
     """The weight of each task over training, one panel per method whose weights move.
 
     The tasks with the largest weights, over all panels, are coloured; the others are grey. Where
@@ -69,7 +70,7 @@ def weights_over_time(comparison: Comparison):
 
 
 @style.applied
-def signal_over_time(comparison: Comparison):
+def signal_over_time(comparison: Comparison) -> Figure:
     """The share of each task's gradient that is signal; the tasks that end with least coloured."""
     panels = signal(comparison)
     last = np.mean([values[-1] for _, values in panels.values()], axis=0)
@@ -117,7 +118,7 @@ def _draw_rest(axes, steps, values) -> None:
 
 
 @style.applied
-def metric_over_steps(comparison: Comparison):
+def metric_over_steps(comparison: Comparison) -> Figure:
     """Average and worst-task value over training: mean over seeds and one standard deviation."""
     values, split = comparison.values, comparison.progress_split
     figure = style.new_figure(style.WIDTH, 4.2 + 0.2 * (len(comparison.notable) // 4))
