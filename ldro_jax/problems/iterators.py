@@ -415,7 +415,7 @@ class _Stream:
         elif kind == _Place.COUNT:
             self._replay(place)
         self._batches = place["batches"]
-        with path.with_suffix(".npz").open("rb") as file, np.load(file) as left:
+        with path.with_suffix(".npz").open("rb") as file, np.load(file, allow_pickle=False) as left:
             # NumPy's files know no bfloat16.
             leaves = [
                 left[f"arr_{i}"].view(x.dtype) for i, x in enumerate(jax.tree.leaves(self._like))
