@@ -164,6 +164,11 @@ def _given_to_setup(monkeypatch):
     return given
 
 
+def test_the_version_to_cite_is_this_one():
+    lines = (_ROOT / "CITATION.cff").read_text(encoding="utf-8").splitlines()
+    assert f"version: {ldro_jax.__version__}" in lines
+
+
 def test_the_trainer_comes_without_tensorflow(monkeypatch):
     extras = _given_to_setup(monkeypatch)["extras_require"]
     names = {re.match(r"[\w-]+", needed)[0] for needed in extras["trainer"]}
