@@ -6,11 +6,19 @@ import re
 import setuptools
 
 _ROOT = pathlib.Path(__file__).parent
+_HOME = "https://github.com/ldro-jax/ldro_jax"
 
 
 def _version() -> str:
     text = (_ROOT / "ldro_jax" / "__init__.py").read_text(encoding="utf-8")
     return re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE).group(1)
+
+
+def _readme() -> str:
+    """Its links and pictures lead to files of the repository, which a package index hasn't."""
+    text = (_ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"(!\[[^]]*\]\()(?!https?:)", rf"\1{_HOME}/raw/main/", text)
+    return re.sub(r"(?<!!)(\[[^]]*\]\()(?!https?:|#)", rf"\1{_HOME}/blob/main/", text)
 
 
 _PLOTS = ["jinja2>=3.1", "matplotlib>=3.9", "pandas>=2.2.2"]
@@ -22,7 +30,7 @@ _TRAINER = [
     "gin-config>=0.5",
     "orbax-checkpoint>=0.11.13",
     "pandas>=2.2.2",
-    "tensorboardX>=2.6.2",
+    "tensorboardX>=2.6.2.2",
     "tqdm>=4.66",
     "typing-extensions>=4.4",
 ]
@@ -48,8 +56,7 @@ _T5X = [
     "grain>=0.2.12",
     "jaxtyping>=0.3",
     # clu imports it, but names only TensorFlow, which no longer brings it.
-    "tensorboard>=2.19",
-    "typing-extensions>=4",
+    "tensorboard>=2.20",
 ]
 _DOCS = [
     # Formulas are made MathML by it.
@@ -64,19 +71,49 @@ _TEST = [
     "grain>=0.2.12",
     "pyright[nodejs]==1.1.414",
     "pytest>=8.2",
-    "pytest-xdist>=3.6",
+    "pytest-xdist>=3.6.1",
     "ruff>=0.17,<0.18",
     "scipy>=1.14",
+    # Builds the wheel that tests/test_package.py looks into; Python 3.12 and newer come without.
+    "setuptools>=77.0.3",
 ]
 
 setuptools.setup(
     name="ldro-jax",
     version=_version(),
     description="Multitask learning in JAX that balances average and worst-task accuracy",
-    long_description=(_ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description=_readme(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    url=_HOME,
+    project_urls={
+        "Documentation": f"{_HOME}/tree/main/docs",
+        "Changelog": f"{_HOME}/blob/main/CHANGELOG.md",
+        "Issues": f"{_HOME}/issues",
+    },
+    keywords=[
+        "JAX",
+        "Optax",
+        "multitask learning",
+        "distributionally robust optimization",
+        "group DRO",
+        "gradient surgery",
+        "worst-group accuracy",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=[
         *setuptools.find_packages(include=["ldro_jax", "ldro_jax.*"]),
@@ -85,16 +122,17 @@ setuptools.setup(
     # The configurations lie at the top level, and are installed beside the code that reads them.
     package_dir={"ldro_jax.gin_configs": "gin_configs"},
     package_data={
+        "ldro_jax": ["py.typed"],
         "ldro_jax.gin_configs": ["**/*.gin"],
         "ldro_jax.reporting": ["templates/*"],
         "ldro_jax.t5x": ["*.gin"],
     },
     install_requires=[
         "absl-py>=2.1",
-        "chex>=0.1.89",
-        "jax>=0.6.0",
+        # With 0.6.0 programs from the persistent compilation cache compute wrong numbers on CPU.
+        "jax>=0.6.1",
         "numpy>=2.0",
-        "optax>=0.2.5",
+        "optax>=0.2.6",
     ],
     extras_require={
         "trainer": [*_TRAINER, *_PLOTS, "scikit-learn>=1.5"],

@@ -9,7 +9,7 @@ if typing.TYPE_CHECKING:
     from ldro_jax.records.kept import load
     from ldro_jax.runtime.preemption import PreemptedError
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PreemptedError",

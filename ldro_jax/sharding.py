@@ -5,6 +5,12 @@ axes of a mesh: batches are split along ``data``, wide layers along ``model``, a
 parameters and optimizer state along ``data`` as well (fully sharded data parallel).
 """
 
+# ruff: noqa: E402
+from ldro_jax.runtime import extras
+
+# Before what needs it is imported.
+extras.need("flax")
+
 import dataclasses
 from typing import Any
 
@@ -35,7 +41,7 @@ class Layout:
     model: int = 1
     fully_sharded: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.data is not None:
             checks.integer("data", self.data)
         checks.integer("model", self.model)

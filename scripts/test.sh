@@ -2,7 +2,7 @@
 # Checks style and runs the tests: bash scripts/test.sh [PYTEST_ARGUMENTS...]
 #
 # Makes a virtual environment where there is none. PYTHON=python3.13 takes that interpreter, with an
-# environment of its own beside the others.
+# environment of its own beside the others, and CONSTRAINTS=.github/oldest.txt the oldest releases.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh

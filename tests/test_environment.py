@@ -18,7 +18,7 @@ case "$1 $2" in
     cp "$0" "$3/bin/python"
     echo "export VIRTUAL_ENV='$PWD/$3' PATH='$PWD/$3/bin:$PATH'" >"$3/bin/activate"
     ;;
-  "-m pip") echo "$0 ${{@: -1}}" >>"$LOG" ;;
+  "-m pip") echo "$0 $*" >>"$LOG" ;;
   *) echo "Python {version}" ;;
 esac
 """
@@ -34,7 +34,7 @@ def use(tmp_path):
         path.chmod(0o755)
 
     def run(**variables):
-        unset = {"PYTHON", "VIRTUAL_ENV", "LDRO_JAX_VENV"}
+        unset = {"CONSTRAINTS", "LDRO_JAX_VENV", "PYTHON", "VIRTUAL_ENV"}
         environment = {k: v for k, v in os.environ.items() if k not in unset}
         environment |= {
             "PATH": f"{tmp_path}/bin:{os.environ['PATH']}",
@@ -78,3 +78,12 @@ def test_what_is_no_interpreter_for_it_is_said(use, tmp_path, name, message):
     assert done.returncode == 1
     assert message in done.stderr
     assert not list(tmp_path.glob(".venv*"))
+
+
+def test_constraints_have_an_environment_of_their_own(use, tmp_path):
+    assert use(CONSTRAINTS="old.txt").stdout == f"{tmp_path}/.venv-constrained/bin/python\n"
+    active = {"VIRTUAL_ENV": f"{tmp_path}/.venv"}
+    with_python = use(CONSTRAINTS="old.txt", PYTHON="new", **active).stdout
+    assert with_python == f"{tmp_path}/.venv-3.13-constrained/bin/python\n"
+    installed = (tmp_path / "log").read_text().splitlines()
+    assert len(installed) == 2 and all(" --constraint old.txt " in line for line in installed)

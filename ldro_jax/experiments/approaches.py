@@ -102,7 +102,7 @@ class Approach(Way):
     optimizer: optax.GradientTransformation | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.sequence("method", self._methods, "methods, such as a grid")
         for method in self._methods:
             checks.instance("method", method, Method, "@group_dro/Method()")
@@ -223,7 +223,7 @@ class JTT(Way):
     base: Approach = dataclasses.field(default_factory=_erm)
     name: str = "JTT"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("steps", "factors"):
             checks.sequence(name, getattr(self, name), "numbers, such as (50, 100)")
             checks.integers(name, getattr(self, name))
@@ -327,7 +327,7 @@ class DFR(Way):
     share: float = 0.5
     name: str = "DFR"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.sequence("penalties", self.penalties, "numbers, such as (0.0, 0.01)")
         for penalty in self.penalties:
             checks.number("penalties", penalty, "[0, inf)")

@@ -30,7 +30,7 @@ class Report:
     select_by: str = "worst"
     references: str | Callable[..., Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.text("name", self.name)
         checks.require(isinstance(self.description, str), "description", "a text", self.description)
         checks.one_of("select_by", self.select_by, ("average", "worst"))
@@ -53,13 +53,13 @@ class Directories:
       ValueError: if one of these isn't what it must be.
     """
 
-    output: str | os.PathLike
+    output: str | os.PathLike[str]
     data: str | None = None
     overwrite: bool = False
     config_text: str | None = None
     ready: Callable[[], None] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         is_path = isinstance(self.output, (str, os.PathLike))
         checks.require(is_path, "output_dir", "the path of a directory", self.output)
         checks.flag("overwrite", self.overwrite)
@@ -76,6 +76,6 @@ class Directories:
             checks.require(is_text, "config_text", "a text", self.config_text)
 
     @classmethod
-    def of(cls, given: "str | os.PathLike | Directories") -> "Directories":
+    def of(cls, given: "str | os.PathLike[str] | Directories") -> "Directories":
         """What is given, or an object with that directory as its ``output``."""
         return given if isinstance(given, Directories) else cls(given)

@@ -34,7 +34,7 @@ def compare(
     *,
     schedule: Schedule,
     batches: Batches,
-    output_dir: str | os.PathLike | Directories,
+    output_dir: str | os.PathLike[str] | Directories,
     report: Report = Report(),  # noqa: B008
 ) -> results.Results:
     """Trains a problem with several methods and seeds, and reports how they compare.

@@ -56,6 +56,9 @@ class Models:
       ValueError: if the rows aren't on one device, or can't be shared out evenly among the tasks.
     """
 
+    problem: Problem
+    method: Method
+
     def __init__(
         self,
         problem: Problem,
@@ -172,7 +175,10 @@ class Measured:
       tracked: of each affinity, by name, its kind and the record of each seed.
     """
 
-    def __init__(self, problem: Problem):
+    problem: Problem
+    everything: tuple[int, ...]
+
+    def __init__(self, problem: Problem) -> None:
         self.problem, self.everything = problem, tuple(range(problem.num_tasks))
         self.runs: dict[tuple[Group, int], results.Run] = {}
         self.tracked: dict[str, tuple[str, dict[int, results.Run]]] = {}

@@ -64,7 +64,7 @@ class Affinity:
     step_size: float | None = None
     geometry: str = "euclidean"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.text("name", self.name)
         checks.one_of("kind", self.kind, grouping.KINDS)
         checks.integer("interval", self.interval)
@@ -123,7 +123,7 @@ class Choices:
     every_group: bool = False
     random: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.sequence("affinities", self.affinities, "affinities, such as [@tag/Affinity()]")
         for affinity in self.affinities:
             checks.instance("affinities", affinity, Affinity, "@tag/Affinity()")
@@ -150,7 +150,7 @@ def compare_groups(
     *,
     schedule: Schedule,
     batches: Batches,
-    output_dir: str | os.PathLike | Directories,
+    output_dir: str | os.PathLike[str] | Directories,
     report: Report = Report("groups", select_by="average"),  # noqa: B008
 ) -> results.Results:
     """Chooses groups of tasks in several ways, trains a model for each group, and compares.

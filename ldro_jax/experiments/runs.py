@@ -84,7 +84,7 @@ class Programs:
       first: the program of any method, for the model and the data of the experiment.
     """
 
-    def __init__(self, first: Program):
+    def __init__(self, first: Program) -> None:
         self._first = first
         self._made = {first.method.compile_key(): first}
 
@@ -122,6 +122,9 @@ class Experiment:
       config_text: the configuration that ``config.gin`` holds in the end; without it the file is
         left as it is.
     """
+
+    output_dir: pathlib.Path
+    schedule: Schedule
 
     def __init__(
         self,

@@ -73,6 +73,12 @@ class Trainings:
       schedule: lengths and intervals.
     """
 
+    data: Mapping[int, GroupedData]
+    seeds: list[int]
+    model: Callable[..., Any]
+    optimizer: optax.GradientTransformation
+    schedule: Schedule
+
     def __init__(
         self,
         data: Mapping[int, GroupedData],
@@ -81,7 +87,7 @@ class Trainings:
         *,
         batches: Batches,
         schedule: Schedule,
-    ):
+    ) -> None:
         self.data, self.seeds, self.model = data, list(data), model
         self.optimizer, self.schedule, self._batches = optimizer, schedule, batches
         self._to_experiment: Callable[[Schedule], runs_lib.Experiment] | None = None

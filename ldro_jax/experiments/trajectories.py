@@ -40,7 +40,7 @@ class Panel:
     noise: float = 0.0
     seeds: Sequence[int] = (0,)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.text("title", self.title)
         checks.number("noise", self.noise, "[0, inf)")
         runs_lib.list_runs(self.methods, self.seeds)

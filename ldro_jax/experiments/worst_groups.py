@@ -32,7 +32,7 @@ def compare_worst_groups(
     model: Callable[..., Any],
     schedule: Schedule,
     batches: Batches,
-    output_dir: str | os.PathLike | Directories,
+    output_dir: str | os.PathLike[str] | Directories,
     report: Report = Report("worst_groups"),  # noqa: B008
     resample: bool = False,
 ) -> results.Results:

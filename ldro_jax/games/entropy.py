@@ -31,12 +31,14 @@ class _Best(NamedTuple):
     bound: jax.Array
 
 
-def entropy(w):
+def entropy(w: jax.Array) -> jax.Array:
     """In nats."""
     return jnp.sum(jax.scipy.special.entr(w))
 
 
-def maximise_entropy(payoff, inside, used, tight):
+def maximise_entropy(
+    payoff: jax.Array, inside: jax.Array, used: jax.Array, tight: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Maximum-entropy w on the `used` columns.
 
     `payoff` is shifted so that the value is zero, which `inside`, a strategy, doesn't exceed.

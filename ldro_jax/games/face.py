@@ -19,11 +19,11 @@ class _Interior(NamedTuple):
     z: jax.Array
     theta: jax.Array
 
-    def centrality(self):
+    def centrality(self) -> jax.Array:
         return (self.w @ self.z + self.s @ self.v) / (self.w.size + self.s.size)
 
 
-def optimal_face(payoff):
+def optimal_face(payoff: jax.Array) -> _Interior:
     """Solves the linear programme; entries of `payoff` are at most one in size."""
     num_rows, num_columns = payoff.shape
     dtype = payoff.dtype

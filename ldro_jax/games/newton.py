@@ -1,5 +1,8 @@
 """The Newton system of both stages of a game, and the steps along its directions."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +10,14 @@ MAX_STEPS = 100
 PATIENCE = 8
 
 
-def solver(payoff, w, curvature, v, slack, proximal):
+def solver(
+    payoff: jax.Array,
+    w: jax.Array,
+    curvature: jax.Array,
+    v: jax.Array,
+    slack: jax.Array,
+    proximal: jax.Array,
+) -> Callable[..., tuple[jax.Array, ...]]:
     """Factorises the Newton system shared by both stages and returns its solver.
 
     The solver returns (dw, dv, dtheta, dt) such that
@@ -50,7 +60,7 @@ def solver(payoff, w, curvature, v, slack, proximal):
     return solve
 
 
-def longest_step(fraction, *pairs):
+def longest_step(fraction: jax.typing.ArrayLike, *pairs: tuple[jax.Array, jax.Array]) -> jax.Array:
     """The longest step in [0, 1] that keeps every x of the pairs (x, dx) positive."""
     ratios = [
         jnp.min(jnp.where(dx < 0, -x / jnp.where(dx < 0, dx, -1), jnp.inf)) for x, dx in pairs
@@ -58,6 +68,6 @@ def longest_step(fraction, *pairs):
     return jnp.minimum(1, fraction * jnp.min(jnp.stack(ratios)))
 
 
-def select(condition, new, old):
+def select(condition: jax.Array, new: Any, old: Any) -> Any:
     """A choice between two trees of arrays."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)

@@ -159,7 +159,9 @@ def mean(by_seed: Sequence[Gains]) -> dict[Group, np.ndarray]:
     return {g: np.mean([each[g] for each in by_seed if g in each], axis=0) for g in groups}
 
 
-def fitted(affinity: np.ndarray, measured: Gains, groups: Iterable[Group]) -> dict:
+def fitted(
+    affinity: np.ndarray, measured: Gains, groups: Iterable[Group]
+) -> dict[Group, np.ndarray]:
     """Gains as a regression from some measured groups predicts them (ETAP's step).
 
     The gain of a member is a polynomial of third degree in the mean affinity from the others, and a
@@ -212,7 +214,7 @@ def fitted(affinity: np.ndarray, measured: Gains, groups: Iterable[Group]) -> di
 class _Columns:
     """What a regression of gains looks at, of a member of a group."""
 
-    def __init__(self, affinity: np.ndarray):
+    def __init__(self, affinity: np.ndarray) -> None:
         self._affinity, self._num_tasks = affinity, len(affinity)
         others = affinity[~np.eye(len(affinity), dtype=bool)]
         self._centre, self._scale = others.mean(), others.std() or 1.0

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from ldro_jax.runtime import checks, equations
 from ldro_jax.runtime import leaves as leaves_lib
 
 # The ways to measure the whole matrix, by name; "auto" chooses among some of them.
-STRATEGIES = {
+STRATEGIES: dict[str, Callable[..., base.Interaction]] = {
     "columns": columns,
     "jacrev": jacrev,
     "layerwise": layerwise,

@@ -45,7 +45,7 @@ def preconditioned(strategy: base.Interaction, preconditioner: Any) -> base.Inte
     )
 
 
-def in_units(loss_fn: Callable, params: Any, preconditioner: Any) -> tuple[Callable, Any]:
+def in_units(loss_fn: Callable, params: Any, preconditioner: Any) -> tuple[Callable[..., Any], Any]:
     """A loss as a function of an offset of the parameters in units of √P, and the offset zero.
 
     Its gradients there are ``√P ∇ℓ``, whose plain products are those of the geometry.

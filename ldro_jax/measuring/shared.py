@@ -82,7 +82,7 @@ def counted(tree: Any, shared: Any) -> Any:
     return tree if shared is None else trained_lib.hide(tree, shared)
 
 
-def of_counted(function: Callable, params: Any, shared: Any) -> tuple[Callable, Any]:
+def of_counted(function: Callable, params: Any, shared: Any) -> tuple[Callable[..., Any], Any]:
     """A function of the parameters as one of those that count, and these."""
     if shared is None:
         return function, params

@@ -29,7 +29,7 @@ class MLPAutoencoder(nn.Module):
     num_classes: int
     features: Sequence[int] = (32,)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.integer("num_classes", self.num_classes)
         checks.integers("features", self.features)
         checks.require(len(self.features), "features", "at least one width", self.features)
@@ -70,7 +70,7 @@ class CNNAutoencoder(nn.Module):
     num_classes: int
     filters: Sequence[int] = (32, 32)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.integer("num_classes", self.num_classes)
         checks.integers("filters", self.filters)
         super().__post_init__()

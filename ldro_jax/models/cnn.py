@@ -33,7 +33,7 @@ class CNN(nn.Module):
     filters: Sequence[int] = (32, 32, 32, 32)
     features: Sequence[int] = (128, 128, 128)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.integer("num_classes", self.num_classes)
         checks.integers("filters", self.filters)
         checks.integers("features", self.features)

@@ -61,7 +61,7 @@ class Decoder(nn.Module):
     logits_chunk: int | None = None
     constrain: Callable[[jax.Array], jax.Array] = _unchanged
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         sizes = ("vocab_size", "num_layers", "embed_dim", "num_heads", "mlp_dim", "context")
         for name in sizes:
             checks.integer(name, getattr(self, name))
@@ -81,16 +81,16 @@ class Decoder(nn.Module):
             )
         super().__post_init__()
 
-    def setup(self):
+    def setup(self) -> None:
         """Makes the parameters and layers."""
 
         def table(name, axis, rows) -> Any:
             init = _init((axis, "embed"), 0.02)
             return self.param(name, init, (rows, self.embed_dim), jnp.float32)
 
-        self.embedding_VxD = table("embedding", "vocab", self.vocab_size)
+        self.embedding_VxD: jax.Array = table("embedding", "vocab", self.vocab_size)
         if self.positions == "learned":
-            self.positions_LxD = table("positions", "position", self.context)
+            self.positions_LxD: jax.Array = table("positions", "position", self.context)
         block: Any = nn.remat(Block, prevent_cse=not self.scan_layers) if self.remat else Block
         names = [f"layer_{index}" for index in range(self.num_layers)]
         if self.scan_layers:
@@ -102,7 +102,7 @@ class Decoder(nn.Module):
                 length=self.num_layers,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-        self.layers = [
+        self.layers: list[nn.Module] = [
             block(
                 num_heads=self.num_heads,
                 mlp_dim=self.mlp_dim,
@@ -115,7 +115,7 @@ class Decoder(nn.Module):
             )
             for name in names
         ]
-        self.final_norm = _norm(self.dtype, "final_norm")
+        self.final_norm: nn.Module = _norm(self.dtype, "final_norm")
 
     def __call__(self, tokens_BxL: jax.Array) -> jax.Array:
         """Cross-entropy of every int32 token given those before it in its row.

@@ -24,7 +24,7 @@ class MLP(nn.Module):
     features: Sequence[int] = (32,)
     zero_head: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.integer("num_classes", self.num_classes)
         checks.integers("features", self.features)
         checks.flag("zero_head", self.zero_head)

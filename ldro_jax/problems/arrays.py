@@ -141,20 +141,22 @@ class ArrayProblem(in_memory.InMemory):
         measured_names: Sequence[str] | None = None,
     ):
         self.penalty = penalty
-        self.task_names = tuple(task_names)
-        self.measured_names = None if measured_names is None else tuple(measured_names)
+        self.task_names: tuple[str, ...] = tuple(task_names)
+        self.measured_names: tuple[str, ...] | None = (
+            None if measured_names is None else tuple(measured_names)
+        )
         checks.function("loss", loss, example="a function (outputs, rows) -> [R]")
         expected = "a dictionary from a Metric to a function (outputs, rows) -> [R] or one number"
         fits = isinstance(metrics, Mapping) and all(map(callable, metrics.values()))
         checks.require(fits and metrics, "metrics", expected, metrics)
-        self.metrics = tuple(metrics)
+        self.metrics: tuple[base.Metric, ...] = tuple(metrics)
         self.check_names()
         self._splits = dict(splits)
         self._loss, self._prepare = loss, prepare
         self._measures = {metric.name: function for metric, function in metrics.items()}
-        self.on_device = self._held()
+        self.on_device: base.OnDevice | None = self._held()
         self._model = self._looked_at(model)
-        self.draws_at_random = self._model.draws
+        self.draws_at_random: bool = self._model.draws
         self._on_host = self._not_traced()
         self._evaluate = jax.jit(self._values, static_argnums=2)
 
@@ -353,7 +355,7 @@ class ShuffledRows(Source):
       seed: of their order in each epoch.
     """
 
-    def __init__(self, split: Split, seed: int):
+    def __init__(self, split: Split, seed: int) -> None:
         self._split, self._starts = jax.tree.map(np.asarray, split), split.starts
         self._orders = Orders(self._split.sizes, seed)
 

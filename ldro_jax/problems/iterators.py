@@ -153,10 +153,10 @@ class _Streamed(in_memory.InMemory):
     A subclass has the other methods, from a problem in memory.
     """
 
-    def __init__(self, given: _Given, *args: Any, **kwargs: Any):
+    def __init__(self, given: _Given, *args: Any, **kwargs: Any) -> None:
         self._given = given
         super().__init__(*args, **kwargs)
-        self.on_device = None
+        self.on_device: base.OnDevice | None = None
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -203,11 +203,11 @@ class StreamedRows(_Streamed, arrays.ArrayProblem):
 class StreamedTables(_Streamed, tables.TableProblem):
     """Streams of rows with labels of several tasks; see :func:`from_iterator`."""
 
-    def __init__(self, given: _Given, *args: Any, **kwargs: Any):
+    def __init__(self, given: _Given, *args: Any, **kwargs: Any) -> None:
         super().__init__(given, *args, **kwargs)
         assert self.labels is not None
         # How many labels are missing isn't known before.
-        self.labels = np.where(self.labels > 0, np.nan, 0)
+        self.labels: np.ndarray | None = np.where(self.labels > 0, np.nan, 0)
 
     @override
     def source(self, seed: int) -> "IteratorSource":
@@ -265,11 +265,13 @@ class IteratorSource(Source):
 
     has_state = True
 
-    def __init__(self, streams: Sequence["_Stream"], join: Callable[[np.ndarray, Any], Any]):
+    def __init__(
+        self, streams: Sequence["_Stream"], join: Callable[[np.ndarray, Any], Any]
+    ) -> None:
         self._streams, self._join = streams, join
         process, processes = jax.process_index(), jax.process_count()
         self._name = f"stream-{process:05d}-of-{processes:05d}"
-        self.identity = {"processes": processes}
+        self.identity: Mapping[str, Any] = {"processes": processes}
 
     @override
     def rows(self, tasks: np.ndarray, indices: np.ndarray) -> Any:
@@ -304,7 +306,9 @@ class _Stream:
       like: a batch of one row.
     """
 
-    def __init__(self, name: str, stream: Any, seed: tuple[int, int], convert: Any, like: Any):
+    def __init__(
+        self, name: str, stream: Any, seed: tuple[int, int], convert: Any, like: Any
+    ) -> None:
         self._name, self._stream, self._seed = name, stream, seed
         self._convert, self._like = convert, like
         self._iterator: Any = None
@@ -411,7 +415,7 @@ class _Stream:
         elif kind == _Place.COUNT:
             self._replay(place)
         self._batches = place["batches"]
-        with path.with_suffix(".npz").open("rb") as file, np.load(file) as left:
+        with path.with_suffix(".npz").open("rb") as file, np.load(file, allow_pickle=False) as left:
             # NumPy's files know no bfloat16.
             leaves = [
                 left[f"arr_{i}"].view(x.dtype) for i, x in enumerate(jax.tree.leaves(self._like))

@@ -43,7 +43,10 @@ class LanguageModel(base.Problem):
       ValueError: if an argument isn't what it must be.
     """
 
-    metrics = (PERPLEXITY,)
+    metrics: tuple[base.Metric, ...] = (PERPLEXITY,)
+    corpus: sequences.Corpus
+    length: int
+    eval_length: int
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class LanguageModel(base.Problem):
             if value is not None:
                 checks.integer(name, value)
         self.corpus, self.length, self.eval_length = corpus, length, eval_length or 2 * length
-        self.task_names = corpus.task_names
+        self.task_names: tuple[str, ...] = corpus.task_names
         self._limits = {"validation": max_validation_tokens, "test": max_test_tokens}
         self._eval_batch_size, self._make_model = eval_batch_size, model
         self._arrange(None, eval_batch_size or 1)
@@ -99,7 +102,7 @@ class LanguageModel(base.Problem):
         self._functions = models.as_functions(
             self._model, jax.ShapeDtypeStruct((eval_rows, self.length), jnp.int32)
         )
-        self.draws_at_random = self._functions.draws
+        self.draws_at_random: bool = self._functions.draws
         self._evaluate = jax.jit(_task_sums(self._functions), static_argnums=2, **options)
 
     def with_corpus(self, corpus: sequences.Corpus) -> "LanguageModel":

@@ -138,7 +138,7 @@ class _Call(NamedTuple):
 class _Library(abc.ABC):
     """A model as its library has it: parameters, and other variables in collections."""
 
-    def __init__(self, model: Any, tables: bool):
+    def __init__(self, model: Any, tables: bool) -> None:
         self.model, self._tables = model, tables
 
     def calls(self, inputs: Any) -> list[tuple[Any, tuple[str, ...]]]:
@@ -167,7 +167,7 @@ class _Library(abc.ABC):
 
 
 class _Linen(_Library):
-    def __init__(self, model: nn.Module, tables: bool):
+    def __init__(self, model: nn.Module, tables: bool) -> None:
         super().__init__(model, tables)
         self._others: set[str] = set()
         taken = inspect.signature(type(model).__call__).parameters

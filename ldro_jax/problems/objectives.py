@@ -97,11 +97,11 @@ class CVaR(Objective):
 
     share: float
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.number("share", self.share, "(0, 1]")
 
     @override
-    def losses(self, call, loss, rows, key):
+    def losses(self, call: Call, loss: RowFunction, rows: Rows, key: Any) -> RowLosses:
         del key
         outputs, new = call(rows["inputs"])
         each = loss(outputs, rows)
@@ -143,13 +143,13 @@ class Perturbed(Objective):
     radius: float
     draws: int = 10
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.number("share", self.share, "(0, 1]")
         checks.number("radius", self.radius, "[0, inf)")
         checks.integer("draws", self.draws)
 
     @override
-    def losses(self, call, loss, rows, key):
+    def losses(self, call: Call, loss: RowFunction, rows: Rows, key: Any) -> RowLosses:
         # The draws of a row side by side, so that rows stay on their devices.
         repeated = {name: jnp.repeat(x, self.draws, axis=0) for name, x in rows.items()}
         inputs = repeated["inputs"]
@@ -161,7 +161,7 @@ class Perturbed(Objective):
         return RowLosses(jnp.mean(worst, axis=1), auxiliary=new)
 
     @override
-    def check(self, inputs, outputs, examples):
+    def check(self, inputs: Any, outputs: Any, examples: np.ndarray) -> None:
         if not jnp.issubdtype(inputs.dtype, jnp.floating):
             raise ValueError(
                 "objective must be another one than Perturbed for inputs that aren't "
@@ -222,7 +222,7 @@ class Reconstruction(Objective):
     patch: int = 1
     error: str = "absolute"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.number("share", self.share, "(0, 1]")
         for name in ("token", "padding"):
             if (value := getattr(self, name)) is not None:
@@ -233,7 +233,7 @@ class Reconstruction(Objective):
         checks.one_of("error", self.error, ("absolute", "squared"))
 
     @override
-    def losses(self, call, loss, rows, key):
+    def losses(self, call: Call, loss: RowFunction, rows: Rows, key: Any) -> RowLosses:
         inputs = rows["inputs"]
         masked = self.masks(inputs, key)
         hidden = jnp.where(masked, jnp.asarray(self.token or 0, inputs.dtype), inputs)
@@ -278,7 +278,7 @@ class Reconstruction(Objective):
         return jnp.abs(difference) if self.error == "absolute" else difference**2
 
     @override
-    def check(self, inputs, outputs, examples):
+    def check(self, inputs: Any, outputs: Any, examples: np.ndarray) -> None:
         if self.token is None:
             self._check_numbers(inputs)
         else:
@@ -336,7 +336,7 @@ class Reconstruction(Objective):
             )
 
     @override
-    def logits(self, outputs):
+    def logits(self, outputs: Any) -> Any:
         return outputs["logits"]
 
 
@@ -353,14 +353,14 @@ class ObjectiveProblem(ArrayProblem):
       ValueError: if the objective doesn't fit the data or the model.
     """
 
-    def __init__(self, objective: Objective, task_names: Any, *parts: Any, **options: Any):
+    def __init__(self, objective: Objective, task_names: Any, *parts: Any, **options: Any) -> None:
         self._objective = objective
         names = objective.task_names
         super().__init__(task_names if names is None else names, *parts, **options)
-        self.draws_at_random = self._model.draws or objective.is_random
-        self.rows_depend = objective.rows_depend
+        self.draws_at_random: bool = self._model.draws or objective.is_random
+        self.rows_depend: bool = objective.rows_depend
         if names is not None:
-            self.labels = np.ones((1, len(names)))
+            self.labels: np.ndarray | None = np.ones((1, len(names)))
 
     @override
     def apply(self, params: Any, inputs: jax.Array) -> Any:

@@ -50,7 +50,7 @@ Penalty = Callable[[Any], jax.Array]
 
 def yeast(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     model: Callable[..., Any],
     penalty: Penalty | None = None,
     seed: int = 0,
@@ -98,7 +98,7 @@ def yeast(
 
 def chicago(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     model: Callable[..., Any],
     penalty: Penalty | None = None,
 ) -> tables.TableProblem:
@@ -149,7 +149,7 @@ def chicago(
 
 def moleculeace(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     model: Callable[..., Any],
     penalty: Penalty | None = None,
     targets: Sequence[str] = MOLECULEACE,

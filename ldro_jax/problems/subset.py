@@ -1,7 +1,7 @@
 """Some tasks of a problem, as a problem."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -30,21 +30,28 @@ class Subset(base.Problem):
       tasks: which they are, int32 ``[M]``; traced in a program.
     """
 
-    def __init__(self, whole: base.Problem, tasks: Sequence[int]):
+    def __init__(self, whole: base.Problem, tasks: Sequence[int]) -> None:
         assert whole.on_device is not None
         self._whole = whole
-        self.metrics, self.splits = whole.metrics, whole.splits
-        self.on_device, self.reference, self.labels = whole.on_device, whole.reference, whole.labels
-        self.observe, self.starting, self.penalty = whole.observe, whole.starting, whole.penalty
-        self.tables, self.features = whole.tables, whole.features
-        self.draws_at_random, self.rows_depend = whole.draws_at_random, whole.rows_depend
-        self.reference_identity = whole.reference_identity
+        self.metrics: tuple[base.Metric, ...] = whole.metrics
+        self.splits: tuple[str, ...] = whole.splits
+        self.on_device: base.OnDevice | None = whole.on_device
+        self.reference: Any = whole.reference
+        self.reference_identity: Mapping[str, Any] = whole.reference_identity
+        self.labels: np.ndarray | None = whole.labels
+        self.observe: Callable[[Any], jax.Array] | None = whole.observe
+        self.starting: Any = whole.starting
+        self.penalty: Callable[[Any], jax.Array] | None = whole.penalty
+        self.tables: Mapping[str, int] | None = whole.tables
+        self.features: Callable[[Any], Any] | None = whole.features
+        self.draws_at_random: bool = whole.draws_at_random
+        self.rows_depend: bool = whole.rows_depend
         self._choose(np.asarray(tasks, np.int32))
 
     def _choose(self, tasks: Any) -> None:
         self.tasks = tasks
         if isinstance(tasks, np.ndarray):
-            self.task_names = tuple(self._whole.task_names[task] for task in tasks)
+            self.task_names: tuple[str, ...] = tuple(self._whole.task_names[task] for task in tasks)
 
     def of(self, tasks: Any) -> Self:
         """The same for as many other tasks, ``[M]``."""

@@ -94,34 +94,40 @@ class TableProblem(in_memory.InMemory):
         self._named = not isinstance(tables["train"], Table)
         by_name = {split: _by_name(split, given) for split, given in tables.items()}
         self._tasks = {name: _names(name, t) for name, t in by_name["train"].items()}
-        self.task_names = tuple(dict.fromkeys(t for tasks in self._tasks.values() for t in tasks))
+        self.task_names: tuple[str, ...] = tuple(
+            dict.fromkeys(t for tasks in self._tasks.values() for t in tasks)
+        )
         self._splits: dict[str, dict[str, _Rows]] = {}
         for split, named in by_name.items():
             self._splits[split] = _stored(split, named, self._tasks, self._splits.get("train"))
         self._loss = _of_each_task("loss", loss, self.task_names)
         expected = "a dictionary from a Metric to a function (outputs, rows) -> [R] or one number"
         checks.require(isinstance(metrics, Mapping) and metrics, "metrics", expected, metrics)
-        self.metrics = tuple(metrics)
+        self.metrics: tuple[base.Metric, ...] = tuple(metrics)
         self.check_names()
         self._measures = {
             metric.name: _of_each_task("metrics", given, self.task_names)
             for metric, given in metrics.items()
         }
         if len(self._tasks) > 1:
-            self.tables = {name: len(tasks) for name, tasks in self._tasks.items()}
+            self.tables: Mapping[str, int] | None = {
+                name: len(tasks) for name, tasks in self._tasks.items()
+            }
         train = self._splits["train"]
-        self.labels = np.array([self._frequency(name, rows) for name, rows in train.items()])
+        self.labels: np.ndarray | None = np.array(
+            [self._frequency(name, rows) for name, rows in train.items()]
+        )
         self._sizes = np.array([rows.size for rows in train.values()])
-        self.on_device = base.OnDevice(
+        self.on_device: base.OnDevice | None = base.OnDevice(
             self._arrays("train"),
             self._sizes,
             lambda arrays, key, step, tables, indices: self._taken(arrays, tables, indices),
         )
         with models.trying(self._example):
             self._model = models.as_functions(model, self._example, tables=self._named)
-        self.draws_at_random = self._model.draws
+        self.draws_at_random: bool = self._model.draws
         if self._model.features is not None and self.tables is None:
-            self.features = self._features
+            self.features: Callable[[Any], Any] | None = self._features
         self._on_host: list[str] = []
         self._evaluate = jax.jit(self._values, static_argnums=2)
         self._check_model()
@@ -384,7 +390,7 @@ class ShuffledTables(Source):
       seed: of their order in each epoch.
     """
 
-    def __init__(self, tables: Mapping[str, _Rows], seed: int):
+    def __init__(self, tables: Mapping[str, _Rows], seed: int) -> None:
         self._tables = tables
         self._orders = Orders([rows.size for rows in tables.values()], seed)
 

@@ -1,6 +1,6 @@
 """The paper's two-parameter problem as a problem to train on; see `ldro_jax.tasks.synthetic`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -32,9 +32,9 @@ class PointTasks(base.Problem):
       ValueError: if an argument isn't what it must be.
     """
 
-    metrics = (LOSS,)
-    splits = ("train",)
-    observe = staticmethod(synthetic.position)
+    metrics: tuple[base.Metric, ...] = (LOSS,)
+    splits: tuple[str, ...] = ("train",)
+    observe: Callable[[Any], jax.Array] | None = staticmethod(synthetic.position)
 
     def __init__(
         self, points: np.ndarray | jax.Array, *, start: Sequence[float], noise: float = 0.0
@@ -43,9 +43,12 @@ class PointTasks(base.Problem):
         self._start = _array("start", start, (2,))
         checks.number("noise", noise, "[0, inf)")
         num_similar = len(self._points) - 1
-        self.task_names = (*(f"task {i + 1}" for i in range(num_similar)), "outlier")
+        self.task_names: tuple[str, ...] = (
+            *(f"task {i + 1}" for i in range(num_similar)),
+            "outlier",
+        )
         self._noise = noise
-        self.on_device = base.OnDevice(
+        self.on_device: base.OnDevice | None = base.OnDevice(
             self._points[:, None], np.ones(len(self._points), np.int32), self._take
         )
         self._evaluate = jax.jit(jax.vmap(synthetic.task_loss, in_axes=(None, 0)))

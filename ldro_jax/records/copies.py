@@ -22,7 +22,7 @@ class Copies:
     In cloud storage there is none, as that keeps several itself.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path) -> None:
         self._directory, self._thread = directory, None
         # What a killed process was writing.
         if self._writes and directory.exists():

@@ -44,7 +44,7 @@ def digests(folder: Path) -> dict[str, str]:
     return by_path
 
 
-def read_json(path: str | os.PathLike, *formats: int) -> dict[str, Any]:
+def read_json(path: str | os.PathLike[str], *formats: int) -> dict[str, Any]:
     """Reads a file that :func:`write_json` wrote, as plain types.
 
     Args:

@@ -1,5 +1,11 @@
 """The parameters that an experiment keeps: found by method, setting and seed, and loaded."""
 
+# ruff: noqa: E402
+from ldro_jax.runtime import extras
+
+# Before what needs it is imported.
+extras.need("orbax")
+
 import dataclasses
 import os
 import pathlib
@@ -75,7 +81,7 @@ def read_payload(place: pathlib.Path) -> dict[str, Any]:
 
 
 def load(
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike[str],
     *,
     method: str | None = None,
     seed: int | None = None,

@@ -49,12 +49,14 @@ class OutputDir:
       ValueError: if the name is empty.
     """
 
-    def __init__(self, directory: str | os.PathLike, config_text: str, *, overwrite: bool = False):
+    def __init__(
+        self, directory: str | os.PathLike[str], config_text: str, *, overwrite: bool = False
+    ) -> None:
         if not os.fspath(directory).strip():
             raise ValueError(
                 "output_dir is empty. Is it a variable that isn't set? Name a directory."
             )
-        self.path = paths.absolute(directory)
+        self.path: pathlib.Path = paths.absolute(directory)
         self._config_text, self._overwrite = _marked(config_text), overwrite
         self._lock: Any = None
 

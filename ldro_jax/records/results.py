@@ -72,7 +72,7 @@ class Series:
     steps: Any
     values: Any
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "steps", np.asarray(self.steps, dtype=np.int64).reshape(-1))
         object.__setattr__(self, "values", np.asarray(self.values, dtype=np.float64))
         found = self.values.shape[0] if self.values.ndim else None
@@ -82,7 +82,7 @@ class Series:
                 f"shape {self.values.shape}."
             )
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"<Series: {len(self.steps)} steps, values {list(self.values.shape)}>"
 
 
@@ -144,7 +144,7 @@ class Run:
     early_stop: int | None = None
     weighting: str = ""
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         end = f", ended at step {self.early_stop}" if self.early_stop is not None else ""
         end += f", stopped: {self.stopped}" if self.stopped else ""
         return (
@@ -206,7 +206,7 @@ class Results:
         """The tasks that were trained, in the order of every [N] array."""
         return self.trained_names or self.task_names
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.select_by not in ("worst", "average"):
             raise ValueError(
                 f"Expected select_by to be 'worst' or 'average'; found {self.select_by!r}."
@@ -256,7 +256,7 @@ class Results:
         """
         return tidy.frame(self, per_task=per_task)
 
-    def to_csv(self, path: str | os.PathLike, *, per_task: bool = True) -> Path:
+    def to_csv(self, path: str | os.PathLike[str], *, per_task: bool = True) -> Path:
         """Writes :meth:`to_frame` as a CSV file, without the index, and returns its path."""
         return tidy.write_csv(self, path, per_task=per_task)
 
@@ -277,13 +277,13 @@ class Results:
 
         return reporting.summary(self, baseline=baseline).latex()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return shown.line(self)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return shown.table(self).text()
 
-    def _repr_html_(self):
+    def _repr_html_(self) -> str:
         return shown.table(self).html()
 
 
@@ -337,7 +337,7 @@ def summarise_evaluation(
 
 
 def save_results(
-    results: Results, path: str | os.PathLike, more: Mapping[str, Any] | None = None
+    results: Results, path: str | os.PathLike[str], more: Mapping[str, Any] | None = None
 ) -> Path:
     """Writes a record; a reader sees either the old file or the whole new one.
 
@@ -401,7 +401,7 @@ def run_from_record(record: Mapping[str, Any]) -> Run:
     return Run(**{**_known(Run, record), **parts, "evaluations": evaluations})
 
 
-def load_results(path: str | os.PathLike) -> Results:
+def load_results(path: str | os.PathLike[str]) -> Results:
     """Reads a record written by `save_results`; every `null` among its numbers is NaN.
 
     Raises:

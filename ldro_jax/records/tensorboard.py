@@ -15,14 +15,14 @@ from tensorboardX.record_writer import directory_check
 _SECONDS_BETWEEN_FLUSHES = 10.0
 
 
-class TensorBoardWriter(contextlib.AbstractContextManager):
+class TensorBoardWriter(contextlib.AbstractContextManager["TensorBoardWriter"]):
     """Writes TensorBoard events; tensorboardX's own writer leaves that to a thread.
 
     They are on disk after :meth:`flush`, which waits for the disk, and otherwise after some
     seconds, with the next events. The event file is a new one in the directory.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: pathlib.Path) -> None:
         directory_check(str(directory))
         # The rest of its name is the time and the machine.
         self._writer = EventsWriter(str(directory / "events"), f".{uuid.uuid4().hex}")

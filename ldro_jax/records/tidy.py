@@ -37,7 +37,7 @@ def frame(results: "Results", *, per_task: bool) -> Any:
     return pd.DataFrame(rows, columns=columns)
 
 
-def write_csv(results: "Results", path: str | os.PathLike, *, per_task: bool) -> pathlib.Path:
+def write_csv(results: "Results", path: str | os.PathLike[str], *, per_task: bool) -> pathlib.Path:
     """See :meth:`ldro_jax.records.results.Results.to_csv`."""
     file = paths.make(path)
     paths.write(file, frame(results, per_task=per_task).to_csv(index=False))

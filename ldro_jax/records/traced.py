@@ -78,7 +78,7 @@ def _text(value: Any) -> str:
 class _Writer:
     """Writes programs into a hash."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=8)
         # Bodies that are called again and again are written once: by identity, and kept alive.
         self._written: dict[int, tuple[Any, str]] = {}

@@ -21,7 +21,7 @@ __all__ = ["finish", "headline_text", "summary", "write_report"]
 
 def write_report(
     record: Results,
-    output_dir: str | os.PathLike,
+    output_dir: str | os.PathLike[str],
     *,
     config_text: str = "",
     baseline: str | None = None,

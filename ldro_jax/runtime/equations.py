@@ -41,7 +41,7 @@ _OTHERS_OF_SCAN = {"_split_transpose", "ft_in", "ft_out", "linear", "num_carry",
 class UnknownFormError(NotImplementedError):
     """A traced program has a form that this release of the library doesn't know."""
 
-    def __init__(self, found: str):
+    def __init__(self, found: str) -> None:
         super().__init__(
             f"JAX {jax.__version__} writes a traced program down in a form that ldro-jax doesn't "
             f"know: {found}. Only interaction='layerwise' needs to read it: use 'auto', 'vmap' or "

@@ -20,7 +20,7 @@ from ldro_jax.runtime import errors
 TEMPORARY = ".ldro_jax-"
 
 
-def make(path: str | os.PathLike) -> pathlib.Path:
+def make(path: str | os.PathLike[str]) -> pathlib.Path:
     """A ``pathlib.Path``, or an ``etils.epath.Path`` for cloud storage, from what a user gives.
 
     Raises:
@@ -41,13 +41,13 @@ def make(path: str | os.PathLike) -> pathlib.Path:
         raise ValueError(f"{path} is in cloud storage of an unknown kind, {error}.") from error
 
 
-def absolute(path: str | os.PathLike) -> pathlib.Path:
+def absolute(path: str | os.PathLike[str]) -> pathlib.Path:
     """As :func:`make`, but ``~`` is expanded and the working directory plays no part any more."""
     # epath would take the working directory for a part of the address.
     return make(path) if is_remote(path) else pathlib.Path(path).expanduser().absolute()
 
 
-def is_remote(path: str | os.PathLike) -> bool:
+def is_remote(path: str | os.PathLike[str]) -> bool:
     """Whether a path is in cloud storage, where an object is written as a whole or not at all."""
     return "://" in os.fspath(path)
 

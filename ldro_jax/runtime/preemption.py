@@ -30,9 +30,9 @@ class PreemptedError(RuntimeError):
       exit_status: what a shell reports of a process that the signal ended, 143 or 129.
     """
 
-    def __init__(self, message: str, number: int = signal.SIGTERM):
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
         super().__init__(message)
-        self.exit_status = 128 + number
+        self.exit_status: int = 128 + number
 
 
 class Watch:

@@ -44,7 +44,7 @@ class TaskRows(Source):
 
     has_state = True
 
-    def __init__(self, datasets: Sequence[tf.data.Dataset]):
+    def __init__(self, datasets: Sequence[tf.data.Dataset]) -> None:
         self._iterators: list[Any] = [iter(dataset) for dataset in datasets]
         named = {f"task_{i}": iterator for i, iterator in enumerate(self._iterators)}
         self.checkpoint = tf.train.Checkpoint(**named)

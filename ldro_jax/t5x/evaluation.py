@@ -42,7 +42,7 @@ class Split:
       limit: how many to give at most; None for all.
     """
 
-    def __init__(self, batches: tf.data.Dataset, limit: int | None = None):
+    def __init__(self, batches: tf.data.Dataset, limit: int | None = None) -> None:
         self._batches, self._limit = batches, limit
         self.is_whole: bool | None = None
 
@@ -146,7 +146,7 @@ class Evaluating(trainer_lib.BaseTrainer):
         those that aren't given.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs) -> None:
         stock = inheritance.stock(type(self), Evaluating)
         inheritance.refuse_lost_bindings(stock)
         kwargs |= inheritance.missing(stock, (), kwargs)

@@ -35,7 +35,7 @@ class LDROModel(models.BaseTransformerModel):
       ValueError: if a loss normalising factor is set, or gin has bindings that can't count.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, **kwargs) -> None:
         stock = inheritance.stock(type(self), LDROModel)
         if stock.loss_fn is not models.BaseTransformerModel.loss_fn:
             raise TypeError(

@@ -83,7 +83,7 @@ class MultitaskData:
     task_classes: np.ndarray | None = None
     measured_names: tuple[str, ...] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.names("task_names", self.task_names, "('red', 'blue')")
         checks.integer("num_classes", self.num_classes)
         checks.function("prepare", self.prepare, example="inputs -> inputs")

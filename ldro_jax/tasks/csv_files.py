@@ -18,7 +18,7 @@ PUBLIC = (
 
 
 def read(
-    data_dir: str | os.PathLike | None, name: str, columns: Sequence[str], *, how: str = PUBLIC
+    data_dir: str | os.PathLike[str] | None, name: str, columns: Sequence[str], *, how: str = PUBLIC
 ) -> Any:
     """A file as a ``pandas.DataFrame`` that has these columns; it may be compressed.
 

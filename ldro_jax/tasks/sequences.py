@@ -60,7 +60,7 @@ class Corpus:
     test: Sequence[np.ndarray]
     stream: Stream | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.names("task_names", self.task_names, "('aa', 'bb')")
         checks.integer("vocab_size", self.vocab_size)
         for split in ("train", "validation", "test")[self.stream is not None :]:
@@ -140,7 +140,7 @@ class ShuffledSequences(Source):
       seed: of the orders.
     """
 
-    def __init__(self, tokens: Sequence[np.ndarray], length: int, seed: int):
+    def __init__(self, tokens: Sequence[np.ndarray], length: int, seed: int) -> None:
         self._tokens, self._length = tokens, length
         counts = [max(len(t) // length, 1) for t in tokens]
         # Another offset cuts the text elsewhere, and leaves out another remainder.

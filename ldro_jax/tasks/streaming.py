@@ -12,7 +12,7 @@ and pass results on, however many cores there are.
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -40,10 +40,10 @@ class SeqioStream:
       ValueError: if there are more or fewer sizes than tasks, or more than one vocabulary.
     """
 
-    def __init__(self, tasks: Sequence[Any], sizes: Sequence[int] | np.ndarray):
+    def __init__(self, tasks: Sequence[Any], sizes: Sequence[int] | np.ndarray) -> None:
         if len(tasks) != len(sizes):
             raise ValueError(f"Every task needs a size, but {len(tasks)} have {len(sizes)} sizes.")
-        self.sizes = np.asarray(sizes)
+        self.sizes: np.ndarray = np.asarray(sizes)
         self._tasks = tuple(tasks)
         _vocabulary(tasks)
 
@@ -71,7 +71,7 @@ class StreamingSequences(Source):
 
     has_state = True
 
-    def __init__(self, tasks: Sequence[Any], length: int, seed: int):
+    def __init__(self, tasks: Sequence[Any], length: int, seed: int) -> None:
         self._tf = tensorflow()
         self._length = length
         process, processes = jax.process_index(), jax.process_count()
@@ -83,7 +83,7 @@ class StreamingSequences(Source):
             "seed": int(seed),
             "processes": processes,
         }
-        self.identity = {"processes": processes}
+        self.identity: Mapping[str, Any] = {"processes": processes}
         with _few_files():
             pipelines = [self._pipeline(task, seed) for task in tasks]
         self._iterators: list[Any] = [iter(pipeline) for pipeline in pipelines]

@@ -47,7 +47,7 @@ def tokens(
                 f"The tokens can't be written to {path.parent} ({error.strerror}). Make room, or "
                 "choose another cache_dir."
             ) from error
-    return np.load(path, mmap_mode="r")
+    return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
 def _tokenised(task: Any, split: str, text_dir: Any, max_tokens: int | None) -> np.ndarray:

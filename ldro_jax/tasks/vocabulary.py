@@ -30,7 +30,7 @@ _MARKS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 MIN_SIZE = 3 + 256 + 1
 
 
-def load(path: str | os.PathLike | None, *, extra_ids: int = 0) -> Any:
+def load(path: str | os.PathLike[str] | None, *, extra_ids: int = 0) -> Any:
     """Loads a vocabulary.
 
     seqio reads each path once in a process: give a model that has changed another name.
@@ -90,7 +90,7 @@ def fingerprint(vocabulary: Any) -> str:
 
 def train_sentencepiece(
     data_dir: str | pathlib.Path,
-    output: str | os.PathLike,
+    output: str | os.PathLike[str],
     *,
     vocab_size: int = 32_000,
     languages: Sequence[str] | None = None,
@@ -200,7 +200,7 @@ def sample_lines(
 
 
 def tokens_per_byte(
-    path: str | os.PathLike, data_dir: str | pathlib.Path, languages: Sequence[str]
+    path: str | os.PathLike[str], data_dir: str | pathlib.Path, languages: Sequence[str]
 ) -> dict[str, float]:
     """Measures how far a SentencePiece model shortens the validation lines of each language.
 

@@ -43,7 +43,7 @@ class Batches:
     layout: Layout | None = None
     runs_together: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # Numbers of NumPy would be other text in a configuration.
         object.__setattr__(self, "size", checks.integer("size", self.size))
         checks.one_of("sampler", self.sampler, drawing.SAMPLERS)

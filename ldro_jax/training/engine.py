@@ -138,8 +138,11 @@ class Engine(abc.ABC):
     """
 
     rows_from: str
+    source_problem: Problem
 
-    def __init__(self, problem: Problem, optimizer: optax.GradientTransformation, batches: Batches):
+    def __init__(
+        self, problem: Problem, optimizer: optax.GradientTransformation, batches: Batches
+    ) -> None:
         checks.instance("optimizer", optimizer, optax.GradientTransformation, "@optax.sgd()")
         self.problem = self.source_problem = problem
         self.batches = batches
@@ -157,16 +160,16 @@ class Engine(abc.ABC):
         if problem.penalty is not None:
             checks.function("penalty", problem.penalty, example="params -> scalar")
         is_apart = not (problem.draws_at_random or problem.rows_depend)
-        self.is_whole = not (problem.labels is None and replaced is None and is_apart)
+        self.is_whole: bool = not (problem.labels is None and replaced is None and is_apart)
         with errors.of("optimizer"):
             moved = trained_lib.moved_by(optimizer, shapes)
         if not any(jax.tree.leaves(moved)):
             raise ValueError("optimizer leaves every parameter as it is, so nothing would train.")
         _check_floating(shapes, moved)
-        self.trained = None if all(jax.tree.leaves(moved)) else moved
+        self.trained: Any = None if all(jax.tree.leaves(moved)) else moved
         fixed = moved if replaced is None else jax.tree.map(operator.or_, moved, replaced)
         leaves = jax.tree_util.tree_leaves_with_path(fixed)
-        self.frozen = [jax.tree_util.keystr(path) for path, moves in leaves if not moves]
+        self.frozen: list[str] = [jax.tree_util.keystr(path) for path, moves in leaves if not moves]
 
     @functools.cached_property
     def shared(self) -> Any:
@@ -222,9 +225,13 @@ class Program(abc.ABC):
       ValueError: if a setting of the method is out of range, or its batches have too few rows.
     """
 
+    engine: Engine
+    method: Method
+    problem: Problem
+    batches: Batches
     plan: Plan
 
-    def __init__(self, engine: Engine, method: Method):
+    def __init__(self, engine: Engine, method: Method) -> None:
         self.engine, self.method = engine, method
         self.problem, self.batches = engine.problem, engine.batches
         if method.uses_excess and self.problem.reference is None:
@@ -238,8 +245,8 @@ class Program(abc.ABC):
                 f"sampling='weights' draws the rows of tasks by their weights, but {method.name} "
                 "is given rows with labels of several tasks. Use sampling='uniform'."
             )
-        self.rows_apart = self.batches.rows_apart(method, self.problem)
-        self.shared = method.shared
+        self.rows_apart: int | None = self.batches.rows_apart(method, self.problem)
+        self.shared: Any = method.shared
         if method.uses_interaction and self.shared is None:
             self.shared = engine.shared
         self.tx({})

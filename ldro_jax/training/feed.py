@@ -26,7 +26,7 @@ class Feed:
     ``ValueError`` if such batches can't be drawn.
     """
 
-    def __init__(self, engine: "MeshedEngine", method: Method, rows_apart: int | None):
+    def __init__(self, engine: "MeshedEngine", method: Method, rows_apart: int | None) -> None:
         problem, batches, mesh = engine.problem, engine.batches, engine.mesh
         self._problem, self._batches, self._method = problem, batches, method
         self._owned = problem.labels is None

@@ -61,8 +61,14 @@ class MeshedEngine(engine_lib.Engine):
     """
 
     rows_from = "a Layout, with rows from the host"
+    mesh: jax.sharding.Mesh
+    rules: list[tuple[str, str | None]]
+    source_problem: Problem
+    row: Any
 
-    def __init__(self, problem: Problem, optimizer: optax.GradientTransformation, batches: Batches):
+    def __init__(
+        self, problem: Problem, optimizer: optax.GradientTransformation, batches: Batches
+    ) -> None:
         layout = batches.layout or sharding.Layout()
         self.mesh, self.rules = layout.mesh(), layout.rules()
         batches.check(problem, self.mesh.shape["data"])
@@ -123,13 +129,17 @@ class MeshedProgram(engine_lib.Program):
     """
 
     engine: MeshedEngine
+    plan: Plan
+    shardings: step_lib.TrainState
 
-    def __init__(self, engine: MeshedEngine, method: Method, compiled: "_Compiled | None" = None):
+    def __init__(
+        self, engine: MeshedEngine, method: Method, compiled: "_Compiled | None" = None
+    ) -> None:
         super().__init__(engine, method)
-        self.mesh = engine.mesh
+        self.mesh: jax.sharding.Mesh = engine.mesh
         self._compiled = compiled or self._compile()
         self.plan, self.shardings = self._compiled.plan, self._compiled.shardings
-        self.feed = feed_lib.Feed(engine, method, self.rows_apart)
+        self.feed: feed_lib.Feed = feed_lib.Feed(engine, method, self.rows_apart)
         self._reference = None
         if method.uses_excess:
             self._reference = jax.device_put(self.problem.reference, self.shardings.params)
@@ -191,7 +201,9 @@ class MeshedProgram(engine_lib.Program):
         (trial,) = trials
         return MeshedSession(self, trial)
 
-    def step(self, state: step_lib.TrainState, batch: Batch, method: Method):
+    def step(
+        self, state: step_lib.TrainState, batch: Batch, method: Method
+    ) -> tuple[step_lib.TrainState, jax.Array]:
         """Takes one step with a method's rates, from a state whose buffers are reused.
 
         Returns the new state and the losses of the tasks, ``[N]``, not waited for.
@@ -237,14 +249,17 @@ def _queue_length(began: float, timed: int) -> int:
 class MeshedSession(engine_lib.Session):
     """One run of a program, which draws its rows a few steps ahead."""
 
-    def __init__(self, program: MeshedProgram, trial: Trial):
+    states: step_lib.TrainState
+    step: int
+
+    def __init__(self, program: MeshedProgram, trial: Trial) -> None:
         self._program, self._trial = program, trial
-        self.problems = [program.problem]
+        self.problems: Sequence[Problem] = [program.problem]
         self._source = program.problem.source(trial.seed)
         program.feed.check_source(self._source)
         self.source = self._source if self._source.has_state else None
         self._is_fresh = True
-        self.identity = self._source.identity
+        self.identity: Mapping[str, Any] = self._source.identity
         self.states, self.step = program.init(trial.seed), 0
         self._drawer = program.feed.drawer(trial.method, trial.seed)
         self._key = program.key(trial.seed)

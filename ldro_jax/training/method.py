@@ -76,7 +76,7 @@ class Method:
     geometry: str | Callable[[Any], Any] = "euclidean"
     shared: bool | Callable[[Any], Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.text("name", self.name)
         weighting.factory(self.weighting)
         if self.interaction_rows is not None:

@@ -118,8 +118,10 @@ class Progress:
 class Saved:
     """The checkpoints of some runs, and the states of their source beside them."""
 
-    def __init__(self, directory: pathlib.Path, identity: Mapping[str, Any]):
-        self.checkpoints = checkpoints.Checkpoints(directory, identity=identity)
+    def __init__(self, directory: pathlib.Path, identity: Mapping[str, Any]) -> None:
+        self.checkpoints: checkpoints.Checkpoints = checkpoints.Checkpoints(
+            directory, identity=identity
+        )
         self._places = directory / _SOURCE
 
     def save(self, session: Session, now: Progress, best: int | None = None) -> None:

@@ -44,7 +44,7 @@ def empty_run(trial: Trial, schedule: Schedule) -> results.Run:
 class Record:
     """The record of a run that is being trained; to extend it takes the same time at any length."""
 
-    def __init__(self, run: results.Run):
+    def __init__(self, run: results.Run) -> None:
         self._run = run
         self._evaluations = list(run.evaluations)
         self._steps: dict[str, list[int]] = {}

@@ -40,7 +40,7 @@ class Schedule:
     patience: int | None = None
     eval_at_start: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.one_of("test", self.test, TESTS)
         checks.flag("eval_at_start", self.eval_at_start)
         defaults = {

@@ -18,7 +18,7 @@ import optax
 from flax.core import meta
 from typing_extensions import override
 
-from ldro_jax.measuring import Batch
+from ldro_jax.measuring import Batch, Plan
 from ldro_jax.problems import starting
 from ldro_jax.problems.base import OnDevice, Problem
 from ldro_jax.problems.subset import Subset
@@ -70,10 +70,13 @@ class StackedEngine(engine_lib.Engine):
         super().__init__(problem, optimizer, batches)
         if together is None:
             together = "map" if jax.default_backend() == "cpu" else "vmap"
-        self.together = {"vmap": stretches.vmapped, "map": stretches.mapped}[together]
+        self.together: Callable[[Callable[..., Any]], Callable[..., Any]] = {
+            "vmap": stretches.vmapped,
+            "map": stretches.mapped,
+        }[together]
         assert problem.on_device is not None
         self.data: OnDevice = problem.on_device
-        self.arrays = jax.device_put((self.data.arrays, problem.reference))
+        self.arrays: Any = jax.device_put((self.data.arrays, problem.reference))
         self._made = jax.jit(
             lambda key, given: starting.overlaid(meta.unbox(problem.init(key)), given)
         )
@@ -127,14 +130,14 @@ class StackedProgram(engine_lib.Program):
 
     engine: StackedEngine
 
-    def __init__(self, engine: StackedEngine, method: Method):
+    def __init__(self, engine: StackedEngine, method: Method) -> None:
         super().__init__(engine, method)
         if method.sampling != "uniform":
             raise ValueError(
                 f"sampling must be 'uniform' for data on the device, but it is "
                 f"{method.sampling!r}. Pass layout=Layout() to train on rows from the host."
             )
-        self.plan = self.make_plan(strategy_on_one_device(method))
+        self.plan: Plan = self.make_plan(strategy_on_one_device(method))
         self._stretches: dict[tuple[Any, ...], Callable] = {}
 
     def on(self, engine: StackedEngine) -> "StackedProgram":
@@ -310,6 +313,9 @@ class StackedProgram(engine_lib.Program):
 class StackedSession(engine_lib.Session):
     """R runs of one program, with states ``[R, ...]``."""
 
+    states: step_lib.TrainState
+    step: int
+
     def __init__(
         self,
         program: StackedProgram,
@@ -319,7 +325,7 @@ class StackedSession(engine_lib.Session):
     ):
         self._program, self._num_runs = program, len(trials)
         self._runs = program.settings(trials)
-        self.problems = [program.problem_of(trial) for trial in trials]
+        self.problems: Sequence[Problem] = [program.problem_of(trial) for trial in trials]
         self.states, self.step = states, 0
         self._held: dict[int, step_lib.TrainState] = {}
         self._size, self._steps_per_second = size, 0.0

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def _zeros(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     return jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
 
 
-def vmapped(stretch):
+def vmapped(stretch: Callable[..., Any]) -> Callable[..., Any]:
     """Many runs at once, for accelerators."""
 
     def together(runs, states, means, blocks, arrays):
@@ -101,7 +102,7 @@ def vmapped(stretch):
     return together
 
 
-def mapped(stretch):
+def mapped(stretch: Callable[..., Any]) -> Callable[..., Any]:
     """One run after the other, for CPU."""
 
     def together(runs, states, means, blocks, arrays):

@@ -62,7 +62,7 @@ class About:
     solver: str = ""
     scale_free: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.family not in FAMILIES:
             raise ValueError(f"family must be one of {FAMILIES}, but it is {self.family!r}.")
 

@@ -226,12 +226,12 @@ class WeightsState(NamedTuple):
     weights: jax.Array
 
 
-def uniform_state(num_tasks: int, dtype=jnp.float32) -> WeightsState:
+def uniform_state(num_tasks: int, dtype: jax.typing.DTypeLike = jnp.float32) -> WeightsState:
     """Even weights."""
     return WeightsState(jnp.full(num_tasks, 1 / num_tasks, dtype))
 
 
-def uniform_log_state(num_tasks: int, dtype=jnp.float32) -> LogWeightsState:
+def uniform_log_state(num_tasks: int, dtype: jax.typing.DTypeLike = jnp.float32) -> LogWeightsState:
     """Even weights, as logarithms."""
     return LogWeightsState(jnp.full((num_tasks,), -jnp.log(num_tasks), dtype))
 
@@ -302,7 +302,7 @@ def stateless(
     """
     checks.function("weights_fn", weights_fn, example="statistics -> weights [N]")
 
-    def init(num_tasks, dtype=jnp.float32):
+    def init(num_tasks, dtype: jax.typing.DTypeLike = jnp.float32):
         del num_tasks, dtype
         return ()
 
@@ -331,7 +331,7 @@ def solving(
     """
     checks.function("weights_fn", weights_fn, example="statistics -> (weights [N], solved)")
 
-    def init(num_tasks, dtype=jnp.float32):
+    def init(num_tasks, dtype: jax.typing.DTypeLike = jnp.float32):
         del num_tasks, dtype
         return SolverState(jnp.zeros([], jnp.int32))
 

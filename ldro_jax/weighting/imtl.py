@@ -50,7 +50,7 @@ class ScalesState(NamedTuple):
     scales: jax.Array
 
 
-def no_scales(num_tasks: int, dtype=jnp.float32) -> ScalesState:
+def no_scales(num_tasks: int, dtype: jax.typing.DTypeLike = jnp.float32) -> ScalesState:
     """Scales of zero."""
     return ScalesState(jnp.zeros(num_tasks, dtype))
 

@@ -125,6 +125,5 @@ def _row(*cells: str) -> str:
 
 
 if __name__ == "__main__":
-    for argument in sys.argv[1:]:
-        file = pathlib.Path(argument)
-        file.write_text(document(file.read_text(encoding="utf-8")), encoding="utf-8")
+    for _file in map(pathlib.Path, sys.argv[1:]):
+        _file.write_text(document(_file.read_text(encoding="utf-8")), encoding="utf-8")

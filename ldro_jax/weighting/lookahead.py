@@ -198,7 +198,7 @@ class Game:
     relative: bool
     normalize_interaction: bool
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         base.check_range("lookahead_lr", self.lookahead_lr)
         checks.flag("relative", self.relative)
         checks.flag("normalize_interaction", self.normalize_interaction)

@@ -8,9 +8,10 @@ import sys
 import types
 
 import pytest
-import sentencepiece
 
 from ldro_jax.tasks import vocabulary
+
+sentencepiece = pytest.importorskip("sentencepiece")
 
 ALPHABETS = {
     "am": "ሀሁለመሰረቀበተነአከ",

@@ -140,6 +140,7 @@ def test_each_step_has_its_own_keys_and_moves_the_statistics_once(code):
     )
 
 
+@pytest.mark.skipif(not hasattr(nnx.Variable, "get_value"), reason="older Flax")
 def test_the_state_of_an_nnx_optimizer_is_read_as_arrays():
     p = problem()
 

@@ -78,6 +78,8 @@ def test_checkpoints_bit_for_bit(tmp_path):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("interval", [1, 3])
 def test_one_and_eight_devices_agree(interval, kind):
+    if kind == AxisType.Explicit and jax.__version_info__ < (0, 7, 1):
+        pytest.skip("explicit meshes need jax 0.7.1")
     problem = problems.mlp()
     tx = make(interval)
     expected = problems.train(tx, problem, 20)[-1]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ldro_jax.reporting.figures import style
 from ldro_jax.reporting.figures.interaction import name_cells, similarity_order
@@ -12,7 +13,7 @@ _IN_A_ROW = 2
 
 
 @style.applied
-def affinities(measured: Sequence[tuple[str, np.ndarray]], task_names: Sequence[str]):
+def affinities(measured: Sequence[tuple[str, np.ndarray]], task_names: Sequence[str]) -> Figure:
     """Draws affinities ``[N, N]``, each row relative to its mean and in its standard deviations.
 
     Args:

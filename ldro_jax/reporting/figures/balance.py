@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
@@ -15,7 +17,7 @@ from ldro_jax.runtime import checks
 
 
 @style.on_axes
-def average_vs_worst(comparison: Comparison, ax=None):
+def average_vs_worst(comparison: Comparison, ax: Axes | None = None) -> Axes:
     """Average against worst-task value: small points are seeds, large ones their mean.
 
     A thin line joins the non-dominated checkpoints of each method on the same split.
@@ -44,7 +46,7 @@ def average_vs_worst(comparison: Comparison, ax=None):
 
 
 @style.on_axes
-def ranking(comparison: Comparison, ax=None, *, which: str = "worst"):
+def ranking(comparison: Comparison, ax: Axes | None = None, *, which: str = "worst") -> Axes:
     """Every method's worst task, or its average, the best worst task on top; strokes are seeds."""
     checks.one_of("which", which, ("average", "worst"))
     ranked = _ranked(comparison)
@@ -55,7 +57,7 @@ def ranking(comparison: Comparison, ax=None, *, which: str = "worst"):
 
 
 @style.applied
-def rankings(comparison: Comparison):
+def rankings(comparison: Comparison) -> Figure:
     """:func:`ranking` by the average and the worst task, side by side in the same order."""
     ranked = _ranked(comparison)
     figure = style.new_figure(style.WIDTH, _ranking_height(ranked))
@@ -101,7 +103,7 @@ def _draw_ranking(axes, comparison: Comparison, ranked: Sequence[Setting], which
 
 
 @style.on_axes
-def task_values(comparison: Comparison, ax=None):
+def task_values(comparison: Comparison, ax: Axes | None = None) -> Axes:
     """The final value of each task and method, tasks ordered by the baseline's value.
 
     Of many tasks only some are named, and spreads are left out.
@@ -148,7 +150,7 @@ def task_values(comparison: Comparison, ax=None):
 
 
 @style.on_axes
-def step_time(comparison: Comparison, ax=None):
+def step_time(comparison: Comparison, ax: Axes | None = None) -> Axes:
     """The time of one training step as a ratio to the baseline's."""
     reference = step_seconds(comparison.baseline).mean
     drawn_as = style.looks(comparison.shown)

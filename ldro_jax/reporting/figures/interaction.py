@@ -1,8 +1,11 @@
 """The figure of the interaction of tasks, and the matrix arithmetic behind it."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy.cluster import hierarchy
 from scipy.spatial import distance
 
@@ -74,7 +77,7 @@ def last_interaction(comparison: Comparison) -> Interaction | None:
 
 
 @style.applied
-def interaction_matrix(measured: Interaction, task_names):
+def interaction_matrix(measured: Interaction, task_names: Sequence[str]) -> Figure:
     """Cosine similarity between the tasks' gradients, similar tasks side by side.
 
     The bars at the right are the lengths of the gradients.
@@ -109,7 +112,7 @@ def interaction_matrix(measured: Interaction, task_names):
     return figure
 
 
-def name_cells(axes, names) -> None:
+def name_cells(axes: Axes, names: Sequence[str]) -> None:
     """Writes the names of the tasks at the rows and columns of a matrix, as far as they fit."""
     many = len(names) > _WITH_VALUES
     fontsize = 9.5 if len(names) <= 20 else 7.5

@@ -7,6 +7,7 @@ import math
 
 import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
@@ -26,7 +27,7 @@ def smoothed(values: Series, *, logarithms: bool = False) -> Series:
 
 
 @style.applied
-def pareto_frontiers(frontiers: Frontiers):
+def pareto_frontiers(frontiers: Frontiers) -> Figure:
     """Average against worst-task value of all checkpoints of all settings, a panel per seed.
 
     A line joins what no other checkpoint of the method and seed beats; the others are faint dots,
@@ -60,7 +61,7 @@ def pareto_frontiers(frontiers: Frontiers):
 
 
 @style.applied
-def worst_over_time(comparison: Comparison):
+def worst_over_time(comparison: Comparison) -> Figure:
     """The worst task over training for each setting: a panel per method with several settings.
 
     The strong line is a running exponential average of the mean over seeds, which is faint; on a

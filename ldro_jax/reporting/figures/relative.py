@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
@@ -12,7 +13,7 @@ _LETTERS = 80  # there is room for in a line
 
 
 @style.applied
-def relative_by_task(comparison: Comparison):
+def relative_by_task(comparison: Comparison) -> Figure:
     """Each task's final value relative to a model of its own, by method; below, its training data.
 
     Tasks stand in the order of their sizes, the largest left; without sizes in the order of the

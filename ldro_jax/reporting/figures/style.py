@@ -6,19 +6,22 @@ the program that calls this. Names stand outside the axes, where they cover noth
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ParamSpec, Protocol
 
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.axis import XAxis, YAxis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import ArrayLike
 
 from ldro_jax.records.results import Results
-from ldro_jax.reporting.comparison import compare
+from ldro_jax.reporting.comparison import Comparison, compare
 
 WIDTH = 8.6  # inches: fills a report's column, with 10-point text still readable
 GREY = "#8a8a8a"
@@ -53,6 +56,8 @@ _RC: dict[Any, Any] = {
     "savefig.dpi": 150,
 }
 
+_P = ParamSpec("_P")
+
 
 @functools.cache
 def _fonts() -> tuple[str, ...]:
@@ -70,11 +75,11 @@ def can_draw(text: str) -> bool:
     return all(any(ord(c) in _letters(font) for font in _fonts()) for c in text if c != "\n")
 
 
-def applied(draw):
+def applied(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     """A decorator of functions that draw: the program's own settings stay as they are."""
 
     @functools.wraps(draw)
-    def drawn(*args, **kwargs):
+    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
         settings: dict[Any, Any] = {**_RC, "font.family": list(_fonts())}
         with matplotlib.rc_context(settings):
             return draw(*args, **kwargs)
@@ -82,13 +87,25 @@ def applied(draw):
     return drawn
 
 
-def on_axes(draw):
+class OnAxes(Protocol):
+    """Draws results on axes that are given, or on those of a new figure, and returns them."""
+
+    def __call__(
+        self, results: Comparison | Results, ax: Axes | None = None, **options: Any
+    ) -> Axes:
+        """Draws."""
+        ...
+
+
+def on_axes(draw: Callable[..., Axes]) -> OnAxes:
     """A decorator of functions that draw a comparison on one axes; they may be given a record."""
 
-    @applied
     @functools.wraps(draw)
-    def drawn(results, ax=None, **options):
-        return draw(compare(results) if isinstance(results, Results) else results, ax, **options)
+    def drawn(results: Comparison | Results, ax: Axes | None = None, **options: Any) -> Axes:
+        settings: dict[Any, Any] = {**_RC, "font.family": list(_fonts())}
+        found = compare(results) if isinstance(results, Results) else results
+        with matplotlib.rc_context(settings):
+            return draw(found, ax, **options)
 
     return drawn
 
@@ -107,22 +124,23 @@ class Look:
         return dataclasses.asdict(self)
 
 
-def new_figure(width: float, height: float):
+def new_figure(width: float, height: float) -> Figure:
     """A figure of a size in inches that belongs to no window and no global list."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
 
-def axes_of(ax, height: float):
+def axes_of(ax: Axes | None, height: float) -> Axes:
     """The axes that were given, or else the axes of a figure of their own."""
     return new_figure(WIDTH, height).subplots() if ax is None else ax
 
 
-def legend_of(axes, handles: Sequence[Any], *, above: bool) -> None:
+def legend_of(axes: Axes, handles: Sequence[Any], *, above: bool) -> None:
     """A legend above a figure of one axes, or within axes that have others beside them."""
     if above:
-        legend_above(axes.figure, handles)
+        figure: Any = axes.figure
+        legend_above(figure, handles)
     else:
         axes.legend(handles=handles)
 
@@ -165,7 +183,7 @@ def short(name: str, width: int = 24) -> str:
     return name.replace("$", r"\$")
 
 
-def legend_above(figure, handles: Sequence[Any]) -> None:
+def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
     """A legend over the whole width, with as many columns as there is room for."""
     labels = [str(handle.get_label()) for handle in handles]
     longest = max(map(len, labels), default=0)
@@ -173,17 +191,17 @@ def legend_above(figure, handles: Sequence[Any]) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=columns)
 
 
-def key(label: str, *, width: int = 40, **options):
+def key(label: str, *, width: int = 40, **options: Any) -> Line2D:
     """An entry of a legend, its name cut to `width` characters."""
     return Line2D([], [], label=short(label, width), **options)
 
 
-def axis_name(values, prefix: str) -> str:
+def axis_name(values: Any, prefix: str) -> str:
     """An axis label with the direction of the metric; `values` are `Values` or `Frontiers`."""
     return f"{prefix}{short(values.metric, 40)} ({values.better})"
 
 
-def is_wide(values, drawn) -> bool:
+def is_wide(values: Any, drawn: ArrayLike) -> bool:
     """Whether only a logarithmic axis shows all that is drawn; where higher is better, none is."""
     drawn = np.asarray(drawn, dtype=float)
     drawn = drawn[np.isfinite(drawn)]
@@ -192,7 +210,7 @@ def is_wide(values, drawn) -> bool:
     return bool(drawn.max() > 10 * drawn.min())
 
 
-def log_if_wide(axis, values, drawn) -> None:
+def log_if_wide(axis: XAxis | YAxis, values: Any, drawn: ArrayLike) -> None:
     """Makes an axis logarithmic, with plain numbers on it, if :func:`is_wide`."""
     if is_wide(values, drawn):
         getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
@@ -201,7 +219,7 @@ def log_if_wide(axis, values, drawn) -> None:
         axis.set_minor_formatter(NullFormatter())
 
 
-def name_panels(grid, used: int, xlabel: str, ylabel: str) -> None:
+def name_panels(grid: np.ndarray, used: int, xlabel: str, ylabel: str) -> None:
     """Names the axes once per column and row, and clears the panels without content."""
     columns = grid.shape[1]
     for axes in grid.flat[used:]:
@@ -215,6 +233,6 @@ def name_panels(grid, used: int, xlabel: str, ylabel: str) -> None:
         axes.set_ylabel(ylabel)
 
 
-def shifts(count: int, width: float):
+def shifts(count: int, width: float) -> np.ndarray:
     """Places beside each other, so that equal values don't hide each other."""
     return np.linspace(-width, width, count) if count > 1 else np.zeros(1)

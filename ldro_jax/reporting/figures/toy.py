@@ -1,7 +1,11 @@
 """Paths in the plane, for the toy problem in which every task is a point."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
+from matplotlib.figure import Figure
 from matplotlib.patches import Circle
+from numpy.typing import ArrayLike
 
 from ldro_jax.reporting.figures import style
 
@@ -9,7 +13,12 @@ _RED = "#d40000"
 
 
 @style.applied
-def trajectories(panels, task_points, outlier, radius):
+def trajectories(
+    panels: Sequence[tuple[str, Mapping[str, ArrayLike]]],
+    task_points: ArrayLike,
+    outlier: ArrayLike,
+    radius: float,
+) -> Figure:
     """Draws where each method's prediction goes, with tasks as points to be near.
 
     Args:

@@ -4,6 +4,8 @@ import math
 import warnings
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from ldro_jax.reporting.comparison import Comparison
 from ldro_jax.reporting.figures import style
@@ -56,7 +58,7 @@ def signal(comparison: Comparison) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 @style.applied
-def weights_over_time(comparison: Comparison):
+def weights_over_time(comparison: Comparison) -> Figure:
     """The weight of each task over training, one panel per method whose weights move.
 
     The tasks with the largest weights, over all panels, are coloured; the others are grey. Where
@@ -70,7 +72,7 @@ def weights_over_time(comparison: Comparison):
 
 
 @style.applied
-def signal_over_time(comparison: Comparison):
+def signal_over_time(comparison: Comparison) -> Figure:
     """The share of each task's gradient that is signal; the tasks that end with least coloured."""
     panels = signal(comparison)
     last = np.mean([values[-1] for _, values in panels.values()], axis=0)
@@ -118,7 +120,9 @@ def _draw_rest(axes, steps, values) -> None:
 
 
 @style.on_axes
-def metric_over_steps(comparison: Comparison, ax=None, *, which: str = "worst"):
+def metric_over_steps(
+    comparison: Comparison, ax: Axes | None = None, *, which: str = "worst"
+) -> Axes:
     """Worst-task or average value over training: mean over seeds and one standard deviation."""
     checks.one_of("which", which, ("average", "worst"))
     axes = style.axes_of(ax, 4.2)
@@ -130,7 +134,7 @@ def metric_over_steps(comparison: Comparison, ax=None, *, which: str = "worst"):
 
 
 @style.applied
-def both_over_steps(comparison: Comparison):
+def both_over_steps(comparison: Comparison) -> Figure:
     """:func:`metric_over_steps` of the average and of the worst task, side by side."""
     values = comparison.values
     figure = style.new_figure(style.WIDTH, 4.2 + 0.2 * (len(comparison.notable) // 4))

@@ -68,7 +68,7 @@ class Drawer:
     sizes: np.ndarray | None = None
     probabilities: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.one_of("sampler", self.sampler, ("balanced", "uniform", "probabilities"))
         if self.sampler == "uniform" and self.sizes is None:
             raise ValueError(

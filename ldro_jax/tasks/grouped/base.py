@@ -84,7 +84,7 @@ class GroupedData:
     evaluation: EvaluationGroups | None = None
     shares: np.ndarray | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         checks.names("class_names", self.class_names, "('landbird', 'waterbird')")
         checks.names("attribute_names", self.attribute_names, "('land', 'water')")
         checks.require(isinstance(self.between, str), "between", "a text in quotes", self.between)

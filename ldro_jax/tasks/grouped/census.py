@@ -36,7 +36,7 @@ _CATEGORIES = (*_OTHERS, "native-country")
 
 def adult(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     by: Sequence[str] = ("sex", "race"),
     keep_protected: bool = False,
     seed: int = 0,

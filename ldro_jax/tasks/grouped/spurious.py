@@ -74,12 +74,12 @@ def spurious_digits(
 
 def spurious_cifar100(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     classes: tuple[str, str] = ("aquatic mammals", "trees"),
     mark: str = "border",
     correlation: float = 0.95,
     seed: int = 0,
-    **options,
+    **options: Any,
 ) -> GroupedData:
     """Two superclasses of CIFAR-100, which of the two goes with a colour, red or blue.
 

@@ -50,7 +50,7 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 def waterbirds(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     size: int = 224,
     share: float = 1.0,
     seed: int = 0,
@@ -98,7 +98,7 @@ def waterbirds(
 
 def celeba(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     size: int = 224,
     share: float = 1.0,
     seed: int = 0,
@@ -151,7 +151,7 @@ def celeba(
 
 def civilcomments(
     *,
-    data_dir: str | os.PathLike | None = None,
+    data_dir: str | os.PathLike[str] | None = None,
     length: int = 128,
     vocabulary_size: int = 32_768,
     share: float = 1.0,
