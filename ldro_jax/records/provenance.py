@@ -15,6 +15,10 @@ from typing import Any
 
 import jax
 
+# Of a command as it is shown.
+_LONGEST = 300
+_SECRET = r"--?[\w.-]*(?:token|key|secret|password)"
+
 
 def versions(*more: str) -> dict[str, str]:
     """Versions of the packages that numbers depend on, and of ``more``, by name.
@@ -72,12 +76,12 @@ def machine(device: Mapping[str, Any]) -> str:
 
     Several machines have their words as its ``described``.
     """
-    if "described" in device:
-        return device["described"]
+    if "described" in device or not device:
+        return device.get("described", "not recorded")
     processor = f" ({device['processor']})" if device.get("processor") else ""
     if device.get("platform") != "cpu":
         return " × ".join(str(device[k]) for k in ("count", "kind") if device.get(k)) + processor
-    several = f" as {device['count']} devices" if device.get("count", 1) > 1 else ""
+    several = f" as {device['count']} devices" if (device.get("count") or 1) > 1 else ""
     cores = f"{device['cpu_cores']} CPU cores" if device.get("cpu_cores") else "CPU"
     return cores + processor + several
 
@@ -86,5 +90,9 @@ def occasion() -> dict[str, str]:
     """When, and with which command."""
     now = datetime.datetime.now(datetime.UTC)
     program, *arguments = sys.orig_argv or [""]
-    command = shlex.join([os.path.basename(program), *arguments])
-    return {"date": f"{now:%Y-%m-%d %H:%M} UTC", "command": command}
+    if "-c" in arguments:
+        arguments = [*arguments[: arguments.index("-c") + 1], "…"]
+    said = shlex.join([os.path.basename(program), *arguments]).replace("'…'", "…")
+    said = re.sub(rf"(?i)({_SECRET}\S*?[= ])\S+", r"\1…", said)
+    said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
+    return {"date": f"{now:%Y-%m-%d %H:%M} UTC", "command": said}

@@ -116,10 +116,12 @@ def verdict(comparison: Comparison) -> str:
             return f"{text}, and a clearly worse average."
         return f"{text}; {_listed(paid)} for a clearly worse average."
     text = f"No method has a clearly better worst task than {baseline}"
-    if better := where("average", "better"):
-        text += (
-            f"; {_listed(better)} {'is' if len(better) == 1 else 'are'} clearly better on average"
-        )
+    for which, said, words in (
+        ("average", "better", "a clearly better average"),
+        ("worst", "worse", "a clearly worse worst task"),
+    ):
+        if some := where(which, said):
+            text += f"; {_listed(some)} {'has' if len(some) == 1 else 'have'} {words}"
     return f"{text}."
 
 

@@ -16,6 +16,12 @@ from ldro_jax.reporting.sweeps import RULES, Frontiers, choices
 from ldro_jax.weighting import about
 
 MONOLINGUAL = "Monolingual"
+# What settings of a method change about its formula.
+_CHANGED = {
+    "signal_power": "of ℓ·s, s the share of signal",
+    "smoothing": "on running means",
+    "floor": "and a part spread evenly",
+}
 
 
 def of_rows(rows: Sequence[Sequence[str]]) -> Table:
@@ -75,15 +81,16 @@ def headline(comparison: Comparison) -> Table:
 
 def methods(comparison: Comparison) -> Table | None:
     """What each method is, in a few signs; None if the record has no names of the library's."""
+    if all(setting.runs[0].weighting not in about.ABOUT for setting in comparison.shown):
+        return None
     rows = []
     for setting in comparison.shown:
-        if said := about.ABOUT.get(setting.runs[0].weighting):
-            rows.append([setting.label, said.family, said.weights, said.paper])
-    return (
-        Table("", ["method", "looks after", "weights", "paper"], rows, (), range(4))
-        if rows
-        else None
-    )
+        said = about.ABOUT.get(setting.runs[0].weighting)
+        changed = [words for name, words in _CHANGED.items() if setting.hyperparameters.get(name)]
+        cells = [said.family, said.weights, said.paper] if said else ["–", "–", ""]
+        cells[1] += "".join(f"; {words}" for words in changed)
+        rows.append([setting.label, *cells])
+    return Table("", ["method", "kind", "weights", "paper"], rows, (), range(4)) if rows else None
 
 
 def paired(comparison: Comparison) -> Table:

@@ -141,16 +141,19 @@ def _apart(single: jax.Array, state: SignalState, new: jax.Array) -> jax.Array:
     """A measurement's shares, ``[N]``, without what moves all of them off their means together.
 
     Tasks that share their rows are all off in the same direction, and so are all tasks while a
-    model learns. How tasks compare is known more surely than any of their shares.
+    model learns. How tasks compare is known more surely than any of their shares, as long as they
+    are measured in the same steps: otherwise each has a part of its own in what is common.
     """
-    before = new & (state.total > 0)
+    before, total = state.total > 0, state.total
     count = jnp.sum(before, dtype=single.dtype)
-    mean = state.moments[0] / jnp.where(before, state.total, 1)
+    most, least = jnp.max(total), jnp.min(jnp.where(before, total, jnp.inf))
+    together = (new | ~before).all() & (least > 0.99 * most) & (count > 1)
+    mean = state.moments[0] / jnp.where(before, total, 1)
     off = single - mean
     common = jnp.sum(off, where=before) / jnp.maximum(count, 1)
     # What is left of N independent errors without their mean has (N - 1) / N of their variance.
     off = jnp.sqrt(count / jnp.maximum(count - 1, 1)) * (off - common)
-    return jnp.where(before & (count > 1), mean + off, single)
+    return jnp.where(before & together, mean + off, single)
 
 
 def _ratio(square: jax.Array, variance: jax.Array) -> jax.Array:

@@ -129,6 +129,41 @@ def test_tasks_that_are_measured_on_the_same_rows_are_told_apart(dtype):
     np.testing.assert_allclose(run(weighting.signal(), [*alone, last])[-1], 1 / N, atol=0.02)
 
 
+def evenness(present, seeds=100):
+    """Weights × N of tasks that are alike, whose measurements err together, by who is there."""
+    steps, number = present.shape
+    method = weighting.signal()
+
+    def one(key):
+        def step(state, inputs):
+            key, new = inputs
+            errors = 0.2 * jax.random.normal(key) + 0.03 * jax.random.normal(key, (number,))
+            share = jnp.clip(0.4 + errors, 0.01, 0.99)
+            given = base.Statistics(
+                jnp.int32(0), jnp.ones(number), jnp.diag(share), noise=1 - share, fresh=new
+            )
+            weights, state = method.update(given, state)
+            return state, weights
+
+        keys = jax.random.split(key, steps)
+        return jax.lax.scan(step, method.init(number, jnp.float32), (keys, present))[1]
+
+    return number * np.asarray(jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), seeds)))
+
+
+def test_what_tasks_have_in_common_counts_where_they_are_measured_together():
+    half = np.random.default_rng(0).random((60, 10)) < 0.5
+    half[0] = True
+    found = evenness(half)
+    ratio = found.max(axis=2) / found.min(axis=2)
+    # It would be 1.3 to 1.7 after 20 measurements.
+    assert np.quantile(ratio[:, 20], 0.95) < 1.15 and np.quantile(ratio[:, -1], 0.95) < 1.15
+    late = np.ones((60, 10), bool)
+    late[:20, 0] = False
+    # What comes later is told apart by what all had in common until then.
+    assert np.median(np.abs(evenness(late)[:, 25:, 0] - 1)) < 0.1
+
+
 def test_the_share_is_found_whatever_the_noise(dtype):
     # Gradients of known length, and two halves of eight rows of known variance.
     squares, variances = np.array([9.0, 1.0, 0.04, 0.0]), np.array([1.0, 4.0, 4.0, 4.0])
