@@ -49,6 +49,19 @@ def _commit(distribution: importlib.metadata.Distribution) -> str:
     return ""
 
 
+def _head(git: pathlib.Path) -> str:
+    """The commit that a clone is at; nothing if that isn't there."""
+    head = git / "HEAD"
+    text = head.read_text().strip() if head.is_file() else ""
+    if text.startswith("ref: "):
+        branch, packed = text.removeprefix("ref: "), git / "packed-refs"
+        lines = packed.read_text().splitlines() if packed.is_file() else []
+        text = next((line.split()[0] for line in lines if line.endswith(f" {branch}")), "")
+        if (git / branch).is_file():
+            text = (git / branch).read_text().strip()
+    return text if re.fullmatch("[0-9a-f]{40}", text) else ""
+
+
 def device() -> dict[str, Any]:
     """Platform, kind and count of the devices, and the number of processor cores."""
     first = jax.devices()[0]
@@ -87,7 +100,7 @@ def machine(device: Mapping[str, Any]) -> str:
 
 
 def occasion() -> dict[str, str]:
-    """When, and with which command."""
+    """When, with which command, and at which commit if this library is in a clone."""
     now = datetime.datetime.now(datetime.UTC)
     program, *arguments = sys.orig_argv or [""]
     if "-c" in arguments:
@@ -95,4 +108,7 @@ def occasion() -> dict[str, str]:
     said = shlex.join([os.path.basename(program), *arguments]).replace("'…'", "…")
     said = re.sub(rf"(?i)({_SECRET}\S*?[= ])\S+", r"\1…", said)
     said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
-    return {"date": f"{now:%Y-%m-%d %H:%M} UTC", "command": said}
+    found = {"date": f"{now:%Y-%m-%d %H:%M} UTC", "command": said}
+    if commit := _head(pathlib.Path(__file__).parents[2] / ".git"):
+        found["commit"] = commit
+    return found

@@ -170,7 +170,8 @@ class Results:
       runs: all runs.
       versions: package versions by name.
       device: `platform`, `kind` and `count` of the accelerator, `cpu_cores` and `processor`.
-      occasion: `date` and `command` of the call that made it.
+      occasion: `date` and `command` of the call that made it, and the library's `commit` if it is
+        known.
       references: by split, then by task name, the value of `metric` that a model has which was
         trained on that task alone; NaN, or left out, where there is no such model.
       task_sizes: how much training data each task has, by name, e.g. in tokens.

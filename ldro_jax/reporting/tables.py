@@ -236,6 +236,7 @@ def provenance(comparison: Comparison) -> list[Table]:
     facts = {
         "date": record.occasion.get("date"),
         "command": record.occasion.get("command"),
+        **({"commit": record.occasion["commit"][:10]} if "commit" in record.occasion else {}),
         "machine": machine(record.device),
         "versions": packages,
     }
