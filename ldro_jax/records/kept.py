@@ -1,5 +1,6 @@
 """The parameters that an experiment keeps: found by method, setting and seed, and loaded."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -47,8 +48,11 @@ class Kept:
 
 def steps_in(folder: pathlib.Path) -> list[int]:
     """The steps that a folder has checkpoints of, in order."""
-    paths_in = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in paths_in if path.name.isdigit())
+    names: list[str] = []
+    # Another process may have just moved the folder.
+    with contextlib.suppress(FileNotFoundError):
+        names += (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def newest(output_dir: pathlib.Path) -> Iterator[Kept]:
