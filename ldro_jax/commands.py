@@ -9,11 +9,12 @@ import pathlib
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NoReturn
 
 from ldro_jax import shipped
-from ldro_jax.runtime import paths, printing
+from ldro_jax.runtime import paths, printing, signals
 
 Done = list[str] | None
 
@@ -103,6 +104,24 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     run.add_argument("--distributed", action="store_true", help="this is one of several processes")
 
+    watch = add(
+        _watch,
+        "Writes a page of an experiment that trains, again and again until it is finished: how\n"
+        "far each run is, and the report so far. It reads what is saved, and changes nothing.",
+        "ldro-jax watch /tmp/digits",
+        "ldro-jax watch /tmp/digits --every=10 --to=/tmp/page",
+    )
+    watch.add_argument("output_dir", metavar="OUTPUT_DIR", help="of an experiment that has begun")
+    watch.add_argument(
+        *("--every",),
+        type=int,
+        default=30,
+        metavar="SECONDS",
+        help="how often it looks, and a browser loads the page again; by default 30",
+    )
+    watch.add_argument("--to", metavar="DIR", help="where index.html goes; by default a new folder")
+    watch.add_argument("--once", action="store_true", help="write the page once")
+
     report = add(
         _report,
         "Writes the report of a finished experiment again, from its results.json.",
@@ -185,6 +204,56 @@ def _run(args, bindings) -> Done:
     return [f"--{k}={v}" for k, v in flags.items()] + switches + bindings
 
 
+def _watch(args, bindings) -> Done:
+    del bindings
+    from ldro_jax.records import underway
+
+    try:
+        from ldro_jax.reporting import live
+    except ImportError as error:
+        raise ImportError(
+            f"The page needs what can't be imported here ({error}): pip install 'ldro-jax[plots]'."
+        ) from error
+    if args.every < 1:
+        raise ValueError(f"--every must be at least a second, but it is {args.every}.")
+    place = _place(args.output_dir)
+    underway.check(place)
+    if args.to is None:
+        target = pathlib.Path(tempfile.mkdtemp(prefix=f"ldro-jax-{place.name}-"))
+    else:
+        target = paths.absolute(args.to)
+        if target == place or place in target.parents:
+            raise ValueError(f"--to must be outside of {place}, where nothing else may be written.")
+        _check_target("--to", target, "such a page", {"index.html"})
+    page = target / "index.html"
+    signals.advice = f"The page stays in {page}."
+    found, html, before, written = underway.Underway(None, (), False), "", {}, 0.0
+    while True:
+        # What is moved or deleted while it is read is there the next time, or something newer is.
+        with contextlib.suppress(FileNotFoundError):
+            stamp = underway.stamp(place)
+            if stamp and stamp != before:
+                found, before, html = underway.read(place), stamp, ""
+        is_gone, now = not place.exists(), time.time()
+        if is_over := args.once or is_gone or found.is_finished:
+            html = live.render(found, place, now, note="It is gone now." if is_gone else "")
+        elif html:
+            html = live.at(now, html, written)
+        else:
+            html = live.render(found, place, now, reload=args.every)
+        paths.write(page, html)
+        if not written:
+            printing.say(f"Look at {page}.")
+        written = now
+        if is_over:
+            break
+        time.sleep(args.every)
+    if is_gone:
+        raise FileNotFoundError(f"{place} is gone. The page shows what was there last.")
+    if found.is_finished:
+        printing.say("The experiment is finished.")
+
+
 def _report(args, bindings) -> Done:
     del bindings
     from ldro_jax import reporting
@@ -216,11 +285,8 @@ def _compare(args, bindings) -> Done:
     from ldro_jax.records.results import save_results
 
     target = paths.absolute(args.output_dir)
-    there = [file.name for file in target.iterdir()] if target.is_dir() else []
-    if target.is_file() or not {"report.html", "results.json", "figures"}.issuperset(there):
-        raise FileExistsError(
-            f"{target} holds something else than a comparison. Choose another --output_dir."
-        )
+    names = {"report.html", "results.json", "figures"}
+    _check_target("--output_dir", target, "a comparison", names)
     called = [_place(name).name for name in args.results]
     short = len(set(called)) == len(called)
     by_name = dict(zip(called if short else args.results, args.results, strict=True))
@@ -297,6 +363,16 @@ def _titles(page: pathlib.Path) -> list[str]:
     """The titles of a report's sections, if it is there."""
     text = page.read_text(encoding="utf-8") if page.exists() else ""
     return re.findall(r"^<h2>(.*)</h2>$", text, re.MULTILINE)
+
+
+def _check_target(option: str, target: pathlib.Path, what: str, names: Collection[str]) -> None:
+    """Raises ``FileExistsError`` if a folder has others than files of these names."""
+    there = [file.name for file in target.iterdir()] if target.is_dir() else []
+    there = {name for name in there if not name.startswith(paths.TEMPORARY)}
+    if target.is_file() or there - set(names):
+        raise FileExistsError(
+            f"{target} holds something else than {what}. Choose another {option}."
+        )
 
 
 def _check_method(option: str, name: str | None, results) -> None:

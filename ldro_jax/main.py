@@ -4,6 +4,7 @@
 
     ldro-jax list                         # methods, and experiments that come with the package
     ldro-jax run digits --output_dir=/tmp/digits
+    ldro-jax watch /tmp/digits            # a page of what is there so far, while it trains
     ldro-jax report /tmp/digits           # its report again
     ldro-jax compare /tmp/digits /tmp/other --output_dir=/tmp/both
     ldro-jax evaluate /tmp/digits         # the parameters that are kept, and how good they are

@@ -1,21 +1,17 @@
 """The commands of ldro-jax: docs/command_line.md as it stands, and what is refused."""
 
-import contextlib
 import dataclasses
-import io
 import pathlib
 import re
 import shlex
-import sys
 
 import numpy as np
 import pytest
-from helpers.command_line import command, snapshot
+from helpers.command_line import snapshot, typed
 
 import ldro_jax
-from ldro_jax import commands, main, reporting, shipped
+from ldro_jax import commands, reporting, shipped
 from ldro_jax.records import results as results_lib
-from ldro_jax.runtime import signals
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -27,27 +23,7 @@ _SHOWN = [
     for block in re.findall(r"```console\n(.*?)```", _PAGE, re.DOTALL)
     for line, output in re.findall(r"^\$ ldro-jax (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
 ]
-_NAMES = ("list", "run", "report", "compare", "evaluate", "export")
-
-
-def typed(*args):
-    """Types a command; its exit status, and what it prints to both streams."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(_ROOT)
-        patch.setattr(sys, "argv", ["ldro-jax", *args])
-        patch.setattr(signals, "end_at_once", lambda: None)
-        patch.setattr(main.app, "run", lambda function, argv: command(*argv[1:]))
-        patch.setenv("JAX_PLATFORMS", "cpu")
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main.run()
-            except SystemExit as error:
-                status = error.code
-                if isinstance(status, str):
-                    print(status, file=err)
-                    status = 1
-    return status or 0, out.getvalue(), err.getvalue()
+_NAMES = ("list", "run", "watch", "report", "compare", "evaluate", "export")
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +85,7 @@ def test_help_has_examples_and_imports_nothing_that_takes_time(run_python):
     ("line", "status", "said"),
     [
         ("rnu digits", 2, "There is no command 'rnu'. Did you mean run?"),
-        ("frobnicate", 2, "There is no command 'frobnicate'. There are list, run, report,"),
+        ("frobnicate", 2, "There is no command 'frobnicate'. There are list, run, watch, rep"),
         ("run", 2, "the following arguments are required: EXPERIMENT. ldro-jax run --help says"),
         (
             "run digits --outputdir=/nowhere",
@@ -121,6 +97,14 @@ def test_help_has_examples_and_imports_nothing_that_takes_time(run_python):
         ("run digits --set TRAIN_STEPS", 1, "--set takes NAME=VALUE, but it is 'TRAIN_STEPS'."),
         ("list method", 2, "invalid choice: 'method'"),
         ("report /nowhere", 1, "/nowhere has no results.json. Name the output directory of a fin"),
+        (
+            "watch /nowhere",
+            1,
+            "/nowhere has no config.gin of an experiment. Name the output dir",
+        ),
+        ("watch SHORT --every=0", 1, "--every must be at least a second, but it is 0."),
+        ("watch SHORT --once --to=SHORT/live", 1, "where nothing else may be written."),
+        ("watch SHORT --once --to=results", 1, "holds something else than such a page. Choose ano"),
         ("report SHORT --baseline=averag", 1, "--baseline: There is no method 'averag'. Did you"),
         ("evaluate SHORT --method=xyz", 1, "no method 'xyz'. There are Average, L-DRO."),
         ("export SHORT --seed=7", 1, "There is no seed 7, but 0."),

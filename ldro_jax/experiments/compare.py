@@ -36,6 +36,7 @@ def compare(
     batches: Batches,
     output_dir: str | os.PathLike[str] | Directories,
     report: Report = Report(),  # noqa: B008
+    callback: Callable[..., Any] | None = None,
 ) -> results.Results:
     """Trains a problem with several methods and seeds, and reports how they compare.
 
@@ -63,6 +64,11 @@ def compare(
         data is, and whether to overwrite.
       report: name and description of the experiment, what decides which settings are shown, and
         models of one task each to compare with.
+      callback: called after each evaluation as ``callback(method=…, seed=…, step=…, numbers=…)``,
+        where ``numbers`` are those of TensorBoard by name, such as ``"test/accuracy/worst"`` and
+        ``"weight/TASK"``; by the first of several processes. ``method`` is as in the report. What
+        it raises is logged once, and training goes on. No number of a run depends on it, so the
+        next call may have another.
 
     Returns:
       The record, as it is in ``results.json``.
@@ -81,6 +87,9 @@ def compare(
     """
     where = Directories.of(output_dir)
     check_parts(schedule=schedule, batches=batches, report=report)
+    if callback is not None:
+        arguments = "method", "seed", "step", "numbers"
+        checks.function("callback", callback, *arguments, example="@my.callback")
     settings, runs_of = runs_lib.list_runs(methods, seeds, from_data=weighting.FROM_DATA)
     references_lib.check(report.references, settings)
     made = make_problem(problem, where.data, schedule)
@@ -111,7 +120,11 @@ def compare(
         }
         more = {"references": perplexities, "task_sizes": _sizes(made)}
         experiment = runs_lib.Experiment(
-            output_path, schedule, lambda runs: make_record(made, runs, report, **more), kept_text
+            output_path,
+            schedule,
+            lambda runs: make_record(made, runs, report, **more),
+            kept_text,
+            callback,
         )
         return experiment.report(experiment.train(trials, programs, together=together), config_text)
 

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from ldro_jax import reporting, weighting
 from ldro_jax.experiments import finished as finished_lib
 from ldro_jax.experiments import groups, names
 from ldro_jax.records import output_dir as output_dir_lib
-from ldro_jax.records import results
+from ldro_jax.records import relative, results
 from ldro_jax.runtime import checks, errors, printing, processes
 from ldro_jax.training import fingerprint, loop, recording
 from ldro_jax.training.engine import Program, Trial
@@ -121,6 +122,7 @@ class Experiment:
       record: makes the record of some runs.
       config_text: the configuration that ``config.gin`` holds in the end; without it the file is
         left as it is.
+      callback: called after each evaluation, see :func:`ldro_jax.experiments.compare.compare`.
     """
 
     output_dir: pathlib.Path
@@ -132,9 +134,10 @@ class Experiment:
         schedule: Schedule,
         record: Callable[[Sequence[results.Run]], results.Results],
         config_text: str | None = None,
+        callback: Callable[..., Any] | None = None,
     ):
         self.output_dir, self.schedule, self._record = output_dir, schedule, record
-        self._config_text = config_text
+        self._config_text, self._callback, self._has_failed = config_text, callback, False
         self._before = output_dir_lib.finished(output_dir, config_text)
         self._told: set[str] = set()
 
@@ -167,6 +170,7 @@ class Experiment:
             for name, (recorded, resolved) in trials.items()
         }
         resolved = {name: trial for name, (_, trial) in trials.items()}
+        labels = _labels({name: trial for name, (trial, _) in trials.items()}, self.schedule)
         with output_dir_lib.going_on(self.output_dir, self._config_text) as accept:
             finished, old_names = finished_lib.take(
                 identities, resolved, self.schedule.train_steps, self.output_dir
@@ -179,8 +183,11 @@ class Experiment:
                 group = waiting.popleft()
                 program = programs.of(next(iter(group.values())).method)
                 done = label or f"{len(finished)}/{len(trials)}"
+                tell = []
+                if self._callback is not None:
+                    tell = [functools.partial(self._tell, labels[x], group[x].seed) for x in group]
                 try:
-                    runs = self._train(group, program, done)
+                    runs = self._train(group, program, done, tell)
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error) or len(group) == 1:
                         raise
@@ -195,7 +202,13 @@ class Experiment:
                         finished_lib.save_run(record, identities[name], file)
         return [finished[name] for name in trials]
 
-    def _train(self, group: Mapping[str, Trial], program: Program, done: str) -> list[results.Run]:
+    def _train(
+        self,
+        group: Mapping[str, Trial],
+        program: Program,
+        done: str,
+        tell: Sequence[recording.Tell],
+    ) -> list[results.Run]:
         trials = list(group.values())
         first = f"{trials[0].method.name}, seed {trials[0].seed}"
         label = f"[{done}] {first}" + (f" and {len(group) - 1} more" if len(group) > 1 else "")
@@ -214,10 +227,24 @@ class Experiment:
                 tensorboard_dirs=[self.output_dir / "tensorboard" / name for name in group],
                 progress=progress,
                 origin=groups.origin(group, folder) if stacked else None,
+                tell=tell,
             )
         if not is_shown and processes.is_first():
             printing.say(f"{label}: {recording.progress_text(recording.Record(runs[-1]))}")
         return runs
+
+    def _tell(self, method: str, seed: int, step: int, numbers: dict[str, float]) -> None:
+        """Calls the callback. What it raises is told once, and costs no training."""
+        assert self._callback is not None
+        try:
+            self._callback(method=method, seed=seed, step=step, numbers=numbers)
+        except Exception:
+            if not self._has_failed:
+                logging.exception(
+                    "The callback failed; the training goes on. It is called after each evaluation "
+                    "as before, and further errors of it aren't shown."
+                )
+            self._has_failed = True
 
     def _tell_cost(self, program: Program) -> None:
         """Says once of each method what measuring the interaction costs, where that is much."""
@@ -264,6 +291,14 @@ def _same(after: results.Results, before: results.Results) -> bool:
     records = (dataclasses.replace(x, versions={}, device={}, occasion={}) for x in (after, before))
     one, other = map(results.to_record, records)
     return one == other
+
+
+def _labels(trials: Mapping[str, Trial], schedule: Schedule) -> dict[str, str]:
+    """By name of a run its method, with what differs where that has several settings."""
+    runs = {name: recording.empty_run(trial, schedule) for name, trial in trials.items()}
+    names = {id(run): name for name, run in runs.items()}
+    of_label = relative.groups(runs.values()).items()
+    return {names[id(run)]: label for label, group in of_label for run in group}
 
 
 def _halves(group: Mapping[str, Trial]) -> tuple[dict[str, Trial], ...]:

@@ -6,6 +6,7 @@ from ldro_jax.runtime import extras
 # Before what needs it is imported.
 extras.need("orbax")
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -53,8 +54,11 @@ class Kept:
 
 def steps_in(folder: pathlib.Path) -> list[int]:
     """The steps that a folder has checkpoints of, in order."""
-    paths_in = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in paths_in if path.name.isdigit())
+    names: list[str] = []
+    # Another process may have just moved the folder.
+    with contextlib.suppress(FileNotFoundError):
+        names += (path.name for path in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def newest(output_dir: pathlib.Path) -> Iterator[Kept]:

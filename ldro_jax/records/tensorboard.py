@@ -4,12 +4,13 @@ import contextlib
 import pathlib
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.record_writer import directory_check
+from tensorboardX.summary import custom_scalars
 
 # TensorBoard looks for new events as rarely.
 _SECONDS_BETWEEN_FLUSHES = 10.0
@@ -46,6 +47,11 @@ class TensorBoardWriter(contextlib.AbstractContextManager["TensorBoardWriter"]):
         self._writer.write_event(self._event)
         if time.monotonic() - self._flushed > _SECONDS_BETWEEN_FLUSHES:
             self.flush()
+
+    def write_layout(self, charts: Mapping[str, str]) -> None:
+        """Writes which scalars have a chart in common, by its title: those that a pattern fits."""
+        layout = {"Tasks": {title: ["Multiline", [pattern]] for title, pattern in charts.items()}}
+        self._writer.write_event(Event(summary=custom_scalars(layout), wall_time=time.time()))
 
     def flush(self) -> None:
         """Waits until all is on disk."""

@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,28 @@ class Section:
 
 def write(folder: Path, title: str, introduction: str, sections: Iterable[Section]) -> Path:
     """Writes `report.html`, and the figures in it as `figures/*.png`, and returns its path."""
+    html = render(title, introduction, sections, lambda name, data: _write(folder, name, data))
+    paths.write(folder / "report.html", html)
+    return folder / "report.html"
+
+
+def render(
+    title: str,
+    introduction: str,
+    sections: Iterable[Section],
+    keep: Callable[[str, bytes], None] = lambda name, data: None,
+    *,
+    reload: int | None = None,
+) -> str:
+    """The page, which holds its figures.
+
+    Args:
+      title: of the page.
+      introduction: a paragraph.
+      sections: what follows.
+      keep: called with the name of each figure and its PNG file.
+      reload: after how many seconds a browser loads the page again.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ldro_jax.reporting"),
         autoescape=True,
@@ -53,12 +75,10 @@ def write(folder: Path, title: str, introduction: str, sections: Iterable[Sectio
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["picture"] = lambda picture: _save(folder / "figures", picture)
-    html = environment.get_template("report.html.j2").render(
-        title=title, introduction=introduction, sections=_identified(sections)
+    environment.filters["picture"] = lambda picture: _drawn(picture, keep)
+    return environment.get_template("report.html.j2").render(
+        title=title, introduction=introduction, sections=_identified(sections), reload=reload
     )
-    paths.write(folder / "report.html", html)
-    return folder / "report.html"
 
 
 def _identified(sections: Iterable[Section]) -> list[tuple[str, Section]]:
@@ -72,10 +92,14 @@ def _identified(sections: Iterable[Section]) -> list[tuple[str, Section]]:
     return list(by_name.items())
 
 
-def _save(folder: Path, picture: Picture) -> dict[str, Any]:
+def _write(folder: Path, name: str, data: bytes) -> None:
+    paths.write(folder / "figures" / f"{name}.png", data)
+
+
+def _drawn(picture: Picture, keep: Callable[[str, bytes], None]) -> dict[str, Any]:
     picture.figure.savefig(buffer := io.BytesIO(), format="png", facecolor="white")
     data = buffer.getvalue()
-    paths.write(folder / f"{picture.name}.png", data)
+    keep(picture.name, data)
     # A PNG file begins with its size.
     width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
     source = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"

@@ -5,6 +5,7 @@ A method is called better than another only where the paired difference over see
 the method.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from ldro_jax.reporting.figures import balance, interaction, pareto, style, trai
 from ldro_jax.reporting.figures import relative as relative_figure
 from ldro_jax.reporting.page import Block, Picture, Section, slug
 from ldro_jax.reporting.statistics import MIN_SEEDS, decimals_for, mean_and_std, sorted_out
+from ldro_jax.runtime import errors
 
 _RULE = (
     "± is the standard deviation over seeds; in a difference it is half the 95 % interval of the "
@@ -54,8 +56,7 @@ def of_page(
     if has_runs:
         yield _summary(comparison)
         yield from _relative(comparison)
-        if sentences := problems(comparison):
-            yield Section("Problems", [Block("warnings", sentences)])
+        yield from _problems(comparison)
     else:
         yield Section("Results", [Block("text", "The record has no runs.")])
     for title, caption, content in extra:
@@ -74,6 +75,37 @@ def of_page(
     yield from _numbered(comparison.record.task_names)
     yield Section("How it was run", [Block("table", t) for t in tables.provenance(comparison)])
     yield Section("Configuration", [Block("code", config_text)])
+
+
+def so_far(comparison: Comparison) -> Iterator[Section]:
+    """The sections of an experiment that trains: those that call no method better than another.
+
+    What the numbers so far aren't enough for is said to be missing.
+    """
+    for part in (_newest, _problems, _frontier, _over_training):
+        try:
+            yield from part(comparison)
+        except Exception as error:
+            yield Section("Not shown yet", [Block("note", errors.first_line(error))])
+
+
+def _newest(comparison: Comparison) -> Iterator[Section]:
+    if comparison.values.any:
+        ends = {run.evaluations[-1].step for run in comparison.record.runs if run.evaluations}
+        note = "Runs are at different steps, so which method is better can't be told yet."
+        table = dataclasses.replace(tables.headline(comparison), best=())
+        blocks = [Block("picture", _average_vs_worst(comparison)), Block("table", table)]
+        notes = _notes(table.note, note if len(ends) > 1 else "")
+        yield Section("Average and worst task", [*blocks, *notes])
+
+
+def _frontier(comparison: Comparison) -> Iterator[Section]:
+    if comparison.is_sweep:
+        section = _frontiers(comparison, None, "Pareto frontiers")
+        # Its tables say who is better.
+        yield dataclasses.replace(
+            section, blocks=[x for x in section.blocks if x.kind == "picture"]
+        )
 
 
 def introduction(comparison: Comparison) -> str:
@@ -209,6 +241,15 @@ def problems(comparison: Comparison) -> list[str]:
     return sentences
 
 
+def _problems(comparison: Comparison) -> Iterator[Section]:
+    if sentences := problems(comparison):
+        yield Section("Problems", [Block("warnings", sentences)])
+
+
+def _notes(*texts: str) -> list[Block]:
+    return [Block("note", text) for text in texts if text]
+
+
 def _summary(comparison: Comparison) -> Section:
     blocks = [Block("verdict", text)] if (text := verdict(comparison)) else []
     if comparison.values.any:
@@ -216,7 +257,7 @@ def _summary(comparison: Comparison) -> Section:
     if text := selection(comparison):
         blocks.append(Block("note", text))
     table = tables.headline(comparison)
-    blocks += [Block("table", table), *([Block("note", table.note)] if table.note else [])]
+    blocks += [Block("table", table), *_notes(table.note)]
     if said := tables.methods(comparison):
         blocks.append(Block("table", said))
     blocks.append(Block("note", _MINIMUM))

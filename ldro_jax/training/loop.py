@@ -35,6 +35,7 @@ def train(
     tensorboard_dirs: Sequence[pathlib.Path],
     progress: Any,
     origin: Origin | None = None,
+    tell: Sequence[recording.Tell] = (),
 ) -> list[results.Run]:
     """Trains runs together, from their newest good checkpoint if there is one.
 
@@ -47,6 +48,7 @@ def train(
       tensorboard_dirs: where the TensorBoard events of each run go.
       progress: a tqdm progress bar over the steps of all runs.
       origin: where their states are if they have no checkpoint of their own.
+      tell: what to call with the numbers of each run after an evaluation, in the first process.
 
     Returns:
       The records of the runs. If the losses of one never became finite again, it says so in
@@ -81,7 +83,11 @@ def train(
             if changed:
                 _measure_again(program, session, now, schedule, changed)
         folders = tensorboard_dirs if processes.is_first() else ()
-        log = [stack.enter_context(tensorboard.TensorBoardWriter(folder)) for folder in folders]
+        writers = [stack.enter_context(tensorboard.TensorBoardWriter(folder)) for folder in folders]
+        log = [recording.Log(x, tell[i] if tell else None) for i, x in enumerate(writers)]
+        metrics = [metric.name for metric in program.problem.metrics]
+        for writer in writers:
+            writer.write_layout(recording.charts(program.problem.splits, metrics))
         if restored is None and schedule.eval_at_start:
             _evaluate_first(program, session, now, schedule, log)
         # The time of a step is that of the last stretches, so that it takes the same time to find.
@@ -91,7 +97,7 @@ def train(
         def save():
             nonlocal last_saved
             last_saved = session.step
-            for writer in log:
+            for writer in writers:
                 # What isn't on disk when the checkpoint is, a resumed run won't write again.
                 writer.flush()
             saved.save(session, now, now.best[0].step if schedule.test == "best" else None)
@@ -126,7 +132,7 @@ def train(
             save()
         has_ended = all(record.stopped is not None for record in now.records)
         if schedule.test != "always" and "test" in program.problem.splits and not has_ended:
-            tested = _test(program, session, schedule, now, saved)
+            tested = _test(program, session, schedule, now, saved, log)
             # Without the test in its record: the next run makes it again.
             if preempted(session.step):
                 stop()
@@ -139,7 +145,7 @@ def _evaluate(
     session: Session,
     now: Progress,
     schedule: Schedule,
-    log: Sequence[Any],
+    log: Sequence[recording.Log],
     seconds: collections.deque[float],
 ) -> None:
     """Extends the records of the runs that go on, and ends those whose patience is at an end."""
@@ -171,7 +177,11 @@ def _evaluate(
 
 
 def _evaluate_first(
-    program: Program, session: Session, now: Progress, schedule: Schedule, log: Sequence[Any]
+    program: Program,
+    session: Session,
+    now: Progress,
+    schedule: Schedule,
+    log: Sequence[recording.Log],
 ) -> None:
     """Begins the records with what the parameters are worth before the first step."""
     for index, record in enumerate(now.records):
@@ -215,7 +225,12 @@ def _measure_again(
 
 
 def _test(
-    program: Program, session: Session, schedule: Schedule, now: Progress, saved: Saved
+    program: Program,
+    session: Session,
+    schedule: Schedule,
+    now: Progress,
+    saved: Saved,
+    log: Sequence[recording.Log],
 ) -> list[results.Run]:
     """The records with the split "test", measured at the best checkpoint, or at the end."""
     best_step, best, runs = None, None, now.runs
@@ -234,6 +249,8 @@ def _test(
             values = program.evaluate(state.evaluated, "test", problem)
             tested = _evaluations(problem, step, "test", values)
             runs[index] = dataclasses.replace(run, evaluations=[*run.evaluations, *tested])
+            if log:
+                recording.write_tested(log[index], tested)
     return runs
 
 

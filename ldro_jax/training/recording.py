@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -246,19 +247,61 @@ def _reason_to_stop(
     return None
 
 
-def write_scalars(writer: Any, record: Record, task_names: Sequence[str]) -> None:
-    """Writes the newest numbers of a run for TensorBoard."""
+# What a run's newest numbers are told to: its step, and the numbers by name.
+Tell = Callable[[int, dict[str, float]], None]
+
+
+class Log(NamedTuple):
+    """Where the numbers of a run go besides its record.
+
+    Attributes:
+      writer: of TensorBoard's events.
+      tell: called with the same numbers.
+    """
+
+    writer: Any
+    tell: Tell | None = None
+
+    def write_scalars(self, step: int, names: tuple[str, ...], values: Sequence[float]) -> None:
+        """Writes the scalars of one step, a value for each name."""
+        self.writer.write_scalars(step, names, values)
+        if self.tell is not None:
+            self.tell(step, dict(zip(names, values, strict=True)))
+
+
+def charts(splits: Iterable[str], metrics: Iterable[str]) -> dict[str, str]:
+    """The charts that show all tasks at once in TensorBoard: patterns of names, by title."""
+    measured = [f"{split}/{metric}" for metric in metrics for split in splits]
+    of_tasks = {name: f"{re.escape(name)}/task/" for name in measured}
+    return {"weight": "weight/", "train loss": "train loss/", **of_tasks}
+
+
+def write_scalars(log: Log, record: Record, task_names: Sequence[str]) -> None:
+    """Writes the newest numbers of a run."""
     latest = record.latest
-    values = [x for e in latest for x in (e.average, e.worst, *e.per_task.values())]
+    values = _values(latest)
     numbers, trained = {}, latest[-1].step > 0
     if trained:
         numbers = zip(diagnostics.NAMES, record.last("diagnostics").tolist(), strict=True)
         numbers = {name: x for name, x in numbers if math.isfinite(x)}
         values += [*record.last("weights").tolist(), *record.last("losses").tolist()]
-    measured = tuple((e.split, e.metric) for e in latest)
     tasks = tuple(task_names) if trained else ()
-    names = _scalar_names(measured, tuple(latest[-1].per_task), tuple(numbers), tasks)
-    writer.write_scalars(latest[-1].step, names, [*values, *numbers.values()])
+    names = _scalar_names(_measured(latest), tuple(latest[-1].per_task), tuple(numbers), tasks)
+    log.write_scalars(latest[-1].step, names, [*values, *numbers.values()])
+
+
+def write_tested(log: Log, tested: Sequence[results.Evaluation]) -> None:
+    """Writes what was measured once, when the training was over."""
+    names = _scalar_names(_measured(tested), tuple(tested[0].per_task), (), ())
+    log.write_scalars(tested[0].step, names, _values(tested))
+
+
+def _measured(evaluations: Sequence[results.Evaluation]) -> tuple[tuple[str, str], ...]:
+    return tuple((e.split, e.metric) for e in evaluations)
+
+
+def _values(evaluations: Sequence[results.Evaluation]) -> list[float]:
+    return [x for e in evaluations for x in (e.average, e.worst, *e.per_task.values())]
 
 
 @functools.lru_cache(maxsize=16)

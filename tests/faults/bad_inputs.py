@@ -139,6 +139,10 @@ classification.load_data='digits'
     load_data must be a function of data_dir, such
 compare.problem='digits'
     compare.problem must be a Problem or a function of data_dir
+compare.callback=3
+    compare.callback must be a function of method, seed, step, numbers, such as … but it is 3
+compare.callback=@digits.load
+    compare.callback must be a function of method, seed, step, numbers
 Report.select_by='mean'
     Report.select_by must be one of 'average', 'worst', but it
 Batches.microbatches=3

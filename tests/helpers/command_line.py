@@ -1,6 +1,9 @@
 """The command line, run in the process of a test."""
 
+import contextlib
+import io
 import pathlib
+import sys
 
 import gin
 import pytest
@@ -8,7 +11,7 @@ from absl import flags, logging
 from absl.testing import flagsaver
 
 from ldro_jax import configuration, main
-from ldro_jax.runtime import paths
+from ldro_jax.runtime import paths, signals
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -38,6 +41,26 @@ def fails(*args):
     with pytest.raises(SystemExit) as error:
         command(*args)
     return str(error.value)
+
+
+def typed(*args):
+    """Types a command; its exit status, and what it prints to both streams."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(sys, "argv", ["ldro-jax", *args])
+        patch.setattr(signals, "end_at_once", lambda: None)
+        patch.setattr(main.app, "run", lambda function, argv: command(*argv[1:]))
+        patch.setenv("JAX_PLATFORMS", "cpu")
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main.run()
+            except SystemExit as error:
+                status = error.code
+                if isinstance(status, str):
+                    print(status, file=err)
+                    status = 1
+    return status or 0, out.getvalue(), err.getvalue()
 
 
 def snapshot(directory):
