@@ -377,7 +377,9 @@ def run_to_record(run: Run) -> dict[str, Any]:
         if (series := getattr(run, name)) is not None:
             stored |= {f"{name}/steps": series.steps, f"{name}/values": series.values}
     empty = dataclasses.replace(run, evaluations=(), **dict.fromkeys(_SERIES))
-    record = {k: v for k, v in plain(empty).items() if k not in _SERIES and v != ""}
+    record = {
+        k: v for k, v in plain(empty).items() if k not in _SERIES and (k, v) != ("weighting", "")
+    }
     return {
         **record,
         "evaluations": columns,

@@ -15,7 +15,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).parents[2]
 _EXPERIMENTS = ROOT / "gin_configs" / "experiments"
 # What may differ between two runs of the same numbers.
-_CLOCKS = ("seconds_per_step", "checksum")
+_CLOCKS = ("seconds_per_step", "occasion", "checksum")
 
 DIGITS = [
     f"--gin_file={_EXPERIMENTS / 'digits.gin'}",

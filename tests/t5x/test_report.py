@@ -244,7 +244,7 @@ def test_the_page_has_tokens_devices_checkpoints_and_settings(make_counted, make
         "jax 0.10.2, t5x 0.0.0 (cc342d41)",
         "&lt;Stock&gt;, seed 0 – not recorded – by T5X&#39;s own trainer",
         "optimizer = optimizers.adam, learning_rate = 0.01",
-        "16 gpu NVIDIA H100",
+        "16 × NVIDIA H100",
     ]:
         assert expected in text, expected
     saved = json.loads((tmp_path / "report" / "results.json").read_text())
