@@ -42,8 +42,8 @@ python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
 myst_heading_anchors = 6
 
-# Notebooks without outputs are quickly made, and are what the tests look at. scripts/docs.sh executes
-# them, and keeps what came out for as long as neither they nor the library change.
+# Pages of notebooks without outputs are quickly made, and are what the tests look at.
+# scripts/docs.sh executes them, and keeps what came out until they or the library change.
 nb_execution_mode = "off"
 _library = b"".join(path.read_bytes() for path in sorted(ROOT.glob("ldro_jax/**/*.py")))
 nb_execution_cache_path = str(ROOT / "build/notebooks" / hashlib.sha256(_library).hexdigest()[:12])
