@@ -23,7 +23,8 @@ CLAIMS = {
     "own_loop": """
 noise = TASKS.index("noise")
 last = {name: [run[2]["weights"][-1][noise] for run in of_seeds] for name, of_seeds in runs.items()}
-assert min(last["L-DRO"]) > 0.9 and max(last["ldro.transform(N)"]) < 0.2
+assert min(last["L-DRO"]) > 0.9
+assert max(last["ldro.transform(N)"]) < 0.3 and np.mean(last["ldro.transform(N)"]) < 0.2
 means = {name: errors.mean(axis=0) for name, errors in final.items()}
 assert means["ldro.transform(N)"][hard] < 3 * means["average loss"][hard]
 assert (means["L-DRO"] > means["average loss"])[:4].all()
