@@ -51,6 +51,7 @@ nb_execution_timeout = 1200
 nb_execution_raise_on_error = True
 # Progress bars.
 nb_output_stderr = "remove"
+nb_merge_streams = True
 
 html_theme = "furo"
 html_title = f"ldro-jax {release}"
