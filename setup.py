@@ -62,6 +62,8 @@ _DOCS = [
     # Formulas are made MathML by it.
     "docutils>=0.22",
     "furo>=2025.12",
+    "jupytext>=1.16",
+    "myst-nb>=1.4",
     "myst-parser>=5",
     "sphinx>=9",
     "sphinx-copybutton>=0.5.2",

@@ -1,10 +1,13 @@
 """Sphinx's configuration: bash scripts/docs.sh builds the site in build/docs."""
 
+import hashlib
 import os
 import pathlib
 import sys
 
-sys.path[:0] = [str(pathlib.Path(__file__).parent), str(pathlib.Path(__file__).parents[1])]
+DOCS = pathlib.Path(__file__).parent
+ROOT = DOCS.parent
+sys.path[:0] = [str(DOCS), str(ROOT)]
 
 import ldro_jax  # noqa: E402
 
@@ -12,7 +15,7 @@ project, author = "ldro-jax", "the authors of ldro-jax"
 version = release = ldro_jax.__version__
 
 extensions = [
-    "myst_parser",
+    "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
@@ -23,7 +26,8 @@ extensions = [
 ]
 # Where links to files that are no page of the site lead.
 repository = os.environ.get("LDRO_JAX_REPOSITORY", "https://github.com/ldro-jax/ldro_jax")
-exclude_patterns = ["_static"]
+# A notebook is read from the Markdown that it is made of.
+exclude_patterns = ["_static", "notebooks/*.ipynb"]
 nitpicky = True
 # What stands between single backticks is code in docstrings.
 default_role = "code"
@@ -37,6 +41,17 @@ python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
 myst_heading_anchors = 6
+
+# Pages of notebooks without outputs are quickly made, and are what the tests look at.
+# scripts/docs.sh executes them, and keeps what came out until they or the library change.
+nb_execution_mode = "off"
+_library = b"".join(path.read_bytes() for path in sorted(ROOT.glob("ldro_jax/**/*.py")))
+nb_execution_cache_path = str(ROOT / "build/notebooks" / hashlib.sha256(_library).hexdigest()[:12])
+nb_execution_timeout = 1200
+nb_execution_raise_on_error = True
+# Progress bars.
+nb_output_stderr = "remove"
+nb_merge_streams = True
 
 html_theme = "furo"
 html_title = f"ldro-jax {release}"

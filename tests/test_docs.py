@@ -56,7 +56,7 @@ def test_the_first_page_has_the_code_of_the_readme():
 @pytest.fixture
 def module(monkeypatch):
     """Imports what makes the pages."""
-    for needed in ("furo", "myst_parser", "sphinx_copybutton"):
+    for needed in ("furo", "myst_nb", "sphinx_copybutton"):
         pytest.importorskip(needed, reason="the extra docs isn't installed")
     monkeypatch.syspath_prepend(DOCS)
     return importlib.import_module
