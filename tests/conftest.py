@@ -29,6 +29,9 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
 xla_flags.set_cpu_defaults()
 
+# A shell starts what it puts into the background with SIGINT ignored, and so would be all below.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # Programs that several tests, or the processes that they start, compile alike are compiled once. A
 # directory for each worker: JAX writes files there that are seen before they are whole.
 _programs = tempfile.mkdtemp(prefix="ldro-jax-tests-")

@@ -264,9 +264,13 @@ def test_ctrl_c_ends_it_in_a_line(underway, tmp_path):
         env={**commands.os.environ, "TMPDIR": str(tmp_path / "temporary")},
         text=True,
     )
-    assert process.stdout and process.stdout.readline().startswith("Look at ")
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        assert process.stdout and process.stdout.readline().startswith("Look at ")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.communicate()
     (folder,) = (tmp_path / "temporary").glob("ldro-jax-tiny-*")
     assert process.returncode == 130
     assert err == f"\nInterrupted. The page stays in {folder / 'index.html'}.\n"
