@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
-use_environment vision,lm,plots,docs,test
+use_environment vision,lm,plots,test
 ruff check .
 ruff format --check .
 pyright

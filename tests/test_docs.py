@@ -46,6 +46,37 @@ def test_code_that_is_run_elsewhere_is_read_there(page):
     assert f'"{page}"' in source
 
 
+def anchors(text):
+    headings = re.findall(
+        r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE
+    )
+    bare = (re.sub(r"[^\w\- ]", "", heading.strip().lower()) for heading in headings)
+    return {heading.replace(" ", "-") for heading in bare}
+
+
+# Pages that are made when the site is built have no links here.
+PAGES = [
+    *ROOT.glob("*.md"),
+    *DOCS.glob("*.md"),
+    *DOCS.glob("notebooks/*.md"),
+    *ROOT.glob("results/*/README.md"),
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_between_pages_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    lost = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        target = page.parent / file if file else page
+        if ":" in link:
+            continue
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text("utf-8"))):
+            lost.append(link)
+    assert lost == []
+
+
 def test_the_first_page_has_the_code_of_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     page = (DOCS / "index.md").read_text(encoding="utf-8")
@@ -107,6 +138,7 @@ def test_every_package_that_exports_names_has_a_page(module):
     assert set(packages) - inner <= set(pages) and not inner & set(pages)
 
 
+@pytest.mark.heavy
 def test_the_site_is_built_without_a_warning(module, tmp_path):
     # In the environment of a shell, without the devices and types of these tests.
     options = "--fail-on-warning", "--keep-going", "--nitpicky", "--quiet", "-b", "html"
