@@ -113,7 +113,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     watch.add_argument("output_dir", metavar="OUTPUT_DIR", help="of an experiment that has begun")
     watch.add_argument(
-        *("--every",),
+        "--every",
         type=int,
         default=30,
         metavar="SECONDS",

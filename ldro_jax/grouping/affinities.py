@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ldro_jax.interaction.lookahead import losses_after
-from ldro_jax.runtime import checks
+from ldro_jax.runtime import checks, leaves
 from ldro_jax.weighting import base, registry
 
 # The affinities that are tracked, in the order of their axis.
@@ -119,8 +119,7 @@ def tracking(method: registry.Named) -> Callable[..., base.Weighting]:
 
 def find_state(state: Any) -> AffinityState | None:
     """The state of :func:`tracked` in that of an optimizer; ``None`` if there is none."""
-    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, AffinityState))
-    return next((leaf for leaf in leaves if isinstance(leaf, AffinityState)), None)
+    return next(iter(leaves.of_type(state, AffinityState)), None)
 
 
 def affinity(opt_state: Any, kind: str = "first order") -> np.ndarray:

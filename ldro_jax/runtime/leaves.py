@@ -7,7 +7,7 @@ leaves have the same names and shapes, whether a container is a dict, a ``NamedT
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,15 @@ _FILTERS = {
     "penzai": "the frozen variables of pz.unbind_params(model, freeze=True)",
 }
 _EQUINOX = "those of an Equinox model, eqx.filter(model, eqx.is_inexact_array)"
+
+
+_Kind = TypeVar("_Kind")
+
+
+def of_type(tree: Any, kind: type[_Kind]) -> list[_Kind]:
+    """The subtrees of a type, such as the state of one transformation in that of an optimizer."""
+    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, kind))
+    return [leaf for leaf in found if isinstance(leaf, kind)]
 
 
 def check_arrays(what: str, tree: Any) -> None:

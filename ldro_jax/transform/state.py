@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ldro_jax.runtime import leaves
 from ldro_jax.weighting import base as weighting_base
 
 
@@ -171,8 +172,7 @@ def find_state(opt_state: Any) -> WeightedState:
     Raises:
       ValueError: if there is none, or more than one, or it was restored without its types.
     """
-    leaves = jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, WeightedState))
-    states = [leaf for leaf in leaves if isinstance(leaf, WeightedState)]
+    states = leaves.of_type(opt_state, WeightedState)
     if not states:
         check_types(opt_state, _FIELDS)
     if len(states) != 1:

@@ -41,7 +41,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ldro_jax.runtime import checks
+from ldro_jax.runtime import checks, leaves
 from ldro_jax.weighting import about, base
 
 # The least share. A square measured as zero or less says that there is little signal, not that
@@ -88,8 +88,7 @@ def signal_shares(state: Any) -> jax.Array | None:
     Returns:
       ``None`` if there is none of these.
     """
-    leaves = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, SignalState))
-    found = next((leaf for leaf in leaves if isinstance(leaf, SignalState)), None)
+    found = next(iter(leaves.of_type(state, SignalState)), None)
     if found is None:
         return None
     return jnp.where(found.total > 0, _ratio(found.squares, found.noise), jnp.nan)

@@ -7,7 +7,7 @@ the program that calls this. Names stand outside the axes, where they cover noth
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ParamSpec, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import matplotlib
 import numpy as np
@@ -57,6 +57,7 @@ _RC: dict[Any, Any] = {
 }
 
 _P = ParamSpec("_P")
+_Drawn = TypeVar("_Drawn")
 
 
 @functools.cache
@@ -75,11 +76,11 @@ def can_draw(text: str) -> bool:
     return all(any(ord(c) in _letters(font) for font in _fonts()) for c in text if c != "\n")
 
 
-def applied(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
+def applied(draw: Callable[_P, _Drawn]) -> Callable[_P, _Drawn]:
     """A decorator of functions that draw: the program's own settings stay as they are."""
 
     @functools.wraps(draw)
-    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
+    def drawn(*args: _P.args, **kwargs: _P.kwargs) -> _Drawn:
         settings: dict[Any, Any] = {**_RC, "font.family": list(_fonts())}
         with matplotlib.rc_context(settings):
             return draw(*args, **kwargs)
@@ -101,11 +102,9 @@ def on_axes(draw: Callable[..., Axes]) -> OnAxes:
     """A decorator of functions that draw a comparison on one axes; they may be given a record."""
 
     @functools.wraps(draw)
+    @applied
     def drawn(results: Comparison | Results, ax: Axes | None = None, **options: Any) -> Axes:
-        settings: dict[Any, Any] = {**_RC, "font.family": list(_fonts())}
-        found = compare(results) if isinstance(results, Results) else results
-        with matplotlib.rc_context(settings):
-            return draw(found, ax, **options)
+        return draw(compare(results) if isinstance(results, Results) else results, ax, **options)
 
     return drawn
 
