@@ -267,13 +267,15 @@ class Experiment:
           sections: makes further sections of the report from the record.
 
         Returns:
-          The record.
+          The record. Of an experiment that was finished before it is the one that is there, which
+          says when and where the numbers were made.
 
         Raises:
           RunsStoppedError: naming the runs that ended before their last step.
         """
         record = self._record(runs)
         if self._before is not None and _same(record, self._before):
+            record = self._before
             if processes.is_first():
                 printing.say(
                     f"The experiment in {self.output_dir} is finished; look at its report.html."

@@ -13,7 +13,7 @@ from helpers import gin_files, pictures, public_files, tiny
 import ldro_jax
 from ldro_jax import problems
 from ldro_jax.experiments import group_runs, grouped
-from ldro_jax.records import results
+from ldro_jax.records import provenance, results
 from ldro_jax.sharding import Layout
 from ldro_jax.tasks import cifar100
 from ldro_jax.training.batches import Batches
@@ -184,10 +184,14 @@ def test_the_parameters_of_a_group_are_kept(finished):
 
 
 @pytest.mark.usefixtures("unpainted")
-def test_what_is_there_is_taken_and_what_is_missing_is_made_again(finished, tmp_path, capsys):
+def test_what_is_there_is_taken_and_what_is_missing_is_made_again(
+    finished, tmp_path, capsys, monkeypatch
+):
     record, directory = finished
     again = tmp_path / "out"
     shutil.copytree(directory, again)
+    # It says when the numbers were made, not when they were looked at.
+    monkeypatch.setattr(provenance, "occasion", lambda: {"date": "another day"})
     assert results.to_record(compared(again)) == results.to_record(record)
     assert "is finished" in capsys.readouterr().out
     # As after an interruption: no record, some runs without theirs, others without a checkpoint.
