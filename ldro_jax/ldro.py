@@ -18,18 +18,21 @@ import optax
 
 from ldro_jax import transform as transform_lib
 from ldro_jax.interaction import base as interaction_base
+from ldro_jax.measuring.means import Rows, task_means
 from ldro_jax.measuring.trained import moved_by, only
 from ldro_jax.runtime import checks
 from ldro_jax.transform.averaging import averaged, evaluated
 from ldro_jax.transform.diagnostics import diagnose
 from ldro_jax.transform.preconditioner import preconditioner
 from ldro_jax.transform.statistics import statistics
+from ldro_jax.transform.tap import tap
 from ldro_jax.weighting import base as weighting_base
 from ldro_jax.weighting import lookahead, smooth
 from ldro_jax.weighting.regularized_dro import regularized_dro
 from ldro_jax.weighting.signal import signal, signal_shares
 
 __all__ = [
+    "Rows",
     "averaged",
     "diagnose",
     "evaluated",
@@ -40,6 +43,8 @@ __all__ = [
     "preconditioner",
     "signal_shares",
     "statistics",
+    "tap",
+    "task_means",
     "transform",
     "weights",
 ]
@@ -86,8 +91,8 @@ def transform(
     Given no rates, ``ldro.transform(num_tasks)``, it does something simpler that needs none and is
     safe where tasks can't be learnt: :func:`ldro_jax.weighting.signal` with a tilt of 1, which
     measures how much of each task's gradient is signal on two halves of its batch every 20 steps,
-    and so needs ``loss_fn`` and ``batch`` with an even number of rows of each task, and losses
-    above zero. Few rows say little: 64 of each task or more, in ``interaction_batch`` where the
+    and so needs ``loss_fn`` and ``batch`` with an even number of rows of each task, or a
+    ``losses_fn`` that returns :class:`Rows`; and losses above zero. Few rows say little: 64 of each task or more, in ``interaction_batch`` where the
     batch has fewer, are what it was tried on.
 
     Args:
@@ -126,8 +131,8 @@ def transform(
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``. Its ``update`` is told of the tasks by keyword
-      arguments: ``loss_fn`` and ``batch`` (and ``interaction_batch``); or ``losses_fn`` (and
-      ``interaction_fn`` or ``features_fn``); or ``losses`` and ``pullback`` (and
+      arguments: ``loss_fn`` and ``batch`` (and ``interaction_batch``); or ``losses_fn``, which may
+      return :class:`Rows` (and ``interaction_fn`` or ``features_fn``); or ``losses`` and ``pullback`` (and
       ``interaction_fn``); or ``losses``, with the stacked task gradients as ``updates``. With any
       of them may come ``present`` and ``excess``, and ``preconditioner`` where the weighting itself
       measures. :func:`ldro_jax.transform.weighted` says what each must be.

@@ -345,25 +345,28 @@ def _mean(sum_of, values, rows):
 
 
 def differentiated(
-    losses_fn: Callable[[Any], jax.Array], params: Any, dtype: Any
-) -> tuple[jax.Array, Callable[[jax.Array], Any]]:
+    losses_fn: Callable[[Any], Any], params: Any, dtype: Any, *, has_aux: bool = False
+) -> Any:
     """Losses ``[N]`` of the tasks, and their pullback, ``weights [N] -> gradient``.
 
-    The losses are in a dtype as wide as that of the weights.
+    The losses are in a dtype as wide as that of the weights. With ``has_aux`` the function returns
+    a pair of them and something else, which comes third.
 
     Raises:
       ValueError: if the losses aren't floating-point numbers.
     """
 
     def at_least_dtype(params):
-        losses = interaction_base.replicated(losses_fn(params))
+        losses, aux = losses_fn(params) if has_aux else (losses_fn(params), ())
+        losses = interaction_base.replicated(losses)
         check_floating(losses)
         # The pullback then takes the weights as they are; a loss in half precision still
         # differentiates in half precision what it computes in it.
-        return losses.astype(np.promote_types(losses.dtype, dtype))
+        return losses.astype(np.promote_types(losses.dtype, dtype)), aux
 
-    losses, pullback = jax.vjp(at_least_dtype, params)
-    return losses, lambda weights: pullback(weights.astype(losses.dtype))[0]
+    losses, pullback, aux = jax.vjp(at_least_dtype, params, has_aux=True)
+    pull = lambda weights: pullback(weights.astype(losses.dtype))[0]  # noqa: E731
+    return (losses, pull, aux) if has_aux else (losses, pull)
 
 
 def check_floating(losses: Any) -> None:

@@ -75,9 +75,9 @@ def if_due(
         if needs_noise and not has_noise:
             raise ValueError(
                 "This weighting uses the variance of the gradients, which was not measured. Use "
-                "interaction='split' with loss_fn and batch, or with the gradients and losses of "
-                "two halves of each task, one after the other [2N, ...], or return an "
-                "interaction.Measured from interaction_fn."
+                "interaction='split' with loss_fn and batch, with a losses_fn that returns "
+                "ldro.Rows, or with the gradients and losses of two halves of each task, one after "
+                "the other [2N, ...]; or return an interaction.Measured from interaction_fn."
             )
         matrix, noise = _arrays(given if has_noise else (given, old.noise), old)
         # Without its noise a square may vanish.

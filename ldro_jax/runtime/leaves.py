@@ -113,13 +113,14 @@ def is_like(tree: Any, other: Any) -> bool:
     )
 
 
-def like(what: str, tree: Any, params: Any) -> Any:
+def like(what: str, tree: Any, params: Any, *, may_have_more: bool = False) -> Any:
     """A tree in the containers of the parameters.
 
     Args:
       what: how the error begins, such as "The gradient must be like the parameters".
       tree: with leaves of the same names and shapes, in whatever containers.
       params: the parameters, or something like them.
+      may_have_more: whether the tree may have other leaves as well, which are left out.
 
     Returns:
       The tree, with the structure of the parameters.
@@ -130,6 +131,8 @@ def like(what: str, tree: Any, params: Any) -> Any:
     if is_like(tree, params):
         return tree
     found, wanted = _by_name(tree), _by_name(params)
+    if may_have_more:
+        found = {name: leaf for name, leaf in found.items() if name in wanted}
     if difference := _difference(tree, found, wanted):
         raise ValueError(f"{what}, but {difference}.")
     leaves = [found[name][1] for name in wanted]

@@ -18,6 +18,7 @@ from ldro_jax.interaction import base as interaction_base
 from ldro_jax.interaction import geometry
 from ldro_jax.interaction.features import NEEDED
 from ldro_jax.interaction.products import of_vector
+from ldro_jax.measuring import means
 from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring import trained as trained_lib
 from ldro_jax.measuring.measure import check_floating, differentiated
@@ -117,7 +118,8 @@ def read(
         step = _from_pullback(given, params, dtype)
     else:
         step, updates = _from_stacked(updates, given, params, plan), None
-    num_tasks, present = plan.num_tasks, given.present
+    num_tasks = plan.num_tasks
+    present = step.present if given.present is None else given.present
     if jnp.shape(step.losses) != (num_tasks,):
         raise ValueError(
             f"There must be one loss for each of the {num_tasks} tasks, shape ({num_tasks},), but "
@@ -185,7 +187,7 @@ def _depth(tree: Any) -> int:
 
 _FUNCTIONS = {
     "loss_fn": "(params, task_batch) -> scalar",
-    "losses_fn": "params -> losses [N]",
+    "losses_fn": "params -> losses [N], or ldro.Rows",
     "features_fn": "params -> features",
     "pullback": "weights [N] -> gradient",
     "interaction_fn": "() -> [N, N]",
@@ -235,29 +237,43 @@ def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
     interaction_fn = given.interaction_fn
     gram = functools.partial(interaction_lib.jacobian_gram, interval=plan.interval)
 
-    def losses_fn(params):
+    def returned(params):
         own = () if given.features_fn is None else (given.features_fn(params),)
-        return _array("losses_fn must return", given.losses_fn(params, *own), "it returns")
+        return given.losses_fn(params, *own)
 
+    def of_tasks(losses):
+        losses, present = means.of_tasks(losses, plan.num_tasks)
+        return _array("losses_fn must return", losses, "it returns"), present
+
+    def losses_fn(params):
+        return of_tasks(returned(params))[0]
+
+    losses, pullback, present = differentiated(
+        lambda p: of_tasks(returned(p)), params, dtype, has_aux=True
+    )
     shared = plan.shared
     if interaction_fn is None and plan.strategy.of_features:
         if given.features_fn is None or given.preconditioner is not None:
             raise ValueError(f"{NEEDED} It takes no preconditioner.")
         features = given.features_fn(params)
-        interaction_fn = lambda _: gram(lambda z: given.losses_fn(params, z), features)  # noqa: E731
+        of_features = lambda z: of_tasks(given.losses_fn(params, z))[0]  # noqa: E731
+        interaction_fn = lambda _: gram(of_features, features)  # noqa: E731
     elif interaction_fn is None:
         if shared is None and plan.interval is not None:
             shared = shared_lib.found(losses_fn, params)
+        measure = gram
+        if plan.strategy.gives_products:
+            measure = functools.partial(of_vector, plan.strategy)
+        elif plan.strategy.parts > 1 and present is not None:
+            measure = functools.partial(means.of_parts, gram, plan.strategy, plan.num_tasks)
+            losses_fn = returned
         counted = shared_lib.of_counted(losses_fn, params, shared)
         if given.preconditioner is not None:
             own = shared_lib.counted(given.preconditioner, shared)
             counted = geometry.in_units(*counted, own)
-        measure = gram
-        if plan.strategy.gives_products:
-            measure = functools.partial(of_vector, plan.strategy)
         interaction_fn = lambda _: measure(*counted)  # noqa: E731
-    losses, pullback = differentiated(losses_fn, params, dtype)
-    return Step(losses, pullback, functools.partial(interaction_fn, params), shared=shared)
+    interaction = functools.partial(interaction_fn, params)
+    return Step(losses, pullback, interaction, present=present, shared=shared)
 
 
 def _unwrapped(value: Any) -> str:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from ldro_jax.interaction.features import NEEDED
 from ldro_jax.interaction.jacrev import pullback_gram
 from ldro_jax.interaction.products import of_vector
 from ldro_jax.measuring import shared as shared_lib
+from ldro_jax.measuring.means import Rows, of_parts, of_tasks
 from ldro_jax.measuring.measure import check_floating
 from ldro_jax.runtime import checks, leaves
 
@@ -24,6 +25,7 @@ def statistics(
     batch: Any = None,
     *,
     has_aux: bool = False,
+    num_tasks: int | None = None,
     interaction: str | base.Interaction = "auto",
     shared: Any = None,
 ) -> Any:
@@ -39,19 +41,21 @@ def statistics(
     back through the same pass, N backward passes; with one in a pass of its own.
 
     Args:
-      losses_fn: ``params -> losses [N]`` of all tasks; with ``batch``, ``(params, task_batch) ->
-        scalar``, the mean loss of one task.
+      losses_fn: ``params -> losses [N]`` of all tasks, or their :class:`~ldro_jax.ldro.Rows`; with
+        ``batch``, ``(params, task_batch) -> scalar``, the mean loss of one task.
       params: where to differentiate. Frozen ones count in the interaction unless ``shared`` leaves
         them out.
       batch: each leaf ``[task, example, ...]``.
       has_aux: whether the function returns a pair of that and something else.
+      num_tasks: N, needed with :class:`~ldro_jax.ldro.Rows`.
       interaction: how to measure the interaction with ``batch``, as in
-        :func:`ldro_jax.transform.weighted`; without one only whether it is ``"products"``.
+        :func:`ldro_jax.transform.weighted`; without one only whether it is ``"products"``, or
+        ``"split"`` with :class:`~ldro_jax.ldro.Rows`.
       shared: the parameters that the interaction counts, as there.
 
     Returns:
-      The keyword arguments; with ``has_aux`` a pair of these and the something else, with
-      ``batch`` stacked along a leading axis of tasks.
+      The keyword arguments, with ``present`` if rows tell it; with ``has_aux`` a pair of these and
+      the something else, with ``batch`` stacked along a leading axis of tasks.
 
     Raises:
       ValueError: if the function doesn't return one floating-point loss for each task.
@@ -61,11 +65,19 @@ def statistics(
     leaves.check_arrays("params", params)
     one = losses_fn if has_aux else lambda *given: (losses_fn(*given), ())
 
-    def of_all(params):
+    def returned(params):
         if batch is None:
-            losses, aux = one(params)
-        else:
-            losses, aux = jax.vmap(one, in_axes=(None, 0))(params, batch)
+            return one(params)
+        return jax.vmap(one, in_axes=(None, 0))(params, batch)
+
+    def of_all(params):
+        losses, aux = returned(params)
+        if isinstance(losses, Rows) and (num_tasks is None or batch is not None):
+            raise ValueError(
+                "losses_fn returned Rows. For their tasks ldro.statistics needs num_tasks, and no "
+                "batch."
+            )
+        losses, present = of_tasks(losses, cast(int, num_tasks))
         losses = base.replicated(jnp.asarray(losses))
         check_floating(losses)
         if losses.ndim != 1:
@@ -74,12 +86,12 @@ def statistics(
                 f"task, but all together have the shape {list(losses.shape)}."
             )
         # A pullback takes the weights in the dtype of its losses, which must not round them.
-        return losses.astype(np.promote_types(losses.dtype, np.float32)), aux
+        return losses.astype(np.promote_types(losses.dtype, np.float32)), (present, aux)
 
     strategy = interaction_lib.get(interaction)
     if strategy.of_features:
         raise ValueError(NEEDED)
-    losses, pull, aux = jax.vjp(of_all, params, has_aux=True)
+    losses, pull, (present, aux) = jax.vjp(of_all, params, has_aux=True)
 
     def matrix():
         own = None if shared is None else shared_lib.mask(shared, params)
@@ -90,12 +102,16 @@ def statistics(
             own = shared_lib.found(lambda params: of_all(params)[0], params)
         if strategy.gives_products:
             return of_vector(strategy, *shared_lib.of_counted(lambda p: of_all(p)[0], params, own))
+        if strategy.parts > 1 and present is not None:
+            rows = shared_lib.of_counted(lambda p: returned(p)[0], params, own)
+            return of_parts(interaction_lib.jacobian_gram, strategy, cast(int, num_tasks), *rows)
         return pullback_gram(losses, lambda w: (shared_lib.counted(pull(w)[0], own),))
 
     given = {
         "losses": losses,
         "pullback": functools.partial(_first, pull),
         "interaction_fn": matrix,
+        **({} if present is None else {"present": present}),
     }
     return (given, aux) if has_aux else given
 

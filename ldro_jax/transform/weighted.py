@@ -72,7 +72,8 @@ def weighted(
                          examples to measure the interaction on.
     any layout           ``losses_fn(params) -> [N]`` and optionally ``interaction_fn(params) ->
                          [N, N]``, by default the Gram matrix of the Jacobian of ``losses_fn``;
-                         with ``features_fn(params) -> z`` it is ``losses_fn(params, z)``.
+                         with ``features_fn(params) -> z`` it is ``losses_fn(params, z)``. It may
+                         return :class:`~ldro_jax.ldro.Rows`, whose tasks it finds itself.
     forward done         ``losses [N]``, ``pullback(weights [N]) -> gradient`` (from ``jax.vjp``)
                          and, if the weighting uses it, ``interaction_fn() -> [N, N]``; with
                          ``lagged`` the pullback may give both, as an ``interaction.Pulled``.

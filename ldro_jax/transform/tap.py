@@ -1,0 +1,251 @@
+"""A weighting inside a trainer that calls ``update(gradient, state, params)`` and nothing more.
+
+Such a trainer differentiates one scalar loss and hands its gradient over. A weighting needs the
+losses of all tasks as a function of the parameters. Both are called while the trainer's step is
+traced, one after the other, so the loss can leave that function where the weighting finds it.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
+
+from ldro_jax.measuring.means import of_tasks
+from ldro_jax.runtime import checks, leaves
+from ldro_jax.transform.weighted import Weighted
+
+_ORDER = (
+    "The step of a trainer must differentiate tap.loss and then call update, in one trace: the "
+    "loss can't be in a scan, a jax.checkpoint or a function that is compiled by itself. To "
+    "accumulate gradients, chain optax.MultiSteps after the weighting."
+)
+
+
+class _Call(NamedTuple):
+    """A call of the loss that was differentiated.
+
+    Attributes:
+      losses_fn: what the losses function gives at other parameters.
+      params: those that it was called with, and what else a module holds.
+      traces: the programs that its arrays are of, one or none.
+      depends: whether its other arguments depend on the parameters.
+    """
+
+    losses_fn: Callable[[Any], Any]
+    params: Any
+    traces: set[Any]
+    depends: bool
+
+
+class Tap:
+    """Hands the losses of the tasks from a trainer's loss to a weighting; see :func:`tap`."""
+
+    def __init__(self, losses_fn: Callable[..., Any], num_tasks: int, has_aux: bool = False):
+        checks.function("losses_fn", losses_fn, example="(params, batch) -> losses [N]")
+        checks.integer("num_tasks", num_tasks)
+        checks.flag("has_aux", has_aux)
+        self._losses_fn, self._num_tasks, self._has_aux = losses_fn, num_tasks, has_aux
+        self._calls: list[_Call] = []
+
+    def loss(self, params: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss for the trainer: the mean of those of the tasks that are present.
+
+        Args:
+          params: parameters, or a Flax NNX module, whose state may change as in any loss.
+          *args: what ``losses_fn`` takes besides, such as a batch.
+          **kwargs: of ``losses_fn``.
+
+        Returns:
+          A scalar; with ``has_aux`` a pair of it and what ``losses_fn`` gives besides.
+        """
+        # A module may change in the call.
+        state, with_params = _taken_apart(params)
+        arrays, with_arrays = _arrays((args, kwargs))
+        given, aux = self._of(params, args, kwargs)
+        losses, present = of_tasks(given, self._num_tasks)
+        losses = jnp.asarray(losses)
+        count = losses.size if present is None else jnp.maximum(present.sum(), 1)
+        # The loss of an absent task is zero.
+        mean = losses.sum() / jnp.asarray(count, losses.dtype)
+
+        def differentiated(state, arrays, depends):
+            def losses_fn(params):
+                args, kwargs = with_arrays(arrays)
+                return self._of(with_params(state, params), args, kwargs)[0]
+
+            self._calls.append(_Call(losses_fn, state, _traces((state, arrays)), depends))
+
+        mean = _told(differentiated, mean, state, arrays)
+        return (mean, aux) if self._has_aux else mean
+
+    def __call__(self, weighting: Weighted) -> optax.GradientTransformationExtraArgs:
+        """The weighting for the trainer's optimizer: ``optax.chain(tap(weighting), optimizer)``.
+
+        Its ``update`` doesn't use the gradient that it is given.
+
+        Raises:
+          ValueError: if it is given anything else.
+        """
+        if not isinstance(weighting, Weighted):
+            raise ValueError(
+                "tap takes the weighting alone, as ldro.transform or transform.weighted makes it, "
+                f"but it was given {checks.shown(weighting)}. Chain the optimizer after it: "
+                "optax.chain(tap(ldro.transform(...)), optax.adam(...))."
+            )
+
+        def update_fn(updates, state, params=None, **extra_args):
+            calls, self._calls[:] = list(self._calls), []
+            none = jax.tree.map(lambda _: None, updates)
+            call = _one(calls, params)
+            return weighting.update(none, state, params, losses_fn=call.losses_fn, **extra_args)
+
+        return optax.GradientTransformationExtraArgs(weighting.init, update_fn)
+
+    def _of(self, params, args, kwargs) -> tuple[Any, Any]:
+        found = self._losses_fn(params, *args, **kwargs)
+        return found if self._has_aux else (found, None)
+
+
+def tap(losses_fn: Callable[..., Any], num_tasks: int, *, has_aux: bool = False) -> Tap:
+    """Weighs the tasks inside a trainer that differentiates a loss of its own accord.
+
+    The trainer gets ``tap.loss`` as its loss and ``tap(weighting)`` in front of its optimizer, and
+    stays as it is otherwise::
+
+        tap = ldro.tap(task_losses, num_tasks=5)
+        optimizer = optax.chain(tap(ldro.transform(num_tasks=5)), optax.adam(1e-3))
+        trainer = Trainer(model, optimizer).with_loss_fn(tap.loss)
+
+    While a step is traced, ``tap.loss`` notes the function from parameters to task losses, and the
+    weighting takes it as the ``losses_fn`` of its ``update``, see
+    :func:`ldro_jax.transform.weighted`. The gradient that the trainer computed isn't used, and the
+    compiler leaves it out unless the trainer does something else with it, such as logging its
+    length; then it costs a backward pass. ``tap.loss`` may also be called where nothing is
+    differentiated, as in an evaluation. What belongs to no task, such as an L2 term, is added to
+    the loss of each.
+
+    Args:
+      losses_fn: ``(params, ...) -> losses [N]``, or :class:`~ldro_jax.ldro.Rows` where the rows of
+        a batch belong to tasks. In the place of parameters may come a Flax NNX module.
+      num_tasks: N.
+      has_aux: whether it returns a pair of that and something else, for the trainer.
+
+    Returns:
+      The :class:`Tap`.
+
+    Raises:
+      ValueError: by ``update``, if ``tap.loss`` wasn't differentiated before it in the same trace,
+        or more than once, or with other parameters than those of ``update``.
+
+    Example:
+      >>> import jax, optax
+      >>> import jax.numpy as jnp
+      >>> from ldro_jax import ldro
+      >>> def task_losses(params, batch):
+      ...     return ldro.Rows((batch["x"] @ params - batch["y"]) ** 2, batch["task"])
+      >>> tap = ldro.tap(task_losses, num_tasks=2)
+      >>> weighting = ldro.transform(num_tasks=2, lookahead_lr=0.1, weight_lr=0.1)
+      >>> tx = optax.chain(tap(weighting), optax.sgd(0.1))
+      >>> @jax.jit
+      ... def step(params, opt_state, batch):  # a trainer's own
+      ...     grads = jax.grad(tap.loss)(params, batch)
+      ...     updates, opt_state = tx.update(grads, opt_state, params)
+      ...     return optax.apply_updates(params, updates), opt_state
+      >>> batch = {"x": jnp.eye(2), "y": jnp.array([1.0, 2.0]), "task": jnp.array([0, 1])}
+      >>> params, opt_state = step(jnp.zeros(2), tx.init(jnp.zeros(2)), batch)
+      >>> [round(float(w), 2) for w in ldro.weights(opt_state)]
+      [0.49, 0.51]
+    """
+    return Tap(losses_fn, num_tasks, has_aux)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _told(tell: Callable[[Any, Any, bool], None], loss: jax.Array, state: Any, arrays: Any):
+    """The loss; calls ``tell`` where a program that differentiates it is traced.
+
+    What it is told are the state and the arrays outside of the differentiation, and whether the
+    arrays depend on what is differentiated.
+    """
+    del tell, state, arrays
+    return loss
+
+
+@functools.partial(_told.defjvp, symbolic_zeros=True)
+def _(tell, primals, tangents):
+    (loss, state, arrays), (tangent, _, moved) = primals, tangents
+    zero = [isinstance(x, SymbolicZero) for x in jax.tree.leaves(moved, is_leaf=_is_zero)]
+    tell(state, arrays, not all(zero))
+    return loss, tangent
+
+
+def _is_zero(x: Any) -> bool:
+    return isinstance(x, SymbolicZero)
+
+
+def _traces(tree: Any) -> set[Any]:
+    """The programs being traced that the arrays of a tree are of; none for plain arrays."""
+    tracers = [x for x in jax.tree.leaves(tree) if isinstance(x, Tracer)]
+    return {getattr(x, "_trace", None) for x in tracers}
+
+
+def _taken_apart(params: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """The arrays of parameters or a module, and ``(these, other parameters) -> the same``."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None or not isinstance(params, nnx.Module):
+        return params, lambda _, params: params
+    graph, state = nnx.split(params)
+
+    def with_params(state, params):
+        # Variables belong to the trace that they are made in.
+        module = nnx.merge(graph, jax.tree.map(lambda x: x, state))
+        nnx.update(module, params)
+        return module
+
+    return jax.tree.map(lambda x: x, state), with_params
+
+
+def _arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The arrays in a tree, and what puts others in their places."""
+    flat, structure = jax.tree.flatten(tree)
+    where = [i for i, x in enumerate(flat) if isinstance(x, jax.Array)]
+
+    def with_arrays(arrays):
+        given = dict(zip(where, arrays, strict=True))
+        return structure.unflatten([given.get(i, x) for i, x in enumerate(flat)])
+
+    return [flat[i] for i in where], with_arrays
+
+
+def _one(calls: list[_Call], params: Any) -> _Call:
+    """The call that belongs to this step."""
+    # A program may use arrays that exist already.
+    here = [call for call in calls if call.traces <= _traces(params)]
+    if len(here) != 1:
+        times = f"{len(here)} times" if here else "in another trace alone" if calls else "not"
+        raise ValueError(
+            f"Before update, tap.loss must be differentiated once, but it was {times}. {_ORDER}"
+        )
+    (call,) = here
+    if call.depends:
+        raise ValueError(
+            "Apart from the parameters, nothing that tap.loss is given may depend on them. Compute "
+            "what does in losses_fn."
+        )
+    what = "tap.loss must be called with the parameters of update"
+    # A module has more than what is trained.
+    noted = leaves.like(what, call.params, params, may_have_more=True)
+    for (path, leaf), other in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(noted), strict=True
+    ):
+        if leaf.dtype != other.dtype:
+            raise ValueError(
+                f"{what}, but its leaf {jax.tree_util.keystr(path)} was {other.dtype} instead of "
+                f"{leaf.dtype}. What the trainer casts before the loss must be cast in losses_fn."
+            )
+    return call
