@@ -92,8 +92,8 @@ def transform(
     safe where tasks can't be learnt: :func:`ldro_jax.weighting.signal` with a tilt of 1, which
     measures how much of each task's gradient is signal on two halves of its batch every 20 steps,
     and so needs ``loss_fn`` and ``batch`` with an even number of rows of each task, or a
-    ``losses_fn`` that returns :class:`Rows`; and losses above zero. Few rows say little: 64 of each task or more, in ``interaction_batch`` where the
-    batch has fewer, are what it was tried on.
+    ``losses_fn`` that returns :class:`Rows`; and losses above zero. Few rows say little: 64 of each
+    task or more, in ``interaction_batch`` where the batch has fewer, are what it was tried on.
 
     Args:
       num_tasks: N.
@@ -132,10 +132,10 @@ def transform(
     Returns:
       An ``optax.GradientTransformationExtraArgs``. Its ``update`` is told of the tasks by keyword
       arguments: ``loss_fn`` and ``batch`` (and ``interaction_batch``); or ``losses_fn``, which may
-      return :class:`Rows` (and ``interaction_fn`` or ``features_fn``); or ``losses`` and ``pullback`` (and
-      ``interaction_fn``); or ``losses``, with the stacked task gradients as ``updates``. With any
-      of them may come ``present`` and ``excess``, and ``preconditioner`` where the weighting itself
-      measures. :func:`ldro_jax.transform.weighted` says what each must be.
+      return :class:`Rows` (and ``interaction_fn`` or ``features_fn``); or ``losses`` and
+      ``pullback`` (and ``interaction_fn``); or ``losses``, with the stacked task gradients as
+      ``updates``. With any of them may come ``present`` and ``excess``, and ``preconditioner``
+      where the weighting itself measures. :func:`ldro_jax.transform.weighted` says what each must be.
 
     Raises:
       TypeError: if ``num_tasks`` is not a Python integer.

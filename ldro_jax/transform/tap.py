@@ -44,7 +44,13 @@ class _Call(NamedTuple):
 
 
 class Tap:
-    """Hands the losses of the tasks from a trainer's loss to a weighting; see :func:`tap`."""
+    """Hands the losses of the tasks from a trainer's loss to a weighting; see :func:`tap`.
+
+    Attributes:
+      loss: for the trainer, the mean of the losses of the tasks that are present: a function with
+        the arguments of ``losses_fn``, that gives a scalar, and with ``has_aux`` a pair of it and
+        what ``losses_fn`` gives besides.
+    """
 
     def __init__(self, losses_fn: Callable[..., Any], num_tasks: int, has_aux: bool = False):
         checks.function("losses_fn", losses_fn, example="(params, batch) -> losses [N]")
@@ -53,17 +59,14 @@ class Tap:
         self._losses_fn, self._num_tasks, self._has_aux = losses_fn, num_tasks, has_aux
         self._calls: list[_Call] = []
 
-    def loss(self, params: Any, *args: Any, **kwargs: Any) -> Any:
-        """The loss for the trainer: the mean of those of the tasks that are present.
+        # Flax NNX, among others, looks up its arguments.
+        @functools.wraps(losses_fn)
+        def loss(params, *args, **kwargs):
+            return self._loss(params, args, kwargs)
 
-        Args:
-          params: parameters, or a Flax NNX module, whose state may change as in any loss.
-          *args: what ``losses_fn`` takes besides, such as a batch.
-          **kwargs: of ``losses_fn``.
+        self.loss = loss
 
-        Returns:
-          A scalar; with ``has_aux`` a pair of it and what ``losses_fn`` gives besides.
-        """
+    def _loss(self, params: Any, args: Any, kwargs: Any) -> Any:
         # A module may change in the call.
         state, with_params = _taken_apart(params)
         arrays, with_arrays = _arrays((args, kwargs))
