@@ -1,4 +1,4 @@
-"""Leaves out modules that need T5X where it is absent, and says how many faults were survived.
+"""Leaves out modules whose library is absent, and says how many faults were survived.
 
 pytest imports all modules for doctests.
 """
@@ -11,6 +11,11 @@ _T5X = importlib.util.find_spec("t5x")
 collect_ignore_glob = (
     [] if _T5X and _T5X.origin else ["ldro_jax/t5x/*", "tests/helpers/tiny_t5x.py"]
 )
+collect_ignore_glob += [
+    f"ldro_jax/integrations/{trainer}.py"
+    for trainer in ("tunix",)
+    if importlib.util.find_spec(trainer) is None
+]
 
 
 def pytest_ignore_collect(collection_path, config):

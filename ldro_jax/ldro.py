@@ -135,7 +135,8 @@ def transform(
       return :class:`Rows` (and ``interaction_fn`` or ``features_fn``); or ``losses`` and
       ``pullback`` (and ``interaction_fn``); or ``losses``, with the stacked task gradients as
       ``updates``. With any of them may come ``present`` and ``excess``, and ``preconditioner``
-      where the weighting itself measures. :func:`ldro_jax.transform.weighted` says what each must be.
+      where the weighting itself measures. :func:`ldro_jax.transform.weighted` says what each must
+      be.
 
     Raises:
       TypeError: if ``num_tasks`` is not a Python integer.

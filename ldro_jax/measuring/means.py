@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ldro_jax.interaction.base import Interaction
+from ldro_jax.interaction.base import Interaction, replicated
 from ldro_jax.measuring import rows as rows_lib
 from ldro_jax.measuring.batch import RowLosses
 from ldro_jax.runtime import checks
@@ -54,7 +54,8 @@ class Rows(NamedTuple):
         return sums / rows_lib.divisor(counts, sums.dtype), counts
 
     def _by_row(self, num_tasks: int) -> tuple[RowLosses, jax.Array | None]:
-        losses, ids, counts = self._checked(num_tasks)
+        # Rows are counted in order, which explicit axes don't allow where they are split.
+        losses, ids, counts = jax.tree.map(replicated, self._checked(num_tasks))
         sums = jnp.where(counts != 0, losses * counts.astype(losses.dtype), 0)
         if ids is None:
             return RowLosses(sums, counts), None

@@ -1,0 +1,81 @@
+"""A training step of Flax NNX: the model's parameters, running statistics and random counts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from ldro_jax.runtime import checks
+from ldro_jax.transform import find_state
+
+
+def update(
+    optimizer: nnx.Optimizer,
+    model: nnx.Module,
+    losses_fn: Callable[..., Any],
+    *args: Any,
+    has_aux: bool = False,
+    **kwargs: Any,
+) -> Any:
+    """One step, in the place of ``nnx.value_and_grad`` and ``optimizer.update``.
+
+    What is trained is what the optimizer was built for, its ``wrt``: with ``nnx.LoRAParam`` the
+    weighting sees the gradients of these alone. Running statistics and the counts of random streams
+    move on once, as in a plain step, and all that the weighting measures sees the model as it was
+    before. Call it in ``nnx.jit``, where the compiler computes the forward pass that gives them
+    once.
+
+    Args:
+      optimizer: of a chain with a task weighting.
+      model: is changed, as is the optimizer.
+      losses_fn: ``(model, *args, **kwargs) -> losses [N]``, or :class:`~ldro_jax.ldro.Rows`.
+      *args: for it, such as a batch.
+      has_aux: whether it returns a pair of that and something else.
+      **kwargs: for it.
+
+    Returns:
+      The losses of the tasks, ``[N]``, an absent one's of the last step that had it; with
+      ``has_aux`` a pair of these and the something else.
+
+    Raises:
+      ValueError: if the optimizer has no task weighting, and as ``update`` of
+        :func:`ldro_jax.transform.weighted` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax
+      >>> from flax import nnx
+      >>> from ldro_jax import ldro
+      >>> from ldro_jax.integrations import nnx as ldro_nnx
+      >>> model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+      >>> tx = optax.chain(ldro.transform(2), optax.sgd(0.1))
+      >>> optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+      >>> def task_losses(model, batch):
+      ...     return ldro.Rows((model(batch["x"])[:, 0] - batch["y"]) ** 2, batch["task"])
+      >>> step = nnx.jit(lambda *given: ldro_nnx.update(given[0], given[1], task_losses, given[2]))
+      >>> batch = {"x": jnp.eye(2), "y": jnp.array([1.0, 2.0]), "task": jnp.array([0, 1])}
+      >>> step(optimizer, model, batch).shape
+      (2,)
+    """
+    checks.instance(
+        "optimizer", optimizer, nnx.Optimizer, "nnx.Optimizer(model, tx, wrt=nnx.Param)"
+    )
+    checks.function("losses_fn", losses_fn, example="(model, batch) -> losses [N]")
+    checks.flag("has_aux", has_aux)
+    # Before anything is traced: an optimizer alone would say something else.
+    find_state(optimizer.opt_state)
+    graph, params, rest = nnx.split(model, optimizer.wrt, ...)
+
+    def of(params):
+        # Variables belong to the trace that they are made in.
+        moved = nnx.merge(graph, params, jax.tree.map(lambda x: x, rest))
+        found = losses_fn(moved, *args, **kwargs)
+        losses, aux = found if has_aux else (found, None)
+        return losses, aux, nnx.state(moved, nnx.Not(optimizer.wrt))
+
+    _, aux, after = of(params)
+    optimizer.update(model, None, losses_fn=lambda params: of(params)[0])
+    nnx.update(model, after)
+    losses = find_state(optimizer.opt_state).losses
+    return (losses, aux) if has_aux else losses
