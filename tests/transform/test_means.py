@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ldro_jax import ldro, transform, weighting
 
@@ -205,3 +207,26 @@ def test_rows_at_features():
     means = lambda z: ldro.task_means(losses_at(params, z).losses, ids, TASKS)[0]  # noqa: E731
     jacobian = jax.jacrev(means)(features(params))
     same(state.interaction, jacobian @ jacobian.T)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", ["by signal", "L-DRO"])
+def test_rows_on_eight_devices_give_the_same(name, kind):
+    if kind == AxisType.Explicit and jax.__version_info__ < (0, 7, 1):
+        pytest.skip("explicit axes need jax 0.7.1")
+    _, mixed, ids = problem()
+    params = {"w": jnp.array([0.3, -0.2]), "b": jnp.array(0.1)}
+    tx = ldro.transform(TASKS, **WEIGHTINGS[name])
+
+    @jax.jit
+    def step(params, state, mixed, ids):
+        rows_fn = lambda p: ldro.Rows(losses_of(p, mixed), ids)  # noqa: E731
+        return tx.update(None, state, params, losses_fn=rows_fn)
+
+    given = params, tx.init(params), mixed, ids
+    expected = step(*given)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    whole, split = (NamedSharding(mesh, P(*spec)) for spec in ((), ("data",)))
+    places = (whole, whole, split, split)
+    found = step(*(jax.device_put(x, at) for x, at in zip(given, places, strict=True)))
+    same(found, expected)
