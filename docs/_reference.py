@@ -27,6 +27,7 @@ PAGES: dict[str, tuple[str, ...]] = {
     "ldro_jax.transform": (),
     "ldro_jax.weighting": (),
     "ldro_jax.interaction": (),
+    "ldro_jax.integrations": ("nnx",),
     "ldro_jax.measuring": (),
     "ldro_jax.training": (),
     "ldro_jax.problems": ("public_data",),

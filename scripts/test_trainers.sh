@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# Tests this library inside the trainers of others: bash scripts/test_trainers.sh [tunix|kauldron|keras|maxtext...]
+# Tests this library inside the trainers of others: bash scripts/test_trainers.sh [kauldron|keras|tunix...]
 #
-# Makes an environment for each, .venv-TRAINER, with the version that the tests were written for. They need
-# Python 3.12: PYTHON=python3.12, or what pyenv has. Apart from scripts/test.sh, as they take minutes to install.
+# Makes an environment for each, .venv-TRAINER, with the version that its tests were written for, on Python 3.12:
+# PYTHON, or what pyenv has, or python3.12. Not a part of scripts/test.sh, as they take minutes to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 
 declare -A packages=(
+  [kauldron]="kauldron==1.4.4 tensorflow-cpu>=2.20 google-cloud-aiplatform>=1.120"
+  [keras]="keras==3.15.1"
   [tunix]="google-tunix==0.1.7"
 )
 if [[ -z "${PYTHON:-}" ]]; then
@@ -15,9 +17,11 @@ if [[ -z "${PYTHON:-}" ]]; then
   [[ -x "$PYTHON" ]] || PYTHON=python3.12
 fi
 unset VIRTUAL_ENV
-for trainer in "${@:-tunix}"; do
+(($#)) || set -- kauldron keras tunix
+for trainer in "$@"; do
   LDRO_JAX_VENV=".venv-$trainer" use_environment plots,test
+  # shellcheck disable=SC2086
   python -m pip install --quiet --disable-pip-version-check ${packages[$trainer]}
-  python -m pytest -n0 --doctest-modules "tests/integrations/test_$trainer.py" "ldro_jax/integrations/$trainer.py"
+  python -m pytest -n0 -m "" "tests/integrations/test_$trainer.py" "ldro_jax/integrations/$trainer.py"
   deactivate
 done

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "results.md": "records/test_tidy.py",
     "optax.md": "transform/test_optax_wrappers.py",
     "t5x.md": "t5x/test_inheritance.py",
+    "trainers.md": "integrations/test_nnx.py",
     "watching.md": "experiments/test_callback.py",
     "worst_groups.md": "test_readme.py",
 }

@@ -42,6 +42,7 @@ _RUN = {
     "experiments/digits_sweep.gin": "experiments/test_digits_methods.py",
     "experiments/multilingual_lm_mc4.gin": "tasks/test_mc4.py",
     "experiments/multilingual_lm_small.gin": "experiments/test_lm_gin.py",
+    "experiments/shuffled_language.gin": "experiments/test_lm_gin.py",
     "experiments/synthetic.gin": "experiments/test_trajectories.py",
 }
 

@@ -79,7 +79,7 @@ _FLOORS = [
     {"games", "interaction", "models", "records", "solvers", "tasks"},
     {"measuring", "weighting"},
     {"grouping", "problems", "transform"},
-    {"reporting", "training"},
+    {"integrations", "reporting", "training"},
     {"experiments", "t5x"},
 ]
 
@@ -135,6 +135,8 @@ def test_every_public_name_is_documented(name):
     light = ("", ".gin_text", ".names", ".report", ".report_sections", ".run_file", ".summaries")
     if name.startswith("ldro_jax.t5x") and name.removeprefix("ldro_jax.t5x") not in light:
         pytest.importorskip("t5x.trainer", reason="T5X is not installed (scripts/install_t5x.sh)")
+    if name.startswith("ldro_jax.integrations."):
+        pytest.importorskip(name.rpartition(".")[2].replace("nnx", "flax"))
     module = importlib.import_module(name)
     assert module.__doc__, name
     for attribute, value in vars(module).items():
@@ -253,7 +255,7 @@ def test_every_public_name_has_a_type(tmp_path):
         for symbol in symbols
         if symbol["isExported"]
         and (not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"])
-        # It subclasses T5X's classes, which have none.
-        and not symbol["name"].startswith("ldro_jax.t5x.")
+        # They subclass classes of T5X and of trainers, which have none.
+        and not symbol["name"].startswith(("ldro_jax.t5x.", "ldro_jax.integrations."))
     }
     assert lacking == _OF_UNTYPED

@@ -49,9 +49,8 @@ def text_dir(tmp_path_factory):
     return folder
 
 
-def _run(output_dir, data_dir, *bindings):
+def _run(output_dir, data_dir, *bindings, file="multilingual_lm_small.gin"):
     output_dir.mkdir()
-    file = "multilingual_lm_small.gin"
     return gin_files.run(file, output_dir, *_TINY, *bindings, data_dir=data_dir)
 
 
@@ -79,6 +78,17 @@ def test_it_ends_with_table_1(text_dir, tmp_path, capsys):
     }
     assert list(dict.fromkeys(run.method for run in one.runs)) == list(_METHODS.values())
     assert one.task_names == ["aa", "bb"] and set(one.references) == {"validation", "test"}
+
+
+@pytest.mark.heavy
+@pytest.mark.usefixtures("unpainted")
+def test_languages_of_which_one_can_not_be_learnt(text_dir, tmp_path):
+    pytest.importorskip("seqio")
+    languages = ["text.load.languages=('aa', 'bb')", f"text.load.cache_dir='{tmp_path / 'cache'}'"]
+    more = ["SEEDS=(0,)", "signal_tilted/Method.interaction_rows=4", "Layout.data=1"]
+    record = _run(tmp_path / "out", text_dir, *languages, *more, file="shuffled_language.gin")
+    assert [run.method for run in record.runs] == ["Average (α = 0)", "Group DRO", "Signal tilted"]
+    assert all(np.isfinite(run.evaluations[-1].average) for run in record.runs)
 
 
 @pytest.mark.heavy  # as does tests/training/test_meshed.py

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import pages
 
 from ldro_jax import ldro
 
@@ -15,7 +16,8 @@ keras = pytest.importorskip("keras", reason="Keras isn't installed (scripts/test
 from ldro_jax.integrations import keras as ldro_keras  # noqa: E402
 
 TASKS, ROWS = 3, 24
-pytestmark = pytest.mark.filterwarnings("default")
+# bash scripts/test_trainers.sh runs the heavy ones.
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.heavy]
 
 
 @pytest.fixture(autouse=True)
@@ -197,3 +199,10 @@ def test_what_does_not_fit_is_refused():
             model.fit(x, y, verbose=0)
     finally:
         keras.config.set_dtype_policy("float32")
+
+
+def test_the_block_of_the_docs_runs():
+    x, y = data()
+    names = {"model": inner(), "ldro": ldro, "targets": y, **x}
+    pages.run("trainers.md", "Multitask(model", names)
+    assert names["weighted"].weighting_state.weights.shape == (TASKS,)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers import pages
 
 from ldro_jax import ldro
 from ldro_jax.integrations import nnx as ldro_nnx
@@ -102,3 +103,11 @@ def test_what_it_is_given_is_checked():
     # Without a weighting in the chain no weights are found.
     with pytest.raises(ValueError, match="Expected one WeightedState"):
         ldro_nnx.update(optimizer, model, task_losses, batch_of(0), has_aux=True)
+
+
+def test_the_block_of_the_docs_runs():
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    names = {"model": model, "batch": batch_of(0), "ldro": ldro, "optax": optax}
+    with jax.numpy_dtype_promotion("standard"):
+        pages.run("trainers.md", "ldro_nnx.update", names)
+    assert ldro.weights(names["optimizer"].opt_state).shape == (TASKS,)

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers import pages
 
 from ldro_jax import ldro
 
@@ -245,3 +246,12 @@ def test_what_the_trainer_logs_and_the_loss_gives_besides():
     np.testing.assert_allclose(mean, token_losses(Model(), batch["tokens"]).mean(), rtol=1e-5)
     with pytest.raises(ValueError, match="weighting must be a Weighted, such as ldro.transform"):
         tunix.PeftTrainer(model, optax.sgd(1.0), config(), weighting=optax.sgd(1.0))
+
+
+def test_the_block_of_the_docs_runs():
+    names = {
+        **{"model": Model(), "config": config(), "batches": batches(2)},
+        **{"token_losses": token_losses, "ldro": ldro, "optax": optax},
+    }
+    pages.run("trainers.md", "tunix.PeftTrainer", names)
+    assert weights(names["trainer"]).shape == (TASKS,)
