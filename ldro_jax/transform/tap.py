@@ -83,6 +83,8 @@ class Tap:
                 return self._of(with_params(state, params), args, kwargs)[0]
 
             self._calls.append(_Call(losses_fn, state, _traces((state, arrays)), depends))
+            # Two tell that there was more than one, and what never gets to an update piles up.
+            del self._calls[:-2]
 
         mean = _told(differentiated, mean, state, arrays)
         return (mean, aux) if self._has_aux else mean
