@@ -91,9 +91,10 @@ def transform(
     Given no rates, ``ldro.transform(num_tasks)``, it does something simpler that needs none, for
     mixtures in which some tasks can't be learnt: :func:`ldro_jax.weighting.signal` with a tilt of
     1, which measures how much of each task's gradient is signal on two halves of its batch every 20
-    steps. Tasks that are hard but not hopeless may fall behind with it. It needs ``loss_fn`` and ``batch`` with an even number of rows of each task, or a
-    ``losses_fn`` that returns :class:`Rows`; and losses above zero. Few rows say little: 64 of each
-    task or more, in ``interaction_batch`` where the batch has fewer, are what it was tried on.
+    steps. Tasks that are hard but not hopeless may fall behind with it. It needs ``loss_fn`` and
+    ``batch`` with an even number of rows of each task, or a ``losses_fn`` that returns
+    :class:`Rows`; and losses above zero. Few rows say little: 64 of each task or more, in
+    ``interaction_batch`` where the batch has fewer, are what it was tried on.
 
     Args:
       num_tasks: N.
