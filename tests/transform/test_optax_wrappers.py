@@ -32,8 +32,8 @@ DOCS = pathlib.Path(__file__).parents[2] / "docs" / "optax.md"
 TEXT = DOCS.read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 LOOPS = [code for code in EXAMPLES if "for batch in batches" in code]
-# These are run in test_statistics.py.
-STEPS = [code for code in EXAMPLES if "ldro.statistics" in code]
+# These are run in test_statistics.py, and in test_means.py and test_tap.py.
+STEPS = [code for code in EXAMPLES if "ldro.statistics" in code or "ldro.Rows" in code]
 CHAINS = [code for code in EXAMPLES if code not in LOOPS + STEPS]
 NNX_LOOPS = [code for code in LOOPS if "nnx" in code]
 
