@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from tunix.sft import peft_trainer
 
 from ldro_jax.integrations import nnx as ldro_nnx
 from ldro_jax.measuring.means import of_tasks
-from ldro_jax.runtime import checks, leaves
+from ldro_jax.runtime import checks
 from ldro_jax.transform.weighted import Weighted
 
 
@@ -57,7 +57,8 @@ class PeftTrainer(peft_trainer.PeftTrainer):
         # Tunix would put its accumulation around the weighting, which needs to be inside.
         if every is not None:
             optimizer = optax.MultiSteps(optimizer, every).gradient_transformation()
-        chained = optax.chain(weighting, _norm(), optimizer)
+        self._norms: list[jax.Array] = []
+        chained = optax.chain(weighting, _noted(self._norms), optimizer)
         alone = dataclasses.replace(training_config, gradient_accumulation_steps=None)
         super().__init__(model, chained, alone, *args, **kwargs)
         self.config = training_config
@@ -81,21 +82,15 @@ class PeftTrainer(peft_trainer.PeftTrainer):
         inputs = self.gen_model_input_fn(inputs)
         found = ldro_nnx.update(optimizer, model, self.loss_fn, has_aux=self._has_aux, **inputs)
         losses, aux = found if self._has_aux else (found, None)
-        (norm,) = leaves.of_type(optimizer.opt_state, _Norm)
-        return losses.mean(), aux, jax.tree.leaves(norm)[0]
+        return losses.mean(), aux, self._norms.pop()
 
 
-class _Norm(NamedTuple):
-    """The norm of the last gradient."""
-
-    value: Any
-
-
-def _norm() -> optax.GradientTransformation:
-    """Leaves gradients as they are, and keeps their norm."""
+def _noted(norms: list[jax.Array]) -> optax.GradientTransformation:
+    """Leaves gradients as they are, and notes their norm, in the trace of the step."""
 
     def update_fn(updates, state, params=None):
-        del state, params
-        return updates, _Norm(optax.tree.norm(updates))
+        del params
+        norms.append(optax.tree.norm(updates))
+        return updates, state
 
-    return optax.GradientTransformation(lambda params: _Norm(jnp.zeros(())), update_fn)
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)

@@ -52,11 +52,19 @@ class Tap:
         what ``losses_fn`` gives besides.
     """
 
-    def __init__(self, losses_fn: Callable[..., Any], num_tasks: int, has_aux: bool = False):
+    def __init__(
+        self,
+        losses_fn: Callable[..., Any],
+        num_tasks: int,
+        has_aux: bool = False,
+        gradient: bool = True,
+    ):
         checks.function("losses_fn", losses_fn, example="(params, batch) -> losses [N]")
         checks.integer("num_tasks", num_tasks)
         checks.flag("has_aux", has_aux)
+        checks.flag("gradient", gradient)
         self._losses_fn, self._num_tasks, self._has_aux = losses_fn, num_tasks, has_aux
+        self._gradient = gradient
         self._calls: list[_Call] = []
 
         # Flax NNX, among others, looks up its arguments.
@@ -86,7 +94,7 @@ class Tap:
             # Two tell that there was more than one, and what never gets to an update piles up.
             del self._calls[:-2]
 
-        mean = _told(differentiated, mean, state, arrays)
+        mean = _told(differentiated, self._gradient, mean, state, arrays)
         return (mean, aux) if self._has_aux else mean
 
     def __call__(self, weighting: Weighted) -> optax.GradientTransformationExtraArgs:
@@ -117,7 +125,9 @@ class Tap:
         return found if self._has_aux else (found, None)
 
 
-def tap(losses_fn: Callable[..., Any], num_tasks: int, *, has_aux: bool = False) -> Tap:
+def tap(
+    losses_fn: Callable[..., Any], num_tasks: int, *, has_aux: bool = False, gradient: bool = True
+) -> Tap:
     """Weighs the tasks inside a trainer that differentiates a loss of its own accord.
 
     The trainer gets ``tap.loss`` as its loss and ``tap(weighting)`` in front of its optimizer, and
@@ -131,7 +141,7 @@ def tap(losses_fn: Callable[..., Any], num_tasks: int, *, has_aux: bool = False)
     weighting takes it as the ``losses_fn`` of its ``update``, see
     :func:`ldro_jax.transform.weighted`. The gradient that the trainer computed isn't used, and the
     compiler leaves it out unless the trainer does something else with it, such as logging its
-    length; then it costs a backward pass. ``tap.loss`` may also be called where nothing is
+    length; then it costs a backward pass, or with ``gradient=False`` nothing. ``tap.loss`` may also be called where nothing is
     differentiated, as in an evaluation. What belongs to no task, such as an L2 term, is added to
     the loss of each.
 
@@ -140,6 +150,8 @@ def tap(losses_fn: Callable[..., Any], num_tasks: int, *, has_aux: bool = False)
         a batch belong to tasks. In the place of parameters may come a Flax NNX module.
       num_tasks: N.
       has_aux: whether it returns a pair of that and something else, for the trainer.
+      gradient: whether the trainer gets the gradient of the mean loss. Otherwise it gets zeros,
+        which cost nothing, whatever it does with them.
 
     Returns:
       The :class:`Tap`.
@@ -167,26 +179,28 @@ def tap(losses_fn: Callable[..., Any], num_tasks: int, *, has_aux: bool = False)
       >>> [round(float(w), 2) for w in ldro.weights(opt_state)]
       [0.49, 0.51]
     """
-    return Tap(losses_fn, num_tasks, has_aux)
+    return Tap(losses_fn, num_tasks, has_aux, gradient)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _told(tell: Callable[[Any, Any, bool], None], loss: jax.Array, state: Any, arrays: Any):
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _told(
+    tell: Callable[[Any, Any, bool], None], gradient: bool, loss: jax.Array, state: Any, arrays: Any
+):
     """The loss; calls ``tell`` where a program that differentiates it is traced.
 
     What it is told are the state and the arrays outside of the differentiation, and whether the
-    arrays depend on what is differentiated.
+    arrays depend on what is differentiated. Without ``gradient`` its gradient is zero.
     """
-    del tell, state, arrays
+    del tell, gradient, state, arrays
     return loss
 
 
 @functools.partial(_told.defjvp, symbolic_zeros=True)
-def _(tell, primals, tangents):
+def _(tell, gradient, primals, tangents):
     (loss, state, arrays), (tangent, _, moved) = primals, tangents
     zero = [isinstance(x, SymbolicZero) for x in jax.tree.leaves(moved, is_leaf=_is_zero)]
     tell(state, arrays, not all(zero))
-    return loss, tangent
+    return loss, tangent if gradient else jnp.zeros_like(loss)
 
 
 def _is_zero(x: Any) -> bool:

@@ -53,10 +53,10 @@ def trainer(loss, optimizer, wrap=lambda loss: loss):
     return step
 
 
-@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("compiled, gradient", [(True, True), (True, False), (False, True)])
 @pytest.mark.parametrize("kind", WEIGHTINGS)
-def test_steps_are_those_that_are_told_of_the_tasks(kind, compiled):
-    tap = ldro.tap(task_losses, TASKS)
+def test_steps_are_those_that_are_told_of_the_tasks(kind, compiled, gradient):
+    tap = ldro.tap(task_losses, TASKS, gradient=gradient)
     make = functools.partial(ldro.transform, TASKS, **WEIGHTINGS[kind])
     tapped = optax.chain(tap(make()), optax.sgd(0.1, momentum=0.9))
     told = optax.chain(make(), optax.sgd(0.1, momentum=0.9))
@@ -98,6 +98,24 @@ def test_what_else_the_loss_gives_goes_to_the_trainer():
     (updates, _), aux = step(params_of(), tx.init(params_of()), batch)
     np.testing.assert_allclose(aux["scaled"], 2 * batch["x"].sum(), rtol=1e-6)
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(updates))
+
+
+def test_a_trainer_that_gets_no_gradient_computes_none():
+    """Though it logs its length, which otherwise costs a backward pass."""
+    flops, norms = {}, {}
+    for gradient in (True, False):
+        tap = ldro.tap(task_losses, TASKS, gradient=gradient)
+        tx = optax.chain(tap(ldro.transform(TASKS, **WEIGHTINGS["L-DRO"])), optax.sgd(0.1))
+
+        def step(params, state, batch, loss=tap.loss, tx=tx):
+            found = jax.grad(loss)(params, batch)
+            return tx.update(found, state, params), optax.tree.norm(found)
+
+        given = params_of(), tx.init(params_of()), batch_of(0)
+        program = jax.jit(step).lower(*given).compile()
+        flops[gradient], norms[gradient] = program.cost_analysis()["flops"], program(*given)[1]
+    assert norms[True] > 0 == norms[False]
+    assert flops[False] < flops[True]
 
 
 class Network(nnx.Module):
