@@ -141,9 +141,9 @@ def tap(
     weighting takes it as the ``losses_fn`` of its ``update``, see
     :func:`ldro_jax.transform.weighted`. The gradient that the trainer computed isn't used, and the
     compiler leaves it out unless the trainer does something else with it, such as logging its
-    length; then it costs a backward pass, or with ``gradient=False`` nothing. ``tap.loss`` may also be called where nothing is
-    differentiated, as in an evaluation. What belongs to no task, such as an L2 term, is added to
-    the loss of each.
+    length; then it costs a backward pass, or with ``gradient=False`` nothing. ``tap.loss`` may also
+    be called where nothing is differentiated, as in an evaluation. What belongs to no task, such as
+    an L2 term, is added to the loss of each.
 
     Args:
       losses_fn: ``(params, ...) -> losses [N]``, or :class:`~ldro_jax.ldro.Rows` where the rows of
