@@ -94,7 +94,7 @@ def perplexities(model, tokens, task):
 
 
 def new_model(seed):
-    """Tunix leaves the MLPs at zero, for weights to be loaded, and no gradient moves them from there."""
+    """A Llama. Tunix leaves its MLPs at zero, to be loaded; no gradient moves them from there."""
     model, keys = llama3.Llama3(CONFIG, rngs=nnx.Rngs(seed)), nnx.Rngs(1000 + seed)
     for layer in model.layers:
         for linear in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
@@ -131,7 +131,7 @@ def main(data_dir, seeds="5"):
         trained(base, english, 3e-3, seed)
         for name, make in METHODS.items():
             model = nnx.clone(base)
-            trained(model, train, 1e-3, 100 + seed, make and make())
+            trained(model, train, 3e-3, 100 + seed, make and make())
             by_language = np.asarray(perplexities(model, **jax.tree.map(jnp.asarray, held_out)))
             found[name].append([*by_language, by_language.mean(), by_language.max()])
             print(seed, f"{name:18}", *(f"{x:.3f}" for x in found[name][-1]), sep="  ", flush=True)

@@ -23,6 +23,7 @@ _UNUSED = {
     "gradient_accumulation_steps": 1,
     "skip_step_on_spikes": False,
     "log_step_diagnostics": False,
+    "num_vocab_tiling": 1,
     "enable_diloco": False,
     "training_objective": "causal_lm",
 }
@@ -75,8 +76,8 @@ def weighted(weighting: Weighted, tasks_of: Callable[[Any], Any]) -> Iterator[No
             _, aux = loss_of(model, config, data, *args, **kwargs)
         if not found:
             raise ValueError(
-                "MaxText computed no losses of tokens that could be weighed: set num_vocab_tiling=1, "
-                "and begin with weights after the indexer's warm-up."
+                "MaxText computed no loss of the next token. While an indexer warms up, train "
+                "without weights."
             )
         if jax.tree.leaves(nnx.state(model, _overwritten())):
             raise ValueError(

@@ -10,14 +10,20 @@ import pytest
 from flax import nnx
 from helpers import pages
 
-from ldro_jax import ldro
+from ldro_jax import ldro, transform
+from ldro_jax import weighting as weighting_lib
 
 pytest.importorskip("tunix", reason="Tunix isn't installed (scripts/test_trainers.sh)")
 
 import orbax.checkpoint as ocp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tunix.rl import rl_cluster
+from tunix.rl.grpo import grpo_learner
+from tunix.rl.rollout import base_rollout
 from tunix.sft import peft_trainer
+from tunix.sft.dpo import dpo_trainer
+from tunix.tests import test_common
 
 from ldro_jax.integrations import tunix
 
@@ -31,8 +37,13 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def as_trainers_promote():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+    # In all threads: rollouts have one of their own.
+    strict = jax.config.jax_numpy_dtype_promotion, jax.config.jax_numpy_rank_promotion
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    jax.config.update("jax_numpy_rank_promotion", "allow")
+    yield
+    jax.config.update("jax_numpy_dtype_promotion", strict[0])
+    jax.config.update("jax_numpy_rank_promotion", strict[1])
 
 
 class Model(nnx.Module):
@@ -255,3 +266,79 @@ def test_the_block_of_the_docs_runs():
     }
     pages.run("trainers.md", "tunix.PeftTrainer", names)
     assert weights(names["trainer"]).shape == (TASKS,)
+
+
+def test_grpo_weighs_kinds_of_prompts():
+    """The whole of it, with rollouts; the page's block is Tunix's policy loss."""
+    vocabulary = test_common.MockVocab()
+    given = test_common.ModelConfig(vocab_size=vocabulary.GetPieceSize(), num_layers=1)
+    actor, reference = (test_common.ToyTransformer(given, rngs=nnx.Rngs(n)) for n in (0, 0))
+    names = {"jax": jax, "jnp": jnp, "ldro": ldro, "optax": optax, "weighting": weighting_lib}
+    names["transform"] = transform
+    names["task_of"] = lambda ids: jnp.int32((ids == 5).any(axis=1))
+    names = pages.run("trainers.md", "register_policy_loss_fn", names)
+    seen = []
+
+    def rewards(prompts, completions, **others):
+        seen.extend(prompts)
+        return [float(len(set(str(completion).split()))) for completion in completions]
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
+    roles = rl_cluster.Role.ACTOR, rl_cluster.Role.REFERENCE, rl_cluster.Role.ROLLOUT
+    cluster = rl_cluster.RLCluster(
+        actor=actor,
+        reference=reference,
+        tokenizer=vocabulary,
+        cluster_config=rl_cluster.ClusterConfig(
+            role_to_mesh=dict.fromkeys(roles, mesh),
+            rollout_engine="vanilla",
+            offload_to_cpu=False,
+            training_config=rl_cluster.RLTrainingConfig(
+                actor_optimizer=names["optimizer"], eval_every_n_steps=10, max_steps=3
+            ),
+            rollout_config=base_rollout.RolloutConfig(
+                max_tokens_to_generate=6, max_prompt_length=8, kv_cache_size=64
+            ),
+        ),
+    )
+    learner = grpo_learner.GRPOLearner(
+        rl_cluster=cluster, reward_fns=rewards, algo_config=names["algo_config"]
+    )
+    prompts = np.array(["hello world", "My name", "hello there", "is Tunix"])
+    learner.train([{"prompts": prompts, "answer": prompts}] * 3)
+    assert {*seen} == {*prompts}
+    state = cluster.actor_trainer.optimizer.opt_state
+    assert ldro.weights(state).shape == (2,)
+    assert np.isfinite(ldro.interaction(state)).all()
+    assert np.diagonal(ldro.interaction(state)).min() > 0
+
+
+def test_dpo_weighs_kinds_of_prompts():
+    """The page's block; a step is that of a loop of gradients of Tunix's own loss."""
+    rng = np.random.default_rng(0)
+    ids = {part: rng.integers(3, 22, (8, 5)).astype(np.int32) for part in ("prompt", "chosen")}
+    ids["rejected"] = rng.integers(3, 22, (8, 5)).astype(np.int32)
+    batch = {f"{part}_ids": each for part, each in ids.items()}
+    batch |= {f"{part}_mask": np.ones((8, 5), np.int32) for part in ids}
+    tasks = ids["prompt"][:, 0] % 2
+    config = test_common.ModelConfig(vocab_size=22, num_layers=1)
+    model, reference = (test_common.ToyTransformer(config, rngs=nnx.Rngs(n)) for n in (0, 1))
+    options = dpo_trainer.DPOTrainingConfig(eval_every_n_steps=10, max_steps=1, beta=0.5)
+
+    begin = jax.flatten_util.ravel_pytree(nnx.state(model))[0]
+    alone = dpo_trainer.DPOTrainer(nnx.clone(model), reference, optax.sgd(1.0), options)
+
+    flat = []
+    for task in range(2):
+        example = alone._prepare_inputs({k: x[tasks == task] for k, x in batch.items()})
+        loss = lambda m, e=example: dpo_trainer.dpo_loss_fn(m, e, beta=0.5)[0]  # noqa: E731
+        flat.append(jax.flatten_util.ravel_pytree(nnx.grad(loss)(nnx.clone(model)))[0])
+    flat = np.stack(flat)
+    names = {"jax": jax, "ldro": ldro, "optax": optax, "model": model, "reference": reference}
+    names |= {"config": options, "task_of": lambda ids: ids[:, 0] % 2, "batches": [batch]}
+    trainer = pages.run("trainers.md", "DPOTrainer", names)["trainer"]
+    state = trainer.optimizer.opt_state
+    # Its diagonal is without the noise.
+    np.testing.assert_allclose(ldro.interaction(state)[0, 1], flat[0] @ flat[1], rtol=1e-4)
+    moved = begin - jax.flatten_util.ravel_pytree(nnx.state(model))[0]
+    assert np.abs(moved).max() > 0
