@@ -57,8 +57,16 @@ class PeftTrainer(peft_trainer.PeftTrainer):
         # Tunix would put its accumulation around the weighting, which needs to be inside.
         if every is not None:
             optimizer = optax.MultiSteps(optimizer, every).gradient_transformation()
+        # Noted in the trace of the step.
         self._norms: list[jax.Array] = []
-        chained = optax.chain(weighting, _noted(self._norms), optimizer)
+
+        def update_fn(updates, state, params=None, **extra_args):
+            updates, state = weighting.update(updates, state, params, **extra_args)
+            self._norms.append(optax.tree.norm(updates))
+            return updates, state
+
+        noted = optax.GradientTransformationExtraArgs(weighting.init, update_fn)
+        chained = optax.chain(noted, optimizer)
         alone = dataclasses.replace(training_config, gradient_accumulation_steps=None)
         super().__init__(model, chained, alone, *args, **kwargs)
         self.config = training_config
@@ -84,13 +92,7 @@ class PeftTrainer(peft_trainer.PeftTrainer):
         losses, aux = found if self._has_aux else (found, None)
         return losses.mean(), aux, self._norms.pop()
 
-
-def _noted(norms: list[jax.Array]) -> optax.GradientTransformation:
-    """Leaves gradients as they are, and notes their norm, in the trace of the step."""
-
-    def update_fn(updates, state, params=None):
-        del params
-        norms.append(optax.tree.norm(updates))
-        return updates, state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update_fn)
+    def _try_get_learning_rate(self) -> Any:
+        # Tunix looks into its optimizer alone, and here that is the second of two.
+        rates = optax.tree.get_all_with_path(self.optimizer.opt_state, "learning_rate")
+        return rates[0][1].get_value() if rates else None

@@ -259,6 +259,20 @@ def test_what_the_trainer_logs_and_the_loss_gives_besides():
         tunix.PeftTrainer(model, optax.sgd(1.0), config(), weighting=optax.sgd(1.0))
 
 
+@pytest.mark.parametrize("every", [None, 2])
+def test_the_learning_rate_is_found_where_tunix_looks_for_it(every):
+    """For its log, however deep in the chain."""
+    rate = optax.inject_hyperparams(optax.sgd)(optax.linear_schedule(0.1, 0.0, 10))
+    found = []
+    for optimizer in (rate, optax.chain(optax.clip(1.0), rate), optax.sgd(0.1)):
+        given = config(max_steps=3, gradient_accumulation_steps=every)
+        trainer = made("ours", Model(), optimizer, given)
+        trainer.train(batches(6))
+        found.append(trainer._try_get_learning_rate())
+    np.testing.assert_allclose(found[:2], 0.08, rtol=1e-6)
+    assert found[2] is None
+
+
 def test_the_block_of_the_docs_runs():
     names = {
         **{"model": Model(), "config": config(), "batches": batches(2)},
