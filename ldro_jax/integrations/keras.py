@@ -30,7 +30,7 @@ class Multitask(keras.Model):
     else that a weighting keeps are variables of this model that aren't trained, so that
     ``save_weights`` and ``load_weights`` keep them. The compiled loss is measured for each row, and
     the loss of a task is the mean over those of a batch that are its own, times their sample
-    weights.
+    weights. So a loss function must give a number for each row, as those of Keras do.
 
     Args:
       model: built, such as a functional model. What it can't train, such as frozen layers, stays.
@@ -98,10 +98,11 @@ class Multitask(keras.Model):
                 f"fit needs x to be a dict with the task of each row as {self.task!r}, integers "
                 f"[rows], but it is {checks.shown(x)}."
             )
-        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+        scaled = isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer)
+        if scaled or self.optimizer.loss_scale_factor is not None:
             raise ValueError(
                 "A loss that is scaled for float16 isn't the one that tasks are weighed by. Use "
-                "the policy mixed_bfloat16."
+                "the policy mixed_bfloat16, and no loss_scale_factor."
             )
         weighting, structure = self._weighing.weighting, self._weighing.structure
         ids = jnp.asarray(x[self.task]).reshape(-1)
@@ -125,6 +126,7 @@ class Multitask(keras.Model):
             return Rows(jax.vmap(of_row)(alone), ids)
 
         _, (mean, y_pred, after, metrics) = loss(trained, sample_weight)
+        _check_losses(self.loss, y, y_pred, sample_weight)
         place = {id(v): number for number, v in enumerate(self.non_trainable_variables)}
         kept = [place[id(v)] for v in self._kept]
         gradient, new = weighting.update(
@@ -142,12 +144,35 @@ class Multitask(keras.Model):
         return logs, (trained, after, optimizer_variables, metrics)
 
 
+def _check_losses(losses: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
+    """Raises ``ValueError`` for compiled losses that don't fall apart into those of rows."""
+    flat, targets, outputs = (keras.tree.flatten(x) for x in (losses, y, y_pred))
+    for loss in flat:
+        by_weight = getattr(loss, "reduction", None) == "mean_with_sample_weight"
+        if by_weight and sample_weight is not None:
+            raise ValueError(
+                "The reduction mean_with_sample_weight divides the loss of each row by its weight. "
+                "Use sum_over_batch_size."
+            )
+    if not len(flat) == len(targets) == len(outputs):
+        return
+    for loss, target, output in zip(flat, targets, outputs, strict=True):
+        each = getattr(loss, "call", loss)
+        known = callable(each) and target is not None
+        if known and jnp.ndim(each(jnp.asarray(target, output.dtype), output)) == 0:
+            raise ValueError(
+                f"A loss must give a number for each row, [B], as Keras' own do, but "
+                f"{checks.shown(loss)} gives one for the whole batch. Leave out its mean, which "
+                "Keras takes."
+            )
+
+
 def _times(sample_weight: Any, rows: jax.Array) -> Any:
-    """Sample weights, if there are any, times those of rows, ``[B]``."""
-    if sample_weight is None:
-        return rows
+    """Sample weights, where there are any, times those of rows, ``[B]``."""
 
     def times(weight):
+        if weight is None:
+            return rows
         return weight * rows.reshape(-1, *(1,) * (jnp.ndim(weight) - 1))
 
-    return jax.tree.map(times, sample_weight)
+    return jax.tree.map(times, sample_weight, is_leaf=lambda x: x is None)

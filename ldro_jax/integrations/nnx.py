@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from ldro_jax.measuring.means import of_tasks
 from ldro_jax.runtime import checks
 from ldro_jax.transform import find_state
 
@@ -30,7 +32,7 @@ def update(
       optimizer: of a chain with a task weighting.
       model: is changed, as is the optimizer.
       losses_fn: ``(model, *args, **kwargs) -> losses [N]``, or :class:`~ldro_jax.ldro.Rows`.
-      *args: for it, such as a batch.
+      *args: for it, such as a batch, or ``nnx.Rngs``, which move on once as well.
       has_aux: whether it returns a pair of that and something else.
       **kwargs: for it.
 
@@ -67,15 +69,22 @@ def update(
     find_state(optimizer.opt_state)
     graph, params, rest = nnx.split(model, optimizer.wrt, ...)
 
-    def of(params):
+    def copied(tree):
         # Variables belong to the trace that they are made in.
-        moved = nnx.merge(graph, params, jax.tree.map(lambda x: x, rest))
+        return jax.tree.map(lambda x: x, tree)
+
+    def of(params, args, kwargs):
+        moved = nnx.merge(graph, params, copied(rest))
         found = losses_fn(moved, *args, **kwargs)
         losses, aux = found if has_aux else (found, None)
         return losses, aux, nnx.state(moved, nnx.Not(optimizer.wrt))
 
-    _, aux, after = of(params)
-    optimizer.update(model, None, losses_fn=lambda params: of(params)[0])
+    before = copied((args, kwargs))
+    found, aux, after = of(params, args, kwargs)
+    optimizer.update(model, None, losses_fn=lambda params: of(params, *copied(before))[0])
     nnx.update(model, after)
-    losses = find_state(optimizer.opt_state).losses
+    known = jnp.asarray(find_state(optimizer.opt_state).losses)
+    # What the state has of a loss that isn't finite is that of an earlier step.
+    losses, present = of_tasks(found, known.size)
+    losses = losses if present is None else jnp.where(present, losses, known)
     return (losses, aux) if has_aux else losses

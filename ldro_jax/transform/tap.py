@@ -103,7 +103,7 @@ class Tap:
         Its ``update`` doesn't use the gradient that it is given.
 
         Raises:
-          ValueError: if it is given anything else.
+          ValueError: if it is given anything else, or has another number of tasks.
         """
         if not isinstance(weighting, Weighted):
             raise ValueError(
@@ -111,8 +111,14 @@ class Tap:
                 f"but it was given {checks.shown(weighting)}. Chain the optimizer after it: "
                 "optax.chain(tap(ldro.transform(...)), optax.adam(...))."
             )
+        if weighting.plan.num_tasks != self._num_tasks:
+            raise ValueError(
+                f"The tap has {self._num_tasks} tasks, but the weighting has "
+                f"{weighting.plan.num_tasks}."
+            )
 
         def update_fn(updates, state, params=None, **extra_args):
+            _check_axes()
             calls, self._calls[:] = list(self._calls), []
             none = jax.tree.map(lambda _: None, updates)
             call = _one(calls, params)
@@ -158,7 +164,8 @@ def tap(
 
     Raises:
       ValueError: by ``update``, if ``tap.loss`` wasn't differentiated before it in the same trace,
-        or more than once, or with other parameters than those of ``update``.
+        or more than once, or with parameters of other names, shapes or dtypes than those of
+        ``update``; and in ``jax.pmap``, or ``jax.shard_map`` with ``check_vma=False``.
 
     Example:
       >>> import jax, optax
@@ -210,7 +217,31 @@ def _is_zero(x: Any) -> bool:
 def _traces(tree: Any) -> set[Any]:
     """The programs being traced that the arrays of a tree are of; none for plain arrays."""
     tracers = [x for x in jax.tree.leaves(tree) if isinstance(x, Tracer)]
-    return {getattr(x, "_trace", None) for x in tracers}
+    return {x._trace for x in tracers}
+
+
+def _around(traces: set[Any]) -> set[Any]:
+    """These and the programs that they are traced in."""
+    found = set()
+    for trace in traces:
+        while trace is not None:
+            found.add(trace)
+            trace = getattr(trace, "parent_trace", None)
+    return found
+
+
+def _check_axes() -> None:
+    """Raises ``ValueError`` where each device differentiates the loss of its own rows."""
+    plain = jax.typeof(jnp.zeros((), jnp.int32))
+    for axis in getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ()):
+        # With check_vma, JAX sums the gradient over the devices itself, or refuses the program.
+        if jax.typeof(jax.lax.axis_index(axis)) == plain:
+            raise ValueError(
+                "In jax.pmap, or jax.shard_map with check_vma=False, each device would weigh by "
+                "its own rows, and the gradient that the trainer averages isn't used. Compile the "
+                "step with jax.jit and shard the batch, or give jax.shard_map check_vma=True and "
+                "average the losses of the devices in losses_fn."
+            )
 
 
 def _taken_apart(params: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
@@ -243,8 +274,10 @@ def _arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
 
 def _one(calls: list[_Call], params: Any) -> _Call:
     """The call that belongs to this step."""
-    # A program may use arrays that exist already.
-    here = [call for call in calls if call.traces <= _traces(params)]
+    # A program may use arrays of those around it, and some that exist already. Other parameters
+    # than those being traced are of an earlier step.
+    own = _traces(params)
+    here = [call for call in calls if own <= call.traces <= _around(own)]
     if len(here) != 1:
         times = f"{len(here)} times" if here else "in another trace alone" if calls else "not"
         raise ValueError(

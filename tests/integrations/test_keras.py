@@ -184,6 +184,35 @@ def test_on_several_devices_it_trains_the_same():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_an_output_without_sample_weights_has_its_own_rows_alone():
+    x, y = data()
+    keras.utils.set_random_seed(0)
+    given = keras.Input((2,))
+    model = keras.Model(given, {name: keras.layers.Dense(1, name=name)(given) for name in "ab"})
+    outputs = {name: np.asarray(value) for name, value in model(x["inputs"]).items()}
+    weights = np.random.default_rng(1).uniform(0.5, 2, ROWS).astype("float32")
+    rows = weights * ((outputs["a"] - y) ** 2)[:, 0] + ((outputs["b"] - y) ** 2)[:, 0]
+    model = made("sgd", model=model)
+    model.compile(optimizer="sgd", loss={"a": "mse", "b": "mse"})
+    both = {"a": y, "b": y}
+    model.fit(x, both, sample_weight={"a": weights, "b": None}, batch_size=ROWS, verbose=0)
+    expected = [rows[x["task"] == task].mean() for task in range(TASKS)]
+    np.testing.assert_allclose(ldro.losses(model.weighting_state), expected, rtol=1e-5)
+
+
+def test_losses_that_do_not_fall_apart_into_rows_are_refused():
+    x, y = data()
+    mean = lambda y, outputs: keras.ops.mean((y - outputs) ** 2)  # noqa: E731
+    by_weight = keras.losses.MeanSquaredError(reduction="mean_with_sample_weight")
+    for loss, message in {mean: "must give a number for each row", by_weight: "reduction"}.items():
+        model = made("sgd")
+        model.compile(optimizer="sgd", loss=loss)
+        with pytest.raises(ValueError, match=message):
+            model.fit(x, y, sample_weight=np.ones(ROWS), verbose=0)
+    with pytest.raises(ValueError, match="no loss_scale_factor"):
+        made(keras.optimizers.SGD(0.1, loss_scale_factor=8.0)).fit(x, y, verbose=0)
+
+
 def test_what_does_not_fit_is_refused():
     x, y = data()
     with pytest.raises(ValueError, match="weighting must be a Weighted"):

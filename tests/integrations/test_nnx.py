@@ -93,6 +93,46 @@ def test_steps_are_those_of_statistics(wrt, kind):
     assert 3 in {int(x) for x in jax.tree.leaves(counts)}
 
 
+def given_step(losses_fn):
+    tx = optax.chain(ldro.transform(TASKS, lookahead_lr=0.1, weight_lr=0.5), optax.sgd(0.1))
+    model = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    return model, optimizer, nnx.jit(lambda *x: ldro_nnx.update(x[0], x[1], losses_fn, *x[2:]))
+
+
+def test_random_streams_among_the_arguments_move_on_once():
+    if isinstance(jax.tree.leaves(nnx.Rngs(0))[0], nnx.Rngs):
+        pytest.skip("before Flax 0.12 they aren't trees")
+
+    def noisy(model, batch, rngs):
+        noise = jax.random.normal(rngs.default(), batch["y"].shape)
+        return ldro.Rows((model(batch["x"])[:, 0] - batch["y"] - noise) ** 2, batch["task"])
+
+    model, optimizer, step = given_step(noisy)
+    batch, rngs = batch_of(0), nnx.Rngs(5)
+    expected = noisy(model, batch, nnx.Rngs(5)).means(TASKS)[0]
+    np.testing.assert_allclose(step(optimizer, model, batch, rngs), expected, rtol=1e-5)
+    assert int(jax.tree.leaves(nnx.state(rngs, nnx.RngCount))[0]) == 1
+    np.testing.assert_allclose(ldro.losses(optimizer.opt_state), expected, rtol=1e-5)
+
+
+def test_losses_are_those_of_the_step():
+    """Those that aren't finite as well; an absent task has the last."""
+
+    def losses_fn(model, batch):
+        return ldro.Rows((model(batch["x"])[:, 0] - batch["y"]) ** 2, batch["task"])
+
+    model, optimizer, step = given_step(losses_fn)
+    first = step(optimizer, model, batch_of(0))
+    batch = batch_of(1)
+    absent = batch | {"task": jnp.where(batch["task"] == 1, -1, batch["task"])}
+    second = step(optimizer, model, absent)
+    assert second[1] == first[1] and second[0] != first[0]
+    third = step(optimizer, model, batch | {"y": batch["y"].at[0].set(jnp.nan)})
+    assert np.isnan(third[0]) and np.isfinite(third[1:]).all()
+    assert np.isfinite(ldro.losses(optimizer.opt_state)).all()
+
+
 def test_what_it_is_given_is_checked():
     model = Network(lora=False)
     optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)

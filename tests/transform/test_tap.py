@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
 from ldro_jax import ldro, transform, weighting
 
@@ -192,6 +193,86 @@ def test_a_module_keeps_its_statistics_and_counts(kind, wrt):
     assert max(jax.tree.leaves(ends[0][1])) >= 3
 
 
+def whole(params, batch):
+    """The mean losses of rows that are on several devices."""
+    means, counts = task_losses(params, batch).means(TASKS)
+    counts = counts.astype(means.dtype)
+    return jax.lax.psum(means * counts, "data") / jax.lax.psum(counts, "data")
+
+
+OTHER_PLACES = ["shared by a vmap", "outside of a scan", "looked at before", "summed over devices"]
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="programs didn't know those around them")
+@pytest.mark.parametrize("place", OTHER_PLACES)
+def test_the_batch_may_be_of_a_program_around_the_step(place):
+    of_devices = place == "summed over devices"
+    tap = ldro.tap(whole if of_devices else task_losses, TASKS)
+    make = functools.partial(ldro.transform, TASKS, lookahead_lr=0.1, weight_lr=0.5)
+    tx, told = optax.chain(tap(make()), optax.sgd(0.1)), optax.chain(make(), optax.sgd(0.1))
+    step, batch = trainer(tap.loss, tx), batch_of(0)
+    given = params_of(), tx.init(params_of())
+
+    def scanned(params, state, batch):
+        def again(carry, _):
+            return step(*carry, batch)[:2], None
+
+        return jax.lax.scan(again, (params, state), None, length=2)[0]
+
+    def by_hand(params, state):
+        losses_fn = functools.partial(task_losses, batch=batch)
+        updates, state = told.update(None, state, params, losses_fn=losses_fn)
+        return optax.apply_updates(params, updates), state
+
+    expected = jax.jit(by_hand)(*given)
+    if place == "shared by a vmap":
+        stacked = jax.tree.map(lambda x: jnp.stack([x, x]), given)
+        found = jax.jit(jax.vmap(step, in_axes=(0, 0, None)))(*stacked, batch)[:2]
+        found = jax.tree.map(lambda x: x[1], found)
+    elif place == "outside of a scan":
+        found, expected = jax.jit(scanned)(*given, batch), jax.jit(by_hand)(*expected)
+    elif place == "looked at before":
+        jax.grad(tap.loss)(params_of(), batch_of(1))
+        found = jax.jit(step)(*given, batch)[:2]
+    else:
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        specs = {"in_specs": (P(), P(), P("data")), "out_specs": P()}
+        found = jax.jit(jax.shard_map(step, mesh=mesh, **specs))(*given, batch)[:2]
+    same(found, expected)
+
+
+@pytest.mark.parametrize("way", ["pmap", "shard_map"])
+@pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="pmap's axes can't be seen")
+def test_devices_by_themselves_are_refused(way):
+    """A trainer averages their gradients, which a tap doesn't use."""
+    tap = ldro.tap(task_losses, TASKS)
+    tx = optax.chain(tap(ldro.transform(TASKS)), optax.sgd(0.1))
+    given = params_of(), tx.init(params_of()), batch_of(0)
+
+    def step(params, state, batch):
+        gradient = jax.lax.pmean(jax.grad(tap.loss)(params, batch), "data")
+        return tx.update(gradient, state, params)
+
+    if way == "pmap":
+        given = jax.tree.map(lambda x: jnp.stack([x, x]), given)
+        spread = jax.pmap(step, axis_name="data")
+    else:
+        mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+        specs = {"in_specs": (P(), P(), P("data")), "out_specs": P(), "check_vma": False}
+        spread = jax.shard_map(step, mesh=mesh, **specs)
+    with pytest.raises(ValueError, match="each device would weigh by its own rows"):
+        spread(*given)
+
+
+def test_a_gradient_that_is_not_compiled_and_an_update_that_is():
+    """The update would keep the first batch, as a constant of its program."""
+    tap = ldro.tap(task_losses, TASKS)
+    tx = tap(ldro.transform(TASKS))
+    gradient = jax.grad(tap.loss)(params_of(), batch_of(0))
+    with pytest.raises(ValueError, match="in another trace alone"):
+        jax.jit(tx.update)(gradient, tx.init(params_of()), params_of())
+
+
 def refusals():
     """Trainers inside which no tap works, each with what it is told."""
     tap = ldro.tap(task_losses, TASKS)
@@ -287,6 +368,8 @@ def test_it_takes_a_weighting_alone():
     tap = ldro.tap(task_losses, TASKS)
     with pytest.raises(ValueError, match="takes the weighting alone.* Chain the optimizer after"):
         tap(optax.chain(ldro.transform(TASKS), optax.adam(0.1)))
+    with pytest.raises(ValueError, match="tap has 3 tasks, but the weighting has 2"):
+        tap(ldro.transform(2))
     with pytest.raises(ValueError, match="losses_fn must be a function"):
         ldro.tap(None, TASKS)
     assert tap(transform.weighted(weighting.average(), TASKS)).init(params_of())
