@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ldro_jax.measuring.means import of_tasks
 from ldro_jax.runtime import checks
-from ldro_jax.transform import find_state
+from ldro_jax.transform import find_state, forms
 
 
 def update(
@@ -73,18 +72,28 @@ def update(
         # Variables belong to the trace that they are made in.
         return jax.tree.map(lambda x: x, tree)
 
-    def of(params, args, kwargs):
-        moved = nnx.merge(graph, params, copied(rest))
-        found = losses_fn(moved, *args, **kwargs)
-        losses, aux = found if has_aux else (found, None)
-        return losses, aux, nnx.state(moved, nnx.Not(optimizer.wrt))
-
     before = copied((args, kwargs))
-    found, aux, after = of(params, args, kwargs)
-    optimizer.update(model, None, losses_fn=lambda params: of(params, *copied(before))[0])
-    nnx.update(model, after)
+
+    def of(params):
+        moved, (args, kwargs) = nnx.merge(graph, params, copied(rest)), copied(before)
+        found = losses_fn(moved, *args, **kwargs)
+        given, aux = found if has_aux else (found, None)
+        streams = [jax.tree.leaves(x) for x in _variables((args, kwargs))]
+        return given, (aux, nnx.state(moved, nnx.Not(optimizer.wrt)), streams)
+
     known = jnp.asarray(find_state(optimizer.opt_state).losses)
+    first, (aux, after, streams) = forms.first_pass(of, params, known.size)
+    optimizer.update(model, None, losses_fn=lambda params: of(params)[0], first_pass=first)
+    nnx.update(model, after)
+    for variable, new in zip(_variables((args, kwargs)), streams, strict=True):
+        variable.copy_from(jax.tree.unflatten(jax.tree.structure(variable), new))
     # What the state has of a loss that isn't finite is that of an earlier step.
-    losses, present = of_tasks(found, known.size)
-    losses = losses if present is None else jnp.where(present, losses, known)
+    losses = first.losses.astype(known.dtype)
+    losses = losses if first.present is None else jnp.where(first.present, losses, known)
     return (losses, aux) if has_aux else losses
+
+
+def _variables(tree: Any) -> list[Any]:
+    """Those of a module or of random streams among the arguments."""
+    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return [x for x in found if isinstance(x, nnx.Variable)]

@@ -63,6 +63,7 @@ class Arguments(NamedTuple):
     batch: Any = None
     interaction_batch: Any = None
     losses_fn: Any = None
+    first_pass: Any = None
     features_fn: Any = None
     losses: Any = None
     pullback: Any = None
@@ -70,6 +71,48 @@ class Arguments(NamedTuple):
     preconditioner: Any = None
     excess: Any = None
     present: Any = None
+
+
+class FirstPass(NamedTuple):
+    """What ``losses_fn`` gives at the parameters of ``update``, which then needn't find it again.
+
+    A compiler doesn't always see that two passes are the same.
+
+    Attributes:
+      losses: ``[N]``, in a dtype as wide as JAX's floating-point numbers.
+      pullback: ``weights [N] -> gradient``, with the names and shapes of the parameters; more don't
+        matter.
+      present: as in :class:`Step`.
+    """
+
+    losses: jax.Array
+    pullback: Callable[[jax.Array], Any]
+    present: Any = None
+
+
+def first_pass(
+    losses_fn: Callable[[Any], tuple[Any, Any]], params: Any, num_tasks: int, dtype: Any = None
+) -> tuple[FirstPass, Any]:
+    """One pass of a function that gives losses and something else; both.
+
+    Args:
+      losses_fn: ``params -> (losses [N] or Rows, something else)``.
+      params: where to differentiate.
+      num_tasks: N.
+      dtype: that of the weights; by default it may be any.
+
+    Raises:
+      ValueError: if what it gives aren't losses.
+    """
+
+    def of_all(params):
+        found, aux = losses_fn(params)
+        losses, present = means.of_tasks(found, num_tasks)
+        return _array("losses_fn must return", losses, "it returns"), (present, aux)
+
+    dtype = dtype or jnp.zeros(()).dtype
+    losses, pullback, (present, aux) = differentiated(of_all, params, dtype, has_aux=True)
+    return FirstPass(losses, pullback, present), aux
 
 
 def read(
@@ -196,7 +239,7 @@ _FUNCTIONS = {
 # What each form of the statistics needs, and what may come with it.
 _FORMS = {
     "tasks": ({"loss_fn", "batch"}, {"interaction_batch", "preconditioner"}),
-    "layout": ({"losses_fn"}, {"features_fn", "interaction_fn", "preconditioner"}),
+    "layout": ({"losses_fn"}, {"first_pass", "features_fn", "interaction_fn", "preconditioner"}),
     "forward": ({"losses", "pullback"}, {"interaction_fn"}),
     "stacked": ({"losses"}, {"preconditioner"}),
 }
@@ -241,22 +284,19 @@ def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
         own = () if given.features_fn is None else (given.features_fn(params),)
         return given.losses_fn(params, *own)
 
-    def of_tasks(losses):
-        losses, present = means.of_tasks(losses, plan.num_tasks)
-        return _array("losses_fn must return", losses, "it returns"), present
-
     def losses_fn(params):
-        return of_tasks(returned(params))[0]
+        return means.of_tasks(returned(params), plan.num_tasks)[0]
 
-    losses, pullback, present = differentiated(
-        lambda p: of_tasks(returned(p)), params, dtype, has_aux=True
-    )
-    shared = plan.shared
+    if given.first_pass is None:
+        first, _ = first_pass(lambda p: (returned(p), ()), params, plan.num_tasks, dtype)
+    else:
+        first = given.first_pass
+    shared, present = plan.shared, first.present
     if interaction_fn is None and plan.strategy.of_features:
         if given.features_fn is None or given.preconditioner is not None:
             raise ValueError(f"{NEEDED} It takes no preconditioner.")
         features = given.features_fn(params)
-        of_features = lambda z: of_tasks(given.losses_fn(params, z))[0]  # noqa: E731
+        of_features = lambda z: means.of_tasks(given.losses_fn(params, z), plan.num_tasks)[0]  # noqa: E731
         interaction_fn = lambda _: gram(of_features, features)  # noqa: E731
     elif interaction_fn is None:
         if shared is None and plan.interval is not None:
@@ -272,8 +312,13 @@ def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
             own = shared_lib.counted(given.preconditioner, shared)
             counted = geometry.in_units(*counted, own)
         interaction_fn = lambda _: measure(*counted)  # noqa: E731
+
+    def pullback(weights):
+        gradient = first.pullback(weights)
+        return leaves.like(f"The gradient {OF_PARAMETERS}", gradient, params, may_have_more=True)
+
     interaction = functools.partial(interaction_fn, params)
-    return Step(losses, pullback, interaction, present=present, shared=shared)
+    return Step(first.losses, pullback, interaction, present=present, shared=shared)
 
 
 def _unwrapped(value: Any) -> str:
