@@ -30,7 +30,9 @@ class Multitask(keras.Model):
     else that a weighting keeps are variables of this model that aren't trained, so that
     ``save_weights`` and ``load_weights`` keep them. The compiled loss is measured for each row, and
     the loss of a task is the mean over those of a batch that are its own, times their sample
-    weights. So a loss function must give a number for each row, as those of Keras do.
+    weights. So a loss function must give a number for each row, as those of Keras do. Where Keras
+    masks tokens, the loss of a row is the sum over its own, divided by how many a row of the batch
+    has on average.
 
     Args:
       model: built, such as a functional model. What it can't train, such as frozen layers, stays.
@@ -122,11 +124,12 @@ class Multitask(keras.Model):
             )
 
         def losses_fn(trained):
-            of_row = lambda row: loss(trained, _times(sample_weight, row))[0]  # noqa: E731
+            weights = lambda row: _times(sample_weight, row, ranks, y_pred)  # noqa: E731
+            of_row = lambda row: loss(trained, weights(row))[0]  # noqa: E731
             return Rows(jax.vmap(of_row)(alone), ids)
 
         _, (mean, y_pred, after, metrics) = loss(trained, sample_weight)
-        _check_losses(self.loss, y, y_pred, sample_weight)
+        ranks = _ranks(self.loss, y, y_pred, sample_weight)
         place = {id(v): number for number, v in enumerate(self.non_trainable_variables)}
         kept = [place[id(v)] for v in self._kept]
         gradient, new = weighting.update(
@@ -144,8 +147,12 @@ class Multitask(keras.Model):
         return logs, (trained, after, optimizer_variables, metrics)
 
 
-def _check_losses(losses: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
-    """Raises ``ValueError`` for compiled losses that don't fall apart into those of rows."""
+def _ranks(losses: Any, y: Any, y_pred: Any, sample_weight: Any) -> list[int]:
+    """How many axes the compiled loss of each output has, before Keras takes its mean.
+
+    Raises:
+      ValueError: if one doesn't fall apart into losses of rows.
+    """
     flat, targets, outputs = (keras.tree.flatten(x) for x in (losses, y, y_pred))
     for loss in flat:
         by_weight = getattr(loss, "reduction", None) == "mean_with_sample_weight"
@@ -155,24 +162,39 @@ def _check_losses(losses: Any, y: Any, y_pred: Any, sample_weight: Any) -> None:
                 "Use sum_over_batch_size."
             )
     if not len(flat) == len(targets) == len(outputs):
-        return
+        flat = targets = [None] * len(outputs)
+    ranks = []
     for loss, target, output in zip(flat, targets, outputs, strict=True):
-        each = getattr(loss, "call", loss)
-        known = callable(each) and target is not None
-        if known and jnp.ndim(each(jnp.asarray(target, output.dtype), output)) == 0:
+        if loss is None or target is None:
+            # Losses of Keras take the mean of the last axis.
+            ranks.append(max(output.ndim - 1, 1))
+            continue
+        known = keras.losses.get(loss)
+        each = getattr(known, "call", known)
+        ranks.append(jnp.ndim(each(jnp.asarray(target, output.dtype), output)))
+        if ranks[-1] == 0:
             raise ValueError(
                 f"A loss must give a number for each row, [B], as Keras' own do, but "
                 f"{checks.shown(loss)} gives one for the whole batch. Leave out its mean, which "
                 "Keras takes."
             )
+    return ranks
 
 
-def _times(sample_weight: Any, rows: jax.Array) -> Any:
-    """Sample weights, where there are any, times those of rows, ``[B]``."""
+def _times(sample_weight: Any, rows: jax.Array, ranks: list[int], y_pred: Any) -> Any:
+    """Sample weights, where there are any, times those of rows, ``[B]``.
 
-    def times(weight):
-        if weight is None:
-            return rows
-        return weight * rows.reshape(-1, *(1,) * (jnp.ndim(weight) - 1))
+    Each has as many axes as the loss of its output: Keras would take ``[B]`` for the last one.
+    """
+    like = sample_weight
+    if not keras.tree.is_nested(sample_weight):
+        like, sample_weight = y_pred, [sample_weight] * len(ranks)
 
-    return jax.tree.map(times, sample_weight, is_leaf=lambda x: x is None)
+    def times(weight, rank):
+        weight = jnp.ones(1, rows.dtype) if weight is None else jnp.asarray(weight)
+        rank = max(weight.ndim, rank)
+        weight, own = (x.reshape(*x.shape, *(1,) * (rank - x.ndim)) for x in (weight, rows))
+        return weight * own
+
+    pairs = zip(keras.tree.flatten(sample_weight), ranks, strict=True)
+    return keras.tree.pack_sequence_as(like, [times(*pair) for pair in pairs])

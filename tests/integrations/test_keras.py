@@ -200,6 +200,42 @@ def test_an_output_without_sample_weights_has_its_own_rows_alone():
     np.testing.assert_allclose(ldro.losses(model.weighting_state), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [3, ROWS])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_losses_of_tokens_are_those_of_their_rows(length, weighed):
+    """As many tokens as rows as well, where one axis could be taken for the other."""
+    x, _ = data()
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 4, (ROWS, length))
+    weights = rng.uniform(0.5, 2, tokens.shape).astype("float32") if weighed else None
+    layers = [keras.layers.Dense(4 * length), keras.layers.Reshape((length, 4))]
+    model = keras.Sequential([keras.Input((2,)), *layers, keras.layers.Softmax()])
+    each = -np.log(np.take_along_axis(np.asarray(model(x["inputs"])), tokens[..., None], 2))[..., 0]
+    each = each if weights is None else each * weights
+    model = made("sgd", model=model)
+    model.compile(optimizer="sgd", loss="sparse_categorical_crossentropy")
+    model.fit(x, tokens, sample_weight=weights, batch_size=ROWS, verbose=0)
+    expected = [each[x["task"] == task].mean() for task in range(TASKS)]
+    np.testing.assert_allclose(ldro.losses(model.weighting_state), expected, rtol=1e-5)
+
+
+def test_masked_tokens_count_in_no_row():
+    rng = np.random.default_rng(0)
+    task = (np.arange(ROWS) % TASKS).astype("int32")
+    is_real = np.arange(4) <= task[:, None]
+    tokens, labels = rng.integers(1, 9, (ROWS, 4)) * is_real, rng.integers(0, 9, (ROWS, 4))
+    given = keras.Input((4,), dtype="int32")
+    hidden = keras.layers.Embedding(9, 8, mask_zero=True)(given)
+    model = keras.Model(given, keras.layers.Dense(9, activation="softmax")(hidden))
+    each = -np.log(np.take_along_axis(np.asarray(model(tokens)), labels[..., None], 2))[..., 0]
+    model = made("sgd", model=model)
+    model.compile(optimizer="sgd", loss="sparse_categorical_crossentropy")
+    model.fit({"tokens": tokens, "task": task}, labels, batch_size=ROWS, verbose=0)
+    rows = (each * is_real).sum(axis=1) / is_real.sum(axis=1).mean()
+    expected = [rows[task == number].mean() for number in range(TASKS)]
+    np.testing.assert_allclose(ldro.losses(model.weighting_state), expected, rtol=1e-5)
+
+
 def test_losses_that_do_not_fall_apart_into_rows_are_refused():
     x, y = data()
     mean = lambda y, outputs: keras.ops.mean((y - outputs) ** 2)  # noqa: E731
