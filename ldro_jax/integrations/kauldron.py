@@ -11,6 +11,7 @@ from kauldron import kd
 from kauldron.train import context as context_lib
 from kauldron.train import train_step
 
+from ldro_jax.transform import forms
 from ldro_jax.transform.state import find_state
 
 
@@ -60,13 +61,14 @@ class MultitaskStep(kd.train.TrainStep):
             states = [context.loss_states[name] for name in names]
             return jnp.stack([loss.compute() for loss in states]), context
 
-        _, context = forward(state.params)
+        first, context = forms.first_pass(forward, state.params, known)
         counts = jnp.stack([context.loss_states[name].count for name in names])
         updates, opt_state = self.optimizer.update(
             None,
             state.opt_state,
             state.params,
             losses_fn=lambda params: forward(params)[0],
+            first_pass=first,
             present=counts > 0,
         )
         after = state.replace(

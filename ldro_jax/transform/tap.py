@@ -18,6 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from ldro_jax.measuring.means import of_tasks
 from ldro_jax.runtime import checks, leaves
+from ldro_jax.transform import forms
 from ldro_jax.transform.weighted import Weighted
 
 _ORDER = (
@@ -32,13 +33,17 @@ class _Call(NamedTuple):
 
     Attributes:
       losses_fn: what the losses function gives at other parameters.
+      first: what it gave, with the pullback of those that were differentiated.
       params: those that it was called with, and what else a module holds.
+      moved: those of them that were differentiated.
       traces: the programs that its arrays are of, one or none.
       depends: whether its other arguments depend on the parameters.
     """
 
     losses_fn: Callable[[Any], Any]
+    first: forms.FirstPass | None
     params: Any
+    moved: Any
     traces: set[Any]
     depends: bool
 
@@ -75,26 +80,62 @@ class Tap:
         self.loss = loss
 
     def _loss(self, params: Any, args: Any, kwargs: Any) -> Any:
-        # A module may change in the call.
         state, with_params = _taken_apart(params)
         arrays, with_arrays = _arrays((args, kwargs))
-        given, aux = self._of(params, args, kwargs)
-        losses, present = of_tasks(given, self._num_tasks)
-        losses = jnp.asarray(losses)
-        count = losses.size if present is None else jnp.maximum(present.sum(), 1)
-        # The loss of an absent task is zero.
-        mean = losses.sum() / jnp.asarray(count, losses.dtype)
+        rest = []
 
-        def differentiated(state, arrays, depends):
-            def losses_fn(params):
-                args, kwargs = with_arrays(arrays)
-                return self._of(with_params(state, params), args, kwargs)[0]
+        def of(state, arrays, params=None):
+            # A module may change in the call.
+            module = with_params(state, params)
+            args, kwargs = with_arrays(arrays)
+            found = self._losses_fn(module, *args, **kwargs)
+            losses, aux = found if self._has_aux else (found, None)
+            flat, together = _arrays((aux, _changed(module, state)))
+            rest.append(together)
+            return losses, flat
 
-            self._calls.append(_Call(losses_fn, state, _traces((state, arrays)), depends))
+        @jax.custom_jvp
+        def loss(state, arrays):
+            found, flat = of(state, arrays)
+            losses, present = of_tasks(found, self._num_tasks)
+            return _mean(losses, present), flat
+
+        @functools.partial(loss.defjvp, symbolic_zeros=True)
+        def _(primals, tangents):
+            state, arrays = primals
+            here, structure = jax.tree.flatten(state)
+            moves, others = (jax.tree.leaves(x, is_leaf=_is_zero) for x in tangents)
+            own = [None if _is_zero(t) else x for x, t in zip(here, moves, strict=True)]
+
+            def passed(own):
+                whole = [x if y is None else y for x, y in zip(here, own, strict=True)]
+                return of(structure.unflatten(whole), arrays)
+
+            # The trainer's loss and the weighting's are of one pass, and so are their gradients.
+            first, flat = forms.first_pass(passed, own, self._num_tasks)
+            mean, count = _mean(first.losses, first.present), _count(first.losses, first.present)
+            tangent = jnp.zeros_like(mean)
+            if self._gradient:
+                gradient = first.pullback(jnp.ones_like(first.losses) / count)
+                for x, t in zip(gradient, moves, strict=True):
+                    tangent += 0 if x is None else (x * t).sum().astype(mean.dtype)
+            self._calls.append(
+                _Call(
+                    losses_fn=lambda params: of(state, arrays, params)[0],
+                    first=first._replace(pullback=lambda w: structure.unflatten(first.pullback(w))),
+                    params=state,
+                    moved=structure.unflatten(own),
+                    traces=_traces((state, arrays)),
+                    depends=not all(map(_is_zero, others)),
+                )
+            )
             # Two tell that there was more than one, and what never gets to an update piles up.
             del self._calls[:-2]
+            return (mean, flat), (tangent, [_no_tangent(x) for x in flat])
 
-        mean = _told(differentiated, self._gradient, mean, state, arrays)
+        mean, flat = loss(state, arrays)
+        aux, changed = rest[-1](flat)
+        _change(params, changed)
         return (mean, aux) if self._has_aux else mean
 
     def __call__(self, weighting: Weighted) -> optax.GradientTransformationExtraArgs:
@@ -122,13 +163,10 @@ class Tap:
             calls, self._calls[:] = list(self._calls), []
             none = jax.tree.map(lambda _: None, updates)
             call = _one(calls, params)
-            return weighting.update(none, state, params, losses_fn=call.losses_fn, **extra_args)
+            given = {"losses_fn": call.losses_fn, "first_pass": call.first} | extra_args
+            return weighting.update(none, state, params, **given)
 
         return optax.GradientTransformationExtraArgs(weighting.init, update_fn)
-
-    def _of(self, params, args, kwargs) -> tuple[Any, Any]:
-        found = self._losses_fn(params, *args, **kwargs)
-        return found if self._has_aux else (found, None)
 
 
 def tap(
@@ -189,29 +227,23 @@ def tap(
     return Tap(losses_fn, num_tasks, has_aux, gradient)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _told(
-    tell: Callable[[Any, Any, bool], None], gradient: bool, loss: jax.Array, state: Any, arrays: Any
-):
-    """The loss; calls ``tell`` where a program that differentiates it is traced.
-
-    What it is told are the state and the arrays outside of the differentiation, and whether the
-    arrays depend on what is differentiated. Without ``gradient`` its gradient is zero.
-    """
-    del tell, gradient, state, arrays
-    return loss
+def _count(losses: jax.Array, present: Any) -> Any:
+    return losses.size if present is None else jnp.maximum(present.sum(), 1).astype(losses.dtype)
 
 
-@functools.partial(_told.defjvp, symbolic_zeros=True)
-def _(tell, gradient, primals, tangents):
-    (loss, state, arrays), (tangent, _, moved) = primals, tangents
-    zero = [isinstance(x, SymbolicZero) for x in jax.tree.leaves(moved, is_leaf=_is_zero)]
-    tell(state, arrays, not all(zero))
-    return loss, tangent if gradient else jnp.zeros_like(loss)
+def _mean(losses: Any, present: Any) -> jax.Array:
+    """Of the tasks that are present; the loss of an absent one is zero."""
+    losses = jnp.asarray(losses)
+    losses = losses.astype(jnp.promote_types(losses.dtype, jnp.zeros(()).dtype))
+    return losses.sum() / _count(losses, present)
 
 
 def _is_zero(x: Any) -> bool:
     return isinstance(x, SymbolicZero)
+
+
+def _no_tangent(x: jax.Array) -> SymbolicZero:
+    return SymbolicZero(jax.typeof(x).to_tangent_aval())
 
 
 def _traces(tree: Any) -> set[Any]:
@@ -244,20 +276,43 @@ def _check_axes() -> None:
             )
 
 
-def _taken_apart(params: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
-    """The arrays of parameters or a module, and ``(these, other parameters) -> the same``."""
+def _module(params: Any) -> Any:
+    """Flax NNX, if the parameters are a module of it."""
     nnx = sys.modules.get("flax.nnx")
-    if nnx is None or not isinstance(params, nnx.Module):
-        return params, lambda _, params: params
+    return nnx if nnx is not None and isinstance(params, nnx.Module) else None
+
+
+def _taken_apart(params: Any) -> tuple[Any, Callable[[Any, Any], Any]]:
+    """The arrays of parameters or a module, and ``(these, others or None) -> the same``."""
+    nnx = _module(params)
+    if nnx is None:
+        return params, lambda state, params: state if params is None else params
     graph, state = nnx.split(params)
 
     def with_params(state, params):
         # Variables belong to the trace that they are made in.
         module = nnx.merge(graph, jax.tree.map(lambda x: x, state))
-        nnx.update(module, params)
+        if params is not None:
+            nnx.update(module, params)
         return module
 
     return jax.tree.map(lambda x: x, state), with_params
+
+
+def _changed(module: Any, state: Any) -> Any:
+    """The variables of a module that a call changed or made, of which ``state`` was the state."""
+    nnx = _module(module)
+    if nnx is None:
+        return None
+    before = {id(x) for x in jax.tree.leaves(state)}
+    is_new = lambda _, variable: any(id(x) not in before for x in jax.tree.leaves(variable))  # noqa: E731
+    return nnx.state(module, is_new)
+
+
+def _change(params: Any, changed: Any) -> None:
+    nnx = _module(params)
+    if nnx is not None:
+        nnx.update(params, changed)
 
 
 def _arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
@@ -289,6 +344,7 @@ def _one(calls: list[_Call], params: Any) -> _Call:
             "Apart from the parameters, nothing that tap.loss is given may depend on them. Compute "
             "what does in losses_fn."
         )
+    first = call.first if _has(call.moved, params) else None
     what = "tap.loss must be called with the parameters of update"
     # A module has more than what is trained.
     noted = leaves.like(what, call.params, params, may_have_more=True)
@@ -300,4 +356,13 @@ def _one(calls: list[_Call], params: Any) -> _Call:
                 f"{what}, but its leaf {jax.tree_util.keystr(path)} was {other.dtype} instead of "
                 f"{leaf.dtype}. What the trainer casts before the loss must be cast in losses_fn."
             )
-    return call
+    return call._replace(first=first)
+
+
+def _has(tree: Any, params: Any) -> bool:
+    """Whether a tree has all leaves of the parameters, by their names."""
+    try:
+        leaves.like("", tree, params, may_have_more=True)
+    except ValueError:
+        return False
+    return True
