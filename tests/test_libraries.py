@@ -34,6 +34,12 @@ def blocks(text):
     return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
+def seed(names):
+    """Keras begins from numbers of its own."""
+    if "keras" in names:
+        names["keras"].utils.set_random_seed(0)
+
+
 @pytest.mark.filterwarnings("default")  # their own business
 @pytest.mark.parametrize("name", _CODE)
 def test_a_library_works_as_written(name, tmp_path):
@@ -53,11 +59,30 @@ def test_a_library_works_as_written(name, tmp_path):
             found = np.asarray(ldro.interaction(names["opt_state"]), np.float64)
             np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
             assert np.abs(expected).max() > 0
+        (of_all,) = [block for block in blocks(_TEXT) if "def of_all_tasks" in block]
+        exec(of_all, names)
         for block in more:
+            seed(names)
             exec(block, names)
     if "restored" in names:
         for state in (names["restored"], names["again"]):
             jax.tree.map(np.testing.assert_array_equal, state, names["opt_state"])
+    if "states" in names:
+        # From the same beginning, each task by itself in a loop.
+        before, _ = next(block for block in more if "states = " in block).split("given, states")
+        again = dict(names) | {"batch": dict(names["batch"])}
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            seed(names)
+            exec(before, again)
+            tasks = [jax.tree.map(lambda x, n=n: x[n], again["batch"]) for n in range(3)]
+            each = [again["loss_and_state"](again["params"], task)[1] for task in tasks]
+        for found, start, *parts in zip(
+            *map(jax.tree.leaves, (names["state"], again["state"], *each)), strict=True
+        ):
+            is_float = np.issubdtype(np.asarray(found).dtype, np.floating)
+            expected = np.mean(parts, axis=0) if is_float else parts[0]
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+            assert not is_float or np.abs(found - start).max() > 0
     if "stats" in names:
         assert names["stats"]["loss"] < 1
 
