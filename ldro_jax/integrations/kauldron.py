@@ -67,8 +67,7 @@ class MultitaskStep(kd.train.TrainStep):
             None,
             state.opt_state,
             state.params,
-            losses_fn=lambda params: forward(params)[0],
-            first_pass=first,
+            losses_fn=first,
             present=counts > 0,
         )
         after = state.replace(

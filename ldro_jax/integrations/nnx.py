@@ -83,7 +83,7 @@ def update(
 
     known = jnp.asarray(find_state(optimizer.opt_state).losses)
     first, (aux, after, streams) = forms.first_pass(of, params, known.size)
-    optimizer.update(model, None, losses_fn=lambda params: of(params)[0], first_pass=first)
+    optimizer.update(model, None, losses_fn=first)
     nnx.update(model, after)
     for variable, new in zip(_variables((args, kwargs)), streams, strict=True):
         variable.copy_from(jax.tree.unflatten(jax.tree.structure(variable), new))

@@ -4,6 +4,7 @@ They are listed at :func:`ldro_jax.transform.weighted`. Each becomes a :class:`S
 is not as expected is an error, never a silent broadcast.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -63,7 +64,6 @@ class Arguments(NamedTuple):
     batch: Any = None
     interaction_batch: Any = None
     losses_fn: Any = None
-    first_pass: Any = None
     features_fn: Any = None
     losses: Any = None
     pullback: Any = None
@@ -73,21 +73,28 @@ class Arguments(NamedTuple):
     present: Any = None
 
 
-class FirstPass(NamedTuple):
-    """What ``losses_fn`` gives at the parameters of ``update``, which then needn't find it again.
+@dataclasses.dataclass(frozen=True)
+class FirstPass:
+    """A ``losses_fn`` of ``update`` with what it gives at the parameters of ``update``.
 
-    A compiler doesn't always see that two passes are the same.
+    They needn't be found again then: a compiler doesn't always see that two passes are the same.
 
     Attributes:
+      losses_fn: ``params -> losses [N] or Rows``.
       losses: ``[N]``, in a dtype as wide as JAX's floating-point numbers.
       pullback: ``weights [N] -> gradient``, with the names and shapes of the parameters; more don't
         matter.
       present: as in :class:`Step`.
     """
 
+    losses_fn: Callable[[Any], Any]
     losses: jax.Array
     pullback: Callable[[jax.Array], Any]
     present: Any = None
+
+    def __call__(self, params: Any) -> Any:
+        """What the function gives."""
+        return self.losses_fn(params)
 
 
 def first_pass(
@@ -112,7 +119,7 @@ def first_pass(
 
     dtype = dtype or jnp.zeros(()).dtype
     losses, pullback, (present, aux) = differentiated(of_all, params, dtype, has_aux=True)
-    return FirstPass(losses, pullback, present), aux
+    return FirstPass(lambda params: losses_fn(params)[0], losses, pullback, present), aux
 
 
 def read(
@@ -138,6 +145,7 @@ def read(
         losses aren't floating-point numbers.
     """
     given = Arguments(**{k: x for k, x in extra_args.items() if k in Arguments._fields})
+    known = given.losses_fn if isinstance(given.losses_fn, FirstPass) else None
     # What flax.nnx.Optimizer makes of None.
     updates = updates if jax.tree.leaves(updates) else None
     if trained is not None:
@@ -156,7 +164,7 @@ def read(
     if form == "tasks":
         step = _from_tasks(given, params, plan, dtype)
     elif form == "layout":
-        step = _from_losses_fn(given, params, plan, dtype)
+        step = _from_losses_fn(given, params, plan, dtype, known)
     elif form == "forward":
         step = _from_pullback(given, params, dtype)
     else:
@@ -239,7 +247,7 @@ _FUNCTIONS = {
 # What each form of the statistics needs, and what may come with it.
 _FORMS = {
     "tasks": ({"loss_fn", "batch"}, {"interaction_batch", "preconditioner"}),
-    "layout": ({"losses_fn"}, {"first_pass", "features_fn", "interaction_fn", "preconditioner"}),
+    "layout": ({"losses_fn"}, {"features_fn", "interaction_fn", "preconditioner"}),
     "forward": ({"losses", "pullback"}, {"interaction_fn"}),
     "stacked": ({"losses"}, {"preconditioner"}),
 }
@@ -276,7 +284,7 @@ def _from_tasks(given: Arguments, params, plan, dtype) -> Step:
     return Step(measured.losses, measured.pullback, measured.interaction)
 
 
-def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
+def _from_losses_fn(given: Arguments, params, plan, dtype, first: FirstPass | None) -> Step:
     interaction_fn = given.interaction_fn
     gram = functools.partial(interaction_lib.jacobian_gram, interval=plan.interval)
 
@@ -287,10 +295,8 @@ def _from_losses_fn(given: Arguments, params, plan, dtype) -> Step:
     def losses_fn(params):
         return means.of_tasks(returned(params), plan.num_tasks)[0]
 
-    if given.first_pass is None:
+    if first is None:
         first, _ = first_pass(lambda p: (returned(p), ()), params, plan.num_tasks, dtype)
-    else:
-        first = given.first_pass
     shared, present = plan.shared, first.present
     if interaction_fn is None and plan.strategy.of_features:
         if given.features_fn is None or given.preconditioner is not None:

@@ -1,12 +1,9 @@
 """One forward pass of a loop of one's own, with what it gives besides losses."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 
 from ldro_jax import interaction as interaction_lib
 from ldro_jax.interaction import base
@@ -15,8 +12,8 @@ from ldro_jax.interaction.jacrev import pullback_gram
 from ldro_jax.interaction.products import of_vector
 from ldro_jax.measuring import shared as shared_lib
 from ldro_jax.measuring.means import Rows, of_parts, of_tasks
-from ldro_jax.measuring.measure import check_floating
 from ldro_jax.runtime import checks, leaves
+from ldro_jax.transform import forms
 
 
 def statistics(
@@ -71,27 +68,26 @@ def statistics(
         return jax.vmap(one, in_axes=(None, 0))(params, batch)
 
     def of_all(params):
-        losses, aux = returned(params)
-        if isinstance(losses, Rows) and (num_tasks is None or batch is not None):
+        found, aux = returned(params)
+        if isinstance(found, Rows) and (num_tasks is None or batch is not None):
             raise ValueError(
                 "losses_fn returned Rows. For their tasks ldro.statistics needs num_tasks, and no "
                 "batch."
             )
-        losses, present = of_tasks(losses, cast(int, num_tasks))
-        losses = base.replicated(jnp.asarray(losses))
-        check_floating(losses)
-        if losses.ndim != 1:
-            raise ValueError(
-                "losses_fn must return one loss for each task, [N], or with batch one number for a "
-                f"task, but all together have the shape {list(losses.shape)}."
-            )
-        # A pullback takes the weights in the dtype of its losses, which must not round them.
-        return losses.astype(np.promote_types(losses.dtype, np.float32)), (present, aux)
+        return found, aux
+
+    def losses_of(params):
+        return of_tasks(of_all(params)[0], cast(int, num_tasks))[0]
 
     strategy = interaction_lib.get(interaction)
     if strategy.of_features:
         raise ValueError(NEEDED)
-    losses, pull, (present, aux) = jax.vjp(of_all, params, has_aux=True)
+    first, aux = forms.first_pass(of_all, params, cast(int, num_tasks))
+    if first.losses.ndim != 1:
+        raise ValueError(
+            "losses_fn must return one loss for each task, [N], or with batch one number for a "
+            f"task, but all together have the shape {list(first.losses.shape)}."
+        )
 
     def matrix():
         own = None if shared is None else shared_lib.mask(shared, params)
@@ -99,22 +95,18 @@ def statistics(
             loss_fn = shared_lib.of_counted(lambda *given: one(*given)[0], params, own)
             return strategy.matrix(*loss_fn, batch)
         if own is None:
-            own = shared_lib.found(lambda params: of_all(params)[0], params)
+            own = shared_lib.found(losses_of, params)
         if strategy.gives_products:
-            return of_vector(strategy, *shared_lib.of_counted(lambda p: of_all(p)[0], params, own))
-        if strategy.parts > 1 and present is not None:
+            return of_vector(strategy, *shared_lib.of_counted(losses_of, params, own))
+        if strategy.parts > 1 and first.present is not None:
             rows = shared_lib.of_counted(lambda p: returned(p)[0], params, own)
             return of_parts(interaction_lib.jacobian_gram, strategy, cast(int, num_tasks), *rows)
-        return pullback_gram(losses, lambda w: (shared_lib.counted(pull(w)[0], own),))
+        return pullback_gram(first.losses, lambda w: (shared_lib.counted(first.pullback(w), own),))
 
     given = {
-        "losses": losses,
-        "pullback": functools.partial(_first, pull),
+        "losses": first.losses,
+        "pullback": first.pullback,
         "interaction_fn": matrix,
-        **({} if present is None else {"present": present}),
+        **({} if first.present is None else {"present": first.present}),
     }
     return (given, aux) if has_aux else given
-
-
-def _first(pull: Callable[[jax.Array], Any], weights: jax.Array) -> Any:
-    return pull(weights)[0]

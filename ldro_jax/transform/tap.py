@@ -5,6 +5,7 @@ losses of all tasks as a function of the parameters. Both are called while the t
 traced, one after the other, so the loss can leave that function where the weighting finds it.
 """
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -32,16 +33,14 @@ class _Call(NamedTuple):
     """A call of the loss that was differentiated.
 
     Attributes:
-      losses_fn: what the losses function gives at other parameters.
-      first: what it gave, with the pullback of those that were differentiated.
+      losses_fn: what the losses function gives, with its pullback to what was differentiated.
       params: those that it was called with, and what else a module holds.
       moved: those of them that were differentiated.
       traces: the programs that its arrays are of, one or none.
       depends: whether its other arguments depend on the parameters.
     """
 
-    losses_fn: Callable[[Any], Any]
-    first: forms.FirstPass | None
+    losses_fn: Any
     params: Any
     moved: Any
     traces: set[Any]
@@ -119,16 +118,13 @@ class Tap:
                 gradient = first.pullback(jnp.ones_like(first.losses) / count)
                 for x, t in zip(gradient, moves, strict=True):
                     tangent += 0 if x is None else (x * t).sum().astype(mean.dtype)
-            self._calls.append(
-                _Call(
-                    losses_fn=lambda params: of(state, arrays, params)[0],
-                    first=first._replace(pullback=lambda w: structure.unflatten(first.pullback(w))),
-                    params=state,
-                    moved=structure.unflatten(own),
-                    traces=_traces((state, arrays)),
-                    depends=not all(map(_is_zero, others)),
-                )
+            known = dataclasses.replace(
+                first,
+                losses_fn=lambda params: of(state, arrays, params)[0],
+                pullback=lambda weights: structure.unflatten(first.pullback(weights)),
             )
+            depends, traces = not all(map(_is_zero, others)), _traces((state, arrays))
+            self._calls.append(_Call(known, state, structure.unflatten(own), traces, depends))
             # Two tell that there was more than one, and what never gets to an update piles up.
             del self._calls[:-2]
             return (mean, flat), (tangent, [_no_tangent(x) for x in flat])
@@ -163,8 +159,7 @@ class Tap:
             calls, self._calls[:] = list(self._calls), []
             none = jax.tree.map(lambda _: None, updates)
             call = _one(calls, params)
-            given = {"losses_fn": call.losses_fn, "first_pass": call.first} | extra_args
-            return weighting.update(none, state, params, **given)
+            return weighting.update(none, state, params, losses_fn=call.losses_fn, **extra_args)
 
         return optax.GradientTransformationExtraArgs(weighting.init, update_fn)
 
@@ -344,7 +339,6 @@ def _one(calls: list[_Call], params: Any) -> _Call:
             "Apart from the parameters, nothing that tap.loss is given may depend on them. Compute "
             "what does in losses_fn."
         )
-    first = call.first if _has(call.moved, params) else None
     what = "tap.loss must be called with the parameters of update"
     # A module has more than what is trained.
     noted = leaves.like(what, call.params, params, may_have_more=True)
@@ -356,7 +350,9 @@ def _one(calls: list[_Call], params: Any) -> _Call:
                 f"{what}, but its leaf {jax.tree_util.keystr(path)} was {other.dtype} instead of "
                 f"{leaf.dtype}. What the trainer casts before the loss must be cast in losses_fn."
             )
-    return call._replace(first=first)
+    if not _has(call.moved, params):
+        return call._replace(losses_fn=call.losses_fn.losses_fn)
+    return call
 
 
 def _has(tree: Any, params: Any) -> bool:

@@ -36,7 +36,9 @@ def _made_once(make):
 
     @functools.cache
     def made(x64, args, options):
-        return make(*args, **dict(options))
+        # Others get it too, so that it mustn't belong to the program that asks first.
+        with jax.ensure_compile_time_eval():
+            return make(*args, **dict(options))
 
     @functools.wraps(make)
     def found(*args, **options):
