@@ -4,8 +4,8 @@
     python examples/tunix_languages.py DATA_DIR [SEEDS]
 
 DATA_DIR has <language>/train.txt and validation.txt, or .txt.gz. A small Llama learns English bytes
-first; then it learns five other languages, eight rows of each in a batch, or half of its parameters
-stay and it learns by LoRA. Perplexities are per byte, of validation text.
+first, and then five other languages, eight rows of each in a batch. Perplexities are per byte, of
+validation text. Five seeds take 25 minutes on 2 cores.
 """
 
 import gzip

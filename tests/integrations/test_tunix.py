@@ -1,6 +1,7 @@
 """Tunix's trainer, as it is with a tap and ours: bash scripts/test_trainers.sh tunix."""
 
 import contextlib
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -356,3 +357,22 @@ def test_dpo_weighs_kinds_of_prompts():
     np.testing.assert_allclose(ldro.interaction(state)[0, 1], flat[0] @ flat[1], rtol=1e-4)
     moved = begin - jax.flatten_util.ravel_pytree(nnx.state(model))[0]
     assert np.abs(moved).max() > 0
+
+
+def test_the_example_of_languages_trains(tmp_path, capsys, monkeypatch):
+    examples = pathlib.Path(__file__).parents[2] / "examples"
+    monkeypatch.syspath_prepend(str(examples))
+    import tunix_languages
+
+    monkeypatch.setattr(tunix_languages, "STEPS", 30)
+    for language in ("en", *tunix_languages.LANGUAGES):
+        (tmp_path / language).mkdir()
+        for split in ("train", "validation"):
+            text = f"{language} {language[::-1]} {split[0]}, " * 100
+            (tmp_path / language / f"{split}.txt").write_text(text, encoding="utf-8")
+    tunix_languages.main(tmp_path, 1)
+    table = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = [line[-7:] for line in table if line[0] == "0"]
+    assert len(rows) == len(tunix_languages.METHODS)
+    # Of 256 bytes that are as likely as each other.
+    assert all(1 < float(worst) < 100 for *_, worst in rows)
