@@ -1,11 +1,13 @@
 """Timing programs against each other on a machine whose speed drifts.
 
-All programs take turns, one step each, round after round, so that a slow moment hits them all; what
-is reported is the mean over the rounds, relative to that of a baseline.
+All programs take turns, one step each, round after round, so that a slow moment hits them all, and
+in random order, so that what one leaves in the caches does so too; what is reported is the mean
+over the rounds, relative to that of a baseline.
 """
 
 import argparse
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -41,11 +43,11 @@ def paired_ratios(
       For each name the mean milliseconds of a step, its ratio to the baseline's, and the standard
       error of that ratio, from the differences within the rounds.
     """
-    seconds = {name: [] for name in programs}
+    seconds, order = {name: [] for name in programs}, random.Random(0)
     for _ in range(rounds):
-        for name, step in programs.items():
+        for name in order.sample(list(programs), len(programs)):
             began = time.perf_counter()
-            step()
+            programs[name]()
             seconds[name].append(time.perf_counter() - began)
     base = statistics.mean(seconds[baseline])
     table = {}
