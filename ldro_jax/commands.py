@@ -68,6 +68,12 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         commands[name].set_defaults(command=command)
         return commands[name]
 
+    _add_those_that_train(add)
+    _add_those_that_read(add)
+    return parser, commands
+
+
+def _add_those_that_train(add: Callable[..., _Parser]) -> None:
     what = add(
         _list,
         "Lists the methods with their formulas, papers and hyperparameters, and the experiments.",
@@ -122,14 +128,14 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     watch.add_argument("--to", metavar="DIR", help="where index.html goes; by default a new folder")
     watch.add_argument("--once", action="store_true", help="write the page once")
 
+
+def _add_those_that_read(add: Callable[..., _Parser]) -> None:
     report = add(
         _report,
         "Writes the report of a finished experiment again, from its results.json.",
         "ldro-jax report /tmp/digits",
         "ldro-jax report /tmp/digits --baseline='Group DRO' --to=/tmp/against_group_dro",
     )
-    report.add_argument("output_dir", metavar="OUTPUT_DIR", help="of an experiment")
-    report.add_argument("--baseline", metavar="METHOD", help="what methods are compared with")
     report.add_argument("--to", metavar="DIR", help="where the report goes; by default there")
 
     compare = add(
@@ -142,7 +148,6 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "results", nargs="+", metavar="RESULTS", help="an output directory, or a results.json"
     )
     compare.add_argument("--output_dir", required=True, metavar="DIR", help="where it goes")
-    compare.add_argument("--baseline", metavar="METHOD", help="what methods are compared with")
 
     evaluate = add(
         _evaluate,
@@ -158,14 +163,16 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
         "ldro-jax export /tmp/digits",
         "ldro-jax export /tmp/digits --method=L-DRO --seed=0 --file=/tmp/params.npz",
     )
-    for each in (evaluate, export):
+    for each in (report, evaluate, export):
         each.add_argument("output_dir", metavar="OUTPUT_DIR", help="of an experiment")
+    for each in (report, compare):
+        each.add_argument("--baseline", metavar="METHOD", help="what methods are compared with")
+    for each in (evaluate, export):
         each.add_argument("--method", metavar="METHOD", help="only this one")
     export.add_argument("--seed", type=int, metavar="SEED", help="only this one")
     export.add_argument(
         "--file", metavar="FILE", help="by default METHOD-seedSEED-stepSTEP.npz, here"
     )
-    return parser, commands
 
 
 def _list(args, bindings) -> Done:

@@ -69,30 +69,21 @@ def train(
         saved = Saved(checkpoint_dir, identity(program, session, schedule, trials))
         stack.enter_context(contextlib.closing(saved.checkpoints))
         preempted = stack.enter_context(preemption.watch())
-        restored = saved.restore(session, program.problem)
-        if restored is None and origin is not None:
-            restored = taken_from(origin, program, session, schedule)
-        now, changed = restored or (None, [])
-        if now is None:
-            empty = (recording.empty_run(trial, schedule) for trial in trials)
-            now = Progress([recording.Record(run) for run in empty], [Best()] * len(trials))
-        else:
+        now, is_new = _begun(program, session, saved, schedule, trials, origin)
+        if not is_new:
             progress.write(f"{now.names}: resumed at step {session.step}.")
             progress.update(session.step * len(trials))
-            now.go_on(schedule, session)
-            if changed:
-                _measure_again(program, session, now, schedule, changed)
         folders = tensorboard_dirs if processes.is_first() else ()
-        writers = [stack.enter_context(tensorboard.TensorBoardWriter(folder)) for folder in folders]
+        writers = [stack.enter_context(tensorboard.TensorBoardWriter(each)) for each in folders]
         log = [recording.Log(x, tell[i] if tell else None) for i, x in enumerate(writers)]
-        metrics = [metric.name for metric in program.problem.metrics]
         for writer in writers:
-            writer.write_layout(recording.charts(program.problem.splits, metrics))
-        if restored is None and schedule.eval_at_start:
+            names = [metric.name for metric in program.problem.metrics]
+            writer.write_layout(recording.charts(program.problem.splits, names))
+        if is_new and schedule.eval_at_start:
             _evaluate_first(program, session, now, schedule, log)
         # The time of a step is that of the last stretches, so that it takes the same time to find.
-        last_saved, seconds = session.step, collections.deque(maxlen=100)
-        shown = -math.inf
+        seconds = collections.deque(maxlen=100)
+        last_saved, shown = session.step, -math.inf
 
         def save():
             nonlocal last_saved
@@ -120,8 +111,7 @@ def train(
             progress.set_postfix_str(recording.progress_text(now.records[-1]), refresh=is_old)
             shown = time.monotonic() if is_old else shown
             improved = schedule.test == "best" and now.best[0].step == session.step
-            due = session.step - last_saved >= schedule.checkpoint_interval
-            if improved or due:
+            if improved or session.step - last_saved >= schedule.checkpoint_interval:
                 save()
             # Also what came in the last step or during the evaluation: the next run won't know.
             if preempted(session.step):
@@ -138,6 +128,28 @@ def train(
                 stop()
             return tested
     return now.runs
+
+
+def _begun(
+    program: Program,
+    session: Session,
+    saved: Saved,
+    schedule: Schedule,
+    trials: Sequence[Trial],
+    origin: Origin | None,
+) -> tuple[Progress, bool]:
+    """How far the runs are, and whether they begin now."""
+    restored = saved.restore(session, program.problem)
+    if restored is None and origin is not None:
+        restored = taken_from(origin, program, session, schedule)
+    if restored is None:
+        empty = (recording.empty_run(trial, schedule) for trial in trials)
+        return Progress([recording.Record(run) for run in empty], [Best()] * len(trials)), True
+    now, changed = restored
+    now.go_on(schedule, session)
+    if changed:
+        _measure_again(program, session, now, schedule, changed)
+    return now, False
 
 
 def _evaluate(
