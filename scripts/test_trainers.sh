@@ -27,7 +27,8 @@ for trainer in "$@"; do
     # What it needs is in lists for accelerators alone, and not all of that.
     lists="$(python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/dependencies/requirements"
     grep -vE '^(libtpu|nvidia|#|$)' "$lists/generated_requirements/tpu-requirements.txt" >".venv-maxtext/needed.txt"
-    python -m pip install --quiet --disable-pip-version-check --no-deps -r .venv-maxtext/needed.txt httpx2
+    python -m pip install --quiet --disable-pip-version-check --no-deps -r .venv-maxtext/needed.txt
+    python -m pip install --quiet --disable-pip-version-check httpx2  # newer huggingface_hub needs it
   fi
   python -m pytest -n0 -m "" "tests/integrations/test_$trainer.py" "ldro_jax/integrations/$trainer.py"
   deactivate
