@@ -187,7 +187,8 @@ def tap(
     compiler leaves it out unless the trainer does something else with it, such as logging its
     length; then it costs a backward pass, or with ``gradient=False`` nothing. ``tap.loss`` may also
     be called where nothing is differentiated, as in an evaluation. What belongs to no task, such as
-    an L2 term, is added to the loss of each.
+    an L2 term, is added to the loss of each. The losses and their gradient are those at the
+    parameters of ``tap.loss``, and A is measured at those of ``update``: give both the same.
 
     Args:
       losses_fn: ``(params, ...) -> losses [N]``, or :class:`~ldro_jax.ldro.Rows` where the rows of
