@@ -65,7 +65,6 @@ def weighted(weighting: Weighted, tasks_of: Callable[[Any], Any]) -> Iterator[No
 
     def task_losses(model, config, data, *args, **kwargs):
         found = []
-
         plain_entropy = max_utils.cross_entropy_with_logits
 
         def entropy(*args, **kwargs):
@@ -84,7 +83,6 @@ def weighted(weighting: Weighted, tasks_of: Callable[[Any], Any]) -> Iterator[No
                 "Tasks can't be weighed in MaxText with this quantization: the gradient of its "
                 "scales is their next value. Use another."
             )
-        # Those of other heads come before.
         losses, _ = found[-1]
         for_all = aux["moe_lb_loss"] + aux["mtp_loss"] + aux["indexer_loss"]
         return Rows(losses + for_all, tasks_of(data), data["targets_segmentation"] != 0), aux
@@ -108,6 +106,10 @@ def weighted(weighting: Weighted, tasks_of: Callable[[Any], Any]) -> Iterator[No
 
         def update_fn(updates, state, params=None, **extra_args):
             updates, state = weigh.update(updates, state, params, **extra_args)
+            # MaxText casts the gradient that isn't used.
+            updates = jax.tree.map(
+                lambda x: x.astype(config.grad_dtype) if x.dtype == jnp.float32 else x, updates
+            )
             norm, found = optax.tree.norm(updates), find_state(state)
             logged["learning/raw_grad_norm"] = logged["learning/grad_norm"] = norm
             if threshold > 0:

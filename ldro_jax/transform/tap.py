@@ -84,12 +84,14 @@ class Tap:
         rest = []
 
         def of(state, arrays, params=None):
-            # A module may change in the call.
-            module = with_params(state, params)
-            args, kwargs = with_arrays(arrays)
+            # A module may change in the call, and so may those and random streams in its arguments.
+            module, given = with_params(state, params), with_arrays(arrays)
+            (args, kwargs), before = given, _values(given)
             found = self._losses_fn(module, *args, **kwargs)
             losses, aux = found if self._has_aux else (found, None)
-            flat, together = _arrays((aux, _changed(module, state)))
+            pairs = zip(before, _values(given), strict=True)
+            moved = [None if _same(old, new) else new for old, new in pairs]
+            flat, together = _arrays((aux, _changed(module, state), moved))
             rest.append(together)
             return losses, flat
 
@@ -130,8 +132,11 @@ class Tap:
             return (mean, flat), (tangent, [_no_tangent(x) for x in flat])
 
         mean, flat = loss(state, arrays)
-        aux, changed = rest[-1](flat)
+        aux, changed, moved = rest[-1](flat)
         _change(params, changed)
+        for variable, new in zip(variables((args, kwargs)), moved, strict=True):
+            if new is not None:
+                variable.copy_from(jax.tree.unflatten(jax.tree.structure(variable), new))
         return (mean, aux) if self._has_aux else mean
 
     def __call__(self, weighting: Weighted) -> optax.GradientTransformationExtraArgs:
@@ -182,7 +187,8 @@ def tap(
     compiler leaves it out unless the trainer does something else with it, such as logging its
     length; then it costs a backward pass, or with ``gradient=False`` nothing. ``tap.loss`` may also
     be called where nothing is differentiated, as in an evaluation. What belongs to no task, such as
-    an L2 term, is added to the loss of each.
+    an L2 term, is added to the loss of each. The losses and their gradient are those at the
+    parameters of ``tap.loss``, and A is measured at those of ``update``: give both the same.
 
     Args:
       losses_fn: ``(params, ...) -> losses [N]``, or :class:`~ldro_jax.ldro.Rows` where the rows of
@@ -299,8 +305,12 @@ def _changed(module: Any, state: Any) -> Any:
     nnx = _module(module)
     if nnx is None:
         return None
-    before = {id(x) for x in jax.tree.leaves(state)}
-    is_new = lambda _, variable: any(id(x) not in before for x in jax.tree.leaves(variable))  # noqa: E731
+    before = dict(nnx.to_flat_state(state))
+
+    def is_new(path, variable):
+        # One may have the value that another had.
+        return not _same(jax.tree.leaves(before.get(path)), jax.tree.leaves(variable))
+
     return nnx.state(module, is_new)
 
 
@@ -308,6 +318,23 @@ def _change(params: Any, changed: Any) -> None:
     nnx = _module(params)
     if nnx is not None:
         nnx.update(params, changed)
+
+
+def variables(tree: Any) -> list[Any]:
+    """Those of Flax NNX in a tree, as of modules or random streams among arguments."""
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is None:
+        return []
+    found = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return [x for x in found if isinstance(x, nnx.Variable)]
+
+
+def _values(tree: Any) -> list[list[Any]]:
+    return [jax.tree.leaves(x) for x in variables(tree)]
+
+
+def _same(old: list[Any], new: list[Any]) -> bool:
+    return len(old) == len(new) and all(x is y for x, y in zip(old, new, strict=True))
 
 
 def _arrays(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:

@@ -181,7 +181,15 @@ def test_a_step_is_that_of_a_loop_of_jax_grad(kind, tmp_path):
     )
 
 
-def test_equal_weights_are_maxtext_itself(tmp_path):
+LIKE_MAXTEXT = {
+    "dropout": {"dropout_rate": 0.2},
+    "heads": {"mtp_num_layers": 1, "mtp_loss_scaling_factor": 0.3},
+    "grad_dtype": {"grad_dtype": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("kind", LIKE_MAXTEXT)
+def test_equal_weights_are_maxtext_itself(kind, tmp_path):
     """With as many tokens of each task the weighted loss is the average one."""
 
     def equal():
@@ -189,7 +197,7 @@ def test_equal_weights_are_maxtext_itself(tmp_path):
 
     of = lambda batch: jnp.arange(batch["inputs"].shape[0]) % TASKS  # noqa: E731
     options = {"steps": 4, "opt_type": "adamw", "learning_rate": 1e-2}
-    options |= {"gradient_clipping_threshold": 1.0}
+    options |= {"gradient_clipping_threshold": 1.0} | LIKE_MAXTEXT[kind]
     ours, plain = (Run(tmp_path, weigh, of, **options) for weigh in (equal, None))
     np.testing.assert_allclose(ours.params, plain.params, rtol=1e-4, atol=1e-5)
     for mine, theirs in zip(ours.logged, plain.logged, strict=True):

@@ -219,6 +219,49 @@ def test_a_module_keeps_its_statistics_and_counts(kind, wrt):
     assert max(jax.tree.leaves(ends[0][1])) >= 3
 
 
+class Remembering(nnx.Module):
+    """Has the largest input of the last two steps, and drops inputs from a stream of its caller."""
+
+    def __init__(self):
+        self.layer = nnx.Linear(2, 1, rngs=nnx.Rngs(0))
+        self.now, self.before = nnx.BatchStat(jnp.zeros(())), nnx.BatchStat(jnp.zeros(()))
+
+    def __call__(self, inputs, rngs):
+        self.before[...] = self.now[...]
+        self.now[...] = inputs.max()
+        kept = jax.random.bernoulli(rngs.dropout(), 0.5, inputs.shape)
+        return self.layer(jnp.where(kept, inputs, 0))[:, 0]
+
+
+def test_streams_among_the_arguments_move_on_and_variables_may_take_values_of_others():
+    if isinstance(jax.tree.leaves(nnx.Rngs(0))[0], nnx.Rngs):
+        pytest.skip("before Flax 0.12 they aren't trees")
+
+    def losses_fn(model, batch, rngs):
+        return ldro.Rows((model(batch["x"], rngs) - batch["y"]) ** 2, batch["task"])
+
+    tap = ldro.tap(losses_fn, TASKS)
+    tx = optax.chain(tap(transform.weighted(weighting.average(), TASKS)), optax.sgd(0.1))
+
+    def plain(model, batch, rngs):
+        return losses_fn(model, batch, rngs).means(TASKS)[0].mean()
+
+    ends = []
+    for loss, optimizer in ((tap.loss, tx), (plain, optax.sgd(0.1))):
+
+        @nnx.jit
+        def step(model, optimizer, batch, rngs, loss=loss):
+            optimizer.update(model, nnx.grad(loss)(model, batch, rngs))
+
+        model, rngs = Remembering(), nnx.Rngs(dropout=1)
+        optimizer = nnx.Optimizer(model, optimizer, wrt=nnx.Param)
+        for number in range(3):
+            step(model, optimizer, batch_of(number), rngs)
+        ends.append([nnx.to_pure_dict(nnx.state(model)), int(rngs.dropout.count[...])])
+    same(*ends)
+    assert ends[0][1] == 3
+
+
 def whole(params, batch):
     """The mean losses of rows that are on several devices."""
     means, counts = task_losses(params, batch).means(TASKS)
