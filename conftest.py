@@ -13,7 +13,7 @@ collect_ignore_glob = (
 )
 collect_ignore_glob += [
     f"ldro_jax/integrations/{trainer}.py"
-    for trainer in ("kauldron", "keras", "tunix")
+    for trainer in ("kauldron", "keras", "maxtext", "tunix")
     if importlib.util.find_spec(trainer) is None
 ]
 

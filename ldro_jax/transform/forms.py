@@ -114,12 +114,18 @@ def first_pass(
 
     def of_all(params):
         found, aux = losses_fn(params)
-        losses, present = means.of_tasks(found, num_tasks)
-        return _array("losses_fn must return", losses, "it returns"), (present, aux)
+        losses, present = of_tasks(found, num_tasks)
+        return losses, (present, aux)
 
     dtype = dtype or jnp.zeros(()).dtype
     losses, pullback, (present, aux) = differentiated(of_all, params, dtype, has_aux=True)
     return FirstPass(lambda params: losses_fn(params)[0], losses, pullback, present), aux
+
+
+def of_tasks(found: Any, num_tasks: int) -> tuple[jax.Array, Any]:
+    """The losses ``[N]`` that a ``losses_fn`` gave, in whatever form, and the tasks present."""
+    losses, present = means.of_tasks(found, num_tasks)
+    return _array("losses_fn must return", losses, "it returns"), present
 
 
 def read(
@@ -293,7 +299,7 @@ def _from_losses_fn(given: Arguments, params, plan, dtype, first: FirstPass | No
         return given.losses_fn(params, *own)
 
     def losses_fn(params):
-        return means.of_tasks(returned(params), plan.num_tasks)[0]
+        return of_tasks(returned(params), plan.num_tasks)[0]
 
     if first is None:
         first, _ = first_pass(lambda p: (returned(p), ()), params, plan.num_tasks, dtype)
@@ -302,7 +308,7 @@ def _from_losses_fn(given: Arguments, params, plan, dtype, first: FirstPass | No
         if given.features_fn is None or given.preconditioner is not None:
             raise ValueError(f"{NEEDED} It takes no preconditioner.")
         features = given.features_fn(params)
-        of_features = lambda z: means.of_tasks(given.losses_fn(params, z), plan.num_tasks)[0]  # noqa: E731
+        of_features = lambda z: of_tasks(given.losses_fn(params, z), plan.num_tasks)[0]  # noqa: E731
         interaction_fn = lambda _: gram(of_features, features)  # noqa: E731
     elif interaction_fn is None:
         if shared is None and plan.interval is not None:

@@ -11,7 +11,7 @@ from ldro_jax.interaction.features import NEEDED
 from ldro_jax.interaction.jacrev import pullback_gram
 from ldro_jax.interaction.products import of_vector
 from ldro_jax.measuring import shared as shared_lib
-from ldro_jax.measuring.means import Rows, of_parts, of_tasks
+from ldro_jax.measuring.means import Rows, of_parts
 from ldro_jax.runtime import checks, leaves
 from ldro_jax.transform import forms
 
@@ -77,7 +77,7 @@ def statistics(
         return found, aux
 
     def losses_of(params):
-        return of_tasks(of_all(params)[0], cast(int, num_tasks))[0]
+        return forms.of_tasks(of_all(params)[0], cast(int, num_tasks))[0]
 
     strategy = interaction_lib.get(interaction)
     if strategy.of_features:

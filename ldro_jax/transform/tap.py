@@ -17,7 +17,6 @@ import optax
 from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 
-from ldro_jax.measuring.means import of_tasks
 from ldro_jax.runtime import checks, leaves
 from ldro_jax.transform import forms
 from ldro_jax.transform.weighted import Weighted
@@ -98,7 +97,7 @@ class Tap:
         @jax.custom_jvp
         def loss(state, arrays):
             found, flat = of(state, arrays)
-            losses, present = of_tasks(found, self._num_tasks)
+            losses, present = forms.of_tasks(found, self._num_tasks)
             return _mean(losses, present), flat
 
         @functools.partial(loss.defjvp, symbolic_zeros=True)
@@ -232,9 +231,8 @@ def _count(losses: jax.Array, present: Any) -> Any:
     return losses.size if present is None else jnp.maximum(present.sum(), 1).astype(losses.dtype)
 
 
-def _mean(losses: Any, present: Any) -> jax.Array:
+def _mean(losses: jax.Array, present: Any) -> jax.Array:
     """Of the tasks that are present; the loss of an absent one is zero."""
-    losses = jnp.asarray(losses)
     losses = losses.astype(jnp.promote_types(losses.dtype, jnp.zeros(()).dtype))
     return losses.sum() / _count(losses, present)
 

@@ -172,8 +172,10 @@ def test_losses_in_a_list_and_keys_in_a_batch_are_taken():
     keys = jax.random.split(jax.random.key(0), N)
     tx = transform.weighted(weighting.lookahead_online(0.1, 0.5), N, interaction="vmap")
     expected = task_gradients() @ task_gradients().T
+    in_a_list = lambda p: [PROBLEM.loss_fn(p, task) for task in mine]  # noqa: E731
     for given in (
-        {"losses_fn": lambda p: [PROBLEM.loss_fn(p, task) for task in mine]},
+        {"losses_fn": in_a_list},
+        ldro.statistics(in_a_list, PROBLEM.params),
         {
             "loss_fn": lambda p, task: PROBLEM.loss_fn(p, task[0]) + 0 * jax.random.normal(task[1]),
             "batch": (PROBLEM.batch, keys),
