@@ -57,16 +57,6 @@ def weighted_step(tx):
     return step
 
 
-def _stepper(program, carry, batch):
-    """A function that takes one step after the last one."""
-
-    def step():
-        nonlocal carry
-        carry = jax.block_until_ready(program(*carry, batch))
-
-    return step
-
-
 def every_method():
     """All methods that use the interaction, measured in every step."""
     found = {
@@ -106,11 +96,7 @@ def main():
         tx = optax.chain(transformation, optimizer)
         programs[name] = (weighted_step(tx), tx)
 
-    compiled, timed = {}, {}
-    for name, (step, tx) in programs.items():
-        carry = jax.tree.map(jnp.copy, (params, tx.init(params)))
-        compiled[name] = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, batch).compile()
-        timed[name] = _stepper(compiled[name], carry, batch)
+    compiled, timed = timing.compiled_steps(programs, params, batch)
     table = timing.paired_ratios(timed, baseline, args.rounds)
     timing.print_table(table, "ms", "{:.1f}".format, compiled, baseline)
 

@@ -56,23 +56,9 @@ def main():
     for name, logs_norm in (("average loss", False), ("average loss, norm logged", True)):
         programs[name] = (trainer(plain, sgd, logs_norm), sgd)
 
-    compiled, timed = {}, {}
-    for name, (step, tx) in programs.items():
-        carry = jax.tree.map(jnp.copy, (params, tx.init(params)))
-        compiled[name] = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, rows).compile()
-        timed[name] = _stepper(compiled[name], carry, rows)
+    compiled, timed = timing.compiled_steps(programs, params, rows)
     table = timing.paired_ratios(timed, TOLD, args.rounds)
     timing.print_table(table, "ms", "{:.1f}".format, compiled, TOLD)
-
-
-def _stepper(program, carry, rows):
-    """A function that takes one step after the last one."""
-
-    def step():
-        nonlocal carry
-        *carry, _ = jax.block_until_ready(program(*carry, rows))
-
-    return step
 
 
 if __name__ == "__main__":

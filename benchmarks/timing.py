@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 BASELINE = "average loss"
 RATES = {"lookahead_lr": 0.1, "weight_lr": 0.01}
@@ -30,6 +31,35 @@ def trainer_methods() -> dict[str, Any]:
         ldro = Method("L-DRO", "lookahead_online", RATES, interaction_interval=k)
         methods[f"L-DRO, k = {k}"] = ldro
     return methods
+
+
+def compiled_steps(
+    programs: Mapping[str, tuple[Callable, Any]], params: Any, batch: Any
+) -> tuple[dict[str, Any], dict[str, Callable[[], None]]]:
+    """Compiled programs, and for each a function that takes one step after the last one.
+
+    Args:
+      programs: by name, ``(params, opt_state, batch) -> (params, opt_state, ...)`` and the
+        optimizer.
+      params: where they begin.
+      batch: of every step.
+    """
+    compiled, timed = {}, {}
+    for name, (step, tx) in programs.items():
+        carry = jax.tree.map(jnp.copy, (params, tx.init(params)))
+        compiled[name] = jax.jit(step, donate_argnums=(0, 1)).lower(*carry, batch).compile()
+        timed[name] = _stepper(compiled[name], carry, batch)
+    return compiled, timed
+
+
+def _stepper(program, carry, batch):
+    """A function that takes one step after the last one."""
+
+    def step():
+        nonlocal carry
+        carry = jax.block_until_ready(program(*carry, batch))[:2]
+
+    return step
 
 
 def paired_ratios(

@@ -9,7 +9,7 @@ from flax import nnx
 
 from ldro_jax.runtime import checks
 from ldro_jax.transform import find_state, forms
-from ldro_jax.transform.tap import variables
+from ldro_jax.transform.tap import move_on, values
 
 
 def update(
@@ -79,15 +79,14 @@ def update(
         moved, (args, kwargs) = nnx.merge(graph, params, copied(rest)), copied(before)
         found = losses_fn(moved, *args, **kwargs)
         given, aux = found if has_aux else (found, None)
-        streams = [jax.tree.leaves(x) for x in variables((args, kwargs))]
-        return given, (aux, nnx.state(moved, nnx.Not(optimizer.wrt)), streams)
+        after = nnx.state(moved, nnx.Not(optimizer.wrt))
+        return given, (aux, after, values((args, kwargs)))
 
     known = jnp.asarray(find_state(optimizer.opt_state).losses)
     first, (aux, after, streams) = forms.first_pass(of, params, known.size)
     optimizer.update(model, None, losses_fn=first)
     nnx.update(model, after)
-    for variable, new in zip(variables((args, kwargs)), streams, strict=True):
-        variable.copy_from(jax.tree.unflatten(jax.tree.structure(variable), new))
+    move_on((args, kwargs), streams)
     # What the state has of a loss that isn't finite is that of an earlier step.
     losses = first.losses.astype(known.dtype)
     losses = losses if first.present is None else jnp.where(first.present, losses, known)

@@ -85,10 +85,10 @@ class Tap:
         def of(state, arrays, params=None):
             # A module may change in the call, and so may those and random streams in its arguments.
             module, given = with_params(state, params), with_arrays(arrays)
-            (args, kwargs), before = given, _values(given)
+            (args, kwargs), before = given, values(given)
             found = self._losses_fn(module, *args, **kwargs)
             losses, aux = found if self._has_aux else (found, None)
-            pairs = zip(before, _values(given), strict=True)
+            pairs = zip(before, values(given), strict=True)
             moved = [None if _same(old, new) else new for old, new in pairs]
             flat, together = _arrays((aux, _changed(module, state), moved))
             rest.append(together)
@@ -133,9 +133,7 @@ class Tap:
         mean, flat = loss(state, arrays)
         aux, changed, moved = rest[-1](flat)
         _change(params, changed)
-        for variable, new in zip(variables((args, kwargs)), moved, strict=True):
-            if new is not None:
-                variable.copy_from(jax.tree.unflatten(jax.tree.structure(variable), new))
+        move_on((args, kwargs), moved)
         return (mean, aux) if self._has_aux else mean
 
     def __call__(self, weighting: Weighted) -> optax.GradientTransformationExtraArgs:
@@ -318,7 +316,7 @@ def _change(params: Any, changed: Any) -> None:
         nnx.update(params, changed)
 
 
-def variables(tree: Any) -> list[Any]:
+def _variables(tree: Any) -> list[Any]:
     """Those of Flax NNX in a tree, as of modules or random streams among arguments."""
     nnx = sys.modules.get("flax.nnx")
     if nnx is None:
@@ -327,8 +325,16 @@ def variables(tree: Any) -> list[Any]:
     return [x for x in found if isinstance(x, nnx.Variable)]
 
 
-def _values(tree: Any) -> list[list[Any]]:
-    return [jax.tree.leaves(x) for x in variables(tree)]
+def values(tree: Any) -> list[list[Any]]:
+    """What the variables of Flax NNX in a tree hold."""
+    return [jax.tree.leaves(x) for x in _variables(tree)]
+
+
+def move_on(tree: Any, to: list[list[Any] | None]) -> None:
+    """Gives the variables in a tree other values, where there are any."""
+    for variable, new in zip(_variables(tree), to, strict=True):
+        if new is not None:
+            variable.copy_from(jax.tree.unflatten(jax.tree.structure(variable), new))
 
 
 def _same(old: list[Any], new: list[Any]) -> bool:
